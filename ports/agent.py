@@ -1,0 +1,66 @@
+"""AgentRegistry: versioned agents. A run pins the digest of the version it started with.
+
+Clauses (each has a test in `conformance.agent`):
+
+* AGT-1  `publish` of a spec whose digest is new for the agent stores it as the next version, from 1; the version is never
+         changed after.
+* AGT-2  `publish` of the same spec as the newest version stores nothing and returns that version.
+* AGT-3  `get` gives the newest version, or the one asked for.
+* AGT-4  Absent and foreign agents raise the same `NotFound`, word for word; an absent version too.
+* AGT-5  `list_agents` gives the newest version of every agent of the caller's tenant and namespace, sorted by id, in pages.
+"""
+
+import hashlib
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from ports.context import AuthContext
+from ports.ids import AgentId
+from ports.messages import Page
+
+
+class AgentLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of one run. `max_steps` counts model and tool steps together."""
+
+    max_steps: int = 50
+    deadline_s: int = 600
+    max_parallel_tools: int = 16
+    max_completion_tokens: int = 1_024
+    """Per model call."""
+
+
+class AgentSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent is. Changing any member makes a new version."""
+
+    id: AgentId
+    description: str = ""
+    instructions: str = ""
+    model: str
+    tools: tuple[str, ...] = ()
+    limits: AgentLimits = AgentLimits()
+
+
+class Agent(Struct, frozen=True, kw_only=True):
+    spec: AgentSpec
+    version: int
+    digest: str
+    created_at: datetime
+
+
+def digest_of(spec: AgentSpec) -> str:
+    """`sha256:` and the hexadecimal digest of the spec's canonical JSON."""
+    canonical = msgspec.json.encode(spec, order="deterministic")
+    return "sha256:" + hashlib.sha256(canonical).hexdigest()
+
+
+class AgentRegistry(Protocol):
+    """See the module docstring for the clauses. Safe to call concurrently."""
+
+    async def publish(self, auth: AuthContext, spec: AgentSpec) -> Agent: ...
+
+    async def get(self, auth: AuthContext, agent_id: AgentId, version: int | None = None) -> Agent: ...
+
+    async def list_agents(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Agent]: ...

@@ -1,0 +1,87 @@
+"""Queue port: at-least-once delivery of opaque work, isolated per tenant.
+
+Clauses (each has a test in `conformance.queue`):
+
+* QUE-1   A message enqueued is eventually leased, with the body and requester it was enqueued with.
+* QUE-2   A leased message is invisible to other callers until its lease expires.
+* QUE-3   A message whose lease expired without `ack` is leased again, with `attempt` one higher.
+* QUE-4   After `ack` a message is never leased again. A second `ack` of the same delivery is a no-op.
+* QUE-5   `ack`, `extend` or `release` with a lease that expired and was taken over raises `Conflict`.
+* QUE-6   A caller leases, counts and acknowledges its own tenant's messages only, unless it holds the scope
+          `queue:any-tenant`, which workers do.
+* QUE-7   `enqueue` with a `not_before` in the future raises `Unsupported` unless `capabilities.delayed_delivery`;
+          otherwise the message is not leased before that time.
+* QUE-8   `extend` keeps a live lease for the given time from now.
+* QUE-9   `release` makes a message leasable at once; its `attempt` still counts.
+* QUE-10  `depth` counts the messages not acknowledged: `ready` to be leased, and `leased`.
+* QUE-11  `lease` with `wait` returns as soon as something is ready, and empty after `wait`.
+* QUE-12  A body larger than `capabilities.max_body_bytes` raises `InvalidArgument`, and nothing is enqueued.
+* QUE-13  What was enqueued and not acknowledged is there for a port opened anew on the same storage.
+"""
+
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from msgspec import Struct
+
+from ports.context import AuthContext
+
+
+class QueueCapabilities(Struct, frozen=True, kw_only=True):
+    """What this adapter, as configured, can do beyond the clauses every adapter must keep."""
+
+    durable: bool = False
+    delayed_delivery: bool = False
+    max_body_bytes: int = 64 * 1024
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    id: str
+    lease: str
+    """Names this lease of the message; another lease of the same message has another."""
+    body: bytes
+    requester: AuthContext
+    attempt: int
+    """1 for the first lease. Counted at lease, not at failure: a worker that is killed never reports one."""
+    expires_at: datetime
+
+
+class Depth(Struct, frozen=True, kw_only=True):
+    ready: int
+    leased: int
+
+
+class QueuePort(Protocol):
+    """See the module docstring for the clauses. Safe to call concurrently from many tasks."""
+
+    @property
+    def capabilities(self) -> QueueCapabilities: ...
+
+    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+        """Make `body` available for leasing. Returns only once it would survive what `capabilities.durable` says.
+
+        Raises:
+            InvalidArgument: `body` exceeds `capabilities.max_body_bytes`.
+            Unsupported: `not_before` given, but `capabilities.delayed_delivery` is false.
+        """
+        ...
+
+    async def lease(
+        self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
+    ) -> list[Delivery]:
+        """Up to `limit` messages, oldest first, invisible to others for `duration`."""
+        ...
+
+    async def extend(self, auth: AuthContext, delivery: Delivery, duration: timedelta) -> Delivery:
+        """Keep the lease for `duration` from now. Raises `Conflict` when it was taken over or acknowledged."""
+        ...
+
+    async def ack(self, auth: AuthContext, delivery: Delivery) -> None:
+        """The work is done: never deliver it again. Raises `Conflict` when the lease was taken over."""
+        ...
+
+    async def release(self, auth: AuthContext, delivery: Delivery) -> None:
+        """Give it back for somebody else. Raises `Conflict` when the lease was taken over."""
+        ...
+
+    async def depth(self, auth: AuthContext) -> Depth: ...

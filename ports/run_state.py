@@ -1,0 +1,268 @@
+"""RunState port: the durable truth about runs and their step journals.
+
+Clauses (each has a test in `conformance.run_state`):
+
+* RUN-1   `create` returns a run that is `queued`, with an id of the store's making and `run.created` as event 1; once it
+          returned, run, event and idempotency key survive a crash together.
+* RUN-2   `create` with a key already used by the same principal on the same route and an equal fingerprint returns the
+          first run and creates nothing, also when many callers race.
+* RUN-3   The same key with another fingerprint raises `Conflict` (`idempotency_key_reused`) and changes nothing.
+* RUN-4   `claim` of a queued run makes it `running` under the given worker, raises its epoch by one and, the first time,
+          appends `run.started`.
+* RUN-5   `claim` raises `Conflict` while a worker with a live lease holds the run, and when the run is terminal.
+* RUN-6   A run whose worker's lease has lapsed can be claimed by another worker: its epoch rises, `recoveries` counts it,
+          and its journal is as it was.
+* RUN-7   `append` and `release` under an older epoch raise `Conflict` (`fenced`) and write nothing.
+* RUN-8   `append` is all or nothing; events get the sequence numbers after the last one, without gaps, in commit order.
+* RUN-9   A step has one intent and at most one result: a second intent or a second result for a step raises `Conflict`
+          and the whole append writes nothing.
+* RUN-10  An append that moves a run to a terminal status must end with exactly one terminal event; after it nothing can be
+          appended, and `claim` raises `Conflict`.
+* RUN-11  `cancel` ends a run that no worker holds at once, with `run.cancelled`. For a held run it sets
+          `cancel_requested_at`, which `append`, `claim` and `renew` report. Cancelling again, or a terminal run, changes
+          nothing and returns the run as it is.
+* RUN-12  A caller reads, lists, claims, appends to and cancels runs of its own tenant and namespace only; another's raises
+          the same `NotFound`, word for word, as an absent id.
+* RUN-13  `list_runs` gives newest first; following `next_cursor` visits every run that existed at the first page exactly
+          once. A cursor that can't be ours raises `InvalidArgument`.
+* RUN-14  `orphans` needs the scope `runs:any-tenant` and names the runs that are queued for longer than the given time or
+          whose worker's lease has lapsed, oldest first, across tenants.
+* RUN-15  `release` hands a held run back: it is `queued`, claimable at once, and `recoveries` does not count it.
+* RUN-16  `renew` extends the worker's lease by the store's clock; a worker that never renewed holds no live lease beyond
+          the duration it first asked for.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final, Literal, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from ports.context import AuthContext
+from ports.ids import AgentId, RunId, TenantId, WorkerId
+from ports.messages import Fault, Json, Page, Usage
+
+RunStatus: TypeAlias = Literal[
+    "queued", "running", "waiting", "succeeded", "failed", "cancelled", "needs_operator"
+]
+TERMINAL: Final[frozenset[RunStatus]] = frozenset({"succeeded", "failed", "cancelled"})
+
+TERMINAL_EVENT: Final[dict[RunStatus, str]] = {
+    "succeeded": "run.completed",
+    "failed": "run.failed",
+    "cancelled": "run.cancelled",
+}
+
+StepKind: TypeAlias = Literal["model", "tool"]
+EffectClass: TypeAlias = Literal["pure", "idempotent", "transactional", "unsafe"]
+StepStatus: TypeAlias = Literal["started", "completed", "failed", "unknown"]
+
+MAX_PAGE: Final = 200
+
+
+class Idempotency(Struct, frozen=True, kw_only=True):
+    """What makes a mutation repeatable. Scoped by the store to (tenant, principal, route)."""
+
+    route: str
+    key: str
+    fingerprint: str
+    """Digest of the canonical body: equal for bodies that mean the same."""
+
+
+class NewRun(Struct, frozen=True, kw_only=True):
+    agent_id: AgentId
+    agent_version: int
+    agent_digest: str
+    input: Json
+    idempotency: Idempotency
+    context: dict[str, Json] = {}
+    tool_allowlist: tuple[str, ...] | None = None
+    session_id: str | None = None
+    deadline: timedelta | None = None
+    """From creation to the end, waiting included; None means the agent's own limit."""
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One run as it stands. `requester` is the identity it was created with, and acts as."""
+
+    id: RunId
+    requester: AuthContext
+    agent_id: AgentId
+    agent_version: int
+    agent_digest: str
+    status: RunStatus
+    input: Json
+    context: dict[str, Json]
+    tool_allowlist: tuple[str, ...] | None
+    session_id: str | None
+    created_at: datetime
+    deadline_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    epoch: int = 0
+    last_sequence: int = 0
+    recoveries: int = 0
+    output: Json = None
+    error: Fault | None = None
+    usage: Usage = Usage()
+
+    @property
+    def tenant(self) -> TenantId:
+        return self.requester.tenant
+
+
+class StepIntent(Struct, frozen=True, kw_only=True, tag="intent"):
+    """Committed before the effect. The effect's key is `step_key(run, n)`, the same on every attempt."""
+
+    n: int
+    kind: StepKind
+    name: str
+    effect: EffectClass
+    input: Json
+    input_digest: str
+
+
+class StepResult(Struct, frozen=True, kw_only=True, tag="result"):
+    """Committed after the effect, once."""
+
+    n: int
+    status: Literal["completed", "failed", "unknown"]
+    output: Json = None
+    error: Fault | None = None
+    usage: Usage = Usage()
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    n: int
+    kind: StepKind
+    name: str
+    effect: EffectClass
+    status: StepStatus
+    input: Json
+    input_digest: str
+    epoch: int
+    """Of the attempt that wrote the last change."""
+    started_at: datetime
+    finished_at: datetime | None = None
+    output: Json = None
+    error: Fault | None = None
+    usage: Usage = Usage()
+
+
+class NewEvent(Struct, frozen=True, kw_only=True):
+    type: str
+    data: dict[str, Json] = {}
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """Facts that become true together, in one fenced write."""
+
+    steps: tuple[StepIntent | StepResult, ...] = ()
+    events: tuple[NewEvent, ...] = ()
+    status: RunStatus | None = None
+    """The status to move to; None leaves it. Usage of step results is added to the run's."""
+    output: Json = None
+    error: Fault | None = None
+
+
+class Appended(Struct, frozen=True, kw_only=True):
+    last_sequence: int
+    cancel_requested: bool
+
+
+class Created(Struct, frozen=True, kw_only=True):
+    run: Run
+    created: bool
+    """False when the idempotency key answered with an earlier run."""
+
+
+class Orphan(Struct, frozen=True, kw_only=True):
+    requester: AuthContext
+    run_id: RunId
+
+
+class Renewal(Struct, frozen=True, kw_only=True):
+    cancel_requested: frozenset[RunId]
+    """Runs this worker holds that somebody asked to cancel."""
+
+
+class RunFilter(Struct, frozen=True, kw_only=True):
+    status: RunStatus | None = None
+    agent_id: AgentId | None = None
+
+
+class RunStateCapabilities(Struct, frozen=True, kw_only=True):
+    durable: bool = False
+    """Whether what was acknowledged survives the end of this process."""
+
+
+def step_key(run: RunId, n: int) -> str:
+    """The idempotency key of a step's effect, the same on every attempt."""
+    return f"{run}:{n}"
+
+
+class RunStatePort(Protocol):
+    """See the module docstring for the clauses. Safe to call concurrently from many tasks and processes."""
+
+    @property
+    def capabilities(self) -> RunStateCapabilities: ...
+
+    async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        """Accept a run.
+
+        Raises:
+            Conflict: `idempotency_key_reused`.
+            Unavailable: whether the run exists is unknown; repeating with the same key finds out.
+        """
+        ...
+
+    async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
+        """Register `worker`, or extend its lease, for `duration` of the store's clock. Needs `runs:any-tenant`."""
+        ...
+
+    async def retire(self, auth: AuthContext, worker: WorkerId) -> None:
+        """End the worker's lease now, so that what it still holds is claimable. Needs `runs:any-tenant`."""
+        ...
+
+    async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
+        """Take the run for `worker`, whose lease must be live.
+
+        Raises:
+            NotFound: absent or foreign.
+            Conflict: terminal, held by a live worker, or `worker` has no live lease.
+        """
+        ...
+
+    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
+        """Commit `change` under the epoch the run was claimed with. Never spans anything but the store.
+
+        Raises:
+            NotFound: absent or foreign.
+            Conflict: `fenced`: the epoch is not the current one or the run is not running. `conflict`: a step twice.
+            InvalidArgument: a terminal status without its terminal event last, or the reverse.
+        """
+        ...
+
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+        """Hand a held run back, to be claimed again at once. Raises like `append`."""
+        ...
+
+    async def load(self, auth: AuthContext, run_id: RunId) -> Run:
+        """Raises `NotFound` when absent or foreign."""
+        ...
+
+    async def steps(self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_PAGE) -> tuple[Step, ...]:
+        """The journal in order of `n`, from the step after `after`. Raises `NotFound`."""
+        ...
+
+    async def list_runs(
+        self, auth: AuthContext, where: RunFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[Run]: ...
+
+    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+        """Ask the run to end. Returns it as it then stands. Raises `NotFound`."""
+        ...
+
+    async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
+        """Runs that nobody works on but somebody should. Needs `runs:any-tenant`."""
+        ...

@@ -1,0 +1,91 @@
+"""TenantDirectory: which tenants exist, what they are entitled to, and which keys speak for them.
+
+Clauses (each has a test in `conformance.tenant`):
+
+* TNT-1  `create` makes an active tenant with the given entitlements; an id already taken raises `Conflict`.
+* TNT-2  `get` gives the caller's own tenant; one that does not exist raises `NotFound`.
+* TNT-3  `create`, `list_tenants`, `set_status` and `get` of another tenant need the scope `admin:platform`.
+* TNT-4  `issue_key` returns the secret once; the store keeps its SHA-256 only.
+* TNT-5  `find_key` gives the key whose id and secret digest match, and None otherwise, revoked and expired keys included.
+* TNT-6  `revoke_key` ends a key; revoking again is a no-op; a foreign or absent one raises `NotFound`.
+* TNT-7  `list_keys` names the tenant's keys and never a secret.
+"""
+
+from datetime import datetime
+from typing import Final, Literal, Protocol
+
+from msgspec import Struct
+
+from ports.context import DEFAULT_NAMESPACE, AuthContext
+from ports.ids import KeyId, PrincipalId, TenantId
+from ports.messages import Page
+
+ALL_MODELS: Final = "*"
+
+
+class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    models: tuple[str, ...] = (ALL_MODELS,)
+    """Exact model ids, or `*` alone for every model the node serves."""
+    tokens_per_day: int = 1_000_000
+    """Hard budget of prompt and completion tokens per UTC day, across all keys and runs of the tenant."""
+
+
+class Tenant(Struct, frozen=True, kw_only=True):
+    id: TenantId
+    name: str
+    status: Literal["active", "disabled"]
+    entitlements: Entitlements
+    created_at: datetime
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """A key without its secret."""
+
+    id: KeyId
+    tenant: TenantId
+    principal: PrincipalId
+    scopes: frozenset[str]
+    roles: frozenset[str] = frozenset()
+    namespace: str = DEFAULT_NAMESPACE
+    label: str = ""
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class NewKey(Struct, frozen=True, kw_only=True):
+    principal: PrincipalId
+    scopes: frozenset[str]
+    roles: frozenset[str] = frozenset()
+    label: str = ""
+    secret_sha256: bytes
+    expires_at: datetime | None = None
+
+
+class FoundKey(Struct, frozen=True, kw_only=True):
+    key: ApiKey
+    tenant_status: Literal["active", "disabled"]
+
+
+class TenantDirectory(Protocol):
+    """See the module docstring for the clauses. Safe to call concurrently."""
+
+    async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant: ...
+
+    async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant: ...
+
+    async def list_tenants(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Tenant]: ...
+
+    async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant: ...
+
+    async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
+        """Store a key of the caller's tenant and namespace. The caller made the secret and keeps it."""
+        ...
+
+    async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
+        """The one call without an AuthContext: it is how one comes to be. Compares digests in constant time."""
+        ...
+
+    async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None: ...
+
+    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]: ...
