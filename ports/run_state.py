@@ -41,9 +41,7 @@ from ports.context import AuthContext
 from ports.ids import AgentId, RunId, TenantId, WorkerId
 from ports.messages import Fault, Json, Page, Usage
 
-RunStatus: TypeAlias = Literal[
-    "queued", "running", "waiting", "succeeded", "failed", "cancelled", "needs_operator"
-]
+RunStatus: TypeAlias = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "needs_operator"]
 TERMINAL: Final[frozenset[RunStatus]] = frozenset({"succeeded", "failed", "cancelled"})
 
 TERMINAL_EVENT: Final[dict[RunStatus, str]] = {
@@ -251,7 +249,9 @@ class RunStatePort(Protocol):
         """Raises `NotFound` when absent or foreign."""
         ...
 
-    async def steps(self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_PAGE) -> tuple[Step, ...]:
+    async def steps(
+        self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_PAGE
+    ) -> tuple[Step, ...]:
         """The journal in order of `n`, from the step after `after`. Raises `NotFound`."""
         ...
 

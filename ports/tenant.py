@@ -76,7 +76,9 @@ class TenantDirectory(Protocol):
 
     async def list_tenants(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Tenant]: ...
 
-    async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant: ...
+    async def set_status(
+        self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]
+    ) -> Tenant: ...
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         """Store a key of the caller's tenant and namespace. The caller made the secret and keeps it."""

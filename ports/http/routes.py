@@ -1,0 +1,105 @@
+"""The scope table: every route of a surface, what it needs, deny by default.
+
+A surface declares its routes here and serves them with a framework. `RouteTable.undeclared` compares the two, and a
+route that is served but not declared answers 403.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from ports.context import SCOPES
+
+PUBLIC: Final = "public"
+LOOPBACK: Final = "loopback"
+DENIED: Final = "denied"
+
+Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+_PARAMETER: Final = re.compile(r"\{([a-z_]+)\}")
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One operation. `template` is the public path, such as `/v1/runs/{run_id}:cancel`."""
+
+    method: Method
+    template: str
+    access: str
+    """A scope, `public`, or `loopback` (peers on this machine only; others see 404)."""
+    mutation: bool = False
+    """Needs an `Idempotency-Key`."""
+    max_body_bytes: int = 1024 * 1024
+
+
+class Matched(Struct, frozen=True):
+    route: Route
+    inner_path: str
+    """The path as the framework knows it."""
+
+
+def inner_template(template: str) -> str:
+    """A custom verb as its own segment, since frameworks match whole segments: `{id}:cancel` → `{id}/:cancel`."""
+    return template.replace("}:", "}/:")
+
+
+def public_template(inner: str) -> str:
+    return inner.replace("}/:", "}:")
+
+
+class RouteTable:
+    """Matches requests to routes; literal paths win over parameters, and earlier declarations over later ones."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._literal: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        by_template: dict[str, dict[str, Route]] = {}
+        for route in self.routes:
+            if route.access not in SCOPES | {PUBLIC, LOOPBACK, DENIED}:
+                raise ValueError(f"{route.template}: {route.access!r} is not a scope")
+            by_template.setdefault(route.template, {})[route.method] = route
+        for template, methods in by_template.items():
+            if _PARAMETER.search(template):
+                self._patterns.append((_pattern(template), methods))
+            else:
+                self._literal[template] = methods
+
+    def match(self, method: str, path: str) -> Matched | tuple[str, ...] | None:
+        """The route; or the methods this path has when `method` is none of them; or None for an unknown path."""
+        methods = self._literal.get(path)
+        if methods is None:
+            for pattern, candidates in self._patterns:
+                if pattern.fullmatch(path):
+                    methods = candidates
+                    break
+            else:
+                return None
+        route = methods.get(method)
+        if route is None:
+            return tuple(sorted(methods))
+        return Matched(route, self._inner(route, path))
+
+    def with_denied(self, served: Iterable[tuple[str, str]]) -> "RouteTable":
+        """This table, plus a denying route for each (method, public template) that is served but not declared."""
+        declared = {(route.method, route.template) for route in self.routes}
+        extra = [
+            Route(method=method, template=template, access=DENIED)  # type: ignore[arg-type]  # the framework's strings
+            for method, template in served
+            if (method, template) not in declared
+        ]
+        return RouteTable((*self.routes, *extra))
+
+    @staticmethod
+    def _inner(route: Route, path: str) -> str:
+        if "}:" not in route.template:
+            return path
+        head, _, verb = path.rpartition(":")
+        return f"{head}/:{verb}"
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = _PARAMETER.split(template)
+    # Odd items are parameter names. An id never holds ':' or '/', so that a verb is never read as part of an id.
+    return re.compile("".join(re.escape(part) if i % 2 == 0 else "[^/:]+" for i, part in enumerate(parts)))

@@ -1,0 +1,105 @@
+"""One strict JSON parser for all surfaces.
+
+Beyond RFC 8259 it refuses what parsers disagree about or stores can't hold: duplicate members, NaN and Infinity,
+integers beyond 64 bits, floats that overflow, nesting beyond a limit, a byte-order mark, NUL and lone surrogates.
+What is not JSON raises `invalid_json`; JSON with a value we don't take raises `validation_failed`.
+"""
+
+import json
+import math
+import re
+from typing import Final, NoReturn
+
+from ports.errors import InvalidArgument
+from ports.messages import Json
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_DEPTH: Final = 64
+
+_INT64: Final = range(-(2**63), 2**63)
+_INT64_CHARS: Final = 20
+# A string token, or a bracket outside of one.
+_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+
+
+def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
+    """The value in `raw`. The caller has bounded its size.
+
+    Raises:
+        InvalidArgument: `invalid_json` or `validation_failed`, with the reason and never the content.
+    """
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise _refused("the body starts with a byte-order mark; send plain UTF-8")
+    if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
+        raise _refused(f"the body is nested deeper than {max_depth} levels")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _malformed(f"the body is not UTF-8 (byte {error.start})") from None
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_members, parse_int=_integer, parse_float=_number, parse_constant=_constant
+        )
+    except json.JSONDecodeError as error:
+        raise _malformed(f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    if _SUSPECT_ESCAPE.search(raw):
+        _check_strings(value)
+    return value
+
+
+def _malformed(reason: str) -> InvalidArgument:
+    return InvalidArgument(f"the body is not valid JSON: {reason}", code="invalid_json")
+
+
+def _refused(reason: str) -> InvalidArgument:
+    return InvalidArgument(reason, code="validation_failed")
+
+
+def _depth(raw: bytes) -> int:
+    deepest = level = 0
+    for match in _TOKENS.finditer(raw):
+        first = raw[match.start()]
+        if first in b"[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif first in b"]}":
+            level -= 1
+    return deepest
+
+
+def _members(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _malformed("an object has the same member twice")
+    return members
+
+
+def _integer(text: str) -> int:
+    if len(text) > _INT64_CHARS or int(text) not in _INT64:
+        raise _refused("an integer does not fit 64 bits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _refused("a number is too large for a 64-bit float")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise _malformed(f"{name} is not a JSON number")
+
+
+def _check_strings(value: Json) -> None:
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            raise _refused("a string holds a NUL or a lone surrogate, which can't be stored")
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            _check_strings(name)
+            _check_strings(member)
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)
