@@ -30,6 +30,8 @@ Clauses (each has a test in `conformance.run_state`):
 * RUN-15  `release` hands a held run back: it is `queued`, claimable at once, and `recoveries` does not count it.
 * RUN-16  `renew` extends the worker's lease by the store's clock; a worker that never renewed holds no live lease beyond
           the duration it first asked for.
+* RUN-17  `recall` gives the run that an idempotency key made, None for a key never used, and raises `Conflict`
+          (`idempotency_key_reused`) for another fingerprint; it changes nothing.
 """
 
 from datetime import datetime, timedelta
@@ -211,6 +213,14 @@ class RunStatePort(Protocol):
         Raises:
             Conflict: `idempotency_key_reused`.
             Unavailable: whether the run exists is unknown; repeating with the same key finds out.
+        """
+        ...
+
+    async def recall(self, auth: AuthContext, idempotency: Idempotency) -> Run | None:
+        """The run an earlier `create` of this principal made under this key, for repeats that would not validate today.
+
+        Raises:
+            Conflict: `idempotency_key_reused`.
         """
         ...
 

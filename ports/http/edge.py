@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Struct
@@ -63,6 +64,8 @@ class Exchange(Struct, kw_only=True):
     idempotency_key: str | None = None
     json: Json = None
     """The parsed body of a POST, PUT or PATCH."""
+    reauthorize: Callable[[], Awaitable[AuthContext]] | None = None
+    """Verifies the caller's token and scope again, and raises when either no longer holds. For long streams."""
 
     @property
     def identity(self) -> AuthContext:
@@ -122,10 +125,12 @@ class Edge:
         except AgentOSError as error:
             await self._refuse(reply, error, headers)
         except Exception as error:
-            logger.exception("http.failed", extra={"route": found.template})
+            refusal = _framework_refusal(error)
+            if refusal is None:
+                logger.exception("http.failed", extra={"route": found.template})
             if reply.status is not None:
                 raise
-            await self._refuse(reply, Internal(str(error)), headers)
+            await self._refuse(reply, refusal or Internal(str(error)), headers)
         finally:
             self._observe(found, scope["method"], reply.status or 499, time.perf_counter() - started)
 
@@ -137,8 +142,16 @@ class Edge:
         scope["raw_path"] = scope["path"].encode("utf-8", "surrogatepass")
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
-            found.auth = scope["auth"] = (await self._authenticate(headers)).traced(found.trace)
-            self._authorize(found.auth, route, headers)
+
+            async def authorized() -> AuthContext:
+                auth = await self._authenticate(headers)
+                self._authorize(auth, route, headers)
+                return auth
+
+            found.auth = scope["auth"] = (await authorized()).traced(found.trace)
+            found.reauthorize = authorized
+        if route.query is not None:
+            _check_query(scope["query_string"], route.query)
         if route.mutation:
             found.idempotency_key = _idempotency_key(headers)
         if route.method in _WITH_BODY:
@@ -240,6 +253,30 @@ class _Reply:
                 (b"cache-control", b"no-store"),
             ]
         await self._send(message)
+
+
+def _check_query(raw: bytes, known: tuple[str, ...]) -> None:
+    try:
+        names = [name for name, _ in parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=100)]
+    except ValueError:
+        raise InvalidArgument("the query string is malformed") from None
+    for name in names:
+        if name not in known:
+            raise InvalidArgument(f"unknown query parameter; this path takes {list(known)}")
+    if len(set(names)) != len(names):
+        raise InvalidArgument("a query parameter was sent twice")
+
+
+def _framework_refusal(error: Exception) -> AgentOSError | None:
+    """What the framework refused by itself (a query parameter of the wrong type, say), in our words."""
+    status = getattr(error, "status_code", 500)
+    if status == 404:  # noqa: PLR2004 - HTTP's own numbers
+        return NotFound("there is nothing at this path")
+    if 400 <= status < 500:  # noqa: PLR2004 - HTTP's own numbers
+        reasons = getattr(error, "extra", None)
+        details = {"reasons": reasons} if isinstance(reasons, list) else {}
+        return InvalidArgument("the request is not valid for this path", details=details)
+    return None
 
 
 def _idempotency_key(headers: _Headers) -> str:

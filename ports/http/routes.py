@@ -31,6 +31,8 @@ class Route(Struct, frozen=True, kw_only=True):
     mutation: bool = False
     """Needs an `Idempotency-Key`."""
     max_body_bytes: int = 1024 * 1024
+    query: tuple[str, ...] | None = None
+    """The query parameters it takes; another one is refused. None leaves the query to the endpoint."""
 
 
 class Matched(Struct, frozen=True):
