@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ports.http.envelope import STATUS
 from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
@@ -40,7 +40,7 @@ class Parameter(Struct, frozen=True, kw_only=True):
 
     name: str
     description: str
-    schema: dict[str, Json] = {"type": "string"}
+    schema: dict[str, Json] = field(default_factory=lambda: {"type": "string"})
     where: Literal["query", "header"] = "query"
     required: bool = False
 
@@ -79,13 +79,17 @@ def document(
     Raises:
         ValueError: a route without an operation, or an operation without a route.
     """
-    served = {(route.method, route.template): route for route in routes.routes if route.access != DENIED}
+    served: dict[tuple[str, str], Route] = {
+        (route.method, route.template): route for route in routes.routes if route.access != DENIED
+    }
     if served.keys() != operations.keys():
         raise ValueError(f"routes and their documentation differ: {sorted(served.keys() ^ operations.keys())}")
     types = [
         kind for operation in operations.values() for kind in (operation.request, operation.response, operation.stream)
     ]
-    schemas, components = msgspec.json.schema_components([kind for kind in types if kind is not None], _REF)
+    schemas, components = msgspec.json.schema_components(
+        [kind for kind in types if kind is not None], ref_template=_REF
+    )
     found = iter(schemas)
     # In the order of `types`: None consumes nothing.
     by_position = [None if kind is None else next(found) for kind in types]
