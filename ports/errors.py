@@ -45,6 +45,8 @@ class AgentOSError(Exception):
         self.details: dict[str, Any] = dict(details or {})
         self.retry_after = retry_after
         self.retryable = _retryable(self) if retryable is None else retryable
+        # What a surface tells beside `details`, inside the same object: Stack B's receipt of the failed call.
+        self.surface: dict[str, Any] = {}
 
 
 class InvalidArgument(AgentOSError):

@@ -34,6 +34,9 @@ class Route(Struct, frozen=True, kw_only=True):
     query: tuple[str, ...] | None = None
     """The query parameters it takes; another one is refused. None leaves the query to the endpoint."""
 
+    wide: bool = False
+    """Parameters may hold ':' and '/', as names that others chose do (models). Such a route can't have a verb."""
+
 
 class Matched(Struct, frozen=True):
     route: Route
@@ -64,7 +67,8 @@ class RouteTable:
             by_template.setdefault(route.template, {})[route.method] = route
         for template, methods in by_template.items():
             if _PARAMETER.search(template):
-                self._patterns.append((_pattern(template), methods))
+                wide = any(route.wide for route in methods.values())
+                self._patterns.append((_pattern(template, wide=wide), methods))
             else:
                 self._literal[template] = methods
 
@@ -101,7 +105,8 @@ class RouteTable:
         return f"{head}/:{verb}"
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def _pattern(template: str, *, wide: bool) -> re.Pattern[str]:
     parts = _PARAMETER.split(template)
     # Odd items are parameter names. An id never holds ':' or '/', so that a verb is never read as part of an id.
-    return re.compile("".join(re.escape(part) if i % 2 == 0 else "[^/:]+" for i, part in enumerate(parts)))
+    parameter = ".+" if wide else "[^/:]+"
+    return re.compile("".join(re.escape(part) if i % 2 == 0 else parameter for i, part in enumerate(parts)))
