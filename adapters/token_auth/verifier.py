@@ -1,0 +1,143 @@
+"""TokenVerifier over API keys and access tokens, asking the tenant directory who is still welcome.
+
+API keys speak to every audience of the node; an access token only to the one it names.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from adapters.token_auth import jwt, keys
+from adapters.token_auth.key_set import KeySet
+from adapters.token_auth.recent import Recent
+from ports.adapter import AdapterSpec, Given
+from ports.auth import MAX_TOKEN_CHARS, TokenVerifier
+from ports.clock import Clock
+from ports.context import SCOPES, AuthContext
+from ports.errors import AgentOSError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from ports.tenant import TenantDirectory
+
+MAX_CACHE_SECONDS: Final = 5.0
+
+_MAX_ACCEPTED: Final = 8_192
+_MAX_REFUSED: Final = 2_048
+
+
+class VerifierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    issuer: str
+    audience: str
+    jwks_file: str
+    cache_seconds: float = 2.0
+    """How old an answer of the tenant directory may be. At most 5; a stream that checks every n seconds notices a
+    revocation after n plus this."""
+
+
+class VerifierCapabilities(Struct, frozen=True, kw_only=True):
+    """Every verifier can do the same."""
+
+
+class TokenAuth:
+    """TokenVerifier. Verdicts are remembered by the token's digest, for `cache_seconds` from when the question was asked.
+
+    Accepted and refused tokens are remembered apart: whoever invents tokens can push out other invented ones only.
+    """
+
+    def __init__(self, config: VerifierConfig, key_set: KeySet, tenants: TenantDirectory, clock: Clock) -> None:
+        self._config = config
+        self._key_set = key_set
+        self._tenants = tenants
+        self._clock = clock
+        self._accepted: Recent[bytes, AuthContext] = Recent(_MAX_ACCEPTED)
+        self._refused: Recent[bytes, AgentOSError] = Recent(_MAX_REFUSED)
+
+    async def verify(self, token: str) -> AuthContext:
+        if not 0 < len(token) <= MAX_TOKEN_CHARS or not token.isascii():
+            raise jwt.invalid()
+        asked_at = self._clock.monotonic()
+        mark = hashlib.sha256(token.encode("ascii")).digest()
+        if (known := self._accepted.get(mark, asked_at)) is not None:
+            return known
+        if (refusal := self._refused.get(mark, asked_at)) is not None:
+            raise _again(refusal)
+        try:
+            auth, valid_for = await self._find_out(token)
+        except (Unauthenticated, PermissionDenied) as error:
+            self._refused.put(mark, _again(error), until=asked_at + self._config.cache_seconds)
+            raise
+        self._accepted.put(mark, auth, until=asked_at + min(self._config.cache_seconds, valid_for.total_seconds()))
+        return auth
+
+    async def _find_out(self, token: str) -> tuple[AuthContext, timedelta]:
+        """Whose token this is, and for how long it will stay valid at most."""
+        if token.startswith(keys.PREFIX):
+            return await self._key(token)
+        return await self._access_token(token)
+
+    async def _key(self, token: str) -> tuple[AuthContext, timedelta]:
+        parsed = keys.parse(token)
+        found = None if parsed is None else await self._tenants.find_key(parsed.key_id, keys.digest(parsed.secret))
+        if found is None:
+            raise jwt.invalid()
+        key = found.key
+        remaining = timedelta.max if key.expires_at is None else key.expires_at - self._clock.now()
+        if key.revoked_at is not None or remaining <= timedelta(0):
+            raise jwt.invalid()
+        if found.tenant_status != "active":
+            raise _disabled()
+        auth = AuthContext(
+            tenant=key.tenant,
+            principal=key.principal,
+            scopes=key.scopes & SCOPES,
+            roles=key.roles,
+            namespace=key.namespace,
+        )
+        return auth, remaining
+
+    async def _access_token(self, token: str) -> tuple[AuthContext, timedelta]:
+        now = self._clock.now().timestamp()
+        verified = jwt.verify(
+            token,
+            find_key=self._key_set.find,
+            issuer=self._config.issuer,
+            audience=self._config.audience,
+            now=now,
+        )
+        # Asked as a caller of that tenant without any scope: enough to see the tenant itself, and nothing else.
+        asker = AuthContext(tenant=verified.auth.tenant, principal=verified.auth.principal)
+        try:
+            tenant = await self._tenants.get(asker, verified.auth.tenant)
+        except NotFound as error:
+            raise jwt.invalid() from error
+        if tenant.status != "active":
+            raise _disabled()
+        return verified.auth, timedelta(seconds=verified.expires_at - now)
+
+
+@asynccontextmanager
+async def open_verifier(config: VerifierConfig, given: Given) -> AsyncIterator[TokenVerifier]:
+    if not 0 <= config.cache_seconds <= MAX_CACHE_SECONDS:
+        raise InvalidArgument(f"cache_seconds is {config.cache_seconds:g}; choose 0 to {MAX_CACHE_SECONDS:g}")
+    key_set = KeySet(Path(config.jwks_file), given.clock)
+    yield TokenAuth(config, key_set, given.ports["tenant"], given.clock)
+
+
+def _disabled() -> PermissionDenied:
+    return PermissionDenied("the tenant is disabled; ask its administrator", code="tenant_disabled")
+
+
+def _again(error: AgentOSError) -> AgentOSError:
+    """The same refusal as a new exception: one that is raised twice would collect the frames of both."""
+    return type(error)(error.message, code=error.code)
+
+
+SPEC: Final = AdapterSpec(
+    config=VerifierConfig,
+    capabilities=lambda _config: VerifierCapabilities(),
+    open=open_verifier,
+    needs=("tenant",),
+)
