@@ -1,0 +1,254 @@
+"""RunStatePort in this process: the reference for what the clauses mean."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Final
+
+from msgspec.structs import replace
+
+from adapters.inproc.runs import KeyScope, RunRow, Runs
+from adapters.inproc.store import InprocConfig, Store, own, page_size, store
+from ports.adapter import AdapterSpec, Given
+from ports.clock import Clock
+from ports.context import RUNS_ANY_TENANT, AuthContext
+from ports.cursor import decode_cursor, encode_cursor
+from ports.errors import Conflict
+from ports.ids import RunId, WorkerId
+from ports.messages import Page, Usage
+from ports.run_rules import check_change
+from ports.run_state import (
+    MAX_PAGE,
+    TERMINAL,
+    Appended,
+    Change,
+    Created,
+    Idempotency,
+    NewEvent,
+    NewRun,
+    Orphan,
+    Renewal,
+    Run,
+    RunFilter,
+    RunStateCapabilities,
+    RunStatePort,
+    Step,
+    StepIntent,
+    StepResult,
+)
+
+_CURSOR: Final = "runs"
+
+
+class InprocRunState:
+    """Satisfies `RunStatePort`. Every method decides and writes without an await in between."""
+
+    def __init__(self, storage: Store, clock: Clock) -> None:
+        self._store = storage
+        self._runs = storage.table(Runs)
+        self._clock = clock
+
+    @property
+    def capabilities(self) -> RunStateCapabilities:
+        return RunStateCapabilities()
+
+    async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        if (known := self._runs.keyed(auth, new.idempotency)) is not None:
+            return Created(run=own(known.run), created=False)
+        now = self._clock.now()
+        run = new_run(RunId(self._store.mint("run", now)), auth, new, now)
+        row = RunRow(run=run, queued_at=now)
+        row.record(self._store, auth, now, NewEvent(type="run.created", data={"agent_id": new.agent_id}))
+        self._runs.rows[auth.tenant, auth.namespace, run.id] = row
+        self._runs.keys[KeyScope.of(auth, new.idempotency)] = (new.idempotency.fingerprint, row)
+        return Created(run=own(row.run), created=True)
+
+    async def recall(self, auth: AuthContext, idempotency: Idempotency) -> Run | None:
+        known = self._runs.keyed(auth, idempotency)
+        return None if known is None else own(known.run)
+
+    async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
+        auth.require(RUNS_ANY_TENANT)
+        self._runs.leases[worker] = self._clock.now() + duration
+        held = (row.run for row in self._runs.rows.values() if row.worker == worker)
+        return Renewal(cancel_requested=frozenset(run.id for run in held if run.cancel_requested_at is not None))
+
+    async def retire(self, auth: AuthContext, worker: WorkerId) -> None:
+        auth.require(RUNS_ANY_TENANT)
+        self._runs.leases.pop(worker, None)
+
+    async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
+        row = self._runs.row(auth, run_id)
+        now = self._clock.now()
+        run = row.run
+        if not self._runs.live(worker, now):
+            raise Conflict(f"worker {worker!r} has no live lease; renew it before claiming")
+        if run.status not in {"queued", "running"}:
+            raise Conflict(f"run {run_id!r} is {run.status} and can't be claimed")
+        if self._runs.held(row, now):
+            raise Conflict(f"run {run_id!r} is held by a live worker")
+        row.run = replace(
+            run,
+            status="running",
+            epoch=run.epoch + 1,
+            started_at=run.started_at or now,
+            recoveries=run.recoveries + (run.status == "running"),
+        )
+        row.worker = worker
+        if run.started_at is None:
+            row.record(self._store, auth, now, NewEvent(type="run.started"))
+        return own(row.run)
+
+    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
+        check_change(change)
+        row = self._runs.row(auth, run_id)
+        check_fence(row.run, epoch)
+        now = self._clock.now()
+        # Decided on a copy of the journal: a refused step leaves nothing behind.
+        steps = dict(row.steps)
+        used = row.run.usage
+        for fact in change.steps:
+            steps[fact.n] = next_step(steps.get(fact.n), fact, epoch=epoch, now=now)
+            used = used.plus(fact.usage if isinstance(fact, StepResult) else Usage())
+        row.steps = steps
+        row.run = changed(replace(row.run, usage=used), change, now)
+        if row.run.status != "running":
+            row.worker = None
+        row.record(self._store, auth, now, *change.events)
+        return Appended(last_sequence=row.run.last_sequence, cancel_requested=row.run.cancel_requested_at is not None)
+
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+        row = self._runs.row(auth, run_id)
+        check_fence(row.run, epoch)
+        row.run = replace(row.run, status="queued")
+        row.worker = None
+        row.queued_at = self._clock.now()
+
+    async def load(self, auth: AuthContext, run_id: RunId) -> Run:
+        return own(self._runs.row(auth, run_id).run)
+
+    async def steps(
+        self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_PAGE
+    ) -> tuple[Step, ...]:
+        journal = self._runs.row(auth, run_id).steps
+        later = (journal[n] for n in sorted(journal) if n > after)
+        return own(tuple(islice(later, page_size(limit, MAX_PAGE))))
+
+    async def list_runs(
+        self, auth: AuthContext, where: RunFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[Run]:
+        size = page_size(limit, MAX_PAGE)
+        before = None if cursor is None else decode_cursor(_CURSOR, cursor, tuple[str])[0]
+        mine = [row.run for key, row in self._runs.rows.items() if key[:2] == (auth.tenant, auth.namespace)]
+        mine.sort(key=lambda run: run.id, reverse=True)
+        later = [run for run in mine if (before is None or run.id < before) and matches(run, where)]
+        shown = tuple(later[:size])
+        more = len(later) > size
+        return Page(items=own(shown), next_cursor=encode_cursor(_CURSOR, (shown[-1].id,)) if more else None)
+
+    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+        row = self._runs.row(auth, run_id)
+        now = self._clock.now()
+        if row.run.status == "running":
+            # Also when the worker's lease has lapsed: whoever recovers the run knows what may still be at work.
+            row.run = replace(row.run, cancel_requested_at=row.run.cancel_requested_at or now)
+        elif row.run.status not in TERMINAL:
+            row.run = replace(row.run, status="cancelled", cancel_requested_at=now, finished_at=now)
+            row.record(self._store, auth, now, NewEvent(type="run.cancelled", data={"reason": reason}))
+        return own(row.run)
+
+    async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
+        auth.require(RUNS_ANY_TENANT)
+        now = self._clock.now()
+        rows = sorted(self._runs.rows.values(), key=lambda row: row.run.id)
+        lost = (
+            Orphan(requester=row.run.requester, run_id=row.run.id)
+            for row in rows
+            if (row.run.status == "queued" and now - row.queued_at > queued_for)
+            or (row.run.status == "running" and not self._runs.held(row, now))
+        )
+        return tuple(islice(lost, page_size(limit, MAX_PAGE)))
+
+
+def new_run(run_id: RunId, auth: AuthContext, new: NewRun, now: datetime) -> Run:
+    return Run(
+        id=run_id,
+        requester=auth,
+        agent_id=new.agent_id,
+        agent_version=new.agent_version,
+        agent_digest=new.agent_digest,
+        status="queued",
+        input=own(new.input),
+        context=own(new.context),
+        tool_allowlist=new.tool_allowlist,
+        session_id=new.session_id,
+        created_at=now,
+        deadline_at=None if new.deadline is None else now + new.deadline,
+    )
+
+
+def check_fence(run: Run, epoch: int) -> None:
+    if run.status != "running" or run.epoch != epoch:
+        raise Conflict(
+            f"run {run.id!r} is {run.status} at epoch {run.epoch}; a write under epoch {epoch} is refused",
+            code="fenced",
+        )
+
+
+def next_step(known: Step | None, fact: StepIntent | StepResult, *, epoch: int, now: datetime) -> Step:
+    """The step after `fact`. Raises `Conflict` for a second intent, a second result, or a result without intent."""
+    if isinstance(fact, StepIntent):
+        if known is not None:
+            raise Conflict(f"step {fact.n} has an intent already")
+        return Step(
+            n=fact.n,
+            kind=fact.kind,
+            name=fact.name,
+            effect=fact.effect,
+            status="started",
+            input=own(fact.input),
+            input_digest=fact.input_digest,
+            epoch=epoch,
+            started_at=now,
+        )
+    if known is None:
+        raise Conflict(f"step {fact.n} has no intent; write the intent before the result")
+    if known.status != "started":
+        raise Conflict(f"step {fact.n} has a result already")
+    return replace(
+        known,
+        status=fact.status,
+        epoch=epoch,
+        finished_at=now,
+        output=own(fact.output),
+        error=fact.error,
+        usage=fact.usage,
+    )
+
+
+def changed(run: Run, change: Change, now: datetime) -> Run:
+    """The run after the status, output and error of `change`."""
+    if change.status is None:
+        return run
+    return replace(
+        run,
+        status=change.status,
+        output=own(change.output),
+        error=change.error,
+        finished_at=now if change.status in TERMINAL else None,
+    )
+
+
+def matches(run: Run, where: RunFilter) -> bool:
+    return where.status in {None, run.status} and where.agent_id in {None, run.agent_id}
+
+
+@asynccontextmanager
+async def open_run_state(config: InprocConfig, given: Given) -> AsyncIterator[RunStatePort]:
+    yield InprocRunState(store(config.name), given.clock)
+
+
+SPEC: Final[AdapterSpec[InprocConfig, RunStatePort]] = AdapterSpec(
+    config=InprocConfig, capabilities=lambda _: RunStateCapabilities(), open=open_run_state
+)

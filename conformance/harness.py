@@ -1,0 +1,203 @@
+"""What the author of an adapter supplies: one Protocol per port.
+
+A harness stands for one storage, empty at first and shared with no other test. Time moves only by `advance`: over a
+clock of the kit it costs nothing, over a database it shifts what the database takes for now, and where neither is
+possible it really waits. Contracts therefore never look at the machine's clock.
+
+The tenants and namespaces the contracts use are in `conformance.people`; a storage that wants them to exist beforehand
+creates `people.TENANTS` in `open`.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+
+from msgspec import Struct
+
+from ports.agent import AgentRegistry
+from ports.auth import TokenIssuer, TokenVerifier
+from ports.budget import BudgetLedger
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.event import EventPort
+from ports.ids import RunId, TenantId
+from ports.memory import MemoryPort
+from ports.model import ChatRequest, ModelPort
+from ports.pii import PiiDetector
+from ports.queue import QueuePort
+from ports.run_state import Change, Run, RunStatePort
+from ports.tenant import TenantDirectory
+from ports.tool import ToolCall, ToolPort
+
+PortT_co = TypeVar("PortT_co", covariant=True)
+
+
+class Harness(Protocol[PortT_co]):
+    async def open(self) -> PortT_co:
+        """The port over this harness' storage. Called once per test, before anything else."""
+        ...
+
+
+class StorageHarness(Harness[PortT_co], Protocol[PortT_co]):
+    async def reopen(self) -> PortT_co:
+        """Another port over the same storage, as a new process would open it; the first one stays usable."""
+        ...
+
+    async def advance(self, delta: timedelta) -> None:
+        """Let `delta` pass, for the storage and for whoever waits in the port."""
+        ...
+
+    async def now(self) -> datetime:
+        """The storage's own time."""
+        ...
+
+
+class QueueHarness(StorageHarness[QueuePort], Protocol):
+    @property
+    def declared(self) -> Struct:
+        """What the adapter's spec computed from the configuration: `SPEC.capabilities(config)`."""
+        ...
+
+
+class RunStateHarness(StorageHarness[RunStatePort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+    async def event_types(self, auth: AuthContext, run_id: RunId) -> Sequence[tuple[int, str]]:
+        """Back door: sequence and type of everything in the run's log, read without the port under test."""
+        ...
+
+
+class EventHarness(StorageHarness[EventPort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+    async def start_run(self, auth: AuthContext) -> Run:
+        """Back door: a new run of `auth`, claimed, so that its log holds `run.created` and `run.started`."""
+        ...
+
+    async def append(self, auth: AuthContext, run: Run, change: Change) -> None:
+        """Back door: `RunStatePort.append` under the epoch `run` was claimed with, over the same storage."""
+        ...
+
+    async def elsewhere(self) -> EventPort:
+        """A port over another storage."""
+        ...
+
+
+class MemoryHarness(StorageHarness[MemoryPort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+
+class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
+
+
+class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...
+
+
+class TenantHarness(StorageHarness[TenantDirectory], Protocol): ...
+
+
+class ToolSamples(Struct, frozen=True, kw_only=True):
+    """Calls of the adapter's own tools. One left out means: no tool of this adapter can show it."""
+
+    good: ToolCall
+    bad_arguments: ToolCall
+    """Of a known tool, with arguments its schema refuses."""
+    slow: ToolCall | None = None
+    """Does not end by itself within an hour of the harness' time."""
+    oversized: ToolCall | None = None
+    """Has an output larger than the tool's `max_output_bytes`."""
+    repeatable: ToolCall | None = None
+    """Of a `pure` or `idempotent` tool with an effect that `ToolHarness.effects` counts."""
+    write: ToolCall | None = None
+    read: ToolCall | None = None
+    """`read` gives another output once the same tenant's `write` was called."""
+
+
+class ToolHarness(Harness[ToolPort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+    @property
+    def samples(self) -> ToolSamples: ...
+
+    async def advance(self, delta: timedelta) -> None: ...
+
+    async def effects(self) -> int:
+        """Back door: how often a tool of the samples has acted so far."""
+        ...
+
+    async def running(self) -> int:
+        """Back door: how many calls are at work at this moment."""
+        ...
+
+
+class ModelHarness(Harness[ModelPort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+    @property
+    def chat_model(self) -> str: ...
+
+    @property
+    def embed_model(self) -> str: ...
+
+    @property
+    def blocked(self) -> ChatRequest | None:
+        """A request that policy blocks; None where no policy is in force."""
+        ...
+
+    async def backend_calls(self) -> int:
+        """Back door: how many chat calls have reached the backend."""
+        ...
+
+    async def break_backend(self) -> None:
+        """From now on the backend does not answer."""
+        ...
+
+
+class AuthHarness(Harness[TokenVerifier], Protocol):
+    """The verifier under test is for one audience; `subject` is an active tenant's principal."""
+
+    @property
+    def subject(self) -> AuthContext:
+        """Tenant, principal, scopes and namespace of the good tokens. At least two scopes."""
+        ...
+
+    async def good_tokens(self) -> Mapping[str, str]:
+        """A fresh valid token of `subject` of every form the verifier takes, by the form's name."""
+        ...
+
+    async def bad_tokens(self) -> Mapping[str, str]:
+        """Tokens that must be refused, by what is wrong with them; the names of `auth.DEFECTS` at least."""
+        ...
+
+    async def tokens_claiming(self, scopes: frozenset[str]) -> Mapping[str, str]:
+        """Well-signed tokens of `subject` that claim `scopes`, whatever these are."""
+        ...
+
+    async def advance(self, delta: timedelta) -> None: ...
+
+    async def disable_tenant(self, tenant: TenantId) -> None: ...
+
+    async def break_storage(self) -> None:
+        """From now on whatever the verifier asks is unavailable."""
+        ...
+
+    async def issuer(self) -> TokenIssuer:
+        """The issuer whose tokens the verifier takes."""
+        ...
+
+    @property
+    def audience(self) -> str: ...
+
+
+class PiiHarness(Harness[PiiDetector], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+
+class ClockHarness(Harness[Clock], Protocol):
+    async def advance(self, delta: timedelta) -> None: ...

@@ -1,0 +1,17 @@
+"""What every RunState adapter must show. Clauses: `ports.run_state`. The tests are in the modules named below."""
+
+from conformance.run_state_access import RunStateIsolation, RunStateListing, RunStateOrphans
+from conformance.run_state_appends import RunStateAppends, RunStateCancellation
+from conformance.run_state_claims import RunStateClaims, RunStateCreation
+
+
+class RunStateContract(
+    RunStateCreation,
+    RunStateClaims,
+    RunStateAppends,
+    RunStateCancellation,
+    RunStateIsolation,
+    RunStateListing,
+    RunStateOrphans,
+):
+    """All of it; the parts are split by subject only."""
