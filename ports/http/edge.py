@@ -91,14 +91,17 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
 
 
 class Edge:
-    """ASGI middleware around a surface's framework. Holds no state between requests."""
+    """ASGI middleware around a surface's framework. Holds no state between requests.
+
+    Without a `verifier` no route that needs a scope can be reached: for surfaces of public routes only.
+    """
 
     def __init__(
         self,
         app: App,
         *,
         routes: RouteTable,
-        verifier: TokenVerifier,
+        verifier: TokenVerifier | None,
         observe: Observe,
         extra: ExtraMembers = no_extra,
     ) -> None:
@@ -175,6 +178,8 @@ class Edge:
         return match.route, match.inner_path
 
     async def _authenticate(self, headers: "_Headers") -> AuthContext:
+        if self._verifier is None:
+            raise Unauthenticated("this surface takes no tokens")
         scheme, _, token = (headers.get(b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("send a token: Authorization: Bearer …")

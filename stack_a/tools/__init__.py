@@ -1,1 +1,1 @@
-"""TODO."""
+"""Which tools a run may call."""

@@ -1,0 +1,92 @@
+"""Stack A's public API as one ASGI app: the route table, nothing else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn, cast
+
+import msgspec
+from litestar import Litestar, Request, Response, get
+from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
+
+from ports.context import QUEUE_ANY_TENANT, AuthContext
+from ports.http.edge import App, Edge, Observe
+from ports.http.openapi import document
+from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
+from ports.ids import PrincipalId, TenantId
+from stack_a.deps import ApiDeps
+from stack_a.http.agents import get_agent, list_agents
+from stack_a.http.health import Expose, Probe, health_routes
+from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
+from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
+from stack_a.http.stream import OpenStreams
+
+VERSION: Final = "1"
+
+_SELF: Final = AuthContext(
+    tenant=TenantId("tnt_system"), principal=PrincipalId("svc_stack_a"), scopes=frozenset({QUEUE_ANY_TENANT})
+)
+
+
+def create_app(deps: ApiDeps, *, observe: Observe, expose: Expose) -> App:
+    """The public API. `deps` outlive it."""
+    openapi = msgspec.json.encode(
+        document(
+            title="AgentOS Stack A",
+            description="Run agents durably: create runs, follow their events, read their steps.",
+            version=VERSION,
+            routes=ROUTES,
+            operations=OPERATIONS,
+            limits=LIMITS,
+        )
+    )
+
+    @get("/openapi.json")
+    async def openapi_json() -> Response[bytes]:
+        return Response(openapi, media_type="application/json")
+
+    streams = OpenStreams()
+    app = _litestar(
+        [
+            create_run, list_runs, get_run, cancel_run, list_steps, follow_events, list_agents, get_agent, openapi_json,
+            *health_routes({"database": lambda: deps.queue.depth(_SELF)}, expose),
+        ],
+        {"deps": Provide(lambda: deps, sync_to_thread=False), "streams": Provide(lambda: streams, sync_to_thread=False)},
+    )  # fmt: skip
+    return Edge(cast(App, app), routes=ROUTES.with_denied(_served(app)), verifier=deps.verifier, observe=observe)
+
+
+def create_worker_app(probes: Mapping[str, Probe], *, observe: Observe, expose: Expose) -> App:
+    """The worker's own health and metrics: no tenant's data passes here."""
+    routes = RouteTable(
+        (
+            Route(method="GET", template="/healthz", access=PUBLIC),
+            Route(method="GET", template="/readyz", access=PUBLIC),
+            Route(method="GET", template="/metrics", access=LOOPBACK),
+        )
+    )
+    app = _litestar(health_routes(probes, expose), {})
+    return Edge(cast(App, app), routes=routes.with_denied(_served(app)), verifier=None, observe=observe)
+
+
+def _litestar(handlers: Sequence[HTTPRouteHandler], dependencies: Mapping[str, Provide]) -> Litestar:
+    return Litestar(
+        route_handlers=list(handlers),
+        dependencies=dict(dependencies),
+        # The edge answers every error, in one form.
+        exception_handlers={Exception: _raise},
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def _served(app: Litestar) -> list[tuple[str, str]]:
+    return [
+        (method, public_template(route.path_format))
+        for route in app.routes
+        for method in getattr(route, "http_methods", ())
+        if method != "OPTIONS"
+    ]
+
+
+def _raise(_: Request[Any, Any, Any], error: Exception) -> NoReturn:
+    raise error

@@ -1,0 +1,55 @@
+"""What Stack A needs from outside: the ports, and the least each must be able to do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import Struct
+
+from ports.agent import AgentRegistry
+from ports.auth import TokenVerifier
+from ports.clock import Clock
+from ports.event import EventCapabilities, EventPort
+from ports.memory import MemoryCapabilities
+from ports.model import ModelCapabilities, ModelPort
+from ports.queue import QueueCapabilities, QueuePort
+from ports.run_state import RunStateCapabilities, RunStatePort
+from ports.tool import ToolCapabilities, ToolPort
+
+API_NEEDS: Final[Mapping[str, Struct | None]] = {
+    "run_state": RunStateCapabilities(),
+    "event": EventCapabilities(),
+    "queue": QueueCapabilities(),
+    "agent": None,
+    "verifier": None,
+}
+"""By port; None where a port has no capabilities."""
+
+WORKER_NEEDS: Final[Mapping[str, Struct | None]] = {
+    "run_state": RunStateCapabilities(),
+    "queue": QueueCapabilities(),
+    "agent": None,
+    "model": ModelCapabilities(tools=True),
+    "tool": ToolCapabilities(),
+    "memory": MemoryCapabilities(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiDeps:
+    clock: Clock
+    run_state: RunStatePort
+    event: EventPort
+    queue: QueuePort
+    agent: AgentRegistry
+    verifier: TokenVerifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDeps:
+    clock: Clock
+    run_state: RunStatePort
+    queue: QueuePort
+    agent: AgentRegistry
+    model: ModelPort
+    tool: ToolPort

@@ -1,0 +1,134 @@
+"""The route table of Stack A's public API: every route with its scope, and what the OpenAPI document says of it."""
+
+from typing import Final
+
+from ports.http.openapi import Operation, Parameter
+from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
+from ports.run_state import MAX_PAGE
+from stack_a.http import stream, wire
+from stack_a.runs.start import MAX_ALLOWLIST
+
+_PAGE: Final = ("limit", "cursor")
+
+ROUTES: Final = RouteTable(
+    (
+        Route(method="POST", template="/v1/agents/{agent_id}/runs", access="runs:create", mutation=True, query=()),
+        Route(method="GET", template="/v1/agents", access="agents:read", query=_PAGE),
+        Route(method="GET", template="/v1/agents/{agent_id}", access="agents:read", query=("version",)),
+        Route(method="GET", template="/v1/runs", access="runs:read", query=(*_PAGE, "status", "agent_id")),
+        Route(method="GET", template="/v1/runs/{run_id}", access="runs:read", query=()),
+        Route(method="POST", template="/v1/runs/{run_id}:cancel", access="runs:cancel", mutation=True, query=()),
+        Route(method="GET", template="/v1/runs/{run_id}/steps", access="runs:read", query=_PAGE),
+        Route(method="GET", template="/v1/runs/{run_id}/events", access="runs:read", query=("after",)),
+        Route(method="GET", template="/healthz", access=PUBLIC),
+        Route(method="GET", template="/readyz", access=PUBLIC),
+        Route(method="GET", template="/openapi.json", access=PUBLIC),
+        Route(method="GET", template="/metrics", access=LOOPBACK),
+    )
+)
+
+LIMITS: Final = {
+    "max_body_bytes": MAX_BODY_BYTES,
+    "max_json_depth": MAX_DEPTH,
+    "max_page_size": MAX_PAGE,
+    "default_page_size": wire.DEFAULT_PAGE,
+    "max_tool_allowlist": MAX_ALLOWLIST,
+    "max_deadline_s": wire.MAX_DEADLINE_S,
+    "max_event_streams_per_principal": stream.MAX_PER_PRINCIPAL,
+    "max_event_streams_per_tenant": stream.MAX_PER_TENANT,
+}
+
+_PAGING: Final = (
+    Parameter(
+        name="limit",
+        description="Items on a page.",
+        schema={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": wire.DEFAULT_PAGE},
+    ),
+    Parameter(name="cursor", description="`next_cursor` of the page before."),
+)
+
+OPERATIONS: Final = {
+    ("POST", "/v1/agents/{agent_id}/runs"): Operation(
+        summary="Create a run",
+        description=(
+            "Durable once answered: the run survives any crash and ends in exactly one terminal event. Repeating with "
+            "the same Idempotency-Key and body gives the same run; with another body, `idempotency_key_reused`."
+        ),
+        tag="runs",
+        request=wire.CreateRun,
+        response=wire.RunAccepted,
+        status=202,
+        codes=("not_found",),
+    ),
+    ("GET", "/v1/agents"): Operation(summary="List agents", tag="agents", response=wire.AgentPage, parameters=_PAGING),
+    ("GET", "/v1/agents/{agent_id}"): Operation(
+        summary="Get an agent",
+        tag="agents",
+        response=wire.AgentView,
+        parameters=(
+            Parameter(
+                name="version",
+                description="A version; without it, the newest.",
+                schema={"type": "integer", "minimum": 1},
+            ),
+        ),
+        codes=("not_found",),
+    ),
+    ("GET", "/v1/runs"): Operation(
+        summary="List runs, newest first",
+        tag="runs",
+        response=wire.RunPage,
+        parameters=(
+            *_PAGING,
+            Parameter(name="status", description="Only runs in this status."),
+            Parameter(name="agent_id", description="Only runs of this agent."),
+        ),
+    ),
+    ("GET", "/v1/runs/{run_id}"): Operation(
+        summary="Get a run", tag="runs", response=wire.RunView, codes=("not_found",)
+    ),
+    ("POST", "/v1/runs/{run_id}:cancel"): Operation(
+        summary="Cancel a run",
+        description=(
+            "A waiting or queued run ends at once; a running one within seconds, its tool interrupted. Cancelling a "
+            "finished run changes nothing. The body may be left out."
+        ),
+        tag="runs",
+        request=wire.CancelRun,
+        response=wire.RunView,
+        codes=("not_found",),
+    ),
+    ("GET", "/v1/runs/{run_id}/steps"): Operation(
+        summary="List a run's steps, oldest first",
+        tag="runs",
+        response=wire.StepPage,
+        parameters=_PAGING,
+        codes=("not_found",),
+    ),
+    ("GET", "/v1/runs/{run_id}/events"): Operation(
+        summary="Follow a run's events",
+        description=(
+            "Server-sent events, from the first or after `Last-Event-ID`, then live, until the terminal event. Each has "
+            "`id: <stream epoch>.<sequence>`; sequences run 1…n without gaps. A comment is sent every 15 s."
+        ),
+        tag="runs",
+        stream=wire.EventData,
+        parameters=(
+            Parameter(name="Last-Event-ID", where="header", description="Resume after this event."),
+            Parameter(name="after", description="The same, for clients that can't set headers."),
+        ),
+        codes=("not_found", "concurrency_limited"),
+    ),
+    ("GET", "/healthz"): Operation(summary="Is the process alive", tag="health", response=wire.Health),
+    ("GET", "/readyz"): Operation(
+        summary="Can it serve: every dependency answers",
+        description="503 with the same body when one does not.",
+        tag="health",
+        response=wire.Readiness,
+    ),
+    ("GET", "/openapi.json"): Operation(summary="This document", tag="health", media_type="application/json"),
+    ("GET", "/metrics"): Operation(
+        summary="Prometheus metrics; from this machine only", tag="health", media_type="text/plain"
+    ),
+}

@@ -1,0 +1,159 @@
+"""Runs: create, get, list, cancel, steps, events."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Final, TypeAlias, get_args
+
+from litestar import Request, Response, get, post
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from ports.context import AuthContext
+from ports.cursor import decode_cursor, encode_cursor
+from ports.errors import InvalidArgument, NotFound, PermissionDenied
+from ports.http import sse
+from ports.http.edge import Exchange, decoded, exchange
+from ports.ids import AgentId, RunId, is_agent_id, uuid_of
+from ports.run_intake import RunRequest
+from ports.run_state import MAX_PAGE, Idempotency, RunFilter, RunStatus
+from stack_a.deps import ApiDeps
+from stack_a.http import wire
+from stack_a.http.stream import OpenStreams, frames
+from stack_a.runs.plan import digest
+from stack_a.runs.start import Intake
+
+HttpRequest: TypeAlias = Request[Any, AuthContext, Any]
+Limit: TypeAlias = Annotated[int, Parameter(ge=1, le=MAX_PAGE)]
+
+_CREATE: Final = "POST /v1/agents/{agent_id}/runs"
+_STEPS: Final = "steps"
+
+
+@post("/v1/agents/{agent_id:str}/runs")
+async def create_run(request: HttpRequest, agent_id: str, deps: ApiDeps) -> Response[bytes]:
+    found = exchange(request.scope)
+    auth = found.identity
+    body = decoded(found.json, wire.CreateRun)
+    if body.tenant is not None and body.tenant != auth.tenant:
+        raise PermissionDenied("`tenant` differs from the token's tenant", code="tenant_mismatch")
+    if not is_agent_id(agent_id):
+        raise NotFound(f"no agent {agent_id!r}")
+    intake = Intake(run_state=deps.run_state, agent=deps.agent, queue=deps.queue)
+    created = await intake.accept(
+        auth,
+        RunRequest(
+            agent_id=AgentId(agent_id),
+            input=body.input,
+            idempotency=_idempotency(found, _CREATE, agent_id),
+            context=body.context,
+            tool_allowlist=body.tool_allowlist,
+            session_id=body.session_id,
+            deadline=wire.deadline_of(body),
+        ),
+    )
+    return wire.json_response(wire.run_accepted(created.run, auth), status=202)
+
+
+@get("/v1/runs")
+async def list_runs(
+    request: HttpRequest,
+    deps: ApiDeps,
+    *,
+    limit: Limit = wire.DEFAULT_PAGE,
+    cursor: str | None = None,
+    status: str | None = None,
+    agent_id: str | None = None,
+) -> Response[bytes]:
+    auth = exchange(request.scope).identity
+    where = RunFilter(status=_status(status), agent_id=None if agent_id is None else AgentId(agent_id))
+    page = await deps.run_state.list_runs(auth, where, limit=limit, cursor=cursor)
+    return wire.json_response(
+        wire.RunPage(
+            items=tuple(wire.run_view(run) for run in page.items),
+            next_cursor=page.next_cursor,
+            tenant_id=auth.tenant,
+            correlation_id=auth.trace.correlation_id,
+        )
+    )
+
+
+@get("/v1/runs/{run_id:str}")
+async def get_run(request: HttpRequest, run_id: str, deps: ApiDeps) -> Response[bytes]:
+    auth = exchange(request.scope).identity
+    return wire.json_response(wire.run_view(await deps.run_state.load(auth, _run_id(run_id))))
+
+
+@post("/v1/runs/{run_id:str}/:cancel")
+async def cancel_run(request: HttpRequest, run_id: str, deps: ApiDeps) -> Response[bytes]:
+    found = exchange(request.scope)
+    body = decoded(found.json, wire.CancelRun)
+    run = await deps.run_state.cancel(found.identity, _run_id(run_id), reason=body.reason)
+    return wire.json_response(wire.run_view(run))
+
+
+@get("/v1/runs/{run_id:str}/steps")
+async def list_steps(
+    request: HttpRequest,
+    run_id: str,
+    deps: ApiDeps,
+    limit: Limit = wire.DEFAULT_PAGE,
+    cursor: str | None = None,
+) -> Response[bytes]:
+    auth = exchange(request.scope).identity
+    after = 0 if cursor is None else decode_cursor(_STEPS, cursor, int)
+    steps = await deps.run_state.steps(auth, _run_id(run_id), after=after, limit=limit)
+    return wire.json_response(
+        wire.StepPage(
+            items=tuple(wire.step_view(step) for step in steps),
+            next_cursor=encode_cursor(_STEPS, steps[-1].n) if len(steps) == limit else None,
+            run_id=run_id,
+            tenant_id=auth.tenant,
+            correlation_id=auth.trace.correlation_id,
+        )
+    )
+
+
+@get("/v1/runs/{run_id:str}/events")
+async def follow_events(
+    request: HttpRequest, run_id: str, deps: ApiDeps, streams: OpenStreams, after: str | None = None
+) -> Stream:
+    found = exchange(request.scope)
+    auth = found.identity
+    cursor = request.headers.get("last-event-id", after)
+    start = 0 if cursor is None else sse.parse_cursor(cursor, deps.event.stream_epoch)
+    known = _run_id(run_id)
+    # Absent, foreign or beyond the end: said with a status, before the stream begins.
+    await deps.event.read(auth, known, after=start, limit=1)
+    give_back = streams.take(auth)
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        try:
+            events = deps.event.follow(auth, known, after=start)
+            chunks = frames(events, stream_epoch=deps.event.stream_epoch, found=found, clock=deps.clock)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            give_back()
+
+    return Stream(body(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+def _run_id(text: str) -> RunId:
+    if uuid_of("run", text) is None:
+        raise NotFound(f"no run {text!r}")
+    return RunId(text)
+
+
+def _status(text: str | None) -> RunStatus | None:
+    if text is None:
+        return None
+    for status in get_args(RunStatus):
+        if text == status:
+            return status  # type: ignore[no-any-return]  # one of the literal's own values
+    raise InvalidArgument(f"status must be one of {', '.join(get_args(RunStatus))}")
+
+
+def _idempotency(found: Exchange, route: str, *path: str) -> Idempotency:
+    assert found.idempotency_key is not None, f"{route} is declared a mutation"
+    return Idempotency(route=route, key=found.idempotency_key, fingerprint=digest([*path, found.json]))

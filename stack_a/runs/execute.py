@@ -1,0 +1,247 @@
+"""Execute a claimed run: plan, commit the intent, act, commit the result, until it ends or is taken away.
+
+Every way out is one of: a terminal status was committed; the run was parked for an operator; another worker owns it now
+and nothing more is written; or this worker hands it back.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final, Literal, TypeAlias, TypeVar
+
+import anyio
+from msgspec import to_builtins
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from ports.agent import AgentSpec
+from ports.errors import AgentOSError, Conflict
+from ports.messages import Fault, Json
+from ports.run_state import MAX_PAGE, Appended, Run, RunStatus, Step, StepResult, step_key
+from ports.tool import ToolCall, ToolSpec
+from stack_a.deps import WorkerDeps
+from stack_a.runs import tell
+from stack_a.runs.journal import Journal, fault_of
+from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
+
+logger = logging.getLogger("agentos.runs")
+
+MODEL_ATTEMPTS: Final = 6
+"""With the back-off below about 15 s in all: the time a gateway takes to restart."""
+TOOL_ATTEMPTS: Final = 2
+"""Of a `pure` or `idempotent` tool whose failure may pass. The other effect classes get one."""
+FIRST_BACKOFF_S: Final = 0.5
+MAX_BACKOFF_S: Final = 8.0
+
+Interruption: TypeAlias = Literal["abandon", "cancel", "deadline", "hand_back"]
+
+_INTERRUPTED: Final = Fault(code="outcome_unknown", message="interrupted; whether it took effect is unknown")
+
+T = TypeVar("T")
+
+
+class Execution:
+    """One claimed run in the hands of this worker. `interrupt` may be called from other tasks of the same loop."""
+
+    def __init__(self, deps: WorkerDeps, run: Run) -> None:
+        self.run = run
+        self._deps = deps
+        self._auth = run.requester
+        self._interruption: Interruption | None = "cancel" if run.cancel_requested_at else None
+        self._acting: anyio.CancelScope | None = None
+        self._usage = run.usage
+
+    def interrupt(self, why: Interruption) -> None:
+        """End what the run is doing now.
+
+        `cancel` and `deadline` then end the run; `hand_back` releases it to another worker; `abandon` writes nothing
+        more, because this worker's lease may have lapsed. The first reason stands, but nothing overrides `abandon`.
+        """
+        if self._interruption is None or why == "abandon":
+            self._interruption = why
+        if self._acting is not None:
+            self._acting.cancel()
+
+    async def proceed(self) -> bool:
+        """Whether the run is still this worker's, to be handed back. Raises the store's errors, except being fenced."""
+        try:
+            return await self._until_left()
+        except Conflict as error:
+            if error.code != "fenced":
+                raise
+            logger.info("run.fenced", extra={"run_id": self.run.id, "epoch": self.run.epoch})
+            return False
+
+    async def fail(self, fault: Fault) -> None:
+        """End the run as failed without going on; for a defect that going on would only repeat."""
+        await self._end(await self._journal(), "failed", error=fault)
+
+    async def _until_left(self) -> bool:
+        journal = await self._journal()
+        agent = (await self._deps.agent.get(self._auth, self.run.agent_id, self.run.agent_version)).spec
+        tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
+        while True:
+            if self._interruption is not None:
+                return await self._leave(journal, self._interruption)
+            match next_action(self.run, agent, tools, journal.steps):
+                case CallModel() as call:
+                    await self._call_model(journal, call)
+                case CallTools(calls=calls):
+                    await self._call_tools(journal, agent, tools, calls)
+                case Settle(steps=steps):
+                    if not await self._settle(journal, steps):
+                        return False
+                case Finish(status=status, output=output, error=error):
+                    await self._end(journal, status, output=output, error=error)
+                    return False
+
+    async def _leave(self, journal: Journal, why: Interruption) -> bool:
+        match why:
+            case "hand_back":
+                await journal.commit()
+            case "cancel":
+                await self._end(journal, "cancelled")
+            case "deadline":
+                fault = Fault(code="run_timeout", message="the run reached its deadline")
+                await self._end(journal, "failed", error=fault)
+            case "abandon":
+                pass
+        return why == "hand_back"
+
+    async def _journal(self) -> Journal:
+        steps: list[Step] = []
+        while True:
+            page = await self._deps.run_state.steps(self._auth, self.run.id, after=steps[-1].n if steps else 0)
+            steps.extend(page)
+            if len(page) < MAX_PAGE:
+                break
+        return Journal(
+            run_state=self._deps.run_state, clock=self._deps.clock, auth=self._auth, run=self.run, steps=steps
+        )
+
+    async def _call_model(self, journal: Journal, call: CallModel) -> None:
+        n = call.intent.n
+        journal.intend(call.intent, tell.started(call.intent))
+        self._note(await journal.commit())
+        began = self._deps.clock.monotonic()
+        try:
+            reply = await self._act(
+                lambda: self._retrying(MODEL_ATTEMPTS, lambda: self._deps.model.chat(self._auth, call.request))
+            )
+        except AgentOSError as error:
+            fault = fault_of(error)
+            result = StepResult(n=n, status="failed", error=fault)
+            journal.complete(result, tell.model_failed(n, fault, self._ms_since(began)))
+            return
+        if reply is None:
+            return
+        self._usage = self._usage.plus(reply.usage)
+        output: dict[str, Json] = {
+            "text": reply.message.content,
+            "tool_calls": to_builtins(reply.message.tool_calls),
+            "finish_reason": reply.finish_reason,
+            "route": to_builtins(reply.route),
+            "policy_outcome": to_builtins(reply.policy_outcome),
+        }
+        result = StepResult(n=n, status="completed", output=output, usage=reply.usage)
+        journal.complete(result, tell.model_completed(n, reply, self._ms_since(began)))
+
+    async def _call_tools(
+        self, journal: Journal, agent: AgentSpec, tools: dict[str, ToolSpec], calls: tuple[PlannedTool, ...]
+    ) -> None:
+        for call in calls:
+            journal.intend(call.intent, tell.started(call.intent))
+        for call in calls:
+            if call.refusal is not None:
+                result = StepResult(n=call.intent.n, status="failed", error=call.refusal)
+                journal.complete(result, tell.tool_completed(call.intent.name, result, 0))
+        self._note(await journal.commit())
+        todo = [call for call in calls if call.refusal is None]
+        limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
+
+        async def one(call: PlannedTool) -> None:
+            async with limiter:
+                began = self._deps.clock.monotonic()
+                result = await self._invoke(call, tools[call.intent.name])
+            journal.complete(result, tell.tool_completed(call.intent.name, result, self._ms_since(began)))
+            # The last result waits for the next step's intent; the others are safe at once.
+            if any(step.status == "started" for step in journal.steps):
+                with anyio.CancelScope(shield=True):
+                    self._note(await journal.commit())
+
+        async def every() -> None:
+            async with anyio.create_task_group() as group:
+                for call in todo:
+                    group.start_soon(one, call)
+
+        try:
+            await self._act(every)
+        except* AgentOSError as group:
+            # Tools' own errors became results: this is the store's, and one of them tells enough.
+            raise group.exceptions[0] from None
+
+    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> StepResult:
+        n = call.intent.n
+        wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, n))
+        attempts = TOOL_ATTEMPTS if spec.effect in {"pure", "idempotent"} else 1
+        try:
+            result = await self._retrying(
+                attempts, lambda: self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
+            )
+        except AgentOSError as error:
+            return StepResult(n=n, status="failed", error=fault_of(error))
+        return StepResult(n=n, status="completed", output=result.output)
+
+    async def _settle(self, journal: Journal, steps: tuple[Step, ...]) -> bool:
+        """Find out what became of interrupted unsafe calls. False when only an operator can say; the run is parked."""
+        unknown = False
+        for step in steps:
+            result = StepResult(n=step.n, status="unknown", error=_INTERRUPTED)
+            if self._deps.tool.capabilities.reconcile:
+                told = await self._deps.tool.reconcile(self._auth, step.name, step_key(self.run.id, step.n))
+                if told is not None:
+                    result = StepResult(n=step.n, status="completed", output=told.output)
+            unknown = unknown or result.status == "unknown"
+            journal.complete(result, tell.tool_completed(step.name, result, 0))
+        await journal.commit(status="needs_operator" if unknown else None)
+        return not unknown
+
+    async def _end(
+        self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None
+    ) -> None:
+        for step in journal.steps:
+            if step.status == "started":
+                result = StepResult(n=step.n, status="unknown", error=_INTERRUPTED)
+                closing = tell.model_failed(step.n, _INTERRUPTED, 0)
+                journal.complete(result, closing if step.kind == "model" else tell.tool_completed(step.name, result, 0))
+        last = tell.finished(status, output=output, error=error, usage=self._usage)
+        await journal.commit(status=status, output=output, error=error, events=[last])
+        logger.info("run.finished", extra={"run_id": self.run.id, "status": status, "steps": len(journal.steps)})
+
+    def _note(self, appended: Appended | None) -> None:
+        if appended is not None and appended.cancel_requested:
+            self.interrupt("cancel")
+
+    async def _act(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do `work` where `interrupt` can reach it; None when it did."""
+        if self._interruption is not None:
+            return None
+        with anyio.CancelScope() as scope:
+            self._acting = scope
+            try:
+                return await work()
+            finally:
+                self._acting = None
+        return None
+
+    async def _retrying(self, attempts: int, call: Callable[[], Awaitable[T]]) -> T:
+        policy = AsyncRetrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential_jitter(initial=FIRST_BACKOFF_S, max=MAX_BACKOFF_S),
+            retry=retry_if_exception(lambda error: isinstance(error, AgentOSError) and error.retryable),
+            sleep=lambda seconds: self._deps.clock.sleep(timedelta(seconds=seconds)),
+            reraise=True,
+        )
+        return await policy(call)
+
+    def _ms_since(self, began: float) -> int:
+        return round((self._deps.clock.monotonic() - began) * 1_000)

@@ -1,0 +1,117 @@
+"""A run's journal in memory, kept in step with the store, and the facts waiting for the next commit.
+
+Consecutive facts share a commit: "model completed, step completed, next step started, tool requested" is one fenced write,
+so a run of N calls costs about N + 2 commits.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import anyio
+from msgspec.structs import replace
+
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.errors import AgentOSError
+from ports.ids import RunId
+from ports.messages import Fault, Json
+from ports.run_state import (
+    Appended,
+    Change,
+    NewEvent,
+    Run,
+    RunStatePort,
+    RunStatus,
+    Step,
+    StepIntent,
+    StepResult,
+)
+
+_NOTHING: Final = Change()
+
+
+class Journal:
+    """One claimed run's journal. Parallel tool calls may use it from several tasks of one loop."""
+
+    def __init__(
+        self, *, run_state: RunStatePort, clock: Clock, auth: AuthContext, run: Run, steps: Sequence[Step]
+    ) -> None:
+        self._run_state = run_state
+        self._clock = clock
+        self._auth = auth
+        self._run_id: RunId = run.id
+        self._epoch = run.epoch
+        self._steps = {step.n: step for step in steps}
+        self._pending: list[StepIntent | StepResult] = []
+        self._events: list[NewEvent] = []
+        self._committing = anyio.Lock()
+
+    @property
+    def steps(self) -> list[Step]:
+        return [self._steps[n] for n in sorted(self._steps)]
+
+    def intend(self, intent: StepIntent, events: Sequence[NewEvent]) -> None:
+        """Note an intent, unless an earlier attempt committed it already: then its events were told as well."""
+        if intent.n in self._steps:
+            return
+        self._steps[intent.n] = _started(intent, self._epoch, self._clock.now())
+        self._pending.append(intent)
+        self._events.extend(events)
+
+    def complete(self, result: StepResult, events: Sequence[NewEvent]) -> None:
+        self._steps[result.n] = replace(
+            self._steps[result.n],
+            status=result.status,
+            output=result.output,
+            error=result.error,
+            usage=result.usage,
+            finished_at=self._clock.now(),
+        )
+        self._pending.append(result)
+        self._events.extend(events)
+
+    async def commit(
+        self,
+        *,
+        status: RunStatus | None = None,
+        output: Json = None,
+        error: Fault | None = None,
+        events: Sequence[NewEvent] = (),
+    ) -> Appended | None:
+        """Write what is pending, with `events` last. None when there was nothing to write.
+
+        After any error this journal is behind the store or ahead of it: drop it, and read the run again.
+
+        Raises:
+            Conflict: `fenced`: another worker owns the run now. Nothing was written; stop.
+            Unavailable: whether it was written is unknown.
+        """
+        async with self._committing:
+            self._events.extend(events)
+            change = Change(
+                steps=tuple(self._pending), events=tuple(self._events), status=status, output=output, error=error
+            )
+            self._pending.clear()
+            self._events.clear()
+            if change == _NOTHING:
+                return None
+            return await self._run_state.append(self._auth, self._run_id, self._epoch, change)
+
+
+def fault_of(error: AgentOSError) -> Fault:
+    return Fault(code=error.code, message=error.message, retryable=error.retryable)
+
+
+def _started(intent: StepIntent, epoch: int, now: datetime) -> Step:
+    return Step(
+        n=intent.n,
+        kind=intent.kind,
+        name=intent.name,
+        effect=intent.effect,
+        status="started",
+        input=intent.input,
+        input_digest=intent.input_digest,
+        epoch=epoch,
+        started_at=now,
+    )

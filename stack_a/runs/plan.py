@@ -1,0 +1,179 @@
+"""What a run does next: a fold over its journal.
+
+Pure. The same journal gives the same action on every node and in every version of the process, so that resuming after a
+crash, replaying, retrying and forking are this one function.
+
+How the journal is read: a model step at `n` that asked for `k` tools is followed by the tool steps `n + 1 … n + k`, in the
+order of the requests; the next model step is `n + k + 1`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ports.agent import AgentSpec
+from ports.messages import Fault, Json
+from ports.model import ChatRequest, Message, ToolOffer, ToolRequest
+from ports.run_state import TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
+from ports.tool import ToolSpec
+from stack_a.tools.policy import permitted
+
+MODEL_EFFECT: Final[EffectClass] = "idempotent"
+"""A model call is repeated under its step key, which the gateway answers from its journal where it keeps one."""
+
+MAX_RECOVERIES: Final = 5
+"""A run that took down its worker this often is poison: it would take down the next one as well."""
+
+
+class CallModel(Struct, frozen=True, kw_only=True):
+    intent: StepIntent
+    request: ChatRequest
+
+
+class PlannedTool(Struct, frozen=True, kw_only=True):
+    """One tool call. `refusal` is set when it must not be made: the journal records that instead of a result."""
+
+    intent: StepIntent
+    arguments: Json = None
+    refusal: Fault | None = None
+
+
+class CallTools(Struct, frozen=True, kw_only=True):
+    calls: tuple[PlannedTool, ...]
+
+
+class Finish(Struct, frozen=True, kw_only=True):
+    status: RunStatus
+    output: Json = None
+    error: Fault | None = None
+
+
+class Settle(Struct, frozen=True, kw_only=True):
+    """An earlier attempt of an `unsafe` tool left an intent and no result: nobody may repeat it unasked."""
+
+    steps: tuple[Step, ...]
+
+
+Action: TypeAlias = CallModel | CallTools | Finish | Settle
+
+
+def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journal: Sequence[Step]) -> Action:
+    """What to do after `journal`. Steps in it that are only `started` are planned again, with the same number and key."""
+    assert run.status not in TERMINAL, "a finished run has no next action"
+    if run.recoveries > MAX_RECOVERIES:
+        return _failed("poison", f"the run was taken over {run.recoveries} times and is given up")
+    if unsettled := tuple(step for step in journal if step.status == "started" and step.effect == "unsafe"):
+        return Settle(steps=unsettled)
+    steps = {step.n: step for step in journal}
+    messages = list(_opening(run, agent))
+    n = 1
+    while (step := steps.get(n)) is not None and step.status != "started":
+        if step.status != "completed":
+            return Finish(status="failed", error=step.error)
+        requests = requested_tools(step)
+        if not requests:
+            return Finish(status="succeeded", output={"text": step.output["text"]})
+        results = [steps.get(n + 1 + i) for i in range(len(requests))]
+        open_calls = [
+            _planned(run, agent, tools, n + 1 + i, request)
+            for i, (request, result) in enumerate(zip(requests, results, strict=True))
+            if result is None or result.status == "started"
+        ]
+        if open_calls:
+            last = n + len(requests)
+            return _too_long(agent) if last > agent.limits.max_steps else CallTools(calls=tuple(open_calls))
+        messages.append(Message(role="assistant", content=step.output["text"], tool_calls=requests))
+        messages.extend(_answers(requests, results))
+        n += len(requests) + 1
+    if n > agent.limits.max_steps:
+        return _too_long(agent)
+    return _model_call(run, agent, tools, n, tuple(messages))
+
+
+def requested_tools(step: Step) -> tuple[ToolRequest, ...]:
+    """The tool calls that a completed model step asked for."""
+    return msgspec.convert(step.output["tool_calls"], tuple[ToolRequest, ...])
+
+
+def digest(value: Json | Struct) -> str:
+    """Of the canonical JSON: equal for equal requests, whatever process made them."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def _opening(run: Run, agent: AgentSpec) -> Iterator[Message]:
+    if agent.instructions:
+        yield Message(role="system", content=agent.instructions)
+    if run.context:
+        yield Message(role="system", content="Context of this run, as JSON: " + _text(run.context))
+    yield Message(role="user", content=run.input if isinstance(run.input, str) else _text(run.input))
+
+
+def _answers(requests: Sequence[ToolRequest], results: Sequence[Step | None]) -> Iterator[Message]:
+    for request, result in zip(requests, results, strict=True):
+        assert result is not None, "open calls were planned before"
+        answer = {"error": result.error} if result.error is not None else result.output
+        yield Message(role="tool", tool_call_id=request.id, content=_text(answer))
+
+
+def _text(value: Json) -> str:
+    return msgspec.json.encode(value, order="deterministic").decode()
+
+
+def _model_call(
+    run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, messages: tuple[Message, ...]
+) -> CallModel:
+    allowed = permitted(agent, run.tool_allowlist)
+    request = ChatRequest(
+        model=agent.model,
+        messages=messages,
+        tools=tuple(
+            ToolOffer(name=name, description=tools[name].description, parameters=tools[name].input_schema)
+            for name in agent.tools
+            if name in allowed and name in tools
+        ),
+        max_tokens=agent.limits.max_completion_tokens,
+        step_key=step_key(run.id, n),
+    )
+    intent = StepIntent(
+        n=n,
+        kind="model",
+        name=agent.model,
+        effect=MODEL_EFFECT,
+        # The messages follow from the journal; their digest proves it, at a fraction of their size.
+        input={"model": agent.model, "messages": len(messages), "tools": [offer.name for offer in request.tools]},
+        input_digest=digest(request),
+    )
+    return CallModel(intent=intent, request=request)
+
+
+def _planned(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, request: ToolRequest) -> PlannedTool:
+    spec = tools.get(request.name)
+    refusal: Fault | None = None
+    arguments: Json = request.arguments
+    if spec is None or request.name not in permitted(agent, run.tool_allowlist):
+        refusal = Fault(code="tool_not_allowed", message=f"this run may not call the tool {request.name!r}")
+    else:
+        try:
+            arguments = msgspec.json.decode(request.arguments or "{}")
+        except msgspec.DecodeError:
+            refusal = Fault(code="tool_bad_arguments", message="the arguments are not JSON")
+    intent = StepIntent(
+        n=n,
+        kind="tool",
+        name=request.name,
+        effect=spec.effect if spec is not None and refusal is None else "pure",
+        input={"call_id": request.id, "arguments": arguments},
+        input_digest=digest({"name": request.name, "arguments": arguments}),
+    )
+    return PlannedTool(intent=intent, arguments=arguments, refusal=refusal)
+
+
+def _too_long(agent: AgentSpec) -> Finish:
+    return _failed("max_steps_exceeded", f"the run needs more than its {agent.limits.max_steps} steps")
+
+
+def _failed(code: str, message: str) -> Finish:
+    return Finish(status="failed", error=Fault(code=code, message=message))

@@ -1,0 +1,77 @@
+"""Accept a run: validate it against its agent, make it durable, and hint the queue.
+
+Two ports never share a transaction: a run whose hint was lost is found by the workers' sweep.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from ports.agent import AgentRegistry
+from ports.context import AuthContext
+from ports.errors import AgentOSError, InvalidArgument
+from ports.ids import AgentId, RunId
+from ports.queue import QueuePort
+from ports.run_intake import RunRequest
+from ports.run_state import Created, NewRun, RunStatePort
+from stack_a.tools.policy import unknown
+
+logger = logging.getLogger("agentos.runs")
+
+MAX_ALLOWLIST: Final = 128
+
+
+class Hint(Struct, frozen=True):
+    """What the queue carries: which run to look at. The run itself is the truth."""
+
+    run_id: RunId
+
+
+class Intake:
+    """`ports.run_intake.RunIntake` over the run store, the agent registry and the queue."""
+
+    def __init__(self, *, run_state: RunStatePort, agent: AgentRegistry, queue: QueuePort) -> None:
+        self._run_state = run_state
+        self._agent = agent
+        self._queue = queue
+
+    async def accept(self, auth: AuthContext, request: RunRequest) -> Created:
+        try:
+            new = await self._validated(auth, request)
+        except AgentOSError:
+            # A repeat is answered with what it made, even where it would not be accepted today.
+            earlier = await self._run_state.recall(auth, request.idempotency)
+            if earlier is None:
+                raise
+            return Created(run=earlier, created=False)
+        created = await self._run_state.create(auth, new)
+        if created.created:
+            await self._hint(auth, created.run.id)
+        return created
+
+    async def _validated(self, auth: AuthContext, request: RunRequest) -> NewRun:
+        agent = await self._agent.get(auth, AgentId(request.agent_id))
+        limit = timedelta(seconds=agent.spec.limits.deadline_s)
+        if request.tool_allowlist is not None and (names := unknown(agent.spec, request.tool_allowlist)):
+            raise InvalidArgument(f"the agent has no tool {names[0]!r}", code="validation_failed")
+        return NewRun(
+            agent_id=agent.spec.id,
+            agent_version=agent.version,
+            agent_digest=agent.digest,
+            input=request.input,
+            idempotency=request.idempotency,
+            context=request.context,
+            tool_allowlist=request.tool_allowlist,
+            session_id=request.session_id,
+            deadline=limit if request.deadline is None else min(limit, request.deadline),
+        )
+
+    async def _hint(self, auth: AuthContext, run_id: RunId) -> None:
+        try:
+            await self._queue.enqueue(auth, msgspec.json.encode(Hint(run_id)))
+        except AgentOSError as error:
+            # The run is durable and the sweep will find it: the caller's 202 stands.
+            logger.warning("run.hint_lost", extra={"run_id": run_id, "code": error.code})

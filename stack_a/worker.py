@@ -1,0 +1,267 @@
+"""The worker: lease hints, claim runs, execute them, and adopt runs that nobody works on.
+
+RunState decides; the queue only hints. A hint is acknowledged once the claim is committed, so a crash between the two costs
+a redelivery, and a crash after it costs a lapsed lease, which the sweep of any worker finds.
+
+The worker's right to write is its lease in the run store, renewed every `RENEW_EVERY` for `LEASE`. When it could not renew
+for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without another write: the lease may have lapsed.
+"""
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+import msgspec
+from anyio.abc import TaskGroup
+
+from ports.context import QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
+from ports.errors import AgentOSError, Conflict, NotFound
+from ports.ids import PrincipalId, RunId, TenantId, WorkerId
+from ports.messages import Fault
+from ports.queue import Delivery
+from ports.run_state import Run
+from stack_a.deps import WorkerDeps
+from stack_a.runs.execute import Execution, Interruption
+from stack_a.runs.start import Hint
+
+logger = logging.getLogger("agentos.worker")
+
+LEASE: Final = timedelta(seconds=30)
+RENEW_EVERY: Final = timedelta(seconds=2)
+"""Also how soon a cancel reaches a running tool."""
+FENCE_AFTER: Final = timedelta(seconds=25)
+SWEEP_EVERY: Final = timedelta(seconds=2)
+QUEUED_TOO_LONG: Final = timedelta(seconds=2)
+HINT_LEASE: Final = timedelta(seconds=10)
+LEASE_WAIT: Final = timedelta(seconds=1)
+RETRY_AFTER: Final = timedelta(seconds=1)
+
+SELF: Final = AuthContext(
+    tenant=TenantId("tnt_system"),
+    principal=PrincipalId("svc_worker"),
+    scopes=frozenset({QUEUE_ANY_TENANT, RUNS_ANY_TENANT}),
+)
+"""The worker's own identity. What it does for a run it does as the run's requester."""
+
+
+class Worker:
+    """Runs up to `concurrency` runs at once in this process. `serve` once per instance."""
+
+    def __init__(self, deps: WorkerDeps, *, new_id: Callable[[], WorkerId], concurrency: int) -> None:
+        self.id = new_id()
+        self._new_id = new_id
+        self._deps = deps
+        self._concurrency = concurrency
+        self._slots = anyio.Semaphore(concurrency)
+        self._executions: dict[RunId, Execution] = {}
+        self._renewed_at: float | None = None
+        self._registered = anyio.Event()
+        self._leaving = anyio.Event()
+        self._changed = anyio.Event()
+
+    @property
+    def active(self) -> int:
+        """Runs in hand."""
+        return len(self._executions)
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether it may write: what its readiness says."""
+        if self._renewed_at is None:
+            return False
+        return self._deps.clock.monotonic() - self._renewed_at < FENCE_AFTER.total_seconds()
+
+    async def serve(self) -> None:
+        """Work until `drain` has been called and is done, or the task is cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._renew_forever)
+            await self._registered.wait()
+            async with anyio.create_task_group() as taking:
+                taking.start_soon(self._take_forever, group)
+                taking.start_soon(self._sweep_forever, group)
+                await self._leaving.wait()
+                taking.cancel_scope.cancel()
+            await self._until_idle()
+            group.cancel_scope.cancel()
+        with contextlib.suppress(AgentOSError):
+            await self._deps.run_state.retire(SELF, self.id)
+
+    async def drain(self, grace: timedelta) -> None:
+        """Take nothing new; let runs finish within `grace`; then hand the rest back to other workers."""
+        self._leaving.set()
+        with anyio.move_on_after(grace.total_seconds()):
+            await self._until_idle()
+        self._interrupt_all("hand_back")
+        await self._until_idle()
+
+    async def _until_idle(self) -> None:
+        while self._executions:
+            await self._changed.wait()
+
+    def _interrupt_all(self, why: Interruption) -> None:
+        for execution in self._executions.values():
+            execution.interrupt(why)
+
+    def _announce(self) -> None:
+        """Wake those who wait for a free slot or for the last run to end."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    # --- the lease ---------------------------------------------------------------------------------------------------
+
+    async def _renew_forever(self) -> None:
+        clock = self._deps.clock
+        while True:
+            began = clock.monotonic()
+            try:
+                renewal = await self._deps.run_state.renew(SELF, self.id, LEASE)
+            except AgentOSError as error:
+                logger.warning("worker.renew_failed", extra={"worker_id": self.id, "code": error.code})
+                if self._renewed_at is not None and not self.holds_lease:
+                    self._fence()
+            else:
+                # Counted from before the call: the store's lease ends no earlier.
+                self._renewed_at = began
+                self._registered.set()
+                for run_id in renewal.cancel_requested:
+                    if execution := self._executions.get(run_id):
+                        execution.interrupt("cancel")
+            await clock.sleep(RENEW_EVERY)
+
+    def _fence(self) -> None:
+        """The lease may have lapsed: give up every run unwritten, and come back as another worker.
+
+        Under the old id those runs would look held for as long as it is renewed.
+        """
+        logger.error("worker.fenced_itself", extra={"worker_id": self.id, "active": self.active})
+        self._interrupt_all("abandon")
+        self.id = self._new_id()
+        self._renewed_at = None
+
+    # --- taking work -------------------------------------------------------------------------------------------------
+
+    @property
+    def _free(self) -> int:
+        return max(0, self._concurrency - len(self._executions)) if self.holds_lease else 0
+
+    async def _take_forever(self, group: TaskGroup) -> None:
+        while True:
+            free = self._free
+            if free == 0:
+                with anyio.move_on_after(LEASE_WAIT.total_seconds()):
+                    await self._changed.wait()
+                continue
+            try:
+                deliveries = await self._deps.queue.lease(SELF, limit=free, duration=HINT_LEASE, wait=LEASE_WAIT)
+            except AgentOSError as error:
+                logger.warning("worker.lease_failed", extra={"worker_id": self.id, "code": error.code})
+                await self._deps.clock.sleep(RETRY_AFTER)
+                continue
+            for delivery in deliveries:
+                group.start_soon(self._follow_hint, delivery)
+            # Let the claims begin before counting free slots again.
+            await anyio.lowlevel.checkpoint()
+
+    async def _follow_hint(self, delivery: Delivery) -> None:
+        hint = msgspec.json.decode(delivery.body, type=Hint)
+        async with self._slots:
+            try:
+                run = await self._claim(delivery.requester, hint.run_id)
+                # After the claim's commit: from here on the run itself says that it needs a worker.
+                await self._deps.queue.ack(SELF, delivery)
+            except AgentOSError as error:
+                # The hint comes back when its lease ends, and the sweep finds the run in any case.
+                logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
+                return
+            if run is not None:
+                await self._execute(run)
+
+    async def _sweep_forever(self, group: TaskGroup) -> None:
+        """Adopt runs whose hint was lost or whose worker is gone.
+
+        Straight from the store, not by way of the queue: a hint enqueued again on every sweep would multiply under a
+        backlog. A worker without a free slot has no use for either.
+        """
+        while True:
+            # Jittered, so that workers started together do not sweep together.
+            await self._deps.clock.sleep(SWEEP_EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
+            if (free := self._free) == 0:
+                continue
+            try:
+                orphans = await self._deps.run_state.orphans(SELF, queued_for=QUEUED_TOO_LONG, limit=free)
+            except AgentOSError as error:
+                logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
+                continue
+            for orphan in orphans:
+                group.start_soon(self._adopt, orphan.requester, orphan.run_id)
+
+    async def _adopt(self, requester: AuthContext, run_id: RunId) -> None:
+        async with self._slots:
+            try:
+                run = await self._claim(requester, run_id)
+            except AgentOSError as error:
+                logger.warning("worker.adopt_failed", extra={"run_id": run_id, "code": error.code})
+                return
+            if run is not None:
+                logger.info("run.adopted", extra={"run_id": run_id, "epoch": run.epoch})
+                await self._execute(run)
+
+    async def _claim(self, requester: AuthContext, run_id: RunId) -> Run | None:
+        """None when there is nothing to do: somebody else has it, or it has ended."""
+        try:
+            return await self._deps.run_state.claim(requester, run_id, self.id)
+        except (Conflict, NotFound):
+            return None
+
+    # --- one run -----------------------------------------------------------------------------------------------------
+
+    async def _execute(self, run: Run) -> None:
+        execution = Execution(self._deps, run)
+        self._executions[run.id] = execution
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._expire, execution)
+                await self._proceed(execution)
+                group.cancel_scope.cancel()
+        finally:
+            del self._executions[run.id]
+            self._announce()
+
+    async def _expire(self, execution: Execution) -> None:
+        if execution.run.deadline_at is not None:
+            await self._deps.clock.sleep(execution.run.deadline_at - self._deps.clock.now())
+            execution.interrupt("deadline")
+
+    async def _proceed(self, execution: Execution) -> None:
+        run = execution.run
+        try:
+            if await execution.proceed():
+                await self._hand_back(run)
+        except AgentOSError as error:
+            logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
+            await self._hand_back(run)
+        except Exception:
+            # A defect of ours or of an adapter: the run would meet it again on every worker.
+            logger.exception("run.crashed", extra={"run_id": run.id})
+            try:
+                await execution.fail(Fault(code="internal", message="the run met an internal error"))
+            except AgentOSError:
+                await self._hand_back(run)
+
+    async def _hand_back(self, run: Run) -> None:
+        """Release the run, however long the store takes to come back: while our lease lives nobody else may claim it."""
+        while True:
+            try:
+                await self._deps.run_state.release(run.requester, run.id, run.epoch)
+                await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)))
+            except (Conflict, NotFound):
+                return
+            except AgentOSError:
+                await self._deps.clock.sleep(RETRY_AFTER)
+            else:
+                return
