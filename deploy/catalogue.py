@@ -1,0 +1,232 @@
+"""The service catalogue: what runs on a node, in the order in which it can start.
+
+A description, not a mechanism. The process runtime renders it for supervisord; other runtimes read the same list.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from deploy import credentials, embedded_postgres
+from deploy.config import Config, dereference, referred_names
+from deploy.node import Node
+
+# Set for everything a node starts, so that its processes can be told from all others, orphans included.
+OWNER_MARK: Final = "AGENTOS_SERVICE_OF"
+
+_PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound
+
+
+class HttpReady(Struct, frozen=True, kw_only=True, tag="http"):
+    url: str
+
+
+class PostgresReady(Struct, frozen=True, kw_only=True, tag="postgres"):
+    port: int
+
+
+Health: TypeAlias = HttpReady | PostgresReady
+
+
+class Listening(Struct, frozen=True, kw_only=True):
+    """A port a service listens on, and the setting that moves it."""
+
+    field: str
+    host: str
+    number: int
+
+
+class Resources(Struct, frozen=True, kw_only=True):
+    """What the service is expected to need; runtimes that can enforce it do."""
+
+    memory_mib: int
+    cpu_millis: int
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    name: str
+    title: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    listens: Listening
+    health: Health
+    depends_on: tuple[str, ...] = ()
+    resources: Resources
+    os_user: str | None = None
+    """Another system user than ours; None for our own."""
+    working_directory: str = "/"
+    stop_signal: str = "TERM"
+    stop_wait_s: int = 20
+
+
+def catalogue(node: Node, config: Config, environ: Mapping[str, str]) -> tuple[Service, ...]:
+    """Every service of the node, dependencies first. Reads `environ` for references; starts nothing."""
+    services = [] if config.database_url else [_postgres(node, config)]
+    database = tuple(service.name for service in services)
+    stack_b = _stack_b(node, config, environ, database)
+    stack_a = _stack_a(node, config, environ, database)
+    worker = _worker(node, config, environ, (*database, stack_b.name))
+    return (*services, stack_b, stack_a, worker)
+
+
+def layout_of(node: Node) -> embedded_postgres.Layout:
+    return embedded_postgres.Layout(node.home / "postgres")
+
+
+def base_environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
+    """What every process of the node gets; nothing else of the caller's environment reaches it."""
+    kept = {name: environ[name] for name in _PASSED_ON if environ.get(name)}
+    kept.setdefault("PATH", os.defpath)
+    return kept | {"HOME": str(node.run_dir), OWNER_MARK: str(node.home)}
+
+
+def stack_a_url(config: Config) -> str:
+    return _url(config.stack_a_host, config.stack_a_port)
+
+
+def stack_b_url(config: Config) -> str:
+    return _url(config.stack_b_host, config.stack_b_port)
+
+
+def worker_url(config: Config) -> str:
+    return _url("127.0.0.1", config.worker_port)
+
+
+def _postgres(node: Node, config: Config) -> Service:
+    return Service(
+        name="postgres",
+        title="PostgreSQL 18, embedded: the truth",
+        command=tuple(embedded_postgres.server_command(layout_of(node), config.postgres_port)),
+        environment={},
+        listens=Listening(field="postgres_port", host="127.0.0.1", number=config.postgres_port),
+        health=PostgresReady(port=config.postgres_port),
+        resources=Resources(memory_mib=512, cpu_millis=500),
+        os_user=embedded_postgres.os_user(),
+        # SIGINT is its fast shutdown: clients are disconnected, nothing is lost.
+        stop_signal="INT",
+        stop_wait_s=30,
+    )
+
+
+def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: tuple[str, ...]) -> Service:
+    own = {
+        "AGENTOS_STACK_B_HOST": config.stack_b_host,
+        "AGENTOS_STACK_B_PORT": str(config.stack_b_port),
+        "AGENTOS_BACKENDS": config.backends,
+        "OPENAI_API_KEY": dereference(config.openai_api_key, environ),
+        "OPENAI_BASE_URL": dereference(config.openai_base_url, environ),
+    }
+    # Keys of further backends are looked up by name inside the service, so it needs those names, and only it.
+    own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
+    return _python_service(
+        node,
+        config,
+        environ,
+        name="stack-b",
+        title="Stack B: the model gateway",
+        module="deploy.roots.stack_b",
+        own={name: value for name, value in own.items() if value},
+        listens=Listening(field="stack_b_port", host=config.stack_b_host, number=config.stack_b_port),
+        url=stack_b_url(config),
+        depends_on=database,
+        memory_mib=256,
+    )
+
+
+def _stack_a(node: Node, config: Config, environ: Mapping[str, str], database: tuple[str, ...]) -> Service:
+    return _python_service(
+        node,
+        config,
+        environ,
+        name="stack-a",
+        title="Stack A: the public API",
+        module="deploy.roots.stack_a",
+        own={
+            "AGENTOS_STACK_A_HOST": config.stack_a_host,
+            "AGENTOS_STACK_A_PORT": str(config.stack_a_port),
+            "AGENTOS_STACK_B_URL": stack_b_url(config),
+        },
+        listens=Listening(field="stack_a_port", host=config.stack_a_host, number=config.stack_a_port),
+        url=stack_a_url(config),
+        depends_on=database,
+        memory_mib=256,
+    )
+
+
+def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: tuple[str, ...]) -> Service:
+    return _python_service(
+        node,
+        config,
+        environ,
+        name="stack-a-worker",
+        title="Stack A: the worker that executes runs",
+        module="deploy.roots.stack_a_worker",
+        own={
+            "AGENTOS_WORKER_HOST": "127.0.0.1",
+            "AGENTOS_WORKER_PORT": str(config.worker_port),
+            "AGENTOS_WORKER_CONCURRENCY": str(config.worker_concurrency),
+            "AGENTOS_STACK_B_URL": stack_b_url(config),
+            # The worker signs the tokens it calls Stack B with, on behalf of each run's requester; nobody else may sign.
+            "AGENTOS_ISSUER_KEY_FILE": str(node.secret(credentials.ISSUER_KEY)),
+        },
+        listens=Listening(field="worker_port", host="127.0.0.1", number=config.worker_port),
+        url=worker_url(config),
+        depends_on=depends_on,
+        memory_mib=384,
+    )
+
+
+def _python_service(
+    node: Node,
+    config: Config,
+    environ: Mapping[str, str],
+    *,
+    name: str,
+    title: str,
+    module: str,
+    own: dict[str, str],
+    listens: Listening,
+    url: str,
+    depends_on: tuple[str, ...],
+    memory_mib: int,
+) -> Service:
+    environment = base_environment(node, environ) | {
+        "PYTHONPATH": str(node.code),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "AGENTOS_MODE": config.mode,
+        "AGENTOS_LOG_LEVEL": config.log_level,
+        "AGENTOS_ISSUER": config.issuer,
+        "AGENTOS_JWKS_FILE": str(node.secret(credentials.JWKS)),
+        "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.APP_URL)),
+    }
+    return Service(
+        name=name,
+        title=title,
+        command=(sys.executable, "-m", module),
+        environment=environment | own,
+        listens=listens,
+        health=HttpReady(url=f"{url}/readyz"),
+        depends_on=depends_on,
+        resources=Resources(memory_mib=memory_mib, cpu_millis=500),
+        working_directory=str(node.code),
+    )
+
+
+def environment_file(node: Node, service: str) -> Path:
+    return node.run_dir / f"{service}.env.json"
+
+
+def environment_json(service: Service) -> str:
+    return msgspec.json.encode(service.environment, order="deterministic").decode()
+
+
+def _url(host: str, port: int) -> str:
+    reachable = _EVERY_ADDRESS.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,155 @@
+"""A client of Stack A's public API, as an integrator would write it: create a run, follow its events, cancel it."""
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Final
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from ports.errors import AgentOSError, Unavailable, from_code
+
+TERMINAL: Final = frozenset({"run.completed", "run.failed", "run.cancelled"})
+
+_ANSWER_SECONDS: Final = 10.0
+# Two of the server's keep-alives, with some slack: then the connection is dead.
+_SILENCE_SECONDS: Final = 35.0
+_RECONNECTS: Final = 8
+_PAUSE_SECONDS: Final = 0.5
+_FIRST_ERROR: Final = 400
+
+
+class SseEvent(Struct, frozen=True, kw_only=True):
+    id: str
+    type: str
+    data: dict[str, Any]
+    """The whole event as the server sent it; what is particular to the type is under `data` in it."""
+
+    @property
+    def body(self) -> dict[str, Any]:
+        body = self.data.get("data")
+        return body if isinstance(body, dict) else {}
+
+
+class Accepted(Struct, frozen=True, kw_only=True):
+    run_id: str
+    status: str
+    events_url: str
+    correlation_id: str = ""
+
+
+class RunsClient:
+    """One tenant's view of the API. Use as a context manager."""
+
+    def __init__(self, base_url: str, token: str) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        timeout = httpx.Timeout(_ANSWER_SECONDS)
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> "RunsClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **parameters: str) -> httpx.Response:
+        """The plain answer, whatever its status."""
+        return self._send("GET", path, params=parameters)
+
+    def post(self, path: str, body: object, *, idempotency_key: str = "") -> httpx.Response:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._send("POST", path, json=body, headers=headers)
+
+    def create_run(self, agent: str, run_input: object, *, idempotency_key: str = "") -> Accepted:
+        key = idempotency_key or f"cli-{uuid.uuid4().hex}"
+        response = self.post(f"/v1/agents/{agent}/runs", {"input": run_input}, idempotency_key=key)
+        return msgspec.convert(_good(response), Accepted)
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return _good(self.get(f"/v1/runs/{run_id}"))
+
+    def cancel(self, run_id: str) -> dict[str, Any]:
+        return _good(self.post(f"/v1/runs/{run_id}:cancel", {}, idempotency_key=f"cli-cancel-{uuid.uuid4().hex}"))
+
+    def follow(self, events_url: str, *, after: str = "") -> Iterator[SseEvent]:
+        """Every event after the one with id `after`, live, until the terminal one. Reconnects by itself.
+
+        Raises:
+            AgentOSError: the server refused, or stayed away for longer than a few attempts.
+        """
+        attempts = 0
+        while True:
+            try:
+                for event in self.stream(events_url, after=after):
+                    after, attempts = event.id, 0
+                    yield event
+                    if event.type in TERMINAL:
+                        return
+                    # An ended stream without a terminal event: the server is going away; come back.
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            else:
+                reason = "the stream ended before the run did"
+            attempts += 1
+            if attempts > _RECONNECTS:
+                raise Unavailable(f"the event stream {events_url} is gone: {reason}; see ./agentos status")
+            time.sleep(_PAUSE_SECONDS * attempts)
+
+    def stream(self, events_url: str, *, after: str = "") -> Iterator[SseEvent]:
+        """One connection to the event stream, until the server ends it."""
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        timeout = httpx.Timeout(_ANSWER_SECONDS, read=_SILENCE_SECONDS)
+        with self._http.stream("GET", events_url, headers=headers, timeout=timeout) as response:
+            if response.status_code >= _FIRST_ERROR:
+                response.read()
+                _good(response)
+            yield from parse_events(response.iter_lines())
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **more)
+        except httpx.TransportError as error:
+            raise Unavailable(
+                f"{self._http.base_url} does not answer ({str(error) or type(error).__name__}); see ./agentos status"
+            ) from error
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[SseEvent]:
+    """Events out of the lines of a stream; comments and fields we do not know are skipped."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if "data" in fields:
+                data = msgspec.json.decode(fields["data"], type=dict[str, Any])
+                yield SseEvent(id=fields.get("id", ""), type=fields.get("event", "message"), data=data)
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+
+
+def _good(response: httpx.Response) -> dict[str, Any]:
+    """The body of a successful answer.
+
+    Raises:
+        AgentOSError: the one the server describes, with its own words.
+    """
+    try:
+        body = msgspec.json.decode(response.content, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        body = {}
+    if response.status_code < _FIRST_ERROR:
+        return body
+    raise error_of(response.status_code, body)
+
+
+def error_of(status: int, body: dict[str, Any]) -> AgentOSError:
+    error = body.get("error")
+    if not isinstance(error, dict) or not isinstance(error.get("code"), str):
+        return Unavailable(f"the server answered {status} without saying why; see ./agentos logs stack-a")
+    return from_code(error["code"], str(error.get("message", "")))

@@ -1,0 +1,77 @@
+"""Is a service ready? Asked from outside, the way its users would."""
+
+import time
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from deploy import embedded_postgres
+from deploy.catalogue import PostgresReady, Service
+
+PROBE_SECONDS: Final = 3.0
+_TAIL_BYTES: Final = 64 * 1024
+_OK: Final = 200
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    service: str
+    ok: bool
+    detail: str
+    ms: float
+
+
+def probe(service: Service) -> Health:
+    """One question with a bounded wait."""
+    began = time.perf_counter()
+    if isinstance(service.health, PostgresReady):
+        ok = embedded_postgres.is_ready(service.health.port)
+        detail = "accepts connections" if ok else f"no answer on 127.0.0.1:{service.health.port}"
+    else:
+        ok, detail = _ask(service.health.url)
+    return Health(service=service.name, ok=ok, detail=detail, ms=_ms(began))
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a log; none when there is no log."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def _ask(url: str) -> tuple[bool, str]:
+    try:
+        # Loopback or our own network: a proxy of the environment has no business here.
+        response = httpx.get(url, timeout=PROBE_SECONDS, trust_env=False)
+    except httpx.ConnectError:
+        return False, f"nothing listens at {url}"
+    except httpx.TimeoutException:
+        return False, f"{url} did not answer within {PROBE_SECONDS:.0f} s"
+    except httpx.HTTPError as error:
+        return False, f"{url}: {error}"
+    if response.status_code == _OK:
+        return True, "ready"
+    return False, f"{url} answered {response.status_code}{_said(response)}"
+
+
+def _said(response: httpx.Response) -> str:
+    """What a service that is not ready names as its reason."""
+    try:
+        body = msgspec.json.decode(response.content, type=dict[str, msgspec.Raw])
+        error = msgspec.json.decode(body["error"], type=dict[str, object]) if "error" in body else {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    message = (
+        error.get("message") or b", ".join(bytes(body[key]) for key in ("checks", "reason") if key in body).decode()
+    )
+    return f": {message}" if message else ""
+
+
+def _ms(began: float) -> float:
+    return round((time.perf_counter() - began) * 1_000, 1)
