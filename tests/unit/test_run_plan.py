@@ -1,0 +1,186 @@
+"""What a run does next, from its journal alone."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from ports.agent import AgentLimits, AgentSpec
+from ports.context import AuthContext
+from ports.ids import AgentId, PrincipalId, RunId, TenantId
+from ports.messages import Fault, Json
+from ports.run_state import Run, Step
+from ports.tool import ToolSpec
+from stack_a.runs.plan import MAX_RECOVERIES, Action, CallModel, CallTools, Finish, Settle, next_action
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+AGENT = AgentSpec(id=AgentId("agt_a"), instructions="Help.", model="m", tools=("add", "send"))
+TOOLS = {
+    "add": ToolSpec(name="add", description="adds", input_schema={"type": "object"}, effect="pure"),
+    "send": ToolSpec(name="send", description="sends", input_schema={"type": "object"}, effect="unsafe"),
+    "other": ToolSpec(name="other", description="not of this agent", input_schema={"type": "object"}, effect="pure"),
+}
+RUN = Run(
+    id=RunId("run_" + "0" * 32),
+    requester=AuthContext(tenant=TenantId("tnt_a"), principal=PrincipalId("usr_a")),
+    agent_id=AGENT.id,
+    agent_version=1,
+    agent_digest="sha256:0",
+    status="running",
+    input="1 + 1?",
+    context={},
+    tool_allowlist=None,
+    session_id=None,
+    created_at=NOW,
+    deadline_at=NOW + timedelta(hours=1),
+)
+
+
+def plan(*journal: Step, run: Run = RUN, agent: AgentSpec = AGENT) -> Action:
+    return next_action(run, agent, TOOLS, journal)
+
+
+def model_step(n: int, text: str | None = None, **calls: str) -> Step:
+    requests = [{"id": f"call_{n}_{name}", "name": name, "arguments": text} for name, text in calls.items()]
+    return done(n, "model", "m", {"text": text, "tool_calls": requests})
+
+
+def done(n: int, kind: str, name: str, output: Json, *, error: Fault | None = None, effect: str = "pure") -> Step:
+    return msgspec.convert(
+        {
+            "n": n, "kind": kind, "name": name, "effect": effect, "status": "failed" if error else "completed",
+            "input": None, "input_digest": "", "epoch": 1, "started_at": NOW, "output": output,
+            "error": msgspec.to_builtins(error),
+        },
+        Step,
+    )  # fmt: skip
+
+
+def started(step: Step) -> Step:
+    return replace(step, status="started", output=None)
+
+
+def test_an_empty_journal_asks_the_model_with_instructions_input_and_permitted_tools() -> None:
+    action = plan()
+
+    assert isinstance(action, CallModel)
+    assert action.intent.n == 1
+    assert [message.role for message in action.request.messages] == ["system", "user"]
+    assert [offer.name for offer in action.request.tools] == ["add", "send"]
+    assert action.request.step_key == f"{RUN.id}:1"
+
+
+def test_an_answer_without_tool_calls_finishes_the_run() -> None:
+    action = plan(model_step(1, "two"))
+
+    assert action == Finish(status="succeeded", output={"text": "two"})
+
+
+def test_tool_calls_of_one_turn_are_planned_together_with_steps_in_their_order() -> None:
+    action = plan(model_step(1, add='{"a":1}', send="{}"))
+
+    assert isinstance(action, CallTools)
+    assert [(call.intent.n, call.intent.name) for call in action.calls] == [(2, "add"), (3, "send")]
+    assert action.calls[0].arguments == {"a": 1}
+
+
+def test_only_the_calls_without_a_result_are_planned_again() -> None:
+    action = plan(model_step(1, add="{}", send="{}"), done(3, "tool", "send", {}))
+
+    assert isinstance(action, CallTools)
+    assert [call.intent.n for call in action.calls] == [2]
+
+
+def test_results_go_back_to_the_model_under_the_ids_of_their_calls() -> None:
+    action = plan(model_step(1, add="{}"), done(2, "tool", "add", {"sum": 2}))
+
+    assert isinstance(action, CallModel)
+    assert action.intent.n == 3
+    assistant, answer = action.request.messages[-2:]
+    assert assistant.tool_calls[0].id == answer.tool_call_id == "call_1_add"
+    assert answer.content == '{"sum":2}'
+
+
+def test_a_failed_tool_is_told_to_the_model_and_does_not_end_the_run() -> None:
+    fault = Fault(code="tool_failed", message="division by zero")
+
+    action = plan(model_step(1, add="{}"), done(2, "tool", "add", None, error=fault))
+
+    assert isinstance(action, CallModel)
+    assert "division by zero" in (action.request.messages[-1].content or "")
+
+
+def test_a_failed_model_call_fails_the_run_with_its_error() -> None:
+    fault = Fault(code="budget_exceeded", message="spent")
+
+    assert plan(done(1, "model", "m", None, error=fault)) == Finish(status="failed", error=fault)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "code"), [("other", "{}", "tool_not_allowed"), ("add", "{", "tool_bad_arguments")]
+)
+def test_a_call_that_must_not_be_made_is_planned_as_a_refusal(tool: str, arguments: str, code: str) -> None:
+    action = plan(model_step(1, **{tool: arguments}))
+
+    assert isinstance(action, CallTools)
+    refusal = action.calls[0].refusal
+    assert refusal is not None
+    assert refusal.code == code
+
+
+def test_the_requests_allowlist_narrows_the_agents_tools() -> None:
+    run = replace(RUN, tool_allowlist=("add",))
+
+    asked = plan(run=run)
+    called = plan(model_step(1, send="{}"), run=run)
+
+    assert isinstance(asked, CallModel)
+    assert [offer.name for offer in asked.request.tools] == ["add"]
+    assert isinstance(called, CallTools)
+    assert called.calls[0].refusal is not None
+
+
+def test_an_interrupted_repeatable_call_is_planned_again_under_its_number() -> None:
+    first = plan()
+    again = plan(started(model_step(1)))
+
+    assert again == first
+
+
+def test_an_interrupted_unsafe_call_is_settled_never_repeated() -> None:
+    interrupted = started(done(2, "tool", "send", None, effect="unsafe"))
+
+    action = plan(model_step(1, send="{}"), interrupted)
+
+    assert action == Settle(steps=(interrupted,))
+
+
+def test_the_step_limit_ends_the_run_before_the_step_beyond_it() -> None:
+    agent = replace(AGENT, limits=AgentLimits(max_steps=2))
+
+    within = plan(model_step(1, add="{}"), agent=agent)
+    model_beyond = plan(model_step(1, add="{}"), done(2, "tool", "add", {}), agent=agent)
+    tools_beyond = plan(model_step(1, add="{}", send="{}"), agent=agent)
+
+    assert isinstance(within, CallTools)
+    for action in (model_beyond, tools_beyond):
+        assert isinstance(action, Finish)
+        assert action.error is not None
+        assert action.error.code == "max_steps_exceeded"
+
+
+def test_a_run_that_kept_losing_its_worker_is_given_up_as_poison() -> None:
+    action = plan(run=replace(RUN, recoveries=MAX_RECOVERIES + 1))
+
+    assert isinstance(action, Finish)
+    assert action.error is not None
+    assert action.error.code == "poison"
+
+
+def test_equal_journals_give_equal_actions_and_digests() -> None:
+    journal = (model_step(1, add='{"a":1}'), done(2, "tool", "add", {"sum": 2}))
+
+    first, second = plan(*journal), plan(*msgspec.json.decode(msgspec.json.encode(journal), type=tuple[Step, ...]))
+
+    assert first == second
