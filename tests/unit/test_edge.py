@@ -1,0 +1,246 @@
+"""The edge around a minimal app: every request passes the same doors in the same order."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from ports.context import AuthContext
+from ports.errors import Conflict, PermissionDenied, Unauthenticated, Unavailable
+from ports.http.edge import Edge, Exchange, Receive, Scope, Send, exchange
+from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
+from ports.ids import PrincipalId, TenantId
+
+pytestmark = pytest.mark.anyio
+
+ROUTES = RouteTable(
+    (
+        Route(method="GET", template="/open", access=PUBLIC),
+        Route(method="GET", template="/local", access=LOOPBACK),
+        Route(method="GET", template="/things", access="runs:read", query=("limit",)),
+        Route(method="POST", template="/things", access="runs:create", mutation=True, max_body_bytes=100),
+        Route(method="GET", template="/broken", access=PUBLIC),
+        Route(method="GET", template="/raced", access=PUBLIC),
+    )
+).with_denied([("GET", "/forgotten")])
+
+TOKENS = {
+    "reader": frozenset({"runs:read"}),
+    "writer": frozenset({"runs:create"}),
+}
+
+
+class Verifier:
+    async def verify(self, token: str) -> AuthContext:
+        if token == "store-down":
+            raise Unavailable("the key store does not answer")
+        if token == "disabled":
+            raise PermissionDenied("the tenant is disabled", code="tenant_disabled")
+        if token not in TOKENS:
+            raise Unauthenticated("the token is not valid")
+        return AuthContext(tenant=TenantId("tnt_a"), principal=PrincipalId("usr_a"), scopes=TOKENS[token])
+
+
+class Refused(Exception):
+    """What a framework raises for a parameter it can't read."""
+
+    status_code = 400
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/broken":
+        raise RuntimeError("secret of the implementation")
+    if scope["path"] == "/raced":
+        raise Conflict("somebody was first")
+    if scope["path"] == "/things" and b"limit=x" in scope["query_string"]:
+        raise Refused
+    if scope["method"] == "POST":
+        message = await receive()
+        assert message["body"]
+    found = exchange(scope)
+    seen = f"{found.auth.tenant if found.auth else '-'} {found.json}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": seen})
+
+
+@pytest.fixture
+def observed() -> list[tuple[str, str, int]]:
+    return []
+
+
+@pytest.fixture
+async def client(observed: list[tuple[str, str, int]]) -> AsyncIterator[httpx.AsyncClient]:
+    def observe(found: Exchange, method: str, status: int, _: float) -> None:
+        observed.append((found.template, method, status))
+
+    edge: Any = Edge(app, routes=ROUTES, verifier=Verifier(), observe=observe)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://node") as made:
+        yield made
+
+
+def bearer(token: str, **more: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}", **more}
+
+
+async def post(client: httpx.AsyncClient, content: bytes, **headers: str) -> httpx.Response:
+    sent = bearer("writer", **{"content-type": "application/json", "idempotency-key": "k", **headers})
+    return await client.post("/things", content=content, headers={k: v for k, v in sent.items() if v})
+
+
+def code(response: httpx.Response) -> str:
+    found: str = response.json()["error"]["code"]
+    return found
+
+
+async def test_a_public_route_needs_no_token_and_carries_the_correlation(client: httpx.AsyncClient) -> None:
+    response = await client.get("/open", headers={"x-correlation-id": "mine"})
+
+    assert response.status_code == 200
+    assert response.headers["x-correlation-id"] == "mine"
+    assert response.headers["traceparent"].startswith("00-")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "expected"),
+    [
+        ({}, 401, "unauthenticated"),
+        (bearer("forged"), 401, "unauthenticated"),
+        ({"authorization": "Basic reader"}, 401, "unauthenticated"),
+        (bearer("x" * 10_000), 401, "unauthenticated"),
+        (bearer("disabled"), 403, "tenant_disabled"),
+        (bearer("writer"), 403, "insufficient_scope"),
+        (bearer("reader", **{"x-tenant-id": "tnt_b"}), 403, "tenant_mismatch"),
+        (bearer("store-down"), 503, "unavailable"),
+    ],
+)
+async def test_a_caller_without_the_right_is_refused(
+    client: httpx.AsyncClient, headers: dict[str, str], status: int, expected: str
+) -> None:
+    response = await client.get("/things", headers=headers)
+
+    assert (response.status_code, code(response)) == (status, expected)
+
+
+async def test_401_says_how_to_authenticate(client: httpx.AsyncClient) -> None:
+    without = await client.get("/things")
+    with_bad = await client.get("/things", headers=bearer("forged"))
+
+    assert without.headers["www-authenticate"] == "Bearer"
+    assert with_bad.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+
+
+async def test_a_route_served_without_a_declared_scope_is_closed(client: httpx.AsyncClient) -> None:
+    response = await client.get("/forgotten", headers=bearer("reader"))
+
+    assert (response.status_code, code(response)) == (403, "insufficient_scope")
+
+
+async def test_an_unknown_path_is_404_and_a_known_one_names_its_methods(client: httpx.AsyncClient) -> None:
+    absent = await client.get("/nowhere")
+    wrong_method = await client.delete("/things")
+
+    assert (absent.status_code, code(absent)) == (404, "not_found")
+    assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "GET, POST")
+
+
+async def test_a_mutation_needs_an_idempotency_key(client: httpx.AsyncClient) -> None:
+    missing = await post(client, b"{}", **{"idempotency-key": ""})
+    malformed = await post(client, b"{}", **{"idempotency-key": "k" * 256})
+
+    assert (missing.status_code, code(missing)) == (400, "idempotency_key_required")
+    assert (malformed.status_code, code(malformed)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "expected"),
+    [
+        (b"{", {}, 400, "invalid_json"),
+        (b"[]", {}, 422, "validation_failed"),
+        (b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"{}", {"content-encoding": "gzip"}, 415, "unsupported_media_type"),
+        (b'{"a":"' + b"x" * 100 + b'"}', {}, 413, "payload_too_large"),
+    ],
+)
+async def test_a_body_we_do_not_take_is_refused(
+    client: httpx.AsyncClient, content: bytes, headers: dict[str, str], status: int, expected: str
+) -> None:
+    response = await post(client, content, **headers)
+
+    assert (response.status_code, code(response)) == (status, expected)
+
+
+async def test_a_body_that_grows_past_the_limit_is_refused_without_an_announced_length(
+    client: httpx.AsyncClient,
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 10
+
+    headers = bearer("writer", **{"content-type": "application/json", "idempotency-key": "k"})
+    response = await client.post("/things", content=chunks(), headers=headers)
+
+    assert code(response) == "payload_too_large"
+
+
+async def test_a_body_we_take_reaches_the_endpoint_parsed_and_raw(client: httpx.AsyncClient) -> None:
+    response = await post(client, b'{"a": 1}')
+
+    assert response.text == "tnt_a {'a': 1}"
+
+
+async def test_a_header_sent_twice_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.get("/open", headers=[("x-tenant-id", "tnt_a"), ("x-tenant-id", "tnt_b")])
+
+    assert (response.status_code, code(response)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("query", ["other=1", "limit=1&limit=2", "limit=x", "%ff=1&" * 200])
+async def test_a_query_we_do_not_know_is_refused(client: httpx.AsyncClient, query: str) -> None:
+    response = await client.get(f"/things?{query}", headers=bearer("reader"))
+
+    assert (response.status_code, code(response)) == (400, "invalid_request")
+
+
+async def test_an_error_of_the_endpoint_becomes_the_envelope(client: httpx.AsyncClient) -> None:
+    response = await client.get("/raced", headers={"x-correlation-id": "mine"})
+
+    assert response.status_code == 409
+    assert response.json() == {
+        "error": {
+            "code": "conflict",
+            "message": "somebody was first",
+            "retryable": False,
+            "details": {},
+            "correlation_id": "mine",
+        }
+    }
+
+
+async def test_a_defect_is_500_with_its_text_withheld(client: httpx.AsyncClient) -> None:
+    response = await client.get("/broken")
+
+    assert (response.status_code, code(response)) == (500, "internal")
+    assert "secret" not in response.text
+
+
+async def test_metrics_are_for_this_machine_only() -> None:
+    edge: Any = Edge(app, routes=ROUTES, verifier=None, observe=lambda *_: None)
+
+    async def status_from(address: str) -> int:
+        transport = httpx.ASGITransport(edge, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://node") as made:
+            return (await made.get("/local")).status_code
+
+    assert await status_from("127.0.0.1") == 200
+    assert await status_from("192.0.2.1") == 404
+
+
+async def test_every_request_is_observed_once_by_its_template(
+    client: httpx.AsyncClient, observed: list[tuple[str, str, int]]
+) -> None:
+    await client.get("/open")
+    await client.get("/nowhere")
+    await client.get("/broken")
+
+    assert observed == [("/open", "GET", 200), ("unmatched", "GET", 404), ("/broken", "GET", 500)]
