@@ -1,0 +1,8 @@
+"""PiiDetector by patterns and checksums: no model, no dependency, the reference for richer detectors.
+
+`canonical.py` shows the patterns what a reader sees, `checks.py` knows the checksums, `detector.py` finds.
+"""
+
+from adapters.regex_pii.detector import SPEC, RegexPii, find
+
+__all__ = ["SPEC", "RegexPii", "find"]
