@@ -8,17 +8,20 @@ from litestar import Litestar, Request, Response, get
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 
+from observability.http import observer
+from observability.metrics import Metrics
 from ports.context import QUEUE_ANY_TENANT, AuthContext
-from ports.http.edge import App, Edge, Observe
+from ports.http.edge import App, Edge
 from ports.http.openapi import document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
 from ports.ids import PrincipalId, TenantId
 from stack_a.deps import ApiDeps
 from stack_a.http.agents import get_agent, list_agents
-from stack_a.http.health import Expose, Probe, health_routes
+from stack_a.http.health import Probe, health_routes
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
 from stack_a.http.stream import OpenStreams
+from stack_a.runs.start import Intake
 
 VERSION: Final = "1"
 
@@ -27,7 +30,7 @@ _SELF: Final = AuthContext(
 )
 
 
-def create_app(deps: ApiDeps, *, observe: Observe, expose: Expose) -> App:
+def create_app(deps: ApiDeps) -> App:
     """The public API. `deps` outlive it."""
     openapi = msgspec.json.encode(
         document(
@@ -44,18 +47,27 @@ def create_app(deps: ApiDeps, *, observe: Observe, expose: Expose) -> App:
     async def openapi_json() -> Response[bytes]:
         return Response(openapi, media_type="application/json")
 
-    streams = OpenStreams()
+    async def database_answers() -> None:
+        depth = await deps.queue.depth(_SELF)
+        deps.metrics.queue_depth(depth.ready)
+
+    intake = Intake(run_state=deps.run_state, agent=deps.agent, queue=deps.queue, metrics=deps.metrics)
     app = _litestar(
         [
             create_run, list_runs, get_run, cancel_run, list_steps, follow_events, list_agents, get_agent, openapi_json,
-            *health_routes({"database": lambda: deps.queue.depth(_SELF)}, expose),
+            *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": Provide(lambda: deps, sync_to_thread=False), "streams": Provide(lambda: streams, sync_to_thread=False)},
+        {"deps": deps, "intake": intake, "streams": OpenStreams()},
     )  # fmt: skip
-    return Edge(cast(App, app), routes=ROUTES.with_denied(_served(app)), verifier=deps.verifier, observe=observe)
+    return Edge(
+        cast(App, app),
+        routes=ROUTES.with_denied(_served(app)),
+        verifier=deps.verifier,
+        observe=observer(deps.metrics),
+    )
 
 
-def create_worker_app(probes: Mapping[str, Probe], *, observe: Observe, expose: Expose) -> App:
+def create_worker_app(probes: Mapping[str, Probe], metrics: Metrics) -> App:
     """The worker's own health and metrics: no tenant's data passes here."""
     routes = RouteTable(
         (
@@ -64,14 +76,19 @@ def create_worker_app(probes: Mapping[str, Probe], *, observe: Observe, expose: 
             Route(method="GET", template="/metrics", access=LOOPBACK),
         )
     )
-    app = _litestar(health_routes(probes, expose), {})
-    return Edge(cast(App, app), routes=routes.with_denied(_served(app)), verifier=None, observe=observe)
+    app = _litestar(health_routes(probes, metrics), {})
+    return Edge(cast(App, app), routes=routes.with_denied(_served(app)), verifier=None, observe=observer(metrics))
 
 
-def _litestar(handlers: Sequence[HTTPRouteHandler], dependencies: Mapping[str, Provide]) -> Litestar:
+def _litestar(handlers: Sequence[HTTPRouteHandler], given: Mapping[str, object]) -> Litestar:
+    """`given` are what handlers may ask for by name."""
+
+    def provide(value: object) -> Provide:
+        return Provide(lambda: value, sync_to_thread=False)
+
     return Litestar(
         route_handlers=list(handlers),
-        dependencies=dict(dependencies),
+        dependencies={name: provide(value) for name, value in given.items()},
         # The edge answers every error, in one form.
         exception_handlers={Exception: _raise},
         openapi_config=None,

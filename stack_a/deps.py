@@ -6,11 +6,11 @@ from typing import Final
 
 from msgspec import Struct
 
+from observability.metrics import Metrics
 from ports.agent import AgentRegistry
 from ports.auth import TokenVerifier
 from ports.clock import Clock
 from ports.event import EventCapabilities, EventPort
-from ports.memory import MemoryCapabilities
 from ports.model import ModelCapabilities, ModelPort
 from ports.queue import QueueCapabilities, QueuePort
 from ports.run_state import RunStateCapabilities, RunStatePort
@@ -31,7 +31,6 @@ WORKER_NEEDS: Final[Mapping[str, Struct | None]] = {
     "agent": None,
     "model": ModelCapabilities(tools=True),
     "tool": ToolCapabilities(),
-    "memory": MemoryCapabilities(),
 }
 
 
@@ -43,6 +42,7 @@ class ApiDeps:
     queue: QueuePort
     agent: AgentRegistry
     verifier: TokenVerifier
+    metrics: Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +53,4 @@ class WorkerDeps:
     agent: AgentRegistry
     model: ModelPort
     tool: ToolPort
+    metrics: Metrics

@@ -223,14 +223,20 @@ class Worker:
     async def _execute(self, run: Run) -> None:
         execution = Execution(self._deps, run)
         self._executions[run.id] = execution
+        waited = self._deps.clock.now() - run.created_at if run.epoch == 1 else None
+        self._deps.metrics.run_claimed(waited=waited, recovered=run.recoveries > 0)
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._expire, execution)
-                await self._proceed(execution)
-                group.cancel_scope.cancel()
+            with self._deps.metrics.run_active():
+                await self._until_left(execution)
         finally:
             del self._executions[run.id]
             self._announce()
+
+    async def _until_left(self, execution: Execution) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._expire, execution)
+            await self._proceed(execution)
+            group.cancel_scope.cancel()
 
     async def _expire(self, execution: Execution) -> None:
         if execution.run.deadline_at is not None:

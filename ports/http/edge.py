@@ -64,6 +64,8 @@ class Exchange(Struct, kw_only=True):
     idempotency_key: str | None = None
     json: Json = None
     """The parsed body of a POST, PUT or PATCH."""
+    refusal: str | None = None
+    """The code of the error it was answered with."""
     reauthorize: Callable[[], Awaitable[AuthContext]] | None = None
     """Verifies the caller's token and scope again, and raises when either no longer holds. For long streams."""
 
@@ -126,14 +128,14 @@ class Edge:
         except Disconnected:
             pass
         except AgentOSError as error:
-            await self._refuse(reply, error, headers)
+            await self._refuse(reply, error, headers, found)
         except Exception as error:
             refusal = _framework_refusal(error)
             if refusal is None:
                 logger.exception("http.failed", extra={"route": found.template})
             if reply.status is not None:
                 raise
-            await self._refuse(reply, refusal or Internal(str(error)), headers)
+            await self._refuse(reply, refusal or Internal(str(error)), headers, found)
         finally:
             self._observe(found, scope["method"], reply.status or 499, time.perf_counter() - started)
 
@@ -196,7 +198,8 @@ class Edge:
         if named is not None and named != auth.tenant:
             raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
 
-    async def _refuse(self, send: "_Reply", error: AgentOSError, headers: "_Headers") -> None:
+    async def _refuse(self, send: "_Reply", error: AgentOSError, headers: "_Headers", found: Exchange) -> None:
+        found.refusal = error.code
         if send.status is not None:
             # The response has begun: the status can't change any more. Its stream ends here.
             raise error

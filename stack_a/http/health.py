@@ -1,26 +1,23 @@
 """Liveness, readiness, metrics and the OpenAPI document: the routes that name no tenant."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import anyio
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
+from observability.metrics import Metrics
 from ports.errors import AgentOSError
 from stack_a.http import wire
 
 Probe: TypeAlias = Callable[[], Awaitable[object]]
 """Asks one dependency for something cheap; raises when it does not answer."""
 
-Expose: TypeAlias = Callable[[], bytes]
-"""The process's metrics in Prometheus' text format."""
-
-PROBE_SECONDS = 2.0
-METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PROBE_SECONDS: Final = 2.0
 
 
-def health_routes(probes: Mapping[str, Probe], expose: Expose) -> list[HTTPRouteHandler]:
+def health_routes(probes: Mapping[str, Probe], metrics: Metrics) -> list[HTTPRouteHandler]:
     """`/healthz`, `/readyz` over `probes` by the dependency's name, `/metrics`."""
 
     @get("/healthz")
@@ -42,10 +39,10 @@ def health_routes(probes: Mapping[str, Probe], expose: Expose) -> list[HTTPRoute
         return wire.json_response(view, status=200 if ready else 503)
 
     @get("/metrics")
-    async def metrics() -> Response[bytes]:
-        return Response(expose(), media_type=METRICS_MEDIA_TYPE)
+    async def exposed() -> Response[bytes]:
+        return Response(metrics.render(), media_type=metrics.content_type)
 
-    return [healthz, readyz, metrics]
+    return [healthz, readyz, exposed]
 
 
 async def _state(probe: Probe) -> str:

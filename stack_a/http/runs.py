@@ -14,13 +14,12 @@ from ports.errors import InvalidArgument, NotFound, PermissionDenied
 from ports.http import sse
 from ports.http.edge import Exchange, decoded, exchange
 from ports.ids import AgentId, RunId, is_agent_id, uuid_of
-from ports.run_intake import RunRequest
+from ports.run_intake import RunIntake, RunRequest
 from ports.run_state import MAX_PAGE, Idempotency, RunFilter, RunStatus
 from stack_a.deps import ApiDeps
 from stack_a.http import wire
 from stack_a.http.stream import OpenStreams, frames
 from stack_a.runs.plan import digest
-from stack_a.runs.start import Intake
 
 HttpRequest: TypeAlias = Request[Any, AuthContext, Any]
 Limit: TypeAlias = Annotated[int, Parameter(ge=1, le=MAX_PAGE)]
@@ -30,7 +29,7 @@ _STEPS: Final = "steps"
 
 
 @post("/v1/agents/{agent_id:str}/runs")
-async def create_run(request: HttpRequest, agent_id: str, deps: ApiDeps) -> Response[bytes]:
+async def create_run(request: HttpRequest, agent_id: str, intake: RunIntake) -> Response[bytes]:
     found = exchange(request.scope)
     auth = found.identity
     body = decoded(found.json, wire.CreateRun)
@@ -38,7 +37,6 @@ async def create_run(request: HttpRequest, agent_id: str, deps: ApiDeps) -> Resp
         raise PermissionDenied("`tenant` differs from the token's tenant", code="tenant_mismatch")
     if not is_agent_id(agent_id):
         raise NotFound(f"no agent {agent_id!r}")
-    intake = Intake(run_state=deps.run_state, agent=deps.agent, queue=deps.queue)
     created = await intake.accept(
         auth,
         RunRequest(

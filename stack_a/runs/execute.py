@@ -13,6 +13,7 @@ import anyio
 from msgspec import to_builtins
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
+from observability.logs import who
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError, Conflict
 from ports.messages import Fault, Json
@@ -131,6 +132,7 @@ class Execution:
             fault = fault_of(error)
             result = StepResult(n=n, status="failed", error=fault)
             journal.complete(result, tell.model_failed(n, fault, self._ms_since(began)))
+            self._deps.metrics.step(kind="model", status="failed", seconds=self._seconds_since(began))
             return
         if reply is None:
             return
@@ -144,6 +146,7 @@ class Execution:
         }
         result = StepResult(n=n, status="completed", output=output, usage=reply.usage)
         journal.complete(result, tell.model_completed(n, reply, self._ms_since(began)))
+        self._deps.metrics.step(kind="model", status="completed", seconds=self._seconds_since(began))
 
     async def _call_tools(
         self, journal: Journal, agent: AgentSpec, tools: dict[str, ToolSpec], calls: tuple[PlannedTool, ...]
@@ -163,6 +166,9 @@ class Execution:
                 began = self._deps.clock.monotonic()
                 result = await self._invoke(call, tools[call.intent.name])
             journal.complete(result, tell.tool_completed(call.intent.name, result, self._ms_since(began)))
+            seconds, code = self._seconds_since(began), result.error.code if result.error else None
+            self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
+            self._deps.metrics.tool_call(tool=call.intent.name, seconds=seconds, error_code=code)
             # The last result waits for the next step's intent; the others are safe at once.
             if any(step.status == "started" for step in journal.steps):
                 with anyio.CancelScope(shield=True):
@@ -215,7 +221,10 @@ class Execution:
                 journal.complete(result, closing if step.kind == "model" else tell.tool_completed(step.name, result, 0))
         last = tell.finished(status, output=output, error=error, usage=self._usage)
         await journal.commit(status=status, output=output, error=error, events=[last])
-        logger.info("run.finished", extra={"run_id": self.run.id, "status": status, "steps": len(journal.steps)})
+        took = self._deps.clock.now() - self.run.created_at
+        self._deps.metrics.run_finished(status=status, took=took)
+        fields = {"run_id": self.run.id, "status": status, "steps": len(journal.steps), "seconds": took.total_seconds()}
+        logger.info("run.finished", extra={**who(self._auth), **fields})
 
     def _note(self, appended: Appended | None) -> None:
         if appended is not None and appended.cancel_requested:
@@ -243,5 +252,8 @@ class Execution:
         )
         return await policy(call)
 
+    def _seconds_since(self, began: float) -> float:
+        return self._deps.clock.monotonic() - began
+
     def _ms_since(self, began: float) -> int:
-        return round((self._deps.clock.monotonic() - began) * 1_000)
+        return round(self._seconds_since(began) * 1_000)

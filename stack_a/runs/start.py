@@ -10,6 +10,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from observability.logs import who
+from observability.metrics import Metrics
 from ports.agent import AgentRegistry
 from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument
@@ -33,10 +35,11 @@ class Hint(Struct, frozen=True):
 class Intake:
     """`ports.run_intake.RunIntake` over the run store, the agent registry and the queue."""
 
-    def __init__(self, *, run_state: RunStatePort, agent: AgentRegistry, queue: QueuePort) -> None:
+    def __init__(self, *, run_state: RunStatePort, agent: AgentRegistry, queue: QueuePort, metrics: Metrics) -> None:
         self._run_state = run_state
         self._agent = agent
         self._queue = queue
+        self._metrics = metrics
 
     async def accept(self, auth: AuthContext, request: RunRequest) -> Created:
         try:
@@ -49,6 +52,8 @@ class Intake:
             return Created(run=earlier, created=False)
         created = await self._run_state.create(auth, new)
         if created.created:
+            self._metrics.run_created(auth.tenant)
+            logger.info("run.created", extra={**who(auth), "run_id": created.run.id, "agent_id": new.agent_id})
             await self._hint(auth, created.run.id)
         return created
 
