@@ -1,0 +1,49 @@
+"""Composition root of Stack A's public API: `python -m deploy.roots.stack_a`."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from adapters.system_clock import SystemClock
+from deploy.roots.environment import Environment
+from deploy.roots.server import run, serve
+from deploy.roots.wiring import Choice, choices_from, open_ports
+from observability.instrument import instrument
+from observability.logs import configure
+from observability.metrics import Metrics
+from stack_a.app import create_app
+from stack_a.deps import API_NEEDS, ApiDeps
+
+AUDIENCE = "stack-a"
+
+
+def defaults(env: Environment) -> dict[str, Choice]:
+    """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
+    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
+    return {
+        **{
+            port: Choice(adapter="postgres", config=database)
+            for port in ("run_state", "event", "queue", "agent", "tenant")
+        },
+        "verifier": Choice(adapter="tokens", config=tokens),
+    }
+
+
+async def main(variables: Mapping[str, str]) -> None:
+    env = Environment(variables)
+    configure("stack-a", env.text("LOG_LEVEL", "INFO"))
+    clock, metrics = SystemClock(), Metrics()
+
+    def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
+        return instrument(name, port, metrics.port_call)
+
+    choices = choices_from(env.text("ADAPTERS"), defaults(env))
+    async with open_ports(choices, API_NEEDS, clock=clock, wrap=watched) as ports:
+        app = create_app(ApiDeps(clock=clock, metrics=metrics, **ports))
+        host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
+        await serve(app, host=host, port=port)
+
+
+if __name__ == "__main__":
+    run(main(os.environ))

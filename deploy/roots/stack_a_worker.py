@@ -1,0 +1,69 @@
+"""Composition root of Stack A's worker: `python -m deploy.roots.stack_a_worker`."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import anyio
+
+from adapters.system_clock import SystemClock
+from deploy.roots.environment import Environment
+from deploy.roots.server import run, serve
+from deploy.roots.wiring import Choice, choices_from, open_ports
+from observability.instrument import instrument
+from observability.logs import configure
+from observability.metrics import Metrics
+from ports.errors import Unavailable
+from ports.ids import WorkerId
+from stack_a.app import create_worker_app
+from stack_a.deps import WORKER_NEEDS, WorkerDeps
+from stack_a.worker import Worker
+
+DRAIN: Final = timedelta(seconds=15)
+"""For runs in hand after SIGTERM; what is not done by then goes back to other workers."""
+
+
+def defaults(env: Environment) -> dict[str, Choice]:
+    """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
+    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    issuer = {"issuer": env.required("ISSUER"), "private_key_file": env.required("ISSUER_KEY_FILE")}
+    return {
+        **{port: Choice(adapter="postgres", config=database) for port in ("run_state", "queue", "agent", "memory")},
+        "issuer": Choice(adapter="tokens", config=issuer),
+        "model": Choice(adapter="stack_b", config={"base_url": env.required("STACK_B_URL")}),
+        "tool": Choice(adapter="builtin"),
+    }
+
+
+async def main(variables: Mapping[str, str]) -> None:
+    env = Environment(variables)
+    configure("stack-a-worker", env.text("LOG_LEVEL", "INFO"))
+    clock, metrics = SystemClock(), Metrics()
+
+    def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
+        return instrument(name, port, metrics.port_call)
+
+    choices = choices_from(env.text("ADAPTERS"), defaults(env))
+    async with open_ports(choices, WORKER_NEEDS, clock=clock, wrap=watched) as ports:
+        worker = Worker(
+            WorkerDeps(clock=clock, metrics=metrics, **ports),
+            new_id=lambda: WorkerId(f"wrk_{secrets.token_hex(8)}"),
+            concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+        )
+
+        async def holds_lease() -> None:
+            if not worker.holds_lease:
+                raise Unavailable("the worker holds no live lease")
+
+        app = create_worker_app({"lease": holds_lease}, metrics)
+        host, port = env.text("WORKER_HOST", "127.0.0.1"), env.number("WORKER_PORT", 8082, least=1, most=65_535)
+        async with anyio.create_task_group() as group:
+            group.start_soon(worker.serve)
+            await serve(app, host=host, port=port)
+            await worker.drain(DRAIN)
+
+
+if __name__ == "__main__":
+    run(main(os.environ))
