@@ -1,0 +1,137 @@
+"""TenantDirectory in this process."""
+
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from adapters.inproc.store import InprocConfig, Store, page_size, store
+from ports.adapter import AdapterSpec, Given
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.cursor import decode_cursor, encode_cursor
+from ports.errors import Conflict, InvalidArgument, NotFound
+from ports.ids import KeyId, TenantId, is_tenant_id
+from ports.messages import Page
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory
+
+_PLATFORM: Final = "admin:platform"
+_TENANT_CURSOR: Final = "tenants"
+_KEY_CURSOR: Final = "keys"
+_MAX_PAGE: Final = 200
+
+
+class TenantCapabilities(Struct, frozen=True, kw_only=True):
+    """The port has no abilities to choose among."""
+
+
+@dataclass(slots=True)
+class Tenants:
+    """A table of a `Store`."""
+
+    rows: dict[TenantId, Tenant] = field(default_factory=dict)
+    keys: dict[KeyId, tuple[ApiKey, bytes]] = field(default_factory=dict)
+    """Each key with the SHA-256 of its secret."""
+
+
+class InprocTenants:
+    """Satisfies `TenantDirectory`."""
+
+    def __init__(self, storage: Store, clock: Clock) -> None:
+        self._store = storage
+        self._tenants = storage.table(Tenants)
+        self._clock = clock
+
+    async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant:
+        auth.require(_PLATFORM)
+        if not is_tenant_id(tenant):
+            raise InvalidArgument(f"{tenant!r} can't name a tenant; use tnt_ and lower-case letters, digits, _ or -")
+        if tenant in self._tenants.rows:
+            raise Conflict(f"there is a tenant {tenant!r} already")
+        made = Tenant(id=tenant, name=name, status="active", entitlements=entitlements, created_at=self._clock.now())
+        self._tenants.rows[tenant] = made
+        return made
+
+    async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant:
+        if tenant != auth.tenant:
+            auth.require(_PLATFORM)
+        return self._row(tenant)
+
+    async def list_tenants(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Tenant]:
+        auth.require(_PLATFORM)
+        size = page_size(limit, _MAX_PAGE)
+        after = "" if cursor is None else decode_cursor(_TENANT_CURSOR, cursor, tuple[str])[0]
+        later = [self._tenants.rows[tenant] for tenant in sorted(self._tenants.rows) if tenant > after]
+        shown = tuple(later[:size])
+        more = len(later) > size
+        return Page(items=shown, next_cursor=encode_cursor(_TENANT_CURSOR, (shown[-1].id,)) if more else None)
+
+    async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
+        auth.require(_PLATFORM)
+        changed = replace(self._row(tenant), status=status)
+        self._tenants.rows[tenant] = changed
+        return changed
+
+    async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
+        self._row(auth.tenant)
+        now = self._clock.now()
+        key = ApiKey(
+            id=KeyId(self._store.mint("key", now)),
+            tenant=auth.tenant,
+            principal=new.principal,
+            scopes=new.scopes,
+            roles=new.roles,
+            namespace=auth.namespace,
+            label=new.label,
+            created_at=now,
+            expires_at=new.expires_at,
+        )
+        self._tenants.keys[key.id] = (key, new.secret_sha256)
+        return key
+
+    async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
+        known = self._tenants.keys.get(key_id)
+        if known is None:
+            return None
+        key, digest = known
+        expired = key.expires_at is not None and key.expires_at <= self._clock.now()
+        if not hmac.compare_digest(digest, secret_sha256) or expired or key.revoked_at is not None:
+            return None
+        return FoundKey(key=key, tenant_status=self._row(key.tenant).status)
+
+    async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
+        known = self._tenants.keys.get(key_id)
+        if known is None or known[0].tenant != auth.tenant:
+            raise NotFound(f"there is no key {key_id!r}")
+        key, digest = known
+        if key.revoked_at is None:
+            self._tenants.keys[key_id] = (replace(key, revoked_at=self._clock.now()), digest)
+
+    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+        size = page_size(limit, _MAX_PAGE)
+        after = "" if cursor is None else decode_cursor(_KEY_CURSOR, cursor, tuple[str])[0]
+        mine = (key for key, _ in self._tenants.keys.values() if key.tenant == auth.tenant)
+        later = sorted((key for key in mine if key.id > after), key=lambda key: key.id)
+        shown = tuple(later[:size])
+        more = len(later) > size
+        return Page(items=shown, next_cursor=encode_cursor(_KEY_CURSOR, (shown[-1].id,)) if more else None)
+
+    def _row(self, tenant: TenantId) -> Tenant:
+        found = self._tenants.rows.get(tenant)
+        if found is None:
+            raise NotFound(f"there is no tenant {tenant!r}")
+        return found
+
+
+@asynccontextmanager
+async def open_tenant(config: InprocConfig, given: Given) -> AsyncIterator[TenantDirectory]:
+    yield InprocTenants(store(config.name), given.clock)
+
+
+SPEC: Final[AdapterSpec[InprocConfig, TenantDirectory]] = AdapterSpec(
+    config=InprocConfig, capabilities=lambda _: TenantCapabilities(), open=open_tenant
+)

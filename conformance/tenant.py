@@ -1,0 +1,284 @@
+"""What every TenantDirectory must show. Clauses: `ports.tenant`."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+import pytest
+
+from conformance.clauses import clause
+from conformance.contract import Contract
+from conformance.harness import TenantHarness
+from conformance.people import PLATFORM
+from ports.context import AuthContext
+from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
+from ports.ids import KeyId, PrincipalId, TenantId
+from ports.tenant import ApiKey, Entitlements, NewKey, TenantDirectory
+
+# Not `people.TENANTS`: those may exist already.
+INITECH: Final = TenantId("tnt_initech")
+HOOLI: Final = TenantId("tnt_hooli")
+NOBODY: Final = TenantId("tnt_nobody")
+ENTITLED: Final = Entitlements(models=("demo-1", "demo-2"), tokens_per_day=1_234)
+
+PETER: Final = AuthContext(
+    tenant=INITECH, principal=PrincipalId("usr_peter"), scopes=frozenset({"admin:tenant"}), namespace="lab"
+)
+GAVIN: Final = AuthContext(tenant=HOOLI, principal=PrincipalId("usr_gavin"), scopes=frozenset({"admin:tenant"}))
+
+SECRET: Final = "not a secret, only a text in a test"
+DIGEST: Final = hashlib.sha256(SECRET.encode()).digest()
+OTHER_DIGEST: Final = hashlib.sha256(b"another").digest()
+ABSENT: Final = KeyId("key_" + "0" * 32)
+HOUR: Final = timedelta(hours=1)
+
+
+async def directory_of_two(harness: TenantHarness) -> TenantDirectory:
+    directory = await harness.open()
+    for tenant in (INITECH, HOOLI):
+        await directory.create(PLATFORM, tenant, name=tenant.title(), entitlements=ENTITLED)
+    return directory
+
+
+def new_key(digest: bytes = DIGEST) -> NewKey:
+    return NewKey(
+        principal=PrincipalId("svc_printer"),
+        scopes=frozenset({"runs:create", "runs:read"}),
+        roles=frozenset({"service"}),
+        label="printer",
+        secret_sha256=digest,
+    )
+
+
+@pytest.mark.anyio
+class TenantContract(Contract):
+    @clause("TNT-1")
+    async def test_a_created_tenant_is_active_with_its_entitlements(self, harness: TenantHarness) -> None:
+        directory = await harness.open()
+
+        tenant = await directory.create(PLATFORM, INITECH, name="Initech “GmbH”", entitlements=ENTITLED)
+
+        assert (tenant.id, tenant.name, tenant.status) == (INITECH, "Initech “GmbH”", "active")
+        assert tenant.entitlements == ENTITLED
+        assert await directory.get(PETER, INITECH) == tenant
+
+    @clause("TNT-1")
+    async def test_an_id_already_taken_conflicts_and_changes_nothing(self, harness: TenantHarness) -> None:
+        directory = await harness.open()
+        tenant = await directory.create(PLATFORM, INITECH, name="First", entitlements=ENTITLED)
+
+        with pytest.raises(Conflict):
+            await directory.create(PLATFORM, INITECH, name="Second", entitlements=Entitlements())
+
+        assert await directory.get(PETER, INITECH) == tenant
+
+    @clause("TNT-1")
+    @pytest.mark.parametrize("tenant", ["", "initech", "tnt_", "tnt_UPPER", "tnt_a'b", "tnt_" + "x" * 100])
+    async def test_what_can_not_name_a_tenant_is_refused(self, harness: TenantHarness, tenant: str) -> None:
+        directory = await harness.open()
+
+        with pytest.raises(InvalidArgument):
+            await directory.create(PLATFORM, TenantId(tenant), name="x", entitlements=ENTITLED)
+
+    @clause("TNT-2")
+    async def test_a_caller_gets_its_own_tenant_or_not_found(self, harness: TenantHarness) -> None:
+        directory = await harness.open()
+
+        with pytest.raises(NotFound):
+            await directory.get(PETER, INITECH)
+        with pytest.raises(NotFound):
+            await directory.get(PLATFORM, NOBODY)
+        tenant = await directory.create(PLATFORM, INITECH, name="Initech", entitlements=ENTITLED)
+
+        assert await directory.get(PETER, INITECH) == tenant
+        assert await directory.get(PLATFORM, INITECH) == tenant
+
+    @clause("TNT-3")
+    @pytest.mark.parametrize("call", ["create", "list_tenants", "set_status", "get"])
+    async def test_what_concerns_others_needs_the_platforms_scope(self, harness: TenantHarness, call: str) -> None:
+        directory = await directory_of_two(harness)
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "create": lambda: directory.create(PETER, NOBODY, name="x", entitlements=ENTITLED),
+            "list_tenants": lambda: directory.list_tenants(PETER, limit=10),
+            "set_status": lambda: directory.set_status(PETER, INITECH, "disabled"),
+            "get": lambda: directory.get(PETER, HOOLI),
+        }
+
+        with pytest.raises(PermissionDenied):
+            await calls[call]()
+
+        with pytest.raises(NotFound):
+            await directory.get(PLATFORM, NOBODY)
+        assert (await directory.get(PETER, INITECH)).status == "active"
+
+    @clause("TNT-3")
+    async def test_asking_for_another_tenant_does_not_tell_whether_it_exists(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        texts = set()
+
+        for tenant in (HOOLI, NOBODY):
+            with pytest.raises(PermissionDenied) as refusal:
+                await directory.get(PETER, tenant)
+            texts.add(refusal.value.message.replace(tenant, "…"))
+
+        assert len(texts) == 1
+
+    @clause("TNT-3")
+    async def test_the_platform_lists_every_tenant_once_in_pages(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        listed: list[TenantId] = []
+
+        page = await directory.list_tenants(PLATFORM, limit=1)
+        listed += [tenant.id for tenant in page.items]
+        while page.next_cursor is not None:
+            page = await directory.list_tenants(PLATFORM, limit=1, cursor=page.next_cursor)
+            listed += [tenant.id for tenant in page.items]
+
+        assert {INITECH, HOOLI} <= set(listed)
+        assert len(listed) == len(set(listed))
+
+    @clause("TNT-3")
+    async def test_the_platform_disables_and_enables_a_tenant(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+
+        disabled = await directory.set_status(PLATFORM, INITECH, "disabled")
+        seen = await directory.get(PETER, INITECH)
+        enabled = await directory.set_status(PLATFORM, INITECH, "active")
+
+        assert (disabled.status, seen.status, enabled.status) == ("disabled", "disabled", "active")
+        with pytest.raises(NotFound):
+            await directory.set_status(PLATFORM, NOBODY, "disabled")
+
+    @clause("TNT-4", "TNT-5")
+    async def test_an_issued_key_is_found_by_its_id_and_digest(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        new = new_key()
+
+        key = await directory.issue_key(PETER, new)
+
+        assert (key.tenant, key.namespace, key.principal) == (INITECH, "lab", new.principal)
+        assert (key.scopes, key.roles, key.label) == (new.scopes, new.roles, new.label)
+        found = await directory.find_key(key.id, DIGEST)
+        assert found is not None
+        assert (found.key, found.tenant_status) == (key, "active")
+
+    @clause("TNT-4", "TNT-7")
+    async def test_a_key_shows_neither_its_secret_nor_the_digest(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+
+        key = await directory.issue_key(PETER, new_key())
+
+        shown = repr(key) + repr(await directory.list_keys(PETER, limit=10)) + msgspec.json.encode(key).decode()
+        assert SECRET not in shown
+        assert DIGEST.hex() not in shown
+        assert "secret" not in shown
+
+    @clause("TNT-5")
+    async def test_another_digest_or_an_absent_id_finds_nothing(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+
+        assert await directory.find_key(key.id, OTHER_DIGEST) is None
+        assert await directory.find_key(key.id, b"") is None
+        assert await directory.find_key(ABSENT, DIGEST) is None
+        assert await directory.find_key(KeyId("not an id of ours"), DIGEST) is None
+
+    @clause("TNT-5")
+    async def test_an_expired_key_is_not_found(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        expires = await harness.now() + HOUR
+        key = await directory.issue_key(PETER, msgspec.structs.replace(new_key(), expires_at=expires))
+
+        before = await directory.find_key(key.id, DIGEST)
+        await harness.advance(2 * HOUR)
+
+        assert before is not None
+        assert before.key.expires_at == expires
+        assert await directory.find_key(key.id, DIGEST) is None
+
+    @clause("TNT-5")
+    async def test_a_disabled_tenants_key_is_found_and_says_so(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+
+        await directory.set_status(PLATFORM, INITECH, "disabled")
+
+        found = await directory.find_key(key.id, DIGEST)
+        assert found is not None
+        assert found.tenant_status == "disabled"
+
+    @clause("TNT-5", "TNT-6")
+    async def test_a_revoked_key_is_not_found_and_revoking_again_is_a_no_op(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+        other = await directory.issue_key(PETER, new_key(OTHER_DIGEST))
+
+        await directory.revoke_key(PETER, key.id)
+        [_, revoked] = await keys_of(directory, PETER, other, key)
+        await harness.advance(HOUR)
+        await directory.revoke_key(PETER, key.id)
+
+        assert await directory.find_key(key.id, DIGEST) is None
+        assert await directory.find_key(other.id, OTHER_DIGEST) is not None
+        assert revoked.revoked_at is not None
+        assert await keys_of(directory, PETER, key) == [revoked]
+
+    @clause("TNT-6")
+    async def test_a_foreign_key_is_not_found_like_an_absent_one(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+        texts = set()
+
+        for key_id in (key.id, ABSENT, KeyId("not an id of ours")):
+            with pytest.raises(NotFound) as refusal:
+                await directory.revoke_key(GAVIN, key_id)
+            texts.add(refusal.value.message.replace(key_id, "…"))
+
+        assert len(texts) == 1
+        assert await directory.find_key(key.id, DIGEST) is not None
+
+    @clause("TNT-7")
+    async def test_a_listing_names_the_tenants_own_keys_in_pages(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        mine = {(await directory.issue_key(PETER, new_key())).id for _ in range(5)}
+        await directory.issue_key(GAVIN, new_key())
+        listed: list[KeyId] = []
+
+        page = await directory.list_keys(PETER, limit=2)
+        listed += [key.id for key in page.items]
+        while page.next_cursor is not None:
+            page = await directory.list_keys(PETER, limit=2, cursor=page.next_cursor)
+            listed += [key.id for key in page.items]
+
+        assert len(listed) == 5
+        assert set(listed) == mine
+
+    @clause("TNT-7")
+    async def test_a_cursor_that_can_not_be_ours_is_refused(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+
+        for cursor in ("", "nonsense", "\x00"):
+            with pytest.raises(InvalidArgument):
+                await directory.list_keys(PETER, limit=1, cursor=cursor)
+            with pytest.raises(InvalidArgument):
+                await directory.list_tenants(PLATFORM, limit=1, cursor=cursor)
+
+    @clause("TNT-1", "TNT-4")
+    async def test_tenants_and_keys_are_there_for_a_directory_opened_anew(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+
+        reopened = await harness.reopen()
+
+        assert await reopened.get(PETER, INITECH) == await directory.get(PETER, INITECH)
+        found = await reopened.find_key(key.id, DIGEST)
+        assert found is not None
+        assert found.key == key
+
+
+async def keys_of(directory: TenantDirectory, auth: AuthContext, *wanted: ApiKey) -> list[ApiKey]:
+    """The listing's present form of these keys."""
+    listed = {key.id: key for key in (await directory.list_keys(auth, limit=100)).items}
+    return [listed[key.id] for key in wanted]
