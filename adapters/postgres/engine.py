@@ -1,0 +1,219 @@
+"""Connections, transactions and the tenant they are bound to.
+
+The ports of one process that are configured alike share one pool. Every statement runs in a transaction that is bound to
+one tenant by `SET LOCAL`, sent together with BEGIN in one message: it ends with the transaction, so that no connection
+goes back to the pool with somebody's identity. Every call has a deadline of ours, because the driver has none: a stopped
+server would block for ever.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+from sqlalchemy import RowMapping, TextClause, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from adapters.postgres.errors import translated
+from adapters.postgres.migrate import packaged, pending
+from adapters.postgres.signals import Signals
+from ports.errors import Internal, InvalidArgument, Unavailable
+from ports.ids import TenantId, is_tenant_id
+
+# A call gives up after this, whatever it waits for: a connection, a lock, an answer.
+CALL_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 3.0
+_CLEANUP_SECONDS: Final = 1.0
+
+SERVER_SETTINGS: Final[Mapping[str, str]] = {
+    "application_name": "agentos",
+    "search_path": "agentos",
+    "timezone": "UTC",
+    "statement_timeout": "5000",
+    "lock_timeout": "2000",
+    "idle_in_transaction_session_timeout": "10000",
+    "transaction_timeout": "15000",
+    # Our statements are short; compiling them costs more than it saves.
+    "jit": "off",
+}
+
+
+class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    dsn: str
+    """`postgresql://user:password@host:port/database`, of the role `ao_app`."""
+    pool_size: int = 10
+    """Connections at most; shared by the ports of this process that are configured alike."""
+
+
+class Transaction:
+    """Statements inside one open transaction of one tenant."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def rows(self, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[RowMapping]:
+        result = await self._connection.execute(statement, dict(parameters))
+        return result.mappings().all() if result.returns_rows else ()
+
+    async def row(self, statement: TextClause, parameters: Mapping[str, Any]) -> RowMapping | None:
+        """The first row, or None."""
+        found = await self.rows(statement, parameters)
+        return found[0] if found else None
+
+
+class Database:
+    """One pool of connections and one line of wake-ups."""
+
+    def __init__(self, config: PostgresConfig) -> None:
+        self._dsn = config.dsn
+        self.engine: AsyncEngine = create_async_engine(
+            "postgresql+asyncpg://",  # the driver reads the DSN itself, TLS options included
+            async_creator=self._connect,
+            pool_size=config.pool_size,
+            max_overflow=0,
+            pool_timeout=CONNECT_SECONDS,
+            json_deserializer=msgspec.json.decode,
+            # Transactions are ours, see `transaction`.
+            isolation_level="AUTOCOMMIT",
+        )
+        event.listen(self.engine.sync_engine, "checkout", _refuse_unfit)
+        self.signals = Signals(self._connect)
+        self._checked = False
+        self._checking = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Refuse a role that could see every tenant, and a database that is not migrated. Asks once."""
+        async with self._checking:
+            if not self._checked:
+                with translated():
+                    async with asyncio.timeout(CALL_SECONDS):
+                        await _check_role_and_schema(self._connect)
+                self._checked = True
+
+    @asynccontextmanager
+    async def transaction(self, tenant: TenantId) -> AsyncIterator[Transaction]:
+        """A transaction that sees `tenant`'s rows only; committed at the end, rolled back by any exception."""
+        if not is_tenant_id(tenant):
+            raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
+        with translated():
+            async with asyncio.timeout(CALL_SECONDS), self.engine.connect() as connection:
+                driver = await _driver(connection)
+                try:
+                    # Safe as a literal: `is_tenant_id` allows letters, digits, - and _ only.
+                    await driver.execute(f"BEGIN; SET LOCAL app.tenant_id = '{tenant}'")
+                    yield Transaction(connection)
+                    await _commit(driver)
+                except BaseException as error:
+                    await _abandon(connection, driver, interrupted=not isinstance(error, Exception))
+                    raise
+
+    async def close(self) -> None:
+        await self.signals.close()
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self.engine.dispose()
+        except TimeoutError:
+            # The server does not answer: the sockets close with the process.
+            await self.engine.dispose(close=False)
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=CONNECT_SECONDS,
+            command_timeout=CALL_SECONDS,
+            server_settings=dict(SERVER_SETTINGS),
+        )
+
+
+# Of this process, by event loop and configuration, with the number of ports that hold each.
+_OPEN: Final[dict[tuple[int, PostgresConfig], tuple[Database, int]]] = {}
+
+
+@asynccontextmanager
+async def open_database(config: PostgresConfig) -> AsyncIterator[Database]:
+    """The database of `config`, shared with the other ports of this event loop; closed by the last of them.
+
+    Raises:
+        InvalidArgument: the role in the DSN could bypass row-level security.
+        Unavailable: the database does not answer, or lacks migrations.
+    """
+    key = (id(asyncio.get_running_loop()), config)
+    database, holders = _OPEN.get(key) or (Database(config), 0)
+    _OPEN[key] = (database, holders + 1)
+    try:
+        await database.check()
+        yield database
+    finally:
+        database, holders = _OPEN.pop(key)
+        if holders > 1:
+            _OPEN[key] = (database, holders - 1)
+        else:
+            await database.close()
+
+
+async def _driver(connection: AsyncConnection) -> asyncpg.Connection:
+    raw = await connection.get_raw_connection()
+    driver = raw.driver_connection
+    assert isinstance(driver, asyncpg.Connection)
+    return driver
+
+
+async def _commit(driver: asyncpg.Connection) -> None:
+    # A transaction in which a statement failed answers COMMIT with ROLLBACK, and no error.
+    if (answer := await driver.execute("COMMIT")) != "COMMIT":
+        raise Internal(f"the database answered COMMIT with {answer!r}: a statement before it had failed")
+
+
+async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection, *, interrupted: bool) -> None:
+    """Leave the transaction behind: rolled back when the server just said no, else together with its connection."""
+    if not interrupted:
+        try:
+            async with asyncio.timeout(_CLEANUP_SECONDS):
+                await driver.execute("ROLLBACK")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            pass
+        else:
+            return
+    # A statement may still be on its way. Waiting for it could take as long as it likes; the server rolls back when the
+    # socket closes.
+    driver.terminate()
+    await connection.invalidate()
+
+
+def _refuse_unfit(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:  # SQLAlchemy's internals have no types
+    """Pool hook: a connection the server closed, or with a transaction left open, is replaced by a new one."""
+    driver: asyncpg.Connection = dbapi_connection.driver_connection
+    if driver.is_closed() or driver.is_in_transaction():
+        raise DisconnectionError("the pooled connection is not usable any more")
+
+
+async def _check_role_and_schema(connect: Any) -> None:  # a bound method: a Callable of a vendor's connection
+    connection: asyncpg.Connection = await connect()
+    try:
+        role = await connection.fetchrow(
+            """
+            SELECT r.rolname, r.rolsuper OR r.rolbypassrls AS bypasses,
+                   EXISTS (SELECT FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+                           WHERE s.nspname = 'agentos' AND c.relowner = r.oid) AS owns,
+                   to_regclass('agentos.schema_migrations') IS NOT NULL AS migrated
+            FROM pg_roles r WHERE r.rolname = current_user
+            """
+        )
+        assert role is not None, "a session has a role"
+        if role["bypasses"] or role["owns"]:
+            raise InvalidArgument(
+                f"the database role {role['rolname']!r} could read every tenant's rows (it is a superuser, bypasses "
+                "row-level security or owns the tables); connect as 'ao_app'"
+            )
+        applied: dict[str, str] = {}
+        if role["migrated"]:
+            rows = await connection.fetch("SELECT name, sha256 FROM schema_migrations")
+            applied = {row["name"]: row["sha256"] for row in rows}
+        if due := [migration.name for migration in pending(applied, packaged())]:
+            raise Unavailable(f"the database lacks the migrations {due}; apply them with `agentos up` and start again")
+    finally:
+        await connection.close(timeout=_CLEANUP_SECONDS)

@@ -1,0 +1,93 @@
+"""EventPort over PostgreSQL: the store is read beyond the cursor, a wake-up says when to look again."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.rows import event_of, page_size, scope_of
+from adapters.postgres.statements import load
+from ports.adapter import AdapterSpec, Given
+from ports.context import AuthContext
+from ports.errors import InvalidArgument, NotFound
+from ports.event import MAX_READ, TERMINAL_EVENTS, Event, EventCapabilities, EventPort
+from ports.ids import RunId, TenantId, uuid_of
+
+_SQL: Final = load("event")
+_CAPABILITIES: Final = EventCapabilities(durable=True)
+# What a follower has in memory at most.
+_FOLLOW_PAGE: Final = 100
+# The epoch belongs to the storage; a transaction needs a tenant nevertheless.
+_NOBODY: Final = TenantId("tnt_nobody")
+
+
+class PostgresEvents:
+    """Satisfies `EventPort`."""
+
+    def __init__(self, database: Database, stream_epoch: str) -> None:
+        self._database = database
+        self._stream_epoch = stream_epoch
+
+    @property
+    def capabilities(self) -> EventCapabilities:
+        return _CAPABILITIES
+
+    @property
+    def stream_epoch(self) -> str:
+        return self._stream_epoch
+
+    async def read(
+        self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_READ
+    ) -> tuple[Event, ...]:
+        found = uuid_of("run", run_id)
+        if found is None:
+            raise _absent(run_id)
+        asked = {**scope_of(auth), "run": found, "after": _cursor(after), "limit": page_size(limit, MAX_READ)}
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["read"], asked)
+        if not rows:
+            raise _absent(run_id)
+        last: int = rows[0]["last_sequence"]
+        if not 0 <= after <= last:
+            raise InvalidArgument(f"sequence {after} is not one of this run's; it has 1 to {last}")
+        return tuple(event_of(row) for row in rows if row["event_id"] is not None)
+
+    async def follow(self, auth: AuthContext, run_id: RunId, *, after: int = 0) -> AsyncIterator[Event]:
+        with self._database.signals.waiting(run_id) as waiter:
+            if after > 0:
+                reached = await self.read(auth, run_id, after=after - 1, limit=1)
+                if reached and reached[0].type in TERMINAL_EVENTS:
+                    return
+            position = after
+            while True:
+                events = await self.read(auth, run_id, after=position, limit=_FOLLOW_PAGE)
+                for event in events:
+                    yield event
+                    if event.type in TERMINAL_EVENTS:
+                        return
+                    position = event.sequence
+                if not events:
+                    await waiter.wait()
+
+
+def _cursor(after: int) -> int:
+    """Any cursor, as a number the column can be compared with."""
+    return max(-1, min(after, 2**31 - 1))
+
+
+def _absent(run_id: RunId) -> NotFound:
+    return NotFound(f"there is no run {run_id!r}")
+
+
+@asynccontextmanager
+async def open_event(config: PostgresConfig, _given: Given) -> AsyncIterator[EventPort]:
+    async with open_database(config) as database:
+        async with database.transaction(_NOBODY) as transaction:
+            node = await transaction.row(_SQL["stream_epoch"], {})
+        assert node is not None, "the first migration makes the row"
+        yield PostgresEvents(database, node["stream_epoch"])
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, EventPort]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_event
+)

@@ -1,0 +1,144 @@
+"""QueuePort over PostgreSQL: `FOR UPDATE SKIP LOCKED`, and a wake-up instead of frequent polling."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import RowMapping
+
+from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.rows import packed, page_size, positive
+from adapters.postgres.signals import QUEUE
+from adapters.postgres.statements import load
+from ports.adapter import AdapterSpec, Given
+from ports.context import QUEUE_ANY_TENANT, AuthContext
+from ports.errors import Conflict, InvalidArgument
+from ports.ids import TenantId, minted, uuid_of
+from ports.queue import Delivery, Depth, QueueCapabilities, QueuePort
+
+_SQL: Final = load("queue")
+_CAPABILITIES: Final = QueueCapabilities(durable=True, delayed_delivery=True)
+_MAX_LEASED: Final = 1_000
+"""Per call of `lease`."""
+
+
+class PostgresQueue:
+    """Satisfies `QueuePort`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def capabilities(self) -> QueueCapabilities:
+        return _CAPABILITIES
+
+    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+        if len(body) > _CAPABILITIES.max_body_bytes:
+            raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
+        asked = {
+            "tenant": auth.tenant,
+            "namespace": auth.namespace,
+            "requester": packed(auth),
+            "body": body,
+            "not_before": not_before,
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            await transaction.rows(_SQL["enqueue"], asked)
+        self._database.signals.tell(QUEUE)
+
+    async def lease(
+        self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
+    ) -> list[Delivery]:
+        asked = {"limit": page_size(limit, _MAX_LEASED), "duration": positive(duration)}
+        loop = asyncio.get_running_loop()
+        # Waiting is this process' affair, so it goes by its own time; what is ready, the database says.
+        deadline = loop.time() + wait.total_seconds()
+        with self._database.signals.waiting(QUEUE) as waiter:
+            while True:
+                if rows := await self._take(auth, asked):
+                    return [_delivery(row) for row in sorted(rows, key=lambda row: row["id"].bytes)]
+                if (left := deadline - loop.time()) <= 0:
+                    return []
+                await waiter.wait(left)
+
+    async def extend(self, auth: AuthContext, delivery: Delivery, duration: timedelta) -> Delivery:
+        tenant = _owner(auth, delivery)
+        async with self._database.transaction(tenant) as transaction:
+            row = await transaction.row(_SQL["extend"], {**_lease_of(tenant, delivery), "duration": positive(duration)})
+        if row is None:
+            raise _over(delivery)
+        return _delivery(row)
+
+    async def ack(self, auth: AuthContext, delivery: Delivery) -> None:
+        tenant = _owner(auth, delivery)
+        async with self._database.transaction(tenant) as transaction:
+            row = await transaction.row(_SQL["ack"], _lease_of(tenant, delivery))
+        assert row is not None, "the statement always answers"
+        if row["existed"] and not row["acknowledged"]:
+            raise _over(delivery)
+
+    async def release(self, auth: AuthContext, delivery: Delivery) -> None:
+        tenant = _owner(auth, delivery)
+        async with self._database.transaction(tenant) as transaction:
+            row = await transaction.row(_SQL["release"], _lease_of(tenant, delivery))
+        if row is None:
+            raise _over(delivery)
+        self._database.signals.tell(QUEUE)
+
+    async def depth(self, auth: AuthContext) -> Depth:
+        anyone = QUEUE_ANY_TENANT in auth.scopes
+        statement, asked = (_SQL["depth_any"], {}) if anyone else (_SQL["depth"], {"tenant": auth.tenant})
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(statement, asked)
+        assert row is not None, "an aggregate always has a row"
+        return Depth(ready=row["ready"], leased=row["leased"])
+
+    async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[RowMapping]:
+        async with self._database.transaction(auth.tenant) as transaction:
+            if QUEUE_ANY_TENANT in auth.scopes:
+                return await transaction.rows(_SQL["lease_any"], asked)
+            return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
+
+
+def _owner(auth: AuthContext, delivery: Delivery) -> TenantId:
+    """In whose name the message may be touched: its own tenant's for a worker, the caller's for everybody else."""
+    return delivery.requester.tenant if QUEUE_ANY_TENANT in auth.scopes else auth.tenant
+
+
+def _lease_of(tenant: TenantId, delivery: Delivery) -> dict[str, Any]:
+    """Which lease, as parameters; ids that can't be ours name no message."""
+    return {
+        "tenant": tenant,
+        "message": uuid_of("msg", delivery.id) or uuid.UUID(int=0),
+        "lease": uuid_of("lse", delivery.lease) or uuid.UUID(int=0),
+    }
+
+
+def _delivery(row: RowMapping) -> Delivery:
+    return Delivery(
+        id=minted("msg", row["id"]),
+        lease=minted("lse", row["lease"]),
+        body=row["body"],
+        requester=msgspec.convert(row["requester"], AuthContext),
+        attempt=row["attempt"],
+        expires_at=row["visible_at"],
+    )
+
+
+def _over(delivery: Delivery) -> Conflict:
+    return Conflict(f"the lease {delivery.lease!r} is over: its message was acknowledged, released or taken over")
+
+
+@asynccontextmanager
+async def open_queue(config: PostgresConfig, _given: Given) -> AsyncIterator[QueuePort]:
+    async with open_database(config) as database:
+        yield PostgresQueue(database)
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, QueuePort]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_queue
+)

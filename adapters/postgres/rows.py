@@ -1,0 +1,120 @@
+"""Rows to Structs, and JSON to what a column takes."""
+
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import RowMapping
+
+from ports.context import AuthContext
+from ports.errors import InvalidArgument
+from ports.event import Event
+from ports.ids import AgentId, EventId, RunId, TenantId, minted
+from ports.messages import Fault, Json, Usage
+from ports.run_state import Run, Step
+
+ValueT = TypeVar("ValueT")
+
+
+def packed(value: Json) -> str:
+    """`value` as JSON text. Raises `InvalidArgument` for what no JSON can hold."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (UnicodeEncodeError, TypeError, OverflowError) as error:
+        raise InvalidArgument(
+            "the value can't be written as JSON: it holds a lone surrogate or an unknown type"
+        ) from error
+
+
+def packed_or_null(value: Json) -> str | None:
+    return None if value is None else packed(value)
+
+
+def optional(value: Json, kind: type[ValueT]) -> ValueT | None:
+    return None if value is None else msgspec.convert(value, kind)
+
+
+def page_size(limit: int, most: int) -> int:
+    """`limit` where it makes sense, `most` where it asks for more. Raises `InvalidArgument` below 1."""
+    if limit < 1:
+        raise InvalidArgument(f"limit must be at least 1, not {limit}")
+    return min(limit, most)
+
+
+def positive(duration: timedelta) -> timedelta:
+    if duration <= timedelta(0):
+        raise InvalidArgument(f"a lease must last longer than nothing, not {duration}")
+    return duration
+
+
+def run_of(row: RowMapping) -> Run:
+    allowed: list[str] | None = row["tool_allowlist"]
+    return Run(
+        id=RunId(minted("run", row["id"])),
+        requester=msgspec.convert(row["requester"], AuthContext),
+        agent_id=AgentId(row["agent_id"]),
+        agent_version=row["agent_version"],
+        agent_digest=row["agent_digest"],
+        status=row["status"],
+        input=row["input"],
+        context=row["context"],
+        tool_allowlist=None if allowed is None else tuple(allowed),
+        session_id=row["session_id"],
+        created_at=row["created_at"],
+        deadline_at=row["deadline_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        cancel_requested_at=row["cancel_requested_at"],
+        epoch=row["epoch"],
+        last_sequence=row["last_sequence"],
+        recoveries=row["recoveries"],
+        output=row["output"],
+        error=optional(row["error"], Fault),
+        usage=Usage(
+            prompt_tokens=row["prompt_tokens"],
+            completion_tokens=row["completion_tokens"],
+            cost_nanousd=row["cost_nanousd"],
+            estimated=row["usage_estimated"],
+        ),
+    )
+
+
+def step_of(row: RowMapping) -> Step:
+    return Step(
+        n=row["n"],
+        kind=row["kind"],
+        name=row["name"],
+        effect=row["effect"],
+        status=row["status"],
+        input=row["input"],
+        input_digest=row["input_digest"],
+        epoch=row["epoch"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        output=row["output"],
+        error=optional(row["error"], Fault),
+        usage=msgspec.convert(row["usage"], Usage),
+    )
+
+
+def event_of(row: RowMapping) -> Event:
+    return Event(
+        event_id=EventId(minted("evt", row["event_id"])),
+        run_id=RunId(minted("run", row["run_id"])),
+        tenant_id=TenantId(row["tenant_id"]),
+        sequence=row["sequence"],
+        type=row["type"],
+        time=row["time"],
+        data=row["data"],
+        correlation_id=row["correlation_id"],
+        traceparent=row["traceparent"],
+    )
+
+
+def scope_of(auth: AuthContext) -> dict[str, Any]:
+    """The parameters that keep a statement to the caller's tenant and namespace."""
+    return {"tenant": auth.tenant, "namespace": auth.namespace}
+
+
+def trace_of(auth: AuthContext) -> dict[str, Any]:
+    return {"correlation_id": auth.trace.correlation_id, "traceparent": auth.trace.traceparent}

@@ -1,0 +1,284 @@
+"""RunStatePort over PostgreSQL: every change of a run is one short, fenced transaction."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import RowMapping
+from sqlalchemy.exc import DBAPIError
+
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.errors import violated_constraint
+from adapters.postgres.journal import step_rows, usage_of
+from adapters.postgres.rows import packed, packed_or_null, page_size, positive, run_of, scope_of, step_of, trace_of
+from adapters.postgres.statements import load
+from ports.adapter import AdapterSpec, Given
+from ports.context import RUNS_ANY_TENANT, AuthContext
+from ports.cursor import decode_cursor, encode_cursor
+from ports.errors import Conflict, NotFound
+from ports.ids import RunId, WorkerId, minted, uuid_of
+from ports.messages import Page
+from ports.run_rules import check_change
+from ports.run_state import (
+    MAX_PAGE,
+    TERMINAL,
+    Appended,
+    Change,
+    Created,
+    Idempotency,
+    NewRun,
+    Orphan,
+    Renewal,
+    Run,
+    RunFilter,
+    RunStateCapabilities,
+    RunStatePort,
+    Step,
+)
+
+_SQL: Final = load("run_state")
+_CAPABILITIES: Final = RunStateCapabilities(durable=True)
+_CURSOR: Final = "runs"
+_STEP_KEY: Final = "steps_pkey"
+
+
+class PostgresRunState:
+    """Satisfies `RunStatePort`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def capabilities(self) -> RunStateCapabilities:
+        return _CAPABILITIES
+
+    async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        asked = {
+            **_key_of(auth, new.idempotency),
+            **trace_of(auth),
+            "fingerprint": new.idempotency.fingerprint,
+            "agent_id": new.agent_id,
+            "agent_version": new.agent_version,
+            "agent_digest": new.agent_digest,
+            "requester": packed(auth),
+            "input": packed(new.input),
+            "context": packed(new.context),
+            "tool_allowlist": packed_or_null(new.tool_allowlist),
+            "session_id": new.session_id,
+            "deadline": new.deadline,
+            "data": packed({"agent_id": new.agent_id}),
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            made = await transaction.row(_SQL["create"], asked)
+            known = None if made is not None else await _known(transaction, auth, new.idempotency)
+        if made is not None:
+            return Created(run=run_of(made), created=True)
+        assert known is not None, "the key was taken, and keys stay"
+        return Created(run=known, created=False)
+
+    async def recall(self, auth: AuthContext, idempotency: Idempotency) -> Run | None:
+        async with self._database.transaction(auth.tenant) as transaction:
+            return await _known(transaction, auth, idempotency)
+
+    async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
+        auth.require(RUNS_ANY_TENANT)
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["renew"], {"worker": worker, "duration": positive(duration)})
+        return Renewal(cancel_requested=frozenset(RunId(minted("run", row["id"])) for row in rows))
+
+    async def retire(self, auth: AuthContext, worker: WorkerId) -> None:
+        auth.require(RUNS_ANY_TENANT)
+        async with self._database.transaction(auth.tenant) as transaction:
+            await transaction.rows(_SQL["retire"], {"worker": worker})
+
+    async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
+        asked = {**_run_of(auth, run_id), "worker": worker}
+        async with self._database.transaction(auth.tenant) as transaction:
+            won = await transaction.row(_SQL["claim"], {**asked, **trace_of(auth)})
+            if won is None:
+                raise _unclaimable(run_id, worker, await transaction.row(_SQL["standing"], asked))
+        if won["first_time"]:
+            self._database.signals.tell(run_id)
+        return run_of(won)
+
+    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
+        check_change(change)
+        scope = _run_of(auth, run_id)
+        intents, results = step_rows(change.steps)
+        asked = {
+            **scope,
+            **trace_of(auth),
+            **_movement(change),
+            "epoch": epoch,
+            "intents": packed(intents),
+            "results": packed(results),
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            try:
+                moved = await transaction.row(_SQL["append"], asked)
+            except DBAPIError as error:
+                if violated_constraint(error) == _STEP_KEY:
+                    raise Conflict(f"a step of run {run_id!r} has an intent already") from error
+                raise
+            if moved is None:
+                raise _fenced(run_id, epoch, await transaction.row(_SQL["standing"], {**scope, "worker": None}))
+            if moved["results"] != len(results):
+                raise Conflict(f"a step of run {run_id!r} has no intent, or has a result already")
+        if change.events:
+            self._database.signals.tell(run_id)
+        return Appended(last_sequence=moved["last_sequence"], cancel_requested=moved["cancel_requested"])
+
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+        scope = _run_of(auth, run_id)
+        async with self._database.transaction(auth.tenant) as transaction:
+            if await transaction.row(_SQL["release"], {**scope, "epoch": epoch}) is None:
+                raise _fenced(run_id, epoch, await transaction.row(_SQL["standing"], {**scope, "worker": None}))
+
+    async def load(self, auth: AuthContext, run_id: RunId) -> Run:
+        async with self._database.transaction(auth.tenant) as transaction:
+            return await _loaded(transaction, auth, run_id)
+
+    async def steps(
+        self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_PAGE
+    ) -> tuple[Step, ...]:
+        asked = {**_run_of(auth, run_id), "after": after, "limit": page_size(limit, MAX_PAGE)}
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["steps"], asked)
+        if not rows:
+            raise _absent(run_id)
+        return tuple(step_of(row) for row in rows if row["n"] is not None)
+
+    async def list_runs(
+        self, auth: AuthContext, where: RunFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[Run]:
+        size = page_size(limit, MAX_PAGE)
+        before = None if cursor is None else decode_cursor(_CURSOR, cursor, tuple[uuid.UUID])[0]
+        asked = {
+            **scope_of(auth),
+            "before": before,
+            "status": where.status,
+            "agent_id": where.agent_id,
+            "limit": size + 1,
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["list"], asked)
+        more = len(rows) > size
+        return Page(
+            items=tuple(run_of(row) for row in rows[:size]),
+            next_cursor=encode_cursor(_CURSOR, (uuid.UUID(int=rows[size - 1]["id"].int),)) if more else None,
+        )
+
+    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+        asked = {
+            **_run_of(auth, run_id),
+            **trace_of(auth),
+            "principal": auth.principal,
+            "data": packed({"reason": reason}),
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(_SQL["cancel"], asked)
+            run = run_of(row) if row is not None else await _loaded(transaction, auth, run_id)
+        if row is not None and run.status in TERMINAL:
+            self._database.signals.tell(run_id)
+        return run
+
+    async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
+        auth.require(RUNS_ANY_TENANT)
+        asked = {"queued_for": queued_for, "limit": page_size(limit, MAX_PAGE)}
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["orphans"], asked)
+        return tuple(orphan_of(row) for row in rows)
+
+
+def orphan_of(row: RowMapping) -> Orphan:
+    return Orphan(requester=msgspec.convert(row["requester"], AuthContext), run_id=RunId(minted("run", row["id"])))
+
+
+def _run_of(auth: AuthContext, run_id: RunId) -> dict[str, Any]:
+    """Which run, as parameters; what can't be an id of ours is as absent as any other."""
+    found = uuid_of("run", run_id)
+    if found is None:
+        raise _absent(run_id)
+    return {**scope_of(auth), "run": found}
+
+
+def _key_of(auth: AuthContext, idempotency: Idempotency) -> dict[str, Any]:
+    return {**scope_of(auth), "principal": auth.principal, "route": idempotency.route, "key": idempotency.key}
+
+
+def _movement(change: Change) -> dict[str, Any]:
+    """What an append does to the run's own row, and the events it adds."""
+    usage = usage_of(change.steps)
+    return {
+        "status": change.status,
+        "ends": change.status in TERMINAL,
+        "output": packed_or_null(change.output),
+        "error": packed_or_null(change.error),
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost_nanousd": usage.cost_nanousd,
+        "usage_estimated": usage.estimated,
+        "event_count": len(change.events),
+        "events": packed(
+            [
+                {"place": place, "type": event.type, "data": packed(event.data)}
+                for place, event in enumerate(change.events, start=1)
+            ]
+        ),
+    }
+
+
+async def _loaded(transaction: Transaction, auth: AuthContext, run_id: RunId) -> Run:
+    row = await transaction.row(_SQL["load"], _run_of(auth, run_id))
+    if row is None:
+        raise _absent(run_id)
+    return run_of(row)
+
+
+async def _known(transaction: Transaction, auth: AuthContext, idempotency: Idempotency) -> Run | None:
+    row = await transaction.row(_SQL["known"], _key_of(auth, idempotency))
+    if row is None:
+        return None
+    if row["fingerprint"] != idempotency.fingerprint:
+        raise Conflict(
+            f"the idempotency key {idempotency.key!r} was used for another request on this route; send a new key",
+            code="idempotency_key_reused",
+        )
+    return run_of(row)
+
+
+def _absent(run_id: RunId) -> NotFound:
+    return NotFound(f"there is no run {run_id!r}")
+
+
+def _unclaimable(run_id: RunId, worker: WorkerId, standing: RowMapping | None) -> Conflict | NotFound:
+    if standing is None:
+        return _absent(run_id)
+    if not standing["live"]:
+        return Conflict(f"worker {worker!r} has no live lease; renew it before claiming")
+    if standing["status"] in {"queued", "running"}:
+        return Conflict(f"run {run_id!r} is held by a live worker")
+    return Conflict(f"run {run_id!r} is {standing['status']} and can't be claimed")
+
+
+def _fenced(run_id: RunId, epoch: int, standing: RowMapping | None) -> Conflict | NotFound:
+    if standing is None:
+        return _absent(run_id)
+    return Conflict(
+        f"run {run_id!r} is {standing['status']} at epoch {standing['epoch']}; a write under epoch {epoch} is refused",
+        code="fenced",
+    )
+
+
+@asynccontextmanager
+async def open_run_state(config: PostgresConfig, _given: Given) -> AsyncIterator[RunStatePort]:
+    async with open_database(config) as database:
+        yield PostgresRunState(database)
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, RunStatePort]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_run_state
+)

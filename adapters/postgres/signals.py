@@ -1,0 +1,141 @@
+"""Wake-ups between processes: hints that something changed, never the change itself.
+
+`NOTIFY` inside a write transaction makes all committers queue for one lock, so it never happens there. After its commit the
+writer names what changed with `tell`; a task of this process sends what has gathered in one notification. A hint may be
+lost, with the connection or the process: whoever waits also looks by itself every second or so.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import asyncpg
+
+CHANNEL: Final = "agentos_wake"
+QUEUE: Final = "queue"
+"""The topic of every queue; a run's topic is its id."""
+
+# How long hints gather before they are sent together.
+BATCH_SECONDS: Final = 0.010
+# The server refuses a payload of 8,000 bytes.
+_MAX_PAYLOAD_BYTES: Final = 7_900
+# How long a waiter trusts in hints before it looks by itself; jittered, so that waiters don't look all at once.
+_POLL_SECONDS: Final = (0.5, 1.0)
+_RECONNECT_SECONDS: Final = (0.1, 1.0)
+_CLOSE_SECONDS: Final = 1.0
+
+
+class Waiter:
+    """Remembers that its topic changed, until somebody looks."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def wait(self, at_most: float | None = None) -> None:
+        """Until the topic changed since the last `wait`, or it is time to look anyway."""
+        poll = random.uniform(*_POLL_SECONDS)  # noqa: S311 - spreads load, guards nothing
+        with suppress(TimeoutError):
+            async with asyncio.timeout(poll if at_most is None else min(poll, at_most)):
+                await self._changed.wait()
+        self._changed.clear()
+
+
+class Signals:
+    """One line of hints: a connection of its own, opened at the first use."""
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
+        self._connect = connect
+        self._waiters: dict[str, set[Waiter]] = {}
+        self._unsent: set[str] = set()
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def tell(self, topic: str) -> None:
+        """`topic` changed and the change is committed. Never blocks, never fails."""
+        self._wake(topic)
+        self._unsent.add(topic)
+        self._wanted.set()
+        self._run()
+
+    @contextmanager
+    def waiting(self, topic: str) -> Iterator[Waiter]:
+        """A waiter for `topic`. Look at the truth after entering, not before: then no change is missed."""
+        waiter = Waiter()
+        self._waiters.setdefault(topic, set()).add(waiter)
+        self._run()
+        try:
+            yield waiter
+        finally:
+            self._waiters[topic].discard(waiter)
+            if not self._waiters[topic]:
+                del self._waiters[topic]
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    def _wake(self, topic: str) -> None:
+        for waiter in self._waiters.get(topic, ()):
+            waiter.wake()
+
+    def _run(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._serve(), name="postgres-signals")
+
+    async def _serve(self) -> None:
+        while True:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await self._serve_one_connection()
+            # Nobody knows what was told meanwhile: everybody looks.
+            for topic in list(self._waiters):
+                self._wake(topic)
+            await asyncio.sleep(random.uniform(*_RECONNECT_SECONDS))  # noqa: S311 - spreads load, guards nothing
+
+    async def _serve_one_connection(self) -> None:
+        connection = await self._connect()
+        try:
+            connection.add_termination_listener(lambda _: self._wanted.set())
+            await connection.add_listener(CHANNEL, self._heard)
+            for topic in list(self._waiters):
+                self._wake(topic)
+            while not connection.is_closed():
+                await self._wanted.wait()
+                self._wanted.clear()
+                await asyncio.sleep(BATCH_SECONDS)
+                for payload in payloads(self._take_unsent()):
+                    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+        finally:
+            # Bounded, and at once where the server does not answer.
+            try:
+                await connection.close(timeout=_CLOSE_SECONDS)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.terminate()
+
+    def _take_unsent(self) -> set[str]:
+        taken, self._unsent = self._unsent, set()
+        return taken
+
+    def _heard(self, _connection: Any, _pid: int, _channel: str, payload: object) -> None:
+        for topic in str(payload).split(" "):
+            self._wake(topic)
+
+
+def payloads(topics: set[str]) -> list[str]:
+    """`topics`, separated by spaces, in as few pieces as the server takes."""
+    pieces: list[str] = []
+    piece = ""
+    for topic in sorted(topics):
+        longer = f"{piece} {topic}".lstrip()
+        if len(longer) > _MAX_PAYLOAD_BYTES:
+            pieces.append(piece)
+            longer = topic
+        piece = longer
+    return [*pieces, piece] if piece else []

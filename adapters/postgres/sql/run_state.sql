@@ -1,0 +1,207 @@
+-- Statements of RunState. Each names tenant and namespace; each change is one statement, so one round trip.
+
+-- name: create
+-- The key, the run, its first event and the audit, or nothing at all when the key is taken. Whoever makes the same key at
+-- the same moment waits here for the other's commit.
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+taken AS (
+    INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
+    SELECT :tenant, :namespace, :principal, :route, :key, :fingerprint, uuidv7(), t.now FROM t
+    ON CONFLICT DO NOTHING
+    RETURNING run_id
+),
+made AS (
+    INSERT INTO runs (
+        tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
+        session_id, created_at, queued_at, deadline_at, last_sequence
+    )
+    SELECT :tenant, taken.run_id, :namespace, :agent_id, :agent_version, :agent_digest, CAST(:requester AS json),
+           CAST(:input AS json), CAST(:context AS json), CAST(:tool_allowlist AS json), :session_id, t.now, t.now,
+           t.now + CAST(:deadline AS interval), 1
+    FROM taken, t
+    RETURNING *
+),
+told AS (
+    INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+    SELECT made.tenant_id, made.id, 1, 'run.created', made.created_at, CAST(:data AS json), :correlation_id, :traceparent
+    FROM made
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT made.tenant_id, made.namespace, :tenant, :principal, 'run.create', 'run_' || replace(CAST(made.id AS text), '-', ''),
+           :correlation_id
+    FROM made
+)
+SELECT * FROM made;
+
+-- name: known
+-- The run that a key made, with the fingerprint it was made with.
+SELECT i.fingerprint, r.*
+FROM idempotency i
+JOIN runs r ON r.tenant_id = i.tenant_id AND r.id = i.run_id
+WHERE i.tenant_id = :tenant AND i.namespace = :namespace AND i.principal = :principal AND i.route = :route AND i.key = :key
+  AND r.tenant_id = :tenant;
+
+-- name: load
+SELECT r.* FROM runs r WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run;
+
+-- name: standing
+-- Why a claim or a fenced write found nothing to do.
+SELECT r.status, r.epoch,
+       EXISTS (SELECT FROM workers w WHERE w.id = r.worker_id AND w.lease_until > ao_now()) AS held,
+       EXISTS (SELECT FROM workers w WHERE w.id = :worker AND w.lease_until > ao_now()) AS live
+FROM runs r
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run;
+
+-- name: claim
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+won AS (
+    UPDATE runs r
+    SET status = 'running',
+        worker_id = :worker,
+        epoch = r.epoch + 1,
+        recoveries = r.recoveries + CASE r.status WHEN 'running' THEN 1 ELSE 0 END,
+        started_at = coalesce(r.started_at, t.now),
+        last_sequence = r.last_sequence + CASE WHEN r.started_at IS NULL THEN 1 ELSE 0 END
+    FROM t
+    WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
+      AND (
+          r.status = 'queued'
+          OR r.status = 'running'
+          AND NOT EXISTS (SELECT FROM workers w WHERE w.id = r.worker_id AND w.lease_until > t.now)
+      )
+      AND EXISTS (SELECT FROM workers w WHERE w.id = :worker AND w.lease_until > t.now)
+    RETURNING old.started_at IS NULL AS first_time, new.*
+),
+told AS (
+    INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+    SELECT won.tenant_id, won.id, won.last_sequence, 'run.started', won.started_at, '{}', :correlation_id, :traceparent
+    FROM won
+    WHERE won.first_time
+)
+SELECT * FROM won;
+
+-- name: append
+-- The fenced write: the run moves first, under its epoch, and everything else hangs on that. Its row lock makes the order
+-- of commits the order of sequences. Lists come as JSON, and JSON inside them as text: the driver would have to look up array
+-- types with set_config, which nobody may call here, and a NUL that JSON escapes may not be unescaped on the way.
+WITH moved AS (
+    UPDATE runs r
+    SET last_sequence = r.last_sequence + CAST(:event_count AS integer),
+        status = coalesce(CAST(:status AS text), r.status),
+        worker_id = CASE WHEN coalesce(CAST(:status AS text), 'running') = 'running' THEN r.worker_id END,
+        queued_at = CASE WHEN CAST(:status AS text) = 'queued' THEN ao_now() ELSE r.queued_at END,
+        finished_at = CASE WHEN CAST(:ends AS boolean) THEN ao_now() END,
+        output = CASE WHEN CAST(:status AS text) IS NULL THEN r.output ELSE CAST(:output AS json) END,
+        error = CASE WHEN CAST(:status AS text) IS NULL THEN r.error ELSE CAST(:error AS json) END,
+        prompt_tokens = r.prompt_tokens + CAST(:prompt_tokens AS bigint),
+        completion_tokens = r.completion_tokens + CAST(:completion_tokens AS bigint),
+        cost_nanousd = r.cost_nanousd + CAST(:cost_nanousd AS bigint),
+        usage_estimated = r.usage_estimated OR CAST(:usage_estimated AS boolean)
+    WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.epoch = :epoch AND r.status = 'running'
+    RETURNING r.tenant_id, r.id, r.last_sequence, r.cancel_requested_at IS NOT NULL AS cancel_requested, ao_now() AS now
+),
+meant AS (
+    INSERT INTO steps (
+        tenant_id, run_id, n, kind, name, effect, status, input, input_digest, epoch, started_at, finished_at, output, error,
+        usage
+    )
+    SELECT moved.tenant_id, moved.id, i.n, i.kind, i.name, i.effect, i.status, CAST(i.input AS json), i.digest, :epoch,
+           moved.now, CASE WHEN i.status <> 'started' THEN moved.now END, CAST(i.output AS json), CAST(i.error AS json),
+           CAST(i.usage AS json)
+    FROM moved,
+         json_to_recordset(CAST(:intents AS json)) AS i (
+             n integer, kind text, name text, effect text, status text, input text, digest text, output text, error text,
+             usage text
+         )
+),
+done AS (
+    UPDATE steps s
+    SET status = d.status, epoch = :epoch, finished_at = moved.now, output = CAST(d.output AS json),
+        error = CAST(d.error AS json), usage = CAST(d.usage AS json)
+    FROM moved,
+         json_to_recordset(CAST(:results AS json)) AS d (n integer, status text, output text, error text, usage text)
+    WHERE s.tenant_id = :tenant AND s.run_id = moved.id AND s.n = d.n AND s.status = 'started'
+    RETURNING s.n
+),
+told AS (
+    INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+    SELECT moved.tenant_id, moved.id, moved.last_sequence - CAST(:event_count AS integer) + e.place, e.type, moved.now,
+           CAST(e.data AS json), :correlation_id, :traceparent
+    FROM moved,
+         json_to_recordset(CAST(:events AS json)) AS e (place integer, type text, data text)
+)
+SELECT moved.last_sequence, moved.cancel_requested, (SELECT count(*) FROM done) AS results FROM moved;
+
+-- name: release
+UPDATE runs r
+SET status = 'queued', worker_id = NULL, queued_at = ao_now()
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.epoch = :epoch AND r.status = 'running'
+RETURNING r.id;
+
+-- name: cancel
+-- A running run is asked to end, also when its worker's lease has lapsed: whoever recovers it knows what may still be at
+-- work. Any other open run ends here.
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+asked AS (
+    UPDATE runs r
+    SET cancel_requested_at = coalesce(r.cancel_requested_at, t.now),
+        status = CASE r.status WHEN 'running' THEN 'running' ELSE 'cancelled' END,
+        finished_at = CASE r.status WHEN 'running' THEN r.finished_at ELSE t.now END,
+        last_sequence = r.last_sequence + CASE r.status WHEN 'running' THEN 0 ELSE 1 END
+    FROM t
+    WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
+      AND (
+          r.status IN ('queued', 'waiting', 'needs_operator')
+          OR r.status = 'running' AND r.cancel_requested_at IS NULL
+      )
+    RETURNING r.*
+),
+told AS (
+    INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+    SELECT asked.tenant_id, asked.id, asked.last_sequence, 'run.cancelled', asked.finished_at, CAST(:data AS json),
+           :correlation_id, :traceparent
+    FROM asked
+    WHERE asked.status = 'cancelled'
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT asked.tenant_id, asked.namespace, :tenant, :principal, 'run.cancel',
+           'run_' || replace(CAST(asked.id AS text), '-', ''), :correlation_id
+    FROM asked
+)
+SELECT * FROM asked;
+
+-- name: steps
+-- One row per step, and one without a step for a run that has none left: no row means no run.
+SELECT s.*
+FROM runs r
+LEFT JOIN LATERAL (
+    SELECT * FROM steps
+    WHERE steps.tenant_id = :tenant AND steps.run_id = r.id AND steps.n > :after
+    ORDER BY steps.n
+    LIMIT :limit
+) s ON true
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
+ORDER BY s.n;
+
+-- name: list
+SELECT r.*
+FROM runs r
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace
+  AND r.id < coalesce(CAST(:before AS uuid), CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+  AND (CAST(:status AS text) IS NULL OR r.status = :status)
+  AND (CAST(:agent_id AS text) IS NULL OR r.agent_id = :agent_id)
+ORDER BY r.id DESC
+LIMIT :limit;
+
+-- name: renew
+-- Across tenants: a worker holds runs of many.
+SELECT id FROM ao_worker_renew(:worker, CAST(:duration AS interval)) AS id;
+
+-- name: retire
+SELECT ao_worker_retire(:worker);
+
+-- name: orphans
+-- Across tenants: the sweeper serves them all.
+SELECT id, requester FROM ao_orphans(CAST(:queued_for AS interval), :limit);

@@ -1,0 +1,155 @@
+"""A real PostgreSQL for tests: one embedded server per process, one database per clone of a migrated template.
+
+The server starts at the first use and is stopped and removed at the end of the process. It runs as in production, as root
+or not, except that it does not wait for the disk.
+"""
+
+import asyncio
+import atexit
+import itertools
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+from adapters.postgres.bootstrap import RolePasswords, restrict_database
+from deploy import embedded_postgres as embedded
+
+TEMPLATE: Final = "agentos"
+_COUNTER: Final = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    layout: embedded.Layout
+    port: int
+    superuser_password: str
+    passwords: RolePasswords
+
+    def dsn(self, role: str, database: str = TEMPLATE) -> str:
+        secret = {
+            "postgres": self.superuser_password,
+            "ao_owner": self.passwords.owner,
+            "ao_app": self.passwords.app,
+            "ao_admin": self.passwords.admin,
+        }[role]
+        return f"postgresql://{role}:{secret}@127.0.0.1:{self.port}/{database}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A database of its own, migrated and empty."""
+
+    server: Server
+    name: str
+
+    @property
+    def app(self) -> str:
+        return self.server.dsn("ao_app", self.name)
+
+    @property
+    def owner(self) -> str:
+        return self.server.dsn("ao_owner", self.name)
+
+    @property
+    def admin(self) -> str:
+        """Bypasses row-level security: for back doors."""
+        return self.server.dsn("ao_admin", self.name)
+
+    @property
+    def superuser(self) -> str:
+        return self.server.dsn("postgres", self.name)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@cache
+def server() -> Server:
+    """This process' server, started and migrated at the first call."""
+    home = Path(tempfile.mkdtemp(prefix="agentos-test-"))
+    layout = embedded.Layout(home)
+    password = secrets.token_urlsafe(16)
+    embedded.prepare(layout, superuser_password=password)
+    port = free_port()
+    fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+    process = embedded.start(layout, port, extra=fast)
+
+    def end() -> None:
+        embedded.stop(layout)
+        process.wait(10)
+        embedded.destroy(layout)
+
+    atexit.register(end)
+    embedded.wait_ready(port)
+    passwords = RolePasswords(owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8))
+    made = Server(layout=layout, port=port, superuser_password=password, passwords=passwords)
+    embedded.set_up_database(made.dsn("postgres", "postgres"), made.dsn("ao_owner"), passwords)
+    return made
+
+
+async def clone() -> Clone:
+    """A new database, as a fresh node would have it: with its own stream epoch."""
+    # Starting the server drives an event loop of its own, so not on this thread.
+    origin = await asyncio.to_thread(server)
+    made = Clone(server=origin, name=f"clone_{os.getpid()}_{next(_COUNTER)}")
+    admin = await asyncpg.connect(origin.dsn("postgres", "postgres"))
+    try:
+        await admin.execute(f'CREATE DATABASE "{made.name}" TEMPLATE {TEMPLATE} OWNER ao_owner')
+        await restrict_database(admin, made.name)
+    finally:
+        await admin.close()
+    await execute(made.superuser, "UPDATE agentos.node SET stream_epoch = substr(md5(gen_random_uuid()::text), 1, 12)")
+    return made
+
+
+async def drop(database: Clone) -> None:
+    await execute(database.server.dsn("postgres", "postgres"), f'DROP DATABASE "{database.name}" WITH (FORCE)')
+
+
+async def execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def fetch(dsn: str, query: str, *parameters: Any) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": "agentos"})
+    try:
+        rows: list[asyncpg.Record] = await connection.fetch(query, *parameters)
+        return rows
+    finally:
+        await connection.close()
+
+
+async def shift_time(database: Clone, by: timedelta) -> None:
+    """Make the database take now for `by` later than it is. Only the owner of the schema can."""
+    await execute(
+        database.owner,
+        "CREATE OR REPLACE FUNCTION agentos.ao_now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE "
+        f"RETURN clock_timestamp() + interval '{by.total_seconds():.6f} seconds'",
+    )
+
+
+@asynccontextmanager
+async def cloned() -> AsyncIterator[Clone]:
+    """A clone that is dropped at the end."""
+    async with AsyncExitStack() as stack:
+        made = await clone()
+        stack.push_async_callback(drop, made)
+        yield made

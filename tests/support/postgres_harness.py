@@ -1,0 +1,106 @@
+"""Harnesses of the kit over the adapters of `adapters.postgres`: each has a database of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from adapters.postgres import event, run_state
+from adapters.postgres.engine import PostgresConfig
+from adapters.system_clock import SystemClock
+from conformance.factories import new_run
+from conformance.people import NODE
+from ports.adapter import AdapterSpec, Given
+from ports.context import AuthContext
+from ports.event import EventPort
+from ports.ids import RunId, WorkerId, uuid_of
+from ports.run_state import Change, Run, RunStatePort
+from tests.support.postgres import Clone, clone, drop, fetch, shift_time
+
+PortT = TypeVar("PortT")
+HOUR = timedelta(hours=1)
+
+
+class PostgresHarness(Generic[PortT]):
+    """A database of its own, whose time moves by redefining what it takes for now."""
+
+    def __init__(self, spec: AdapterSpec[PostgresConfig, PortT], database: Clone) -> None:
+        self.spec = spec
+        self.database = database
+        self.config = PostgresConfig(dsn=database.app, pool_size=20)
+        self.closing = AsyncExitStack()
+        self.shift = timedelta(0)
+
+    @property
+    def declared(self) -> Struct:
+        return self.spec.capabilities(self.config)
+
+    async def open(self) -> PortT:
+        return await self.reopen()
+
+    async def reopen(self) -> PortT:
+        return await self.closing.enter_async_context(self.spec.open(self.config, Given(clock=SystemClock())))
+
+    async def advance(self, delta: timedelta) -> None:
+        self.shift += delta
+        await shift_time(self.database, self.shift)
+
+    async def now(self) -> datetime:
+        [row] = await fetch(self.database.admin, "SELECT ao_now() AS now")
+        now: datetime = row["now"]
+        return now
+
+    async def close(self) -> None:
+        await self.closing.aclose()
+        await drop(self.database)
+
+
+class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
+    def __init__(self, database: Clone) -> None:
+        super().__init__(run_state.SPEC, database)
+
+    async def event_types(self, auth: AuthContext, run_id: RunId) -> list[tuple[int, str]]:
+        rows = await fetch(
+            self.database.admin,
+            "SELECT sequence, type FROM run_events WHERE tenant_id = $1 AND run_id = $2 ORDER BY sequence",
+            auth.tenant,
+            uuid_of("run", run_id),
+        )
+        return [(row["sequence"], row["type"]) for row in rows]
+
+
+class PostgresEventHarness(PostgresHarness[EventPort]):
+    def __init__(self, database: Clone) -> None:
+        super().__init__(event.SPEC, database)
+
+    async def _runs(self) -> RunStatePort:
+        return await self.closing.enter_async_context(run_state.SPEC.open(self.config, Given(clock=SystemClock())))
+
+    async def start_run(self, auth: AuthContext) -> Run:
+        worker = WorkerId("wrk_backdoor")
+        state = await self._runs()
+        await state.renew(NODE, worker, HOUR)
+        created = await state.create(auth, new_run())
+        return await state.claim(auth, created.run.id, worker)
+
+    async def append(self, auth: AuthContext, run: Run, change: Change) -> None:
+        state = await self._runs()
+        await state.append(auth, run.id, run.epoch, change)
+
+    async def elsewhere(self) -> EventPort:
+        other = PostgresEventHarness(await clone())
+        self.closing.push_async_callback(other.close)
+        return await other.open()
+
+
+HarnessT = TypeVar("HarnessT", bound=PostgresHarness[Any])
+
+
+@asynccontextmanager
+async def closing(harness: HarnessT) -> AsyncIterator[HarnessT]:
+    try:
+        yield harness
+    finally:
+        await harness.close()
