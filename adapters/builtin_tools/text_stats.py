@@ -10,8 +10,8 @@ from ports.tool import ToolCall, ToolSpec
 
 MAX_TEXT_CHARS: Final = 200_000
 
-# Letters and digits, joined by apostrophes or hyphens: "don't" and "well-kept" are one word each.
-_WORD: Final = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")  # typographic apostrophes are apostrophes
+# Letters and digits, joined by apostrophes or hyphens ("don't" and "well-kept" are one word each), and numbers whole.
+_WORD: Final = re.compile(r"[^\W_]+(?:(?:['’\-]|(?<=\d)[.,](?=\d))[^\W_]+)*")
 _SENTENCE_END: Final = re.compile(r"[.!?…]+(?=[\s\"'”’)\]]|$)|[。！？]+")  # Chinese and Japanese ends, on purpose
 
 SPEC: Final = ToolSpec(
