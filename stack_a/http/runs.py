@@ -2,41 +2,36 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any, Final, TypeAlias, get_args
+from typing import Final, get_args
 
-from litestar import Request, Response, get, post
-from litestar.params import Parameter
+from litestar import Response, get, post
 from litestar.response import Stream
 
-from ports.context import AuthContext
 from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import InvalidArgument, NotFound, PermissionDenied
 from ports.http import sse
 from ports.http.edge import Exchange, decoded, exchange
 from ports.ids import AgentId, RunId, is_agent_id, uuid_of
-from ports.run_intake import RunIntake, RunRequest
-from ports.run_state import MAX_PAGE, Idempotency, RunFilter, RunStatus
-from stack_a.deps import ApiDeps
+from ports.run_intake import RunRequest
+from ports.run_state import Idempotency, RunFilter, RunStatus
 from stack_a.http import wire
-from stack_a.http.stream import OpenStreams, frames
+from stack_a.http.given import Deps, HttpRequest, Intake, Limit, PathText, QueryText, Streams
+from stack_a.http.stream import frames
 from stack_a.runs.plan import digest
-
-HttpRequest: TypeAlias = Request[Any, AuthContext, Any]
-Limit: TypeAlias = Annotated[int, Parameter(ge=1, le=MAX_PAGE)]
 
 _CREATE: Final = "POST /v1/agents/{agent_id}/runs"
 _STEPS: Final = "steps"
 
 
 @post("/v1/agents/{agent_id:str}/runs")
-async def create_run(request: HttpRequest, agent_id: str, intake: RunIntake) -> Response[bytes]:
+async def create_run(request: HttpRequest, agent_id: PathText, intake: Intake) -> Response[bytes]:
     found = exchange(request.scope)
     auth = found.identity
     body = decoded(found.json, wire.CreateRun)
     if body.tenant is not None and body.tenant != auth.tenant:
         raise PermissionDenied("`tenant` differs from the token's tenant", code="tenant_mismatch")
     if not is_agent_id(agent_id):
-        raise NotFound(f"no agent {agent_id!r}")
+        raise NotFound(f"there is no agent {agent_id!r}")
     created = await intake.accept(
         auth,
         RunRequest(
@@ -55,12 +50,12 @@ async def create_run(request: HttpRequest, agent_id: str, intake: RunIntake) -> 
 @get("/v1/runs")
 async def list_runs(
     request: HttpRequest,
-    deps: ApiDeps,
+    deps: Deps,
     *,
     limit: Limit = wire.DEFAULT_PAGE,
-    cursor: str | None = None,
-    status: str | None = None,
-    agent_id: str | None = None,
+    cursor: QueryText = None,
+    status: QueryText = None,
+    agent_id: QueryText = None,
 ) -> Response[bytes]:
     auth = exchange(request.scope).identity
     where = RunFilter(status=_status(status), agent_id=None if agent_id is None else AgentId(agent_id))
@@ -76,13 +71,13 @@ async def list_runs(
 
 
 @get("/v1/runs/{run_id:str}")
-async def get_run(request: HttpRequest, run_id: str, deps: ApiDeps) -> Response[bytes]:
+async def get_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Response[bytes]:
     auth = exchange(request.scope).identity
     return wire.json_response(wire.run_view(await deps.run_state.load(auth, _run_id(run_id))))
 
 
 @post("/v1/runs/{run_id:str}/:cancel")
-async def cancel_run(request: HttpRequest, run_id: str, deps: ApiDeps) -> Response[bytes]:
+async def cancel_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Response[bytes]:
     found = exchange(request.scope)
     body = decoded(found.json, wire.CancelRun)
     run = await deps.run_state.cancel(found.identity, _run_id(run_id), reason=body.reason)
@@ -92,10 +87,10 @@ async def cancel_run(request: HttpRequest, run_id: str, deps: ApiDeps) -> Respon
 @get("/v1/runs/{run_id:str}/steps")
 async def list_steps(
     request: HttpRequest,
-    run_id: str,
-    deps: ApiDeps,
+    run_id: PathText,
+    deps: Deps,
     limit: Limit = wire.DEFAULT_PAGE,
-    cursor: str | None = None,
+    cursor: QueryText = None,
 ) -> Response[bytes]:
     auth = exchange(request.scope).identity
     after = 0 if cursor is None else decode_cursor(_STEPS, cursor, int)
@@ -113,7 +108,7 @@ async def list_steps(
 
 @get("/v1/runs/{run_id:str}/events")
 async def follow_events(
-    request: HttpRequest, run_id: str, deps: ApiDeps, streams: OpenStreams, after: str | None = None
+    request: HttpRequest, run_id: PathText, deps: Deps, streams: Streams, after: QueryText = None
 ) -> Stream:
     found = exchange(request.scope)
     auth = found.identity
@@ -139,7 +134,7 @@ async def follow_events(
 
 def _run_id(text: str) -> RunId:
     if uuid_of("run", text) is None:
-        raise NotFound(f"no run {text!r}")
+        raise NotFound(f"there is no run {text!r}")
     return RunId(text)
 
 
