@@ -145,6 +145,11 @@ class ModelHarness(Harness[ModelPort], Protocol):
     def embed_model(self) -> str: ...
 
     @property
+    def foreign_model(self) -> str | None:
+        """A model that is served, but not to ACME; None where every model is free to all."""
+        ...
+
+    @property
     def blocked(self) -> ChatRequest | None:
         """A request that policy blocks; None where no policy is in force."""
         ...
