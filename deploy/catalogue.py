@@ -62,7 +62,8 @@ class Service(Struct, frozen=True, kw_only=True):
     """Another system user than ours; None for our own."""
     working_directory: str = "/"
     stop_signal: str = "TERM"
-    stop_wait_s: int = 20
+    stop_wait_s: int = 25
+    """Until it is killed; longer than the grace the services give to open requests."""
 
 
 def catalogue(node: Node, config: Config, environ: Mapping[str, str]) -> tuple[Service, ...]:
@@ -201,7 +202,7 @@ def _python_service(
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "AGENTOS_MODE": config.mode,
-        "AGENTOS_LOG_LEVEL": config.log_level,
+        "AGENTOS_LOG_LEVEL": config.log_level.upper(),
         "AGENTOS_ISSUER": config.issuer,
         "AGENTOS_JWKS_FILE": str(node.secret(credentials.JWKS)),
         "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.APP_URL)),

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import httpx
 import msgspec
@@ -49,7 +49,7 @@ class RunsClient:
         timeout = httpx.Timeout(_ANSWER_SECONDS)
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
 
-    def __enter__(self) -> "RunsClient":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

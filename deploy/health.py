@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -61,16 +61,16 @@ def _ask(url: str) -> tuple[bool, str]:
 
 
 def _said(response: httpx.Response) -> str:
-    """What a service that is not ready names as its reason."""
+    """What a service that is not ready names as its reason: the dependencies that fail, or its error."""
     try:
-        body = msgspec.json.decode(response.content, type=dict[str, msgspec.Raw])
-        error = msgspec.json.decode(body["error"], type=dict[str, object]) if "error" in body else {}
+        body = msgspec.json.decode(response.content, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
-    message = (
-        error.get("message") or b", ".join(bytes(body[key]) for key in ("checks", "reason") if key in body).decode()
-    )
-    return f": {message}" if message else ""
+    dependencies = body.get("dependencies")
+    if isinstance(dependencies, dict):
+        return "".join(f"; {name}: {state}" for name, state in dependencies.items() if state != "ok")
+    error = body.get("error")
+    return f": {error['message']}" if isinstance(error, dict) and "message" in error else ""
 
 
 def _ms(began: float) -> float:

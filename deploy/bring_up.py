@@ -1,0 +1,205 @@
+"""The phases that bring a node up: boot, migrate, seed, wire. Each looks first, so that a second run changes nothing."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from adapters.postgres.migrate import migrate
+from deploy import config as settings
+from deploy import credentials, embedded_postgres
+from deploy.action import Failed, Recorder
+from deploy.catalogue import Service, layout_of
+from deploy.credentials import write_if_changed
+from deploy.embedded_postgres import SUPERUSER
+from deploy.health import Health, probe
+from deploy.internal import open_directory
+from deploy.node import write_private
+from deploy.preflight import preflight
+from deploy.processes import end, processes_of
+from deploy.report import Check, Seeded
+from deploy.seed import SeedResult, ensure_issuer_key, seed_demo
+from deploy.supervision import Applied, Supervisor
+
+HEALTHY_SECONDS: Final = 60.0
+# A service that keeps dying this long will not come good by waiting.
+_CRASHING_SECONDS: Final = 8.0
+_POLL_SECONDS: Final = 0.15
+
+
+def check_machine(recorder: Recorder, services: tuple[Service, ...]) -> None:
+    with recorder.phase("preflight") as notes:
+        found = [recorder.check(check) for check in preflight(recorder.node, services)]
+        failed = [check for check in found if not check.ok]
+        if failed:
+            raise Failed(failed[0])
+        notes.summary = f"{len(found)} checks passed"
+
+
+def remember_flags(recorder: Recorder, flags: Mapping[str, str]) -> None:
+    """Write `.agentos.env` the first time; later, set what the flags say, so that every command sees the same node."""
+    path = recorder.node.env_file
+    if not path.exists():
+        write_private(path, settings.render_file(flags))
+        recorder.note(f"wrote {path}: every setting, with its default")
+        return
+    changed = {
+        field: value for field, value in flags.items() if settings.parse_file(path).get(field, ("",))[0] != value
+    }
+    if changed:
+        write_private(path, settings.updated_file(path.read_text(encoding="utf-8"), changed))
+        recorder.note(f"remembered in {path.name}: {', '.join(settings.key_of(field) for field in changed)}")
+
+
+def boot(
+    recorder: Recorder, services: tuple[Service, ...], environ: Mapping[str, str], supervisor: Supervisor
+) -> Applied:
+    """The directories, the generated secrets, the supervisor and the database."""
+    node, config = recorder.node, recorder.config
+    with recorder.phase("boot") as notes:
+        done: list[str] = []
+        if not supervisor.alive() and (left := processes_of(node)):
+            end(left)
+            done.append(f"ended {len(left)} processes that an earlier supervisor left behind")
+        node.create()
+        embedded = not config.database_url
+        passwords = credentials.database_passwords(node) if embedded else None
+        if passwords is not None:
+            if not layout_of(node).data.exists():
+                recorder.progress.milestone("making the database cluster")
+                done.append("made the database cluster")
+            embedded_postgres.prepare(layout_of(node), superuser_password=passwords.superuser)
+            credentials.write_embedded_urls(node, passwords, config.postgres_port)
+        else:
+            _write_external_urls(recorder, environ)
+        if ensure_issuer_key(node):
+            done.append("made the signing key")
+        if supervisor.start_daemon(services, environ):
+            done.append("started the supervisor")
+        applied = supervisor.apply(services)
+        if applied.changed or applied.removed:
+            done.append(f"new settings for {', '.join((*applied.changed, *applied.removed))}")
+        database = tuple(service for service in services if service.name == "postgres")
+        if database and supervisor.start("postgres"):
+            done.append("started PostgreSQL")
+        wait_healthy(recorder, database, supervisor, what="database ready")
+        notes.changed = bool(done)
+        notes.summary = "; ".join(done) or "nothing to do"
+    return applied
+
+
+def migrate_database(recorder: Recorder) -> None:
+    node, config = recorder.node, recorder.config
+    with recorder.phase("migrate") as notes:
+        owner_url = node.secret(credentials.OWNER_URL).read_text(encoding="utf-8").strip()
+        if config.database_url:
+            applied = asyncio.run(migrate(owner_url))
+        else:
+            passwords = credentials.database_passwords(node)
+            admin = credentials.embedded_url(SUPERUSER, passwords.superuser, config.postgres_port, SUPERUSER)
+            applied = embedded_postgres.set_up_database(admin, owner_url, passwords.roles())
+        notes.changed = bool(applied)
+        notes.summary = f"applied {len(applied)}: {', '.join(applied)}" if applied else "the schema is up to date"
+
+
+def seed(recorder: Recorder) -> Seeded | None:
+    with recorder.phase("seed") as notes:
+        if recorder.config.mode == "prod":
+            notes.summary = "prod seeds nothing; make a tenant with ./agentos tenant create tnt_<name> --admin-key"
+            return None
+        result = asyncio.run(_seed(recorder))
+        notes.changed = bool(result.made)
+        notes.summary = f"made {', '.join(result.made)}" if result.made else f"{result.seeded.tenant_id} is complete"
+        return result.seeded
+
+
+def wire(recorder: Recorder, services: tuple[Service, ...], supervisor: Supervisor) -> None:
+    """Start every service that does not run, in order, and wait until all are healthy."""
+    with recorder.phase("wire") as notes:
+        started = [service.name for service in services if supervisor.start(service.name)]
+        wait_healthy(recorder, services, supervisor)
+        notes.changed = bool(started)
+        healthy = f"services healthy {len(services)}/{len(services)}"
+        notes.summary = f"{healthy}; started {', '.join(started)}" if started else f"{healthy}; all ran already"
+
+
+def roll(recorder: Recorder, services: tuple[Service, ...], supervisor: Supervisor) -> None:
+    """Restart every service but the database, one at a time, each only after the one before is healthy again."""
+    rolled = tuple(service for service in services if service.name != "postgres")
+    with recorder.phase("restart") as notes:
+        for number, service in enumerate(rolled, start=1):
+            supervisor.stop(service.name)
+            supervisor.start(service.name)
+            wait_healthy(recorder, (service,), supervisor, what=f"restarted {number}/{len(rolled)}, healthy")
+        notes.changed = True
+        notes.summary = f"restarted {', '.join(service.name for service in rolled)}"
+
+
+def wait_healthy(
+    recorder: Recorder,
+    services: tuple[Service, ...],
+    supervisor: Supervisor,
+    *,
+    what: str = "services healthy",
+    seconds: float = HEALTHY_SECONDS,
+) -> None:
+    """Wait until all are ready, telling each as it gets there.
+
+    Raises:
+        Failed: one is not within the time, or it keeps dying; with the end of its log.
+    """
+    waiting = {service.name: service for service in services}
+    last: dict[str, Health] = {}
+    end_at = time.monotonic() + seconds
+    dying_since: dict[str, float] = {}
+    while waiting:
+        for name, service in list(waiting.items()):
+            last[name] = probe(service)
+            if last[name].ok:
+                del waiting[name]
+                recorder.progress.milestone(f"{what} {len(services) - len(waiting)}/{len(services)} ({name})")
+        if not waiting:
+            return
+        now = time.monotonic()
+        states = supervisor.states()
+        for name in waiting:
+            if states[name].state in {"backoff", "exited", "fatal"}:
+                dying_since.setdefault(name, now)
+            elif states[name].uptime_s >= _CRASHING_SECONDS:
+                dying_since.pop(name, None)
+            if now > end_at or now - dying_since.get(name, now) > _CRASHING_SECONDS:
+                state = states[name]
+                raise Failed(unhealthy(recorder, last[name], f"{state.state} {state.remark}".strip()))
+        time.sleep(_POLL_SECONDS)
+
+
+def unhealthy(recorder: Recorder, health: Health, state: str) -> Check:
+    """The failed check of a service that is not ready."""
+    return Check(
+        name=f"{health.service} is ready",
+        part=health.service,
+        ok=False,
+        ms=health.ms,
+        detail=f"{health.detail} (process: {state})",
+        log_tail=recorder.log_tail(health.service),
+        next_command=f"./agentos logs {health.service}",
+    )
+
+
+async def _seed(recorder: Recorder) -> SeedResult:
+    config = recorder.config
+    async with open_directory(recorder.node) as directory:
+        return await seed_demo(recorder.node, directory, mode=config.mode, tokens_per_day=config.tokens_per_day)
+
+
+def _write_external_urls(recorder: Recorder, environ: Mapping[str, str]) -> None:
+    """The services read addresses from files, so that a password never stands in an environment."""
+    node, config = recorder.node, recorder.config
+    for field, name in (("database_url", credentials.APP_URL), ("database_owner_url", credentials.OWNER_URL)):
+        reference = getattr(config, field)
+        url = settings.dereference(reference, environ)
+        if not url:
+            detail = f"{settings.key_of(field)}={reference} leads nowhere"
+            remedy = "set it in the environment, or write the file, then ./agentos up"
+            raise Failed(Check(name="database address", part="postgres", ok=False, detail=detail, next_command=remedy))
+        write_if_changed(node.secret(name), url)

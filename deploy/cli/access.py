@@ -1,0 +1,55 @@
+"""Tokens and directory access for commands that act in somebody's name."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final, TypeVar
+
+import msgspec
+
+from deploy.cli.io import Io
+from deploy.internal import Directory, open_directory, open_issuer, operator_of
+from deploy.roles import scopes_of
+from ports.errors import InvalidArgument
+from ports.ids import PrincipalId, TenantId, is_tenant_id
+
+AUDIENCES: Final = ("stack-a", "stack-b")
+
+ResultT = TypeVar("ResultT")
+
+
+def tenant_id(text: str) -> TenantId:
+    """Raises `InvalidArgument` when `text` can't name a tenant."""
+    if not is_tenant_id(text):
+        raise InvalidArgument(f"{text!r} can't name a tenant: write tnt_ and small letters, digits, - or _")
+    return TenantId(text)
+
+
+def with_directory(io: Io, act: Callable[[Directory], Awaitable[ResultT]]) -> ResultT:
+    """Open the node's directory, act, close it."""
+
+    async def acted() -> ResultT:
+        async with open_directory(io.node) as directory:
+            return await act(directory)
+
+    return asyncio.run(acted())
+
+
+def mint(io: Io, tenant: str, *, role: str, audience: str, lifetime: timedelta, principal: str = "") -> str:
+    """A signed token of this node's issuer. The tenant must exist, or every door would refuse it anyway."""
+    name = tenant_id(tenant)
+    scopes = scopes_of(role)
+
+    async def check(directory: Directory) -> None:
+        await directory.tenants.get(operator_of(name), name)
+
+    with_directory(io, check)
+
+    async def minted() -> str:
+        async with open_issuer(io.node, io.config()) as issuer:
+            operator = operator_of(name)
+            who = PrincipalId(principal) if principal else operator.principal
+            bearer = msgspec.structs.replace(operator, principal=who, scopes=scopes, roles=frozenset({role}))
+            return issuer.mint(bearer, audience=audience, scopes=scopes, lifetime=lifetime)
+
+    return asyncio.run(minted())

@@ -1,0 +1,165 @@
+"""`agentos key issue|list|revoke`: the API keys of a tenant."""
+
+import argparse
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from msgspec import Struct
+
+from deploy.cli.access import tenant_id, with_directory
+from deploy.cli.io import FINE, Io
+from deploy.credentials import SeededKey
+from deploy.internal import Directory, operator_of
+from deploy.roles import ROLES
+from deploy.seed import TENANT, issue
+from ports.errors import InvalidArgument
+from ports.ids import KeyId, PrincipalId
+from ports.run_state import MAX_PAGE
+from ports.tenant import ApiKey
+
+MAX_DAYS: Final = 3_650
+
+_EPILOG: Final = """\
+rotate a key, with overlap:
+  ./agentos key issue --tenant tnt_acme --role service --principal svc_shop   the new one; shown once
+  ./agentos key list --tenant tnt_acme                                        find the old one's id
+  ./agentos key revoke key_… --tenant tnt_acme                                once nobody uses it; refused within 5 s"""
+
+
+class Issue(Struct, frozen=True, kw_only=True):
+    tenant: str
+    role: str
+    principal: str
+    label: str
+    days: int | None
+    json: bool
+
+
+class ListKeys(Struct, frozen=True, kw_only=True):
+    tenant: str
+    json: bool
+
+
+class Revoke(Struct, frozen=True, kw_only=True):
+    tenant: str
+    key_id: str
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "key",
+        help="issue, list and revoke API keys",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    issued = verbs.add_parser("issue", help="make a key; its secret is shown once", allow_abbrev=False)
+    issued.add_argument("--role", default="service", choices=sorted(ROLES), help="what it may do (service)")
+    issued.add_argument("--principal", default="", help="for whom, such as svc_shop or usr_ann")
+    issued.add_argument("--label", default="", help="a remark for people")
+    issued.add_argument("--days", type=int, help="how long it is valid; for ever, if not said")
+    issued.set_defaults(run=issue_key, options=_issue_options)
+    listed = verbs.add_parser("list", help="the tenant's keys, without their secrets")
+    listed.set_defaults(run=list_keys, options=lambda parsed: ListKeys(tenant=parsed.tenant, json=parsed.json))
+    revoked = verbs.add_parser("revoke", help="end a key")
+    revoked.add_argument("key_id", help="as `key list` shows it")
+    revoked.set_defaults(run=revoke, options=lambda parsed: Revoke(tenant=parsed.tenant, key_id=parsed.key_id))
+    for verb in (issued, listed, revoked):
+        verb.add_argument("--tenant", default=TENANT, help=f"whose ({TENANT})")
+    for verb in (issued, listed):
+        verb.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _issue_options(parsed: argparse.Namespace) -> Issue:
+    return Issue(
+        tenant=parsed.tenant,
+        role=parsed.role,
+        principal=parsed.principal or f"svc_{parsed.tenant.removeprefix('tnt_')}",
+        label=parsed.label,
+        days=parsed.days,
+        json=parsed.json,
+    )
+
+
+def issue_key(options: Issue, io: Io) -> int:
+    tenant = tenant_id(options.tenant)
+    if options.days is not None and not 1 <= options.days <= MAX_DAYS:
+        raise InvalidArgument(f"--days must be 1 to {MAX_DAYS}, not {options.days}")
+    env = io.config().mode
+
+    async def act(directory: Directory) -> SeededKey:
+        # Without this, a typo in the tenant's name would make a key that no door accepts.
+        await directory.tenants.get(operator_of(tenant), tenant)
+        return await issue(
+            directory,
+            tenant,
+            principal=PrincipalId(options.principal),
+            role=options.role,
+            env=env,
+            label=options.label,
+            lifetime=None if options.days is None else timedelta(days=options.days),
+            now=datetime.now(UTC),
+        )
+
+    key = with_directory(io, act)
+    if options.json:
+        io.json(key)
+    else:
+        io.out.write(f"{key.api_key}\n")
+        io.say(f"The key of {key.principal} in {tenant} (id {key.key_id}); it is shown this once.")
+    return FINE
+
+
+def list_keys(options: ListKeys, io: Io) -> int:
+    tenant = tenant_id(options.tenant)
+
+    async def act(directory: Directory) -> list[ApiKey]:
+        found: list[ApiKey] = []
+        cursor: str | None = None
+        while True:
+            page = await directory.tenants.list_keys(operator_of(tenant), limit=MAX_PAGE, cursor=cursor)
+            found += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    found = with_directory(io, act)
+    if options.json:
+        io.json(found)
+        return FINE
+    now = datetime.now(UTC)
+    io.columns(
+        ("KEY", "PRINCIPAL", "ROLES", "STATUS", "LABEL", "CREATED"),
+        (
+            (
+                key.id,
+                key.principal,
+                ", ".join(sorted(key.roles)),
+                standing(key, now),
+                key.label,
+                f"{key.created_at:%Y-%m-%d %H:%M}",
+            )
+            for key in found
+        ),
+    )
+    return FINE
+
+
+def standing(key: ApiKey, now: datetime) -> str:
+    """In a word, whether the key still opens anything."""
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is not None and key.expires_at <= now:
+        return "expired"
+    return f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "active"
+
+
+def revoke(options: Revoke, io: Io) -> int:
+    tenant = tenant_id(options.tenant)
+
+    async def act(directory: Directory) -> None:
+        await directory.tenants.revoke_key(operator_of(tenant), KeyId(options.key_id))
+
+    with_directory(io, act)
+    io.out.write(f"{options.key_id} is revoked; it is refused within 5 s\n")
+    return FINE

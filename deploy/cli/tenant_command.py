@@ -1,0 +1,151 @@
+"""`agentos tenant create|list|enable|disable`."""
+
+import argparse
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from deploy.cli.access import tenant_id, with_directory
+from deploy.cli.io import FINE, Io
+from deploy.credentials import SeededKey
+from deploy.internal import OPERATOR, Directory, operator_of
+from deploy.seed import issue
+from ports.ids import PrincipalId, TenantId
+from ports.run_state import MAX_PAGE
+from ports.tenant import ALL_MODELS, Entitlements, Tenant
+
+_EPILOG: Final = """\
+examples:
+  ./agentos tenant create tnt_acme --name "Acme" --admin-key
+  ./agentos tenant create tnt_small --tokens-per-day 10000 --models small-model
+  ./agentos tenant list
+  ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
+
+
+class Create(Struct, frozen=True, kw_only=True):
+    tenant: str
+    name: str
+    models: tuple[str, ...]
+    tokens_per_day: int | None
+    admin_key: bool
+    json: bool
+
+
+class ListAll(Struct, frozen=True, kw_only=True):
+    json: bool
+
+
+class SetStatus(Struct, frozen=True, kw_only=True):
+    tenant: str
+    status: Literal["active", "disabled"]
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "tenant",
+        help="create, list, enable and disable tenants",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    created = verbs.add_parser("create", help="make a tenant", allow_abbrev=False)
+    created.add_argument("tenant", help="tnt_ and small letters, digits, - or _")
+    created.add_argument("--name", default="", help="for people")
+    created.add_argument("--models", default=ALL_MODELS, help="model ids it may use, with commas (all)")
+    created.add_argument("--tokens-per-day", type=int, help="hard model-token budget per UTC day")
+    created.add_argument("--admin-key", action="store_true", help="also issue a key for its admin, and print it once")
+    created.add_argument("--json", action="store_true", help="print as JSON")
+    created.set_defaults(run=create, options=_create_options)
+    listed = verbs.add_parser("list", help="every tenant of the node")
+    listed.add_argument("--json", action="store_true", help="print as JSON")
+    listed.set_defaults(run=list_all, options=lambda parsed: ListAll(json=parsed.json))
+    for verb, status in (("enable", "active"), ("disable", "disabled")):
+        changed = verbs.add_parser(verb, help=f"make a tenant {status}")
+        changed.add_argument("tenant")
+        changed.set_defaults(
+            run=set_status, options=lambda parsed, to=status: SetStatus(tenant=parsed.tenant, status=to)
+        )
+
+
+def _create_options(parsed: argparse.Namespace) -> Create:
+    return Create(
+        tenant=parsed.tenant,
+        name=parsed.name or parsed.tenant.removeprefix("tnt_"),
+        models=tuple(model.strip() for model in parsed.models.split(",") if model.strip()),
+        tokens_per_day=parsed.tokens_per_day,
+        admin_key=parsed.admin_key,
+        json=parsed.json,
+    )
+
+
+def create(options: Create, io: Io) -> int:
+    name = tenant_id(options.tenant)
+    config = io.config()
+    tokens = config.tokens_per_day if options.tokens_per_day is None else options.tokens_per_day
+    entitlements = Entitlements(models=options.models, tokens_per_day=tokens)
+
+    async def act(directory: Directory) -> tuple[Tenant, SeededKey | None]:
+        made = await directory.tenants.create(operator_of(name), name, name=options.name, entitlements=entitlements)
+        if not options.admin_key:
+            return made, None
+        admin = PrincipalId(f"usr_{name.removeprefix('tnt_')}_admin")
+        return made, await issue(
+            directory, name, principal=admin, role="tenant_admin", env=config.mode, label="tenant admin"
+        )
+
+    tenant, key = with_directory(io, act)
+    if options.json:
+        io.json({"tenant": tenant, "admin_key": key})
+        return FINE
+    io.out.write(f"{tenant.id} is active: {tenant.entitlements.tokens_per_day:,} tokens a day\n")
+    if key is None:
+        io.say(f"Next: ./agentos key issue --tenant {tenant.id} --role tenant_admin")
+    else:
+        io.out.write(f"{key.api_key}\n")
+        io.say(f"The key of {key.principal} (id {key.key_id}); it is shown this once.")
+    return FINE
+
+
+def list_all(options: ListAll, io: Io) -> int:
+    async def act(directory: Directory) -> list[Tenant]:
+        # The directory wants to know who asks; listing tenants names none of them.
+        operator = operator_of(TenantId(f"tnt_{OPERATOR}"))
+        found: list[Tenant] = []
+        cursor: str | None = None
+        while True:
+            page = await directory.tenants.list_tenants(operator, limit=MAX_PAGE, cursor=cursor)
+            found += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    tenants = with_directory(io, act)
+    if options.json:
+        io.json(tenants)
+        return FINE
+    io.columns(
+        ("TENANT", "NAME", "STATUS", "TOKENS/DAY", "MODELS", "CREATED"),
+        (
+            (
+                tenant.id,
+                tenant.name,
+                tenant.status,
+                f"{tenant.entitlements.tokens_per_day:,}",
+                ", ".join(tenant.entitlements.models),
+                f"{tenant.created_at:%Y-%m-%d %H:%M}",
+            )
+            for tenant in tenants
+        ),
+    )
+    return FINE
+
+
+def set_status(options: SetStatus, io: Io) -> int:
+    name = tenant_id(options.tenant)
+
+    async def act(directory: Directory) -> Tenant:
+        return await directory.tenants.set_status(operator_of(name), name, options.status)
+
+    tenant = with_directory(io, act)
+    io.out.write(f"{tenant.id} is {tenant.status}\n")
+    return FINE

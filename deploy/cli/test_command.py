@@ -1,0 +1,100 @@
+"""`agentos test`: every check and test of the repository, in one go, all of them even when one fails."""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+from rich.markup import escape
+
+from deploy.cli.io import FAILED, FINE, Io
+from ports.errors import InvalidArgument
+
+_EPILOG: Final = """\
+examples:
+  ./agentos test                       everything
+  ./agentos test --fast                without the tests that start servers (tests/e2e, tests/integration, tests/bench)
+  ./agentos test -- -k isolation -x    what follows -- goes to pytest
+
+With CI=true in the environment nothing is skipped in silence: a test that can't run fails."""
+
+_SLOW: Final = ("tests/e2e", "tests/integration", "tests/bench")
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    name: str
+    command: tuple[str, ...]
+    shown: bool = False
+    """Whether its output is shown as it comes; else only when it fails."""
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    fast: bool = False
+    pytest: tuple[str, ...] = ()
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "test",
+        help="every check and test of this repository",
+        description="Format, lint, types, import rules, tests.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--fast", action="store_true", help="only what needs no server")
+    parser.add_argument("pytest", nargs="*", metavar="-- pytest arguments", help="handed to pytest as they are")
+    parser.set_defaults(run=run, options=lambda parsed: Options(fast=parsed.fast, pytest=tuple(parsed.pytest)))
+
+
+def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
+    """What will be run, in order. Pure."""
+    pytest = [str(scripts / "python"), "-m", "pytest", *(["-q"] if not options.pytest else []), *options.pytest]
+    if options.fast:
+        pytest += [f"--ignore={folder}" for folder in _SLOW]
+    return (
+        Step(name="format", command=(str(scripts / "ruff"), "format", "--check", ".")),
+        Step(name="lint", command=(str(scripts / "ruff"), "check", ".")),
+        Step(name="types", command=(str(scripts / "mypy"),)),
+        Step(name="imports", command=(str(scripts / "lint-imports"),)),
+        Step(name="tests", command=tuple(pytest), shown=True),
+    )
+
+
+def run(options: Options, io: Io) -> int:
+    root = io.node.code
+    if not (root / "tests").is_dir():
+        raise InvalidArgument("the tests are part of the repository, not of the installed package; run this in a clone")
+    console = io.talk()
+    failed = []
+    # pytest and its children must find this tree, whatever directory we were called from.
+    environ = dict(io.environ) | {"PYTHONPATH": str(root)}
+    planned = steps(options, Path(sys.executable).parent)
+    for number, step in enumerate(planned, start=1):
+        console.print(f"[dim]{number}/{len(planned)}[/] [bold]{escape(step.name)}[/]")
+        began = time.perf_counter()
+        done = subprocess.run(  # noqa: S603 - our own tools; the arguments after -- are the caller's on purpose
+            step.command,
+            cwd=root,
+            env=environ,
+            check=False,
+            text=True,
+            stdout=None if step.shown else subprocess.PIPE,
+            stderr=None if step.shown else subprocess.STDOUT,
+        )
+        took = time.perf_counter() - began
+        if done.returncode == 0:
+            console.print(f"    [green]✓[/] {escape(step.name)} [dim]{took:.1f} s[/]")
+            continue
+        failed.append(step.name)
+        if done.stdout:
+            io.err.write(done.stdout)
+        console.print(f"    [red]✗[/] {escape(step.name)} [dim]{took:.1f} s[/], exit code {done.returncode}")
+    if failed:
+        console.print(f"[red bold]failed: {escape(', '.join(failed))}[/]")
+        return FAILED
+    io.out.write(f"all {len(planned)} steps passed\n")
+    return FINE

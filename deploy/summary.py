@@ -1,0 +1,73 @@
+"""What an operator wants to know once the node is up: addresses, credentials, quotas, next commands. Pure."""
+
+from deploy import credentials
+from deploy.catalogue import stack_a_url, stack_b_url, worker_url
+from deploy.config import Config
+from deploy.node import Node
+from deploy.report import Seeded
+from ports.agent import AgentLimits
+
+ALERTING = (
+    "No alerts are configured on this profile. Metrics are served in Prometheus' format at the /metrics addresses; "
+    "there is no Grafana, Prometheus or mail delivery on this node yet."
+)
+
+
+def endpoints(config: Config) -> dict[str, str]:
+    a, b, worker = stack_a_url(config), stack_b_url(config), worker_url(config)
+    return {
+        "API (Stack A)": f"{a}/v1",
+        "API description": f"{a}/openapi.json",
+        "Model gateway (Stack B, OpenAI-compatible)": f"{b}/v1",
+        "Model gateway description": f"{b}/openapi.json",
+        "Administration": "this command on this machine: ./agentos tenant, ./agentos key (no admin listener yet)",
+        "Metrics (loopback only)": f"{a}/metrics, {b}/metrics, {worker}/metrics",
+        "Logs": "./agentos logs <service> [-f]",
+        "Dashboards and traces": "none on this node yet; the metrics and the logs above are all there is",
+    }
+
+
+def quotas(config: Config) -> dict[str, str]:
+    """What a tenant gets unless told otherwise, and how to tell."""
+    limits = AgentLimits()
+    return {
+        "model tokens": (
+            f"{config.tokens_per_day:,} a UTC day and tenant, hard (AGENTOS_TOKENS_PER_DAY for new tenants, "
+            "or ./agentos tenant create … --tokens-per-day)"
+        ),
+        "models": "all that the node serves (./agentos tenant create … --models)",
+        "steps in a run": f"{limits.max_steps} (the agent's own limits)",
+        "time for a run": f"{limits.deadline_s} s (the agent's own limits, or deadline_s when it is created)",
+        "runs at a time": f"{config.worker_concurrency} on this node's worker (AGENTOS_WORKER_CONCURRENCY)",
+    }
+
+
+def credentials_note(node: Node) -> str:
+    tokens = node.secret(credentials.TOKENS)
+    return (
+        f"API keys: {tokens} (0600; this file is the only copy). All generated secrets: {node.secrets} (0700). "
+        "Rotate a key: ./agentos key issue --tenant <tenant>, move its users over, then ./agentos key revoke <old key id>; "
+        "a revoked key is refused within 5 s. Rotate the signing key: remove issuer_key.pem and jwks.json there, then "
+        "./agentos up and ./agentos redeploy; tokens signed before are refused from then on."
+    )
+
+
+def next_commands(node: Node, config: Config, seeded: Seeded | None) -> tuple[str, ...]:
+    """Ready to paste."""
+    a, b = stack_a_url(config), stack_b_url(config)
+    if seeded is None:
+        return ("./agentos tenant create tnt_<name> --admin-key", "./agentos status", "./agentos validate")
+    tokens = node.secret(credentials.TOKENS)
+    read = f'python3 -c \'import json,sys; print(json.load(open(sys.argv[1]))["keys"]["app"]["api_key"])\' \'{tokens}\''
+    return (
+        f'./agentos run {seeded.agent_id} "What is 17.5 % of 2340, and how many words are in: to be or not to be?"',
+        f'KEY="$({read})"',
+        (
+            f"curl -sS {a}/v1/agents/{seeded.agent_id}/runs -H \"Authorization: Bearer $KEY\" -H 'Idempotency-Key: first'"
+            " -H 'Content-Type: application/json' -d '{\"input\": \"What is 2 + 2?\"}'"
+        ),
+        f'curl -sSN {a}/v1/runs/<run_id>/events -H "Authorization: Bearer $KEY"',
+        f'curl -sS {b}/v1/models -H "Authorization: Bearer $KEY"',
+        "./agentos tenant create tnt_<name> --admin-key",
+        "./agentos validate",
+    )
