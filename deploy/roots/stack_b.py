@@ -1,0 +1,74 @@
+"""Composition root of Stack B, the model gateway: `python -m deploy.roots.stack_b`."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from adapters.system_clock import SystemClock
+from deploy.roots.environment import Environment, resolve
+from deploy.roots.server import run, serve
+from deploy.roots.wiring import Choice, choices_from, open_ports
+from observability.instrument import instrument
+from observability.logs import configure
+from observability.metrics import Metrics
+from ports.clock import Clock
+from ports.http.edge import App
+from stack_b.app import open_app
+from stack_b.backends.catalog import Catalog
+from stack_b.backends.settings import BackendSettings, discovered, merged, open_backends, parse_settings
+from stack_b.deps import NEEDS, StackBDeps
+
+AUDIENCE = "stack-b"
+
+
+def defaults(env: Environment) -> dict[str, Choice]:
+    """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
+    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
+    return {
+        **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget")},
+        "verifier": Choice(adapter="tokens", config=tokens),
+        "pii": Choice(adapter="regex"),
+    }
+
+
+def backends(env: Environment) -> tuple[BackendSettings, ...]:
+    """Those of `AGENTOS_BACKENDS`, those found, and the demo backend outside of `prod`."""
+    explicit = parse_settings(env.text("BACKENDS"))
+    return merged(explicit, discovered(env.variables), demo=env.mode() != "prod")
+
+
+@asynccontextmanager
+async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Clock) -> AsyncIterator[App]:
+    """The gateway over the chosen adapters, for as long as the block runs."""
+    metrics = Metrics()
+
+    def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
+        return instrument(name, port, metrics.port_call)
+
+    async with AsyncExitStack() as stack:
+        ports = await stack.enter_async_context(open_ports(choices, NEEDS, clock=clock, wrap=watched))
+        opened = await stack.enter_async_context(
+            open_backends(
+                backends(env),
+                clock,
+                secret=lambda reference: resolve(reference, env.variables),
+                demo=env.mode() != "prod",
+            )
+        )
+        deps = StackBDeps(clock=clock, metrics=metrics, catalog=Catalog(opened, clock), **ports)
+        yield await stack.enter_async_context(open_app(deps))
+
+
+async def main(variables: Mapping[str, str]) -> None:
+    env = Environment(variables)
+    configure("stack-b", env.text("LOG_LEVEL", "INFO"))
+    choices = choices_from(env.text("ADAPTERS"), defaults(env))
+    async with create(env, choices, clock=SystemClock()) as app:
+        host, port = env.text("STACK_B_HOST", "127.0.0.1"), env.number("STACK_B_PORT", 8081, least=1, most=65_535)
+        await serve(app, host=host, port=port)
+
+
+if __name__ == "__main__":
+    run(main(os.environ))

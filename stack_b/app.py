@@ -1,0 +1,103 @@
+"""Stack B as one ASGI app: the route table, the edge around it, nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, NoReturn, cast
+
+import msgspec
+from litestar import Litestar, Request
+
+from observability.http import observer
+from ports.context import AuthContext
+from ports.http.edge import EXCHANGE, App, Edge, Exchange, Receive, Scope, Send
+from ports.http.openapi import document
+from ports.http.routes import public_template
+from ports.ids import PrincipalId, TenantId
+from stack_b.budget.balances import Balances
+from stack_b.deps import StackBDeps
+from stack_b.http.endpoints import model_routes, operator_routes
+from stack_b.http.errors import DOCUMENTED, openai_members
+from stack_b.http.routes import OPERATIONS, published, routes
+from stack_b.pipeline import Pipeline
+from stack_b.tell import Tell
+
+VERSION: Final = "1"
+
+# Nobody's tenant: asking for its balance touches no row, and proves that the ledger answers.
+_PROBE: Final = AuthContext(tenant=TenantId("tnt_system"), principal=PrincipalId("svc_stack_b"))
+
+
+@asynccontextmanager
+async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
+    """The gateway, its catalog kept fresh meanwhile. On the way out settlements under way are waited for."""
+    pipeline = Pipeline(deps, Tell(deps.metrics))
+    fresh = asyncio.create_task(deps.catalog.keep_fresh())
+    try:
+        yield _app(deps, pipeline)
+    finally:
+        fresh.cancel()
+        await asyncio.wait({fresh})
+        await pipeline.meter.drain()
+
+
+def _app(deps: StackBDeps, pipeline: Pipeline) -> App:
+    table = routes(deps.limits)
+    openapi = document(
+        title="AgentOS Stack B",
+        description="An OpenAI-compatible gateway with entitlements, hard budgets and policy on every request.",
+        version=VERSION,
+        routes=table,
+        operations=OPERATIONS,
+        limits=published(deps.limits),
+        error_members=DOCUMENTED,
+    )
+    app = Litestar(
+        route_handlers=[
+            *model_routes(deps, pipeline),
+            *operator_routes(
+                deps, {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}, msgspec.json.encode(openapi)
+            ),
+        ],
+        # The edge answers every error, in one form.
+        exception_handlers={Exception: _raise},
+        openapi_config=None,
+        logging_config=None,
+    )
+    edge = Edge(
+        cast(App, app),
+        routes=table.with_denied(_served(app)),
+        verifier=deps.verifier,
+        observe=observer(deps.metrics),
+        extra=openai_members,
+    )
+    return _with_balance(edge, pipeline.balances)
+
+
+def _with_balance(edge: App, balances: Balances) -> App:
+    """`x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def stamped(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                found: Exchange | None = scope.get(EXCHANGE)
+                if found is not None and found.auth is not None:
+                    message["headers"] = [*message["headers"], *balances.headers(found.auth.tenant)]
+            await send(message)
+
+        await edge(scope, receive, stamped)
+
+    return app
+
+
+def _served(app: Litestar) -> list[tuple[str, str]]:
+    return [
+        (method, public_template(route.path_format).replace("{model:path}", "{model}"))
+        for route in app.routes
+        for method in getattr(route, "http_methods", ())
+        if method != "OPTIONS"
+    ]
+
+
+def _raise(_: Request[Any, Any, Any], error: Exception) -> NoReturn:
+    raise error

@@ -1,0 +1,1 @@
+"""What serves a model: anything that speaks OpenAI, and the demo backend."""

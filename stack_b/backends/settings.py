@@ -1,0 +1,145 @@
+"""Backends from configuration, and those that are found without any."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ports.clock import Clock
+from ports.errors import InvalidArgument
+from stack_b.backends.demo import DemoBackend
+from stack_b.backends.openai_compatible import OpenAiCompatible
+from stack_b.backends.protocol import Backend, ModelCard, Price
+
+OPENAI_URL: Final = "https://api.openai.com/v1"
+OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    id: str
+    upstream: str | None = None
+    """The backend's own name for it, where it differs."""
+    chat: bool = True
+    embed: bool = False
+    max_tokens: int | None = None
+    prompt_usd_per_million: str | None = None
+    """Decimal text, such as "0.15": money is never a float."""
+    completion_usd_per_million: str | None = None
+
+
+class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    kind: Literal["openai_compatible", "demo"] = "openai_compatible"
+    base_url: str = ""
+    api_key: str = ""
+    """A reference, `env:NAME` or `file:/path`; empty for a backend without one."""
+    models: tuple[ModelSettings, ...] = ()
+    """Empty: what the backend lists."""
+    timeout_s: float = 300.0
+    """The longest wait for the next bytes of an answer; the first of them may include loading the model."""
+    connect_timeout_s: float = 5.0
+    max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None
+
+
+def parse_settings(text: str) -> tuple[BackendSettings, ...]:
+    """The JSON list of backends in `text`; empty text is no backend.
+
+    Raises:
+        InvalidArgument: not such a list, a name twice, or a backend that can't be reached as described.
+    """
+    if not text:
+        return ()
+    try:
+        found = msgspec.json.decode(text, type=tuple[BackendSettings, ...])
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f'the backends are not usable: {error}; write [{{"name": …, "base_url": …}}]') from None
+    names = [backend.name for backend in found]
+    if len(set(names)) != len(names):
+        raise InvalidArgument(f"two backends have the same name among {names}")
+    for backend in found:
+        if backend.kind == "openai_compatible" and not backend.base_url.startswith(("http://", "https://")):
+            raise InvalidArgument(f"backend {backend.name!r} needs a base_url that starts with http:// or https://")
+    return found
+
+
+def discovered(variables: Mapping[str, str]) -> tuple[BackendSettings, ...]:
+    """What the environment offers: OpenAI (or who speaks like it) by the usual variables, and a local ollama.
+
+    The ollama is listed always: until one answers at its port it has no models.
+    """
+    found: list[BackendSettings] = []
+    key, url = variables.get("OPENAI_API_KEY"), variables.get("OPENAI_BASE_URL")
+    if key or url:
+        reference = "env:OPENAI_API_KEY" if key else ""
+        found.append(BackendSettings(name="openai", base_url=url or OPENAI_URL, api_key=reference))
+    found.append(BackendSettings(name="ollama", base_url=OLLAMA_URL, connect_timeout_s=1.0))
+    return tuple(found)
+
+
+def merged(
+    explicit: Sequence[BackendSettings], found: Sequence[BackendSettings], *, demo: bool
+) -> tuple[BackendSettings, ...]:
+    """Explicit backends first, then those found that they do not already name, then the demo backend."""
+    names = {backend.name for backend in explicit}
+    urls = {backend.base_url.rstrip("/") for backend in explicit}
+    more = [backend for backend in found if backend.name not in names and backend.base_url.rstrip("/") not in urls]
+    rules = [BackendSettings(name="demo", kind="demo")] if demo and "demo" not in names else []
+    return (*explicit, *more, *rules)
+
+
+@asynccontextmanager
+async def open_backends(
+    settings: Sequence[BackendSettings], clock: Clock, *, secret: Callable[[str], str], demo: bool
+) -> AsyncIterator[tuple[Backend, ...]]:
+    """The backends, with their connection pools, for as long as the block runs. Contacts none of them.
+
+    Raises:
+        InvalidArgument: a secret that isn't there, a price that is no number, or the demo backend where it may not be.
+    """
+    opened: list[Backend] = []
+    async with AsyncExitStack() as stack:
+        for backend in settings:
+            if backend.kind == "demo":
+                if not demo:
+                    raise InvalidArgument(f"backend {backend.name!r}: the demo backend is not served in mode 'prod'")
+                opened.append(DemoBackend(clock, name=backend.name))
+                continue
+            client = OpenAiCompatible(
+                name=backend.name,
+                base_url=backend.base_url,
+                api_key=secret(backend.api_key) if backend.api_key else None,
+                models=tuple(_card(model) for model in backend.models),
+                timeout=timedelta(seconds=backend.timeout_s),
+                connect_timeout=timedelta(seconds=backend.connect_timeout_s),
+                max_tokens_member=backend.max_tokens_member,
+            )
+            stack.push_async_callback(client.aclose)
+            opened.append(client)
+        yield tuple(opened)
+
+
+def _card(model: ModelSettings) -> ModelCard:
+    priced = model.prompt_usd_per_million is not None or model.completion_usd_per_million is not None
+    price = Price(prompt=_nanousd(model.prompt_usd_per_million), completion=_nanousd(model.completion_usd_per_million))
+    return ModelCard(
+        id=model.id,
+        upstream=model.upstream or model.id,
+        chat=model.chat,
+        embed=model.embed,
+        max_tokens=model.max_tokens,
+        price=price if priced else None,
+    )
+
+
+def _nanousd(text: str | None) -> int:
+    try:
+        amount = Decimal(text or "0") * 1_000_000_000
+    except InvalidOperation:
+        raise InvalidArgument(f"{text!r} is not a price; write US dollars per million tokens, such as 0.15") from None
+    if not amount.is_finite() or amount < 0 or amount != int(amount):
+        raise InvalidArgument(f"{text!r} is not a price in whole nano-dollars per million tokens")
+    return int(amount)

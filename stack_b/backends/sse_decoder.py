@@ -1,0 +1,34 @@
+"""Server-sent events in arbitrary pieces of bytes → the data of each event. Pure, and bounded."""
+
+from typing import Final
+
+from ports.errors import Unavailable
+
+MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
+
+
+class SseDecoder:
+    """`feed` gives the `data` of every event completed by these bytes; fields other than `data` are ignored."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Raises `Unavailable` (`upstream_error`) when one event grows beyond the limit."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        events: list[bytes] = []
+        for raw in lines:
+            line = raw[:-1] if raw.endswith(b"\r") else raw
+            if line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            elif not line and self._data:
+                events.append(b"\n".join(self._data))
+                self._data = []
+        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
+            raise Unavailable("the backend sent an event that is too large", code="upstream_error")
+        return events
+
+    def close(self) -> list[bytes]:
+        """What was left when the stream ended: some servers forget the last blank line."""
+        return self.feed(b"\n\n") if self._rest or self._data else []

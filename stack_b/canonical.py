@@ -1,0 +1,27 @@
+"""One canonical form of a request. Everything after the parser works on these and never sees the wire again."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from ports.messages import Json
+
+
+class ChatCall(Struct, frozen=True, kw_only=True):
+    model: str
+    members: dict[str, Json]
+    """The client's members that a backend may know: `messages`, `tools` and the rest, without those named below."""
+    choices: int = 1
+    max_tokens: int | None = None
+    """Per choice; None when the client left it to us."""
+    stream: bool = False
+    include_usage: bool = False
+    """The client asked for a usage chunk at the end of the stream."""
+
+
+class EmbedCall(Struct, frozen=True, kw_only=True):
+    model: str
+    inputs: tuple[str, ...]
+    members: dict[str, Json]
+    """`dimensions`, `user` and what else a backend may know."""
+    encoding: Literal["float", "base64"] = "float"

@@ -1,0 +1,36 @@
+"""What Stack B needs from outside, and the least each port must be able to do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from msgspec import Struct
+
+from observability.metrics import Metrics
+from ports.auth import TokenVerifier
+from ports.budget import BudgetLedger
+from ports.clock import Clock
+from ports.pii import PiiCapabilities, PiiDetector
+from ports.tenant import TenantDirectory
+from stack_b.backends.catalog import Catalog
+from stack_b.limits import Limits
+
+NEEDS: Final[Mapping[str, Struct | None]] = {
+    "verifier": None,
+    "tenant": None,
+    "budget": None,
+    "pii": PiiCapabilities(),
+}
+"""By port; None where a port has no capabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackBDeps:
+    clock: Clock
+    metrics: Metrics
+    verifier: TokenVerifier
+    tenant: TenantDirectory
+    budget: BudgetLedger
+    pii: PiiDetector
+    catalog: Catalog
+    limits: Limits = field(default_factory=Limits)

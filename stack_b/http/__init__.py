@@ -1,0 +1,1 @@
+"""The endpoints of the gateway and what is said on the wire."""

@@ -1,0 +1,142 @@
+"""The endpoints: each takes what the edge parsed, makes it canonical, and hands it to the pipeline."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+import anyio
+import msgspec
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp
+from msgspec import Struct
+
+from ports.context import AuthContext
+from ports.errors import AgentOSError, NotFound
+from ports.http.edge import exchange
+from ports.messages import Json
+from stack_b.backends.catalog import Candidate
+from stack_b.deps import StackBDeps
+from stack_b.http.parse import chat_call, embed_call
+from stack_b.http.replies import ChatStream, JsonReply
+from stack_b.http.wire import Health, ModelList, ModelView, Readiness
+from stack_b.pipeline import Pipeline
+
+PROBE_S: Final = 2.0
+
+Asked: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
+Probe: TypeAlias = Callable[[], Awaitable[object]]
+
+
+def model_routes(deps: StackBDeps, pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """Everything under `/v1`."""
+
+    @post("/v1/chat/completions", status_code=200)
+    async def chat(request: Asked) -> ASGIApp:
+        found = exchange(request.scope)
+        call = chat_call(found.json, deps.limits)
+        if call.stream:
+            return _reply(
+                ChatStream(
+                    pipeline.stream(found.identity, call),
+                    auth=found.identity,
+                    clock=deps.clock,
+                    reauthorize=found.reauthorize,
+                    deadline=deps.limits.deadline,
+                )
+            )
+        return _json(await pipeline.chat(found.identity, call))
+
+    @post("/v1/embeddings", status_code=200)
+    async def embeddings(request: Asked) -> ASGIApp:
+        found = exchange(request.scope)
+        return _json(await pipeline.embed(found.identity, embed_call(found.json, deps.limits)))
+
+    @post("/v1/policy/check", status_code=200)
+    async def policy_check(request: Asked) -> ASGIApp:
+        found = exchange(request.scope)
+        auth = found.identity
+        verdict = await pipeline.check(auth, chat_call(found.json, deps.limits))
+        whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
+        return _json({**msgspec.structs.asdict(verdict), **whose})
+
+    @get("/v1/models")
+    async def models(request: Asked) -> ASGIApp:
+        auth = exchange(request.scope).identity
+        views = [_view(candidate, auth) for candidate in await pipeline.models(auth)]
+        return _json(ModelList(data=views, tenant_id=auth.tenant, correlation_id=auth.trace.correlation_id))
+
+    @get("/v1/models/{model:path}")
+    async def model(request: Asked, model: str) -> ASGIApp:
+        auth = exchange(request.scope).identity
+        for candidate in await pipeline.models(auth):
+            if candidate.card.id == model.removeprefix("/"):
+                return _json(_view(candidate, auth))
+        raise NotFound("there is no such model for this tenant; GET /v1/models lists what it may use")
+
+    return [chat, embeddings, policy_check, models, model]
+
+
+def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: bytes) -> list[HTTPRouteHandler]:
+    """Health, metrics and the OpenAPI document."""
+
+    @get("/healthz")
+    async def healthz() -> ASGIApp:
+        return _json(Health())
+
+    @get("/readyz")
+    async def readyz() -> ASGIApp:
+        states: dict[str, str] = {}
+
+        async def ask(name: str, probe: Probe) -> None:
+            states[name] = await _state(probe)
+
+        async with anyio.create_task_group() as group:
+            for name, probe in probes.items():
+                group.start_soon(ask, name, probe)
+        ready = all(state == "ok" for state in states.values())
+        view = Readiness(
+            status="ok" if ready else "unavailable",
+            dependencies=dict(sorted(states.items())),
+            models=len(deps.catalog.served()),
+        )
+        return _json(view, status=200 if ready else 503)
+
+    @get("/metrics")
+    async def metrics() -> ASGIApp:
+        return _reply(JsonReply(deps.metrics.render(), media_type=deps.metrics.content_type.encode()))
+
+    @get("/openapi.json")
+    async def document() -> ASGIApp:
+        return _reply(JsonReply(openapi))
+
+    return [healthz, readyz, metrics, document]
+
+
+async def _state(probe: Probe) -> str:
+    try:
+        with anyio.fail_after(PROBE_S):
+            await probe()
+    except TimeoutError:
+        return f"no answer within {PROBE_S:g} s"
+    except AgentOSError as error:
+        return error.code
+    return "ok"
+
+
+def _json(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
+    return _reply(JsonReply(msgspec.json.encode(value), status=status))
+
+
+def _reply(reply: JsonReply | ChatStream) -> ASGIApp:
+    return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out
+
+
+def _view(candidate: Candidate, auth: AuthContext) -> ModelView:
+    return ModelView(
+        id=candidate.card.id,
+        owned_by=candidate.backend.name,
+        chat=candidate.card.chat,
+        embed=candidate.card.embed,
+        tenant_id=auth.tenant,
+        correlation_id=auth.trace.correlation_id,
+    )

@@ -1,0 +1,55 @@
+"""What the gateway adds inside `error`: OpenAI's `type` and `param`, and the receipt of what failed."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ports.errors import (
+    AgentOSError,
+    Conflict,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from ports.messages import Json
+
+TYPES: Final[Mapping[type[AgentOSError], str]] = {
+    InvalidArgument: "invalid_request_error",
+    Unauthenticated: "authentication_error",
+    PermissionDenied: "permission_error",
+    NotFound: "invalid_request_error",
+    Conflict: "conflict_error",
+    ResourceExhausted: "rate_limit_error",
+    Unsupported: "invalid_request_error",
+    Unavailable: "api_error",
+    Internal: "api_error",
+}
+
+# Where OpenAI's name for it is another than that of its class.
+_TYPE_OF_CODE: Final = {"budget_exceeded": "insufficient_quota"}
+
+
+def openai_members(error: AgentOSError) -> Mapping[str, Any]:
+    """`type`, `param` and what the request's receipt had by then."""
+    path = error.details.get("path") or error.details.get("upstream_param")
+    param = path.removeprefix("$").lstrip(".") if isinstance(path, str) else ""
+    return {
+        "type": _TYPE_OF_CODE.get(error.code) or TYPES[type(error)],
+        "param": param or None,
+        **error.surface,
+    }
+
+
+DOCUMENTED: Final[dict[str, Json]] = {
+    "type": {"type": "string", "enum": sorted({*TYPES.values(), *_TYPE_OF_CODE.values()})},
+    "param": {"type": ["string", "null"], "description": "The member of the request that is wrong."},
+    "policy_outcome": {"type": "object", "description": "What policy decided, if it got that far."},
+    "budget": {"type": "object", "description": "The tenant's budget as it stood."},
+    "route": {"type": "object", "description": "The backends that were tried."},
+    "tenant_id": {"type": "string"},
+}
+"""The same members for the OpenAPI document."""

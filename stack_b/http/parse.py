@@ -1,0 +1,96 @@
+"""From the wire to the canonical request: shape, caps, and what a client may not say. Pure."""
+
+from typing import Final
+
+from ports.errors import InvalidArgument
+from ports.http.edge import decoded
+from ports.messages import Json
+from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.http.wire import ChatBody, EmbeddingsBody
+from stack_b.limits import Limits
+
+# Members by which a client could choose where its request goes, or what is sent along: ours to decide. The first seven are
+# of the public contract; the others do the same in servers that may stand behind us.
+STEERING: Final = (
+    "provider", "base_url", "api_base", "api_key", "extra_body", "headers", "route",
+    "extra_headers", "extra_query", "api_version", "custom_llm_provider", "deployment_id", "fallbacks", "model_list",
+    "mock_response", "organization", "user_config",
+)  # fmt: skip
+
+# What the gateway reads and sets itself.
+_OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
+
+
+def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
+    """Raises `InvalidArgument` (`validation_failed`) with the member that is wrong in `details.path`."""
+    _refuse_steering(value)
+    body = decoded(value, ChatBody)
+    _at_most(len(body.messages), limits.messages, "messages")
+    _at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
+    _at_most(len(body.stop) if isinstance(body.stop, list) else 0, limits.stop_strings, "stop")
+    _at_most(len(body.logit_bias or ()), limits.logit_bias, "logit_bias")
+    if (body.n or 1) > limits.choices:
+        raise _refused("n", f"n is at most {limits.choices}")
+    return ChatCall(
+        model=body.model,
+        members={name: member for name, member in value.items() if name not in _OURS},
+        choices=body.n or 1,
+        max_tokens=_max_tokens(body, limits),
+        stream=body.stream or False,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+
+
+def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
+    """Raises like `chat_call`."""
+    _refuse_steering(value)
+    given = value.get("input")
+    if isinstance(given, list) and given and not all(isinstance(item, str) for item in given):
+        raise _refused("input", "input must be text: token ids can't be checked by policy, so send the text itself")
+    body = decoded(value, EmbeddingsBody)
+    inputs = (body.input,) if isinstance(body.input, str) else tuple(body.input)
+    if not inputs or not all(inputs):
+        raise _refused("input", "input must hold at least one text, and no empty one")
+    _at_most(len(inputs), limits.embedding_inputs, "input")
+    ours = {"model", "input", "encoding_format"}
+    return EmbedCall(
+        model=body.model,
+        inputs=inputs,
+        members={name: member for name, member in value.items() if name not in ours},
+        encoding=body.encoding_format or "float",
+    )
+
+
+def _refuse_steering(value: dict[str, Json]) -> None:
+    for name in STEERING:
+        if name in value:
+            raise _refused(name, f"{name!r} is not taken: this node decides where a request goes")
+
+
+def _max_tokens(body: ChatBody, limits: Limits) -> int | None:
+    """The one limit that both spellings agree on."""
+    asked = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens}
+    values = {name: value for name, value in asked.items() if value is not None}
+    if len(set(values.values())) > 1:
+        raise _refused("max_tokens", "max_tokens and max_completion_tokens disagree; send one of them")
+    for name, value in values.items():
+        if value > limits.max_tokens:
+            raise _refused(name, f"{name} is at most {limits.max_tokens}")
+        return value
+    return None
+
+
+def _list(value: dict[str, Json], name: str) -> list[Json]:
+    member = value.get(name) or []
+    if not isinstance(member, list):
+        raise _refused(name, f"{name} must be a list")
+    return member
+
+
+def _at_most(count: int, limit: int, name: str) -> None:
+    if count > limit:
+        raise _refused(name, f"{name} has {count} items; at most {limit} are taken")
+
+
+def _refused(path: str, reason: str) -> InvalidArgument:
+    return InvalidArgument(reason, code="validation_failed", details={"path": f"$.{path}"})

@@ -1,0 +1,155 @@
+"""Answers as small ASGI apps: a body that is there, and a stream of chunks that is on its way."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.errors import AgentOSError, Internal, Unavailable
+from ports.http import envelope
+from ports.http.edge import Receive, Scope, Send
+from ports.messages import Json
+from stack_b.http.errors import openai_members
+from stack_b.pipeline import out_of_time
+
+KEEP_ALIVE: Final = b": keepalive\n\n"
+KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
+REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
+"""Revocation ends an open stream within 5 s; the verifier may remember for some of them."""
+MAX_WAITING: Final = 64
+"""Chunks that wait for a slow reader; then the backend waits."""
+_DONE: Final = b"data: [DONE]\n\n"
+
+logger = logging.getLogger("agentos.gateway")
+
+
+class JsonReply:
+    """An ASGI app that answers with one JSON body."""
+
+    def __init__(self, body: bytes, *, status: int = 200, media_type: bytes = b"application/json") -> None:
+        self._body = body
+        self._status = status
+        self._media_type = media_type
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", self._media_type), (b"content-length", str(len(self._body)).encode())]
+        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        await send({"type": "http.response.body", "body": self._body})
+
+
+class ChatStream:
+    """An ASGI app that sends a completion's chunks as they come.
+
+    The status waits for the first chunk or the first keep-alive: a failure before that is raised, and answered by the
+    edge with the status it deserves. A failure after it is an `error` frame, and no `[DONE]`. When the client leaves, the
+    token no longer holds, or time is up, the chunks are closed, which settles the budget.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[dict[str, Json], None],
+        *,
+        auth: AuthContext,
+        clock: Clock,
+        reauthorize: Callable[[], Awaitable[AuthContext]] | None,
+        deadline: timedelta,
+    ) -> None:
+        self._chunks = chunks
+        self._auth = auth
+        self._clock = clock
+        self._reauthorize = reauthorize
+        self._deadline = deadline
+        # The room is counted beside the queue, so that its end always fits.
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(MAX_WAITING)
+        self._failure: AgentOSError | None = None
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        producer = asyncio.create_task(self._produce())
+        watchers = [asyncio.create_task(self._until_gone(receive, producer))]
+        if self._reauthorize is not None:
+            watchers.append(asyncio.create_task(self._until_revoked(self._reauthorize, producer)))
+        try:
+            await self._relay(send)
+        finally:
+            for task in (*watchers, producer):
+                task.cancel()
+            # The producer's end is the settlement's: the meter bounds it.
+            await asyncio.wait([*watchers, producer])
+
+    async def _produce(self) -> None:
+        """Frames into the queue, then None. The chunks are opened and closed in this one task."""
+        try:
+            async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    await self._room.acquire()
+                    self._queue.put_nowait(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+                self._queue.put_nowait(_DONE)
+        except TimeoutError:
+            self._failure = out_of_time(int(self._deadline.total_seconds()))
+        except AgentOSError as error:
+            self._failure = error
+        except Exception as error:  # the stream's own HTTP edge: the real one can't answer any more
+            logger.exception("http.failed", extra={"route": "/v1/chat/completions"})
+            self._failure = Internal(str(error))
+        finally:
+            self._queue.put_nowait(None)
+
+    async def _relay(self, send: Send) -> None:
+        started = False
+        while True:
+            frames, ended = await self._next_frames()
+            if ended and self._failure is not None:
+                if not started and not frames:
+                    raise self._failure
+                body = envelope.body_of(self._failure, self._auth.trace.correlation_id, openai_members(self._failure))
+                frames += b"data: " + body + b"\n\n"
+            if not started:
+                started = True
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": frames, "more_body": not ended})
+            if ended:
+                return
+
+    async def _next_frames(self) -> tuple[bytes, bool]:
+        """All frames that are ready, at least one or a keep-alive; and whether they are the last."""
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_EVERY.total_seconds()):
+                frame = await self._queue.get()
+        except TimeoutError:
+            return KEEP_ALIVE, False
+        frames: list[bytes] = []
+        while frame is not None:
+            self._room.release()
+            frames.append(frame)
+            if self._queue.empty():
+                return b"".join(frames), False
+            frame = self._queue.get_nowait()
+        return b"".join(frames), True
+
+    async def _until_gone(self, receive: Receive, producer: asyncio.Task[None]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        producer.cancel()
+
+    async def _until_revoked(
+        self, reauthorize: Callable[[], Awaitable[AuthContext]], producer: asyncio.Task[None]
+    ) -> None:
+        while True:
+            await self._clock.sleep(REAUTHORIZE_EVERY)
+            try:
+                await reauthorize()
+            except Unavailable:
+                # Not being able to ask is no revocation; the next round asks again.
+                continue
+            except AgentOSError as error:
+                self._failure = error
+                producer.cancel()
+                return

@@ -1,0 +1,89 @@
+"""The route table of the gateway: every route with its scope, and what the OpenAPI document says of it."""
+
+from typing import Final
+
+from msgspec.structs import asdict
+
+from ports.http.openapi import Operation
+from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.strict_json import MAX_DEPTH
+from ports.messages import Json
+from stack_b.http import wire
+from stack_b.limits import Limits
+
+SCOPE: Final = "models:invoke"
+
+_CALL_CODES: Final = (
+    "model_not_entitled", "policy_blocked", "request_exceeds_budget", "context_length_exceeded", "budget_exceeded",
+    "budget_in_flight", "upstream_error", "upstream_auth_error", "upstream_timeout",
+)  # fmt: skip
+
+
+def routes(limits: Limits) -> RouteTable:
+    body = limits.body_bytes
+    return RouteTable(
+        (
+            # Not mutations: SDKs send no Idempotency-Key here.
+            Route(method="POST", template="/v1/chat/completions", access=SCOPE, max_body_bytes=body, query=()),
+            Route(method="POST", template="/v1/embeddings", access=SCOPE, max_body_bytes=body, query=()),
+            Route(method="POST", template="/v1/policy/check", access=SCOPE, max_body_bytes=body, query=()),
+            Route(method="GET", template="/v1/models", access=SCOPE, query=()),
+            Route(method="GET", template="/v1/models/{model}", access=SCOPE, query=(), wide=True),
+            Route(method="GET", template="/healthz", access=PUBLIC),
+            Route(method="GET", template="/readyz", access=PUBLIC),
+            Route(method="GET", template="/openapi.json", access=PUBLIC),
+            Route(method="GET", template="/metrics", access=LOOPBACK),
+        )
+    )
+
+
+def published(limits: Limits) -> dict[str, int]:
+    """The caps, as the OpenAPI document names them."""
+    return {
+        **{f"max_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()},
+        "max_json_depth": MAX_DEPTH,
+    }
+
+
+OPERATIONS: Final = {
+    ("POST", "/v1/chat/completions"): Operation(
+        summary="Complete a chat",
+        description=(
+            "OpenAI's chat completions, plus a receipt. Personal data and secrets in the request reach no backend. With "
+            "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event."
+        ),
+        tag="models",
+        request=wire.ChatBody,
+        response=wire.ChatCompletion,
+        stream=wire.ChatChunk,
+        codes=_CALL_CODES,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        summary="Embed texts",
+        description="One vector per text, as numbers or base64. Texts only: token ids can't be checked by policy.",
+        tag="models",
+        request=wire.EmbeddingsBody,
+        response=wire.EmbeddingList,
+        codes=_CALL_CODES,
+    ),
+    ("POST", "/v1/policy/check"): Operation(
+        summary="Ask what policy and budget would decide",
+        description="Takes a chat completion's body. Calls no backend and changes nothing.",
+        tag="policy",
+        request=wire.ChatBody,
+        response=wire.PolicyVerdict,
+        codes=("model_not_entitled",),
+    ),
+    ("GET", "/v1/models"): Operation(summary="List the tenant's models", tag="models", response=wire.ModelList),
+    ("GET", "/v1/models/{model}"): Operation(
+        summary="Get one of the tenant's models", tag="models", response=wire.ModelView, codes=("not_found",)
+    ),
+    ("GET", "/healthz"): Operation(summary="Whether the process lives", tag="operation", response=wire.Health),
+    ("GET", "/readyz"): Operation(
+        summary="Whether it can serve, and if not, which dependency is missing (503)",
+        tag="operation",
+        response=wire.Readiness,
+    ),
+    ("GET", "/openapi.json"): Operation(summary="This document", tag="operation", response=dict[str, Json]),
+    ("GET", "/metrics"): Operation(summary="Prometheus metrics", tag="operation", media_type="text/plain"),
+}

@@ -1,0 +1,201 @@
+"""What the gateway's endpoints take and give. Requests are lenient: a backend may know members that we don't."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from ports.messages import Json
+from ports.model import PolicyOutcome, Route
+from stack_b.policy import Finding
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+class ToolCallFunction(Struct, frozen=True, kw_only=True):
+    name: str
+    arguments: str
+
+
+class ToolCallBody(Struct, frozen=True, kw_only=True):
+    id: str
+    type: str = "function"
+    function: ToolCallFunction | None = None
+
+
+class MessageBody(Struct, frozen=True, kw_only=True):
+    role: Role
+    content: str | list[dict[str, Json]] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionBody(Struct, frozen=True, kw_only=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Json] | None = None
+
+
+class ToolBody(Struct, frozen=True, kw_only=True):
+    type: str = "function"
+    function: FunctionBody | None = None
+
+
+class StreamOptions(Struct, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+
+
+class ChatBody(Struct, frozen=True, kw_only=True):
+    """OpenAI's request. Members that steer routing are refused; others not named here are passed on."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    messages: Annotated[list[MessageBody], Meta(min_length=1)]
+    tools: list[ToolBody] | None = None
+    tool_choice: str | dict[str, Json] | None = None
+    parallel_tool_calls: bool | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Json] | None = None
+    seed: int | None = None
+    user: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class EmbeddingsBody(Struct, frozen=True, kw_only=True):
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    input: str | list[str]
+    """Text. Token ids are refused: policy can't read them."""
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=16_384)] | None = None
+    user: str | None = None
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    latency_ms: int
+    gateway_ms: float
+    """Of `latency_ms`, what was not spent waiting for backends."""
+    cost_nanousd: int
+    estimated: bool
+    """True when any part was counted by the gateway because the backend reported none."""
+    ttft_ms: int | None = None
+    """To the first content of a stream."""
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    usage: Usage
+    policy_outcome: PolicyOutcome
+    route: Route
+    correlation_id: str
+    tenant_id: str
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"]
+    content: str | None = None
+    tool_calls: list[ToolCallBody] | None = None
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    index: int
+    message: Reply
+    finish_reason: str | None = None
+
+
+class ChatCompletion(Receipt, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+
+
+class ChunkChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    delta: dict[str, Json]
+    finish_reason: str | None = None
+
+
+class ChatChunk(Struct, frozen=True, kw_only=True):
+    """One `data:` line; after the last one comes `data: [DONE]`. The receipt's members are on the last finish chunk."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    policy_outcome: PolicyOutcome | None = None
+    route: Route | None = None
+    correlation_id: str | None = None
+    tenant_id: str | None = None
+
+
+class Vector(Struct, frozen=True, kw_only=True):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Numbers, or base64 of little-endian 32-bit floats."""
+
+
+class EmbeddingList(Receipt, frozen=True, kw_only=True):
+    object: Literal["list"]
+    model: str
+    data: list[Vector]
+
+
+class ModelView(Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+    """The backend that serves it."""
+    chat: bool
+    embed: bool
+    tenant_id: str
+    correlation_id: str
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[ModelView]
+    tenant_id: str
+    correlation_id: str
+
+
+class BudgetView(Struct, frozen=True, kw_only=True):
+    unit: Literal["tokens"]
+    limit: int
+    settled: int
+    held: int
+    window_end: str
+    would_hold: int
+    fits: bool
+
+
+class PolicyVerdict(Struct, frozen=True, kw_only=True):
+    policy_outcome: PolicyOutcome
+    findings: list[Finding]
+    budget: BudgetView
+    tenant_id: str
+    correlation_id: str
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    status: Literal["ok", "unavailable"]
+    dependencies: dict[str, str]
+    """`ok`, or why not, by dependency."""
+    models: int
+    """How many models are served; none is no reason not to be ready."""

@@ -1,0 +1,31 @@
+"""The published caps of the gateway. Each is in the OpenAPI document; the defaults are those of the public contract."""
+
+from datetime import timedelta
+
+from msgspec import Struct
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    body_bytes: int = 4 * 1024 * 1024
+    messages: int = 2_048
+    tools: int = 128
+    stop_strings: int = 4
+    choices: int = 8
+    """`n`."""
+    logit_bias: int = 300
+    max_tokens: int = 131_072
+    """The most a request may ask for; a model may have less."""
+    default_output_tokens: int = 4_096
+    """What is held, and what the backend may write at most, when a request names no `max_tokens`."""
+    embedding_inputs: int = 2_048
+    request_s: int = 600
+    """From the first byte of a request to the last of its answer. The official SDKs give up at the same time."""
+
+    @property
+    def deadline(self) -> timedelta:
+        return timedelta(seconds=self.request_s)
+
+    @property
+    def lease(self) -> timedelta:
+        """How long a hold lives: longer than any request, so that only a crash leaves one to expire."""
+        return timedelta(seconds=self.request_s + 30)

@@ -1,0 +1,304 @@
+"""One request of the gateway, in the order it happens.
+
+The edge has authenticated it and the parser made it canonical. Then: entitlement → policy → redact → hold budget → route
+→ call (→ fall back) → stream → settle → receipt. The only block is `reserved`, because it settles on every way out.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ports.context import AuthContext
+from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
+from ports.messages import Json, Usage
+from ports.model import PolicyOutcome
+from ports.tenant import Tenant
+from stack_b.backends.catalog import Candidate
+from stack_b.budget.balances import Balances
+from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
+from stack_b.budget.meter import Meter, Spending
+from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.deps import StackBDeps
+from stack_b.encoding import encoded
+from stack_b.entitlement import TenantCache
+from stack_b.policy import Finding, decide
+from stack_b.receipt import Trail, budget_members
+from stack_b.routing import choose, may_fall_back
+from stack_b.streaming import StreamShaper
+from stack_b.tell import Tell
+from stack_b.usage import content_bytes_of, usage_of
+
+Act: TypeAlias = Callable[[Candidate], Awaitable[dict[str, Json]]]
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What `/v1/policy/check` answers: the decisions a call would meet, and nothing changed."""
+
+    policy_outcome: PolicyOutcome
+    findings: tuple[Finding, ...]
+    budget: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A request that may be called, once its budget is held."""
+
+    candidates: tuple[Candidate, ...]
+    body: dict[str, Json]
+    ask: Ask
+    limit: int
+    sent_bytes: int
+
+
+class Pipeline:
+    """Holds no state of a request; safe to call concurrently."""
+
+    def __init__(self, deps: StackBDeps, tell: Tell) -> None:
+        self._deps = deps
+        self._limits = deps.limits
+        self._tell = tell
+        self._tenants = TenantCache(deps.tenant, deps.clock)
+        self.balances = Balances(deps.budget, deps.clock)
+        self.meter = Meter(deps.budget, deps.clock, self.balances)
+
+    async def chat(self, auth: AuthContext, call: ChatCall) -> dict[str, Json]:
+        """The whole answer, with its receipt."""
+        trail = Trail(auth, self._deps.clock)
+        async with self._request(trail):
+            ready = await self._prepared_chat(auth, call, trail)
+            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+                answer, usage = await self._called(
+                    ready,
+                    spending,
+                    trail,
+                    lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
+                    content_bytes_of,
+                )
+            return {**answer, "model": call.model, **trail.receipt(usage, answer.get("usage"))}
+
+    async def stream(self, auth: AuthContext, call: ChatCall) -> AsyncGenerator[dict[str, Json], None]:
+        """The chunks of the answer; the receipt is on the finish chunk. Closing it early settles what was used."""
+        trail = Trail(auth, self._deps.clock)
+        with trail.told(), self._tell.refusals():
+            ready = await self._prepared_chat(auth, call, trail)
+            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+                shaper = StreamShaper(call.model)
+                async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
+                    async for reached, pieces in answer:
+                        shaper = reached
+                        for piece in pieces:
+                            yield piece
+            receipt = trail.receipt(spending.total, shaper.reported)
+            for chunk in shaper.finish(receipt, include_usage=call.include_usage):
+                yield chunk
+
+    async def embed(self, auth: AuthContext, call: EmbedCall) -> dict[str, Json]:
+        """One vector per input, in the encoding asked for, with the receipt."""
+        trail = Trail(auth, self._deps.clock)
+        async with self._request(trail):
+            tenant, candidates = await self._entitled(auth, call.model, "embed")
+            value = await self._inspected(auth, {**call.members, "input": list(call.inputs)}, trail)
+            redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
+            ready = _Ready(
+                candidates=candidates,
+                body={**value, "encoding_format": call.encoding},
+                ask=embed_ask(redacted),
+                limit=tenant.entitlements.tokens_per_day,
+                sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
+            )
+            async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
+                answer, usage = await self._called(
+                    ready, spending, trail, lambda to: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
+                )
+            data = [{**item, "embedding": encoded(item["embedding"], call.encoding)} for item in answer["data"]]
+            receipt = trail.receipt(usage, answer.get("usage"))
+            return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
+
+    async def check(self, auth: AuthContext, call: ChatCall) -> Verdict:
+        """What `chat` would decide, without a call and without changing a row."""
+        trail = Trail(auth, self._deps.clock)
+        async with self._request(trail):
+            tenant, candidates = await self._entitled(auth, call.model, "chat")
+            decision = await decide(self._deps.pii, auth, call.members)
+            balance = await self.balances.current(auth, limit=tenant.entitlements.tokens_per_day)
+            ask = chat_ask(call, self._limits, model_max_tokens=candidates[0].card.max_tokens)
+            return Verdict(
+                policy_outcome=decision.outcome,
+                findings=decision.findings,
+                budget={**budget_members(balance), "would_hold": ask.amount, "fits": ask.amount <= balance.free},
+            )
+
+    async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
+        """What the tenant may use, sorted by id; of several backends with the same model, the preferred one."""
+        tenant = await self._tenants.tenant(auth)
+        found: dict[str, Candidate] = {}
+        for candidate in self._deps.catalog.served():
+            model = candidate.card.id
+            if choose(model, "chat" if candidate.card.chat else "embed", tenant.entitlements, [candidate]):
+                found.setdefault(model, candidate)
+        return tuple(found[model] for model in sorted(found))
+
+    # The stages, in their order.
+
+    async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
+        tenant, candidates = await self._entitled(auth, call.model, "chat")
+        body = await self._inspected(auth, call.members, trail)
+        most = candidates[0].card.max_tokens
+        if most is not None and call.max_tokens is not None and call.max_tokens > most:
+            raise InvalidArgument(f"max_tokens is at most {most} for this model", code="validation_failed")
+        redacted = msgspec.structs.replace(call, members=body)
+        return _Ready(
+            candidates=candidates,
+            body={**body, "n": call.choices} if call.choices > 1 else body,
+            ask=chat_ask(redacted, self._limits, model_max_tokens=most),
+            limit=tenant.entitlements.tokens_per_day,
+            sent_bytes=len(msgspec.json.encode(body)),
+        )
+
+    async def _entitled(
+        self, auth: AuthContext, model: str, kind: Literal["chat", "embed"]
+    ) -> tuple[Tenant, tuple[Candidate, ...]]:
+        tenant = await self._tenants.tenant(auth)
+        candidates = choose(model, kind, tenant.entitlements, self._deps.catalog.served())
+        if not candidates:
+            # The same words whether it isn't served or isn't theirs.
+            raise PermissionDenied(
+                f"this tenant has no model for {kind} under the name it asked for; GET /v1/models lists what it may use",
+                code="model_not_entitled",
+            )
+        return tenant, candidates
+
+    async def _inspected(self, auth: AuthContext, members: dict[str, Json], trail: Trail) -> dict[str, Json]:
+        decision = await decide(self._deps.pii, auth, members)
+        trail.outcome = decision.outcome
+        self._tell.decided(decision)
+        value: dict[str, Json] = decision.value
+        return value
+
+    @asynccontextmanager
+    async def _reserved(
+        self, auth: AuthContext, model: str, ready: _Ready, trail: Trail, *, choices: int
+    ) -> AsyncIterator[Spending]:
+        trail.balance = await self.balances.current(auth, limit=ready.limit)
+        try:
+            reservation = self.meter.reserved(auth, ready.ask.amount, limit=ready.limit, lease=self._limits.lease)
+            async with reservation as spending:
+                try:
+                    yield spending
+                finally:
+                    self._tell.settled(auth, model, spending.total)
+        except InvalidArgument as error:
+            if error.code == "request_exceeds_budget":
+                # The ledger knows amounts; what a client can change is the answer's length.
+                fits = tokens_that_fit(ready.limit, ready.ask, choices=choices)
+                error.details["max_tokens_that_fits"] = fits
+            raise
+
+    async def _called(
+        self, ready: _Ready, spending: Spending, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
+    ) -> tuple[dict[str, Json], Usage]:
+        """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
+        for last, candidate in _with_last(ready.candidates):
+            spending.assume(_lost(ready, candidate))
+            try:
+                with trail.attempt(candidate):
+                    answer = await act(candidate)
+            except AgentOSError as error:
+                self._failed(ready, candidate, spending, trail, error)
+                if last or not may_fall_back(error):
+                    raise
+                continue
+            usage = usage_of(
+                answer.get("usage"),
+                prompt_bytes=ready.sent_bytes,
+                content_bytes=written(answer),
+                price=candidate.card.price,
+            )
+            spending.add(usage)
+            self._tell.attempted(candidate, trail.paid(usage))
+            return answer, usage
+        raise AssertionError("there is always a candidate")
+
+    async def _streamed(
+        self, ready: _Ready, spending: Spending, trail: Trail, model: str
+    ) -> AsyncGenerator[tuple[StreamShaper, list[dict[str, Json]]], None]:
+        """The pieces of the first answer that begins. Once content was released there is no falling back."""
+        for last, candidate in _with_last(ready.candidates):
+            shaper = StreamShaper(model)
+            spending.assume(_lost(ready, candidate))
+            begun = False
+            try:
+                with trail.attempt(candidate):
+                    chunks = candidate.backend.stream(candidate.card.upstream, ready.body, ready.ask.max_tokens)
+                    async with aclosing(chunks):
+                        async for chunk in chunks:
+                            pieces = shaper.feed(chunk)
+                            if pieces:
+                                begun = True
+                                trail.first_content()
+                                yield shaper, pieces
+                    shaper.complete()
+            except AgentOSError as error:
+                if not begun:
+                    self._failed(ready, candidate, spending, trail, error)
+                else:
+                    self._streamed_usage(ready, candidate, spending, trail, shaper)
+                if begun or last or not may_fall_back(error):
+                    raise
+                continue
+            except BaseException:
+                # The client is gone, or time is up. What was relayed is owed.
+                self._streamed_usage(ready, candidate, spending, trail, shaper)
+                raise
+            self._streamed_usage(ready, candidate, spending, trail, shaper)
+            yield shaper, []
+            return
+
+    def _streamed_usage(
+        self, ready: _Ready, candidate: Candidate, spending: Spending, trail: Trail, shaper: StreamShaper
+    ) -> None:
+        usage = usage_of(
+            shaper.reported,
+            prompt_bytes=ready.sent_bytes,
+            content_bytes=shaper.content_bytes,
+            price=candidate.card.price,
+        )
+        spending.add(usage)
+        self._tell.attempted(candidate, trail.paid(usage))
+
+    def _failed(
+        self, ready: _Ready, candidate: Candidate, spending: Spending, trail: Trail, error: AgentOSError
+    ) -> None:
+        """An attempt that gave nothing is free, unless the backend may have worked all the same."""
+        usage = _lost(ready, candidate) if error.details.get("outcome") == "unknown" else Usage()
+        spending.add(usage)
+        self._tell.attempted(candidate, trail.paid(usage))
+
+    @asynccontextmanager
+    async def _request(self, trail: Trail) -> AsyncIterator[None]:
+        """Around a request with one answer; a stream's time is bounded by who sends it."""
+        with trail.told(), self._tell.refusals():
+            try:
+                async with asyncio.timeout(self._limits.request_s):
+                    yield
+            except TimeoutError:
+                raise out_of_time(self._limits.request_s) from None
+
+
+def out_of_time(seconds: int) -> Unavailable:
+    return Unavailable(f"the answer took longer than {seconds} s", code="upstream_timeout")
+
+
+def _with_last(candidates: tuple[Candidate, ...]) -> Iterator[tuple[bool, Candidate]]:
+    for number, candidate in enumerate(candidates, start=1):
+        yield number == len(candidates), candidate
+
+
+def _lost(ready: _Ready, candidate: Candidate) -> Usage:
+    """What a call is taken to have cost of which nothing came back."""
+    return usage_of(None, prompt_bytes=ready.sent_bytes, content_bytes=0, price=candidate.card.price)

@@ -1,0 +1,147 @@
+"""A backend's chunks → the chunks a client gets. Pure: chunks in, chunks out.
+
+* `id`, `created` and `model` are constant, and the first delta of each choice has its `role`.
+* Nothing is released before there is content, so that a failure before it keeps its status and may fall back.
+* Tool calls are gathered and released whole, before the choice's finish chunk.
+* Finish chunks are held until the end, when the usage is known; the receipt rides on the last of them.
+* A usage chunk goes out only to clients that asked for one, although the backend is always asked.
+"""
+
+from typing import Final
+
+from ports.errors import Unavailable
+from ports.messages import Json
+from stack_b.backends.protocol import OUTCOME_UNKNOWN
+
+_CHUNK: Final = "chat.completion.chunk"
+
+
+class _Choice:
+    """What is known of one choice of the answer."""
+
+    def __init__(self) -> None:
+        self.has_role = False
+        self.calls: dict[int, dict[str, Json]] = {}
+        self.finish: dict[str, Json] | None = None
+
+
+class StreamShaper:
+    """One answer's worth of chunks, from one backend."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._head: dict[str, Json] = {}
+        self._choices: dict[int, _Choice] = {}
+        self._preamble: list[dict[str, Json]] = []
+        self._begun = False
+        self.reported: dict[str, Json] | None = None
+        """The backend's own usage, once it has come."""
+        self.content_bytes = 0
+        """Of everything the backend wrote: text, refusals, reasoning, tool calls."""
+
+    def feed(self, chunk: dict[str, Json]) -> list[dict[str, Json]]:
+        """What may be sent to the client now."""
+        if not self._head:
+            self._head = {
+                "id": chunk.get("id") or "chatcmpl-0",
+                "object": _CHUNK,
+                "created": chunk.get("created") or 0,
+                "model": self._model,
+            }
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self.reported = usage
+        ready: list[dict[str, Json]] = []
+        for choice in chunk.get("choices") or ():
+            ready += self._take(chunk, choice)
+        if not ready or self._begun:
+            return ready
+        if not any(_speaks(piece) for piece in ready):
+            self._preamble += ready
+            return []
+        self._begun = True
+        released, self._preamble = [*self._preamble, *ready], []
+        return released
+
+    def complete(self) -> None:
+        """Check that every choice came to its end.
+
+        Raises:
+            Unavailable: `upstream_error`: a truncated answer must not look like a whole one.
+        """
+        if not self._choices or any(choice.finish is None for choice in self._choices.values()):
+            raise Unavailable(
+                "the backend's answer ended without a finish reason", code="upstream_error", details=OUTCOME_UNKNOWN
+            )
+
+    def finish(self, receipt: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
+        """The last chunks, after `complete`."""
+        last = [choice.finish for _, choice in sorted(self._choices.items()) if choice.finish is not None]
+        last[-1] = {**last[-1], **receipt}
+        closing = [*self._preamble, *last]
+        if include_usage:
+            closing.append({**self._head, "choices": [], "usage": receipt["usage"]})
+        return closing
+
+    def _take(self, chunk: dict[str, Json], raw: dict[str, Json]) -> list[dict[str, Json]]:
+        index = raw.get("index") or 0
+        known = self._choices.setdefault(index, _Choice())
+        delta: dict[str, Json] = dict(raw.get("delta") or {})
+        self.content_bytes += _written(delta)
+        for fragment in delta.pop("tool_calls", None) or ():
+            _gather(known.calls, fragment)
+        finish_reason = raw.get("finish_reason")
+        ready: list[dict[str, Json]] = []
+        if not known.has_role and (delta or finish_reason or known.calls):
+            delta = {"role": "assistant", **delta}
+        if delta:
+            known.has_role = True
+            ready.append(self._piece(chunk, {**raw, "delta": delta, "finish_reason": None}))
+        if finish_reason is not None:
+            if known.calls:
+                calls = [{"index": number, **call} for number, call in sorted(known.calls.items())]
+                ready.append(self._piece({}, {"index": index, "delta": {"tool_calls": calls}, "finish_reason": None}))
+                known.calls = {}
+            known.finish = self._piece(chunk, {**raw, "delta": {}})
+        return ready
+
+    def _piece(self, chunk: dict[str, Json], choice: dict[str, Json]) -> dict[str, Json]:
+        """A chunk with one choice; members of the backend's chunk that we don't know are kept."""
+        extra = {name: value for name, value in chunk.items() if name != "usage"}
+        return {**extra, **self._head, "choices": [choice]}
+
+
+def _speaks(piece: dict[str, Json]) -> bool:
+    """Whether a chunk has something for the reader beyond the role."""
+    delta = piece["choices"][0]["delta"]
+    return any(value for name, value in delta.items() if name != "role")
+
+
+def _written(delta: dict[str, Json]) -> int:
+    size = 0
+    for name, value in delta.items():
+        if name == "tool_calls":
+            for fragment in value or ():
+                function = fragment.get("function") or {}
+                size += len((function.get("name") or "").encode()) + len((function.get("arguments") or "").encode())
+        elif name != "role" and isinstance(value, str):
+            size += len(value.encode())
+    return size
+
+
+def _gather(calls: dict[int, dict[str, Json]], fragment: dict[str, Json]) -> None:
+    """Join a tool call's fragments: names once, arguments in pieces."""
+    number = fragment.get("index") or 0
+    function = fragment.get("function") or {}
+    known = calls.get(number)
+    if known is None:
+        rest = {name: value for name, value in fragment.items() if name != "index"}
+        calls[number] = {**rest, "function": {**function, "arguments": function.get("arguments") or ""}}
+        return
+    for name, value in fragment.items():
+        if name not in {"index", "function"} and value:
+            known.setdefault(name, value)
+    joined = known["function"]
+    joined["arguments"] += function.get("arguments") or ""
+    if function.get("name") and not joined.get("name"):
+        joined["name"] = function["name"]
