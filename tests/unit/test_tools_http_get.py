@@ -85,9 +85,11 @@ class TestHttpGet:
         assert len(origin.requests) == 1
 
     async def test_an_error_status_is_data(self) -> None:
-        async with serving({"/": answer(b"gone", status="404 Not Found", content_type="text/html")}) as origin:
-            async with tool_for(origin) as tools:
-                output = await get(tools, f"http://shop.example:{origin.port}/")
+        async with (
+            serving({"/": answer(b"gone", status="404 Not Found", content_type="text/html")}) as origin,
+            tool_for(origin) as tools,
+        ):
+            output = await get(tools, f"http://shop.example:{origin.port}/")
 
         assert (output["status"], output["text"]) == (404, "gone")
 
@@ -165,26 +167,32 @@ class TestHttpGetOverTls:
     ) -> None:
         authority = new_authority(tmp_path)
         page = answer(b"secret garden", content_type="text/plain")
-        async with serving({"/": page}, tls=authority.server("shop.example")) as origin:
-            async with tool_for(origin, ca_file=authority.file) as tools:
-                output = await get(tools, f"https://shop.example:{origin.port}/")
+        async with (
+            serving({"/": page}, tls=authority.server("shop.example")) as origin,
+            tool_for(origin, ca_file=authority.file) as tools,
+        ):
+            output = await get(tools, f"https://shop.example:{origin.port}/")
 
         assert output["text"] == "secret garden"
 
     async def test_a_certificate_for_another_name_is_refused(self, tmp_path: Path) -> None:
         authority = new_authority(tmp_path)
-        async with serving({"/": answer(b"x")}, tls=authority.server("other.example")) as origin:
-            async with tool_for(origin, ca_file=authority.file) as tools:
-                refusal = await refusal_of(tools, f"https://shop.example:{origin.port}/")
+        async with (
+            serving({"/": answer(b"x")}, tls=authority.server("other.example")) as origin,
+            tool_for(origin, ca_file=authority.file) as tools,
+        ):
+            refusal = await refusal_of(tools, f"https://shop.example:{origin.port}/")
 
         assert refusal.code == "tool_tls_error"
         assert origin.requests == []
 
     async def test_a_certificate_of_an_unknown_authority_is_refused(self, tmp_path: Path) -> None:
         authority = new_authority(tmp_path)
-        async with serving({"/": answer(b"x")}, tls=authority.server("shop.example")) as origin:
-            async with tool_for(origin) as tools:
-                refusal = await refusal_of(tools, f"https://shop.example:{origin.port}/")
+        async with (
+            serving({"/": answer(b"x")}, tls=authority.server("shop.example")) as origin,
+            tool_for(origin) as tools,
+        ):
+            refusal = await refusal_of(tools, f"https://shop.example:{origin.port}/")
 
         assert refusal.code == "tool_tls_error"
         assert origin.requests == []
