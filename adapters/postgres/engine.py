@@ -95,16 +95,14 @@ class Database:
                 self._checked = True
 
     @asynccontextmanager
-    async def transaction(self, tenant: TenantId) -> AsyncIterator[Transaction]:
-        """A transaction that sees `tenant`'s rows only; committed at the end, rolled back by any exception."""
-        if not is_tenant_id(tenant):
-            raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
+    async def transaction(self, tenant: TenantId | None) -> AsyncIterator[Transaction]:
+        """A transaction that sees `tenant`'s rows only, or nobody's; committed at the end, rolled back by any exception."""
+        begin = _begin(tenant)
         with translated():
             async with asyncio.timeout(CALL_SECONDS), self.engine.connect() as connection:
                 driver = await _driver(connection)
                 try:
-                    # Safe as a literal: `is_tenant_id` allows letters, digits, - and _ only.
-                    await driver.execute(f"BEGIN; SET LOCAL app.tenant_id = '{tenant}'")
+                    await driver.execute(begin)
                     yield Transaction(connection)
                     await _commit(driver)
                 except BaseException as error:
@@ -153,6 +151,16 @@ async def open_database(config: PostgresConfig) -> AsyncIterator[Database]:
             _OPEN[key] = (database, holders - 1)
         else:
             await database.close()
+
+
+def _begin(tenant: TenantId | None) -> str:
+    """One message: it can't happen that a transaction is open and not bound."""
+    if tenant is None:
+        return "BEGIN"
+    if not is_tenant_id(tenant):
+        raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
+    # Safe as a literal: `is_tenant_id` allows letters, digits, - and _ only.
+    return f"BEGIN; SET LOCAL app.tenant_id = '{tenant}'"
 
 
 async def _driver(connection: AsyncConnection) -> asyncpg.Connection:

@@ -11,14 +11,12 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound
 from ports.event import MAX_READ, TERMINAL_EVENTS, Event, EventCapabilities, EventPort
-from ports.ids import RunId, TenantId, uuid_of
+from ports.ids import RunId, uuid_of
 
 _SQL: Final = load("event")
 _CAPABILITIES: Final = EventCapabilities(durable=True)
 # What a follower has in memory at most.
 _FOLLOW_PAGE: Final = 100
-# The epoch belongs to the storage; a transaction needs a tenant nevertheless.
-_NOBODY: Final = TenantId("tnt_nobody")
 
 
 class PostgresEvents:
@@ -82,7 +80,7 @@ def _absent(run_id: RunId) -> NotFound:
 @asynccontextmanager
 async def open_event(config: PostgresConfig, _given: Given) -> AsyncIterator[EventPort]:
     async with open_database(config) as database:
-        async with database.transaction(_NOBODY) as transaction:
+        async with database.transaction(None) as transaction:
             node = await transaction.row(_SQL["stream_epoch"], {})
         assert node is not None, "the first migration makes the row"
         yield PostgresEvents(database, node["stream_epoch"])

@@ -25,6 +25,11 @@ from adapters.postgres.bootstrap import RolePasswords, restrict_database
 from deploy import embedded_postgres as embedded
 
 TEMPLATE: Final = "agentos"
+CHILDREN_FIRST: Final = (
+    "idempotency", "steps", "run_events", "runs", "workers", "queue_messages", "memory_words", "memory_items",
+    "budget_holds", "budget_windows", "agents", "api_keys", "tenants", "audit_log",
+)  # fmt: skip
+_NEW_EPOCH: Final = "UPDATE agentos.node SET stream_epoch = substr(md5(gen_random_uuid()::text), 1, 12)"
 _COUNTER: Final = itertools.count(1)
 
 
@@ -70,6 +75,9 @@ class Clone:
         return self.server.dsn("postgres", self.name)
 
 
+_SPARE: Final[list[Clone]] = []
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -112,12 +120,24 @@ async def clone() -> Clone:
         await restrict_database(admin, made.name)
     finally:
         await admin.close()
-    await execute(made.superuser, "UPDATE agentos.node SET stream_epoch = substr(md5(gen_random_uuid()::text), 1, 12)")
+    await execute(made.superuser, _NEW_EPOCH)
     return made
 
 
 async def drop(database: Clone) -> None:
     await execute(database.server.dsn("postgres", "postgres"), f'DROP DATABASE "{database.name}" WITH (FORCE)')
+
+
+async def borrow() -> Clone:
+    """A database like a new clone, thirty times as fast: one that somebody gave back, emptied."""
+    return _SPARE.pop() if _SPARE else await clone()
+
+
+async def give_back(database: Clone) -> None:
+    """Empty `database`, whose schema is as it was, for the next `borrow`."""
+    emptying = "; ".join(f"DELETE FROM {table}" for table in CHILDREN_FIRST)
+    await execute(database.superuser, f"SET search_path = agentos; {emptying}; {_NEW_EPOCH}; {_now(timedelta(0))}")
+    _SPARE.append(database)
 
 
 async def execute(dsn: str, statement: str) -> None:
@@ -139,10 +159,13 @@ async def fetch(dsn: str, query: str, *parameters: Any) -> list[asyncpg.Record]:
 
 async def shift_time(database: Clone, by: timedelta) -> None:
     """Make the database take now for `by` later than it is. Only the owner of the schema can."""
-    await execute(
-        database.owner,
+    await execute(database.owner, _now(by))
+
+
+def _now(shift: timedelta) -> str:
+    return (
         "CREATE OR REPLACE FUNCTION agentos.ao_now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE "
-        f"RETURN clock_timestamp() + interval '{by.total_seconds():.6f} seconds'",
+        f"RETURN clock_timestamp() + interval '{shift.total_seconds():.6f} seconds'"
     )
 
 

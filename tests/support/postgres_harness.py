@@ -17,7 +17,7 @@ from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, WorkerId, uuid_of
 from ports.run_state import Change, Run, RunStatePort
-from tests.support.postgres import Clone, clone, drop, fetch, shift_time
+from tests.support.postgres import Clone, borrow, fetch, give_back, shift_time
 
 PortT = TypeVar("PortT")
 HOUR = timedelta(hours=1)
@@ -54,7 +54,7 @@ class PostgresHarness(Generic[PortT]):
 
     async def close(self) -> None:
         await self.closing.aclose()
-        await drop(self.database)
+        await give_back(self.database)
 
 
 class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
@@ -90,7 +90,7 @@ class PostgresEventHarness(PostgresHarness[EventPort]):
         await state.append(auth, run.id, run.epoch, change)
 
     async def elsewhere(self) -> EventPort:
-        other = PostgresEventHarness(await clone())
+        other = PostgresEventHarness(await borrow())
         self.closing.push_async_callback(other.close)
         return await other.open()
 

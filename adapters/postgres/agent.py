@@ -1,0 +1,88 @@
+"""AgentRegistry over PostgreSQL."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import RowMapping
+
+from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.rows import packed, page_size, scope_of
+from adapters.postgres.statements import load
+from ports.adapter import AdapterSpec, Given
+from ports.agent import Agent, AgentRegistry, AgentSpec, digest_of
+from ports.context import AuthContext
+from ports.cursor import decode_cursor, encode_cursor
+from ports.errors import NotFound
+from ports.ids import AgentId
+from ports.messages import Page
+
+_SQL: Final = load("agent")
+_CURSOR: Final = "agents"
+_MAX_PAGE: Final = 200
+
+
+class AgentCapabilities(Struct, frozen=True, kw_only=True):
+    """The port has no abilities to choose among."""
+
+
+class PostgresAgents:
+    """Satisfies `AgentRegistry`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def publish(self, auth: AuthContext, spec: AgentSpec) -> Agent:
+        agent = {**scope_of(auth), "agent": spec.id}
+        asked = {
+            **agent,
+            "digest": digest_of(spec),
+            "spec": packed(spec),
+            "principal": auth.principal,
+            "correlation_id": auth.trace.correlation_id,
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            await transaction.rows(_SQL["lock"], agent)
+            row = await transaction.row(_SQL["publish"], asked)
+        assert row is not None, "the version made, or the newest"
+        return _agent(row)
+
+    async def get(self, auth: AuthContext, agent_id: AgentId, version: int | None = None) -> Agent:
+        asked = {**scope_of(auth), "agent": agent_id, "version": version}
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(_SQL["get"], asked)
+        if row is None:
+            named = "" if version is None else f" in version {version}"
+            raise NotFound(f"there is no agent {agent_id!r}{named}")
+        return _agent(row)
+
+    async def list_agents(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Agent]:
+        size = page_size(limit, _MAX_PAGE)
+        after = "" if cursor is None else decode_cursor(_CURSOR, cursor, tuple[str])[0]
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["list"], {**scope_of(auth), "after": after, "limit": size + 1})
+        shown = tuple(_agent(row) for row in rows[:size])
+        more = len(rows) > size
+        return Page(items=shown, next_cursor=encode_cursor(_CURSOR, (shown[-1].spec.id,)) if more else None)
+
+
+def _agent(row: RowMapping) -> Agent:
+    return Agent(
+        spec=msgspec.convert(row["spec"], AgentSpec),
+        version=row["version"],
+        digest=row["digest"],
+        created_at=row["created_at"],
+    )
+
+
+@asynccontextmanager
+async def open_agent(config: PostgresConfig, _given: Given) -> AsyncIterator[AgentRegistry]:
+    async with open_database(config) as database:
+        yield PostgresAgents(database)
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, AgentRegistry]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: AgentCapabilities(), open=open_agent
+)

@@ -1,0 +1,80 @@
+"""MemoryPort over PostgreSQL, found by words."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from sqlalchemy import RowMapping
+
+from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.rows import packed, page_size, scope_of
+from adapters.postgres.statements import load
+from adapters.postgres.words import words, words_in
+from ports.adapter import AdapterSpec, Given
+from ports.context import AuthContext
+from ports.errors import InvalidArgument
+from ports.memory import MAX_KEY_CHARS, MAX_MATCHES, Match, MemoryCapabilities, MemoryItem, MemoryPort
+from ports.messages import Json
+
+_SQL: Final = load("memory")
+_CAPABILITIES: Final = MemoryCapabilities(durable=True)
+
+
+class PostgresMemory:
+    """Satisfies `MemoryPort`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def capabilities(self) -> MemoryCapabilities:
+        return _CAPABILITIES
+
+    async def put(self, auth: AuthContext, key: str, value: Json, *, metadata: dict[str, str] | None = None) -> None:
+        if not 0 < len(key) <= MAX_KEY_CHARS:
+            raise InvalidArgument(f"a memory key has 1 to {MAX_KEY_CHARS} characters, not {len(key)}")
+        body = packed(value)
+        if (size := len(body.encode())) > _CAPABILITIES.max_value_bytes:
+            raise InvalidArgument(f"a value of {size} bytes is over the limit of {_CAPABILITIES.max_value_bytes}")
+        said = sorted(words_in(value))
+        scope = {**scope_of(auth), "key": key}
+        async with self._database.transaction(auth.tenant) as transaction:
+            item = {**scope, "value": body, "metadata": packed(metadata or {}), "count": len(said)}
+            await transaction.rows(_SQL["put"], item)
+            await transaction.rows(_SQL["index"], {**scope, "words": packed(said)})
+
+    async def get(self, auth: AuthContext, key: str) -> MemoryItem | None:
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(_SQL["get"], {**scope_of(auth), "key": key})
+        return None if row is None else _item(row)
+
+    async def search(
+        self, auth: AuthContext, query: str, *, metadata: dict[str, str] | None = None, limit: int = 10
+    ) -> tuple[Match, ...]:
+        size = page_size(limit, MAX_MATCHES)
+        wanted = words(query)
+        if not wanted:
+            return ()
+        asked = {**scope_of(auth), "words": packed(sorted(wanted)), "metadata": packed(metadata or {}), "limit": size}
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["search"], asked)
+        return tuple(Match(item=_item(row), score=row["score"]) for row in rows)
+
+    async def forget(self, auth: AuthContext, key: str) -> bool:
+        async with self._database.transaction(auth.tenant) as transaction:
+            return await transaction.row(_SQL["forget"], {**scope_of(auth), "key": key}) is not None
+
+
+def _item(row: RowMapping) -> MemoryItem:
+    return MemoryItem(key=row["key"], value=row["value"], metadata=row["metadata"], updated_at=row["updated_at"])
+
+
+@asynccontextmanager
+async def open_memory(config: PostgresConfig, _given: Given) -> AsyncIterator[MemoryPort]:
+    async with open_database(config) as database:
+        yield PostgresMemory(database)
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, MemoryPort]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_memory
+)

@@ -1,0 +1,43 @@
+-- Statements of the agent registry. A version is never changed.
+
+-- name: lock
+-- Publishers of the same agent come one after the other.
+SELECT pg_advisory_xact_lock(
+    hashtextextended(CAST(:tenant AS text) || '/' || CAST(:namespace AS text) || '/' || CAST(:agent AS text), 0)
+);
+
+-- name: publish
+WITH newest AS (
+    SELECT * FROM agents a
+    WHERE a.tenant_id = :tenant AND a.namespace = :namespace AND a.id = :agent
+    ORDER BY a.version DESC
+    LIMIT 1
+),
+made AS (
+    INSERT INTO agents (tenant_id, namespace, id, version, digest, spec)
+    SELECT :tenant, :namespace, :agent, coalesce((SELECT version FROM newest), 0) + 1, :digest, CAST(:spec AS json)
+    WHERE (SELECT digest FROM newest) IS DISTINCT FROM :digest
+    RETURNING *
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :tenant, :principal, 'agent.publish', made.id || '@' || made.version, :correlation_id FROM made
+)
+SELECT * FROM made
+UNION ALL
+SELECT * FROM newest WHERE NOT EXISTS (SELECT FROM made);
+
+-- name: get
+SELECT a.*
+FROM agents a
+WHERE a.tenant_id = :tenant AND a.namespace = :namespace AND a.id = :agent
+  AND a.version = coalesce(CAST(:version AS bigint), a.version)
+ORDER BY a.version DESC
+LIMIT 1;
+
+-- name: list
+SELECT DISTINCT ON (a.id) a.*
+FROM agents a
+WHERE a.tenant_id = :tenant AND a.namespace = :namespace AND a.id > :after
+ORDER BY a.id, a.version DESC
+LIMIT :limit;

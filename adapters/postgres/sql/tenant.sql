@@ -1,0 +1,77 @@
+-- Statements of the tenant directory. What the platform does to a tenant runs bound to that tenant.
+
+-- name: create
+WITH made AS (
+    INSERT INTO tenants (tenant_id, name, entitlements)
+    VALUES (:tenant, :name, CAST(:entitlements AS json))
+    RETURNING *
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'tenant.create', made.tenant_id, :correlation_id FROM made
+)
+SELECT * FROM made;
+
+-- name: get
+SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant;
+
+-- name: set_status
+-- Setting what is set already changes nothing, and is not noted.
+WITH changed AS (
+    UPDATE tenants t SET status = :status WHERE t.tenant_id = :tenant AND t.status <> :status RETURNING t.*
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, CASE changed.status WHEN 'active' THEN 'tenant.enable' ELSE 'tenant.disable' END,
+           changed.tenant_id, :correlation_id
+    FROM changed
+)
+SELECT * FROM changed
+UNION ALL
+SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant AND NOT EXISTS (SELECT FROM changed);
+
+-- name: list
+-- Across tenants, for the platform.
+SELECT * FROM ao_tenant_list(:after, :limit);
+
+-- name: issue_key
+-- No row: there is no such tenant.
+WITH made AS (
+    INSERT INTO api_keys (tenant_id, namespace, principal, scopes, roles, label, secret_sha256, expires_at)
+    SELECT t.tenant_id, :namespace, :holder, CAST(:scopes AS json), CAST(:roles AS json), :label,
+           CAST(:secret_sha256 AS bytea), CAST(:expires_at AS timestamptz)
+    FROM tenants t
+    WHERE t.tenant_id = :tenant
+    RETURNING *
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'key.issue', 'key_' || replace(CAST(made.id AS text), '-', ''),
+           :correlation_id
+    FROM made
+)
+SELECT * FROM made;
+
+-- name: find_key
+-- Before anybody is known: the key says which tenant it is.
+SELECT * FROM ao_find_key(:key);
+
+-- name: revoke_key
+WITH ended AS (
+    UPDATE api_keys k SET revoked_at = ao_now() WHERE k.tenant_id = :tenant AND k.id = :key AND k.revoked_at IS NULL
+    RETURNING k.id
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'key.revoke', 'key_' || replace(CAST(ended.id AS text), '-', ''),
+           :correlation_id
+    FROM ended
+)
+SELECT k.id FROM api_keys k WHERE k.tenant_id = :tenant AND k.id = :key;
+
+-- name: list_keys
+SELECT k.*
+FROM api_keys k
+WHERE k.tenant_id = :tenant AND k.id > coalesce(CAST(:after AS uuid), CAST('00000000-0000-0000-0000-000000000000' AS uuid))
+ORDER BY k.id
+LIMIT :limit;
