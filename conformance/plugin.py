@@ -26,8 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
+    clauses = [one for mark in item.iter_markers("clause") for one in mark.args]
+    if not clauses:
+        return
+    item.user_properties.append(("agentos_clauses", clauses))
     deviations = getattr(getattr(item, "cls", None), "deviations", {})
-    for mark in item.iter_markers("clause"):
-        for one in mark.args:
-            if one in deviations:
-                item.add_marker(pytest.mark.xfail(reason=f"deviates from {one}: {deviations[one]}", strict=True))
+    for one in clauses:
+        if one in deviations:
+            item.add_marker(pytest.mark.xfail(reason=f"deviates from {one}: {deviations[one]}", strict=True))
