@@ -138,4 +138,4 @@ def described(error: BaseException) -> dict[str, object]:
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # generic for the checker only
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
         """Say that a record was lost; the library would print its arguments."""
-        sys.stderr.write(f'{{"level":"error","event":"telemetry.failed","logger":"{record.name[:64]}"}}\n')
+        self.stream.write(f'{{"level":"error","event":"telemetry.failed","logger":"{record.name[:64]}"}}\n')

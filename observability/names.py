@@ -141,6 +141,7 @@ METRICS: Final = (
 LOG_EVENTS: Final[Mapping[str, str]] = {
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",
+    "run.created": "a run was accepted",
     "run.adopted": "a worker took over a run that another had lost",
     "run.crashed": "a bug ended a worker's hold on a run",
     "run.fenced": "another worker holds the run; this one stopped",
@@ -153,6 +154,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "worker.hint_failed": "a delivery could not be acted on",
     "worker.sweep_failed": "orphaned runs could not be looked for",
     "worker.adopt_failed": "an orphaned run could not be taken over",
+    "backend.silent": "a model backend that used to answer does not",
     "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
     "telemetry.failed": "something could not be recorded; the work went on",
     "library.log": "a library spoke; only the pattern of what it said is repeated",

@@ -17,7 +17,9 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.pii import PiiCapabilities, PiiDetector, Span
 
-KINDS: Final = frozenset({"secret", "email", "iban", "payment_card", "us_ssn", "phone"})
+# The gravest first: where two overlap, the whole is treated as that.
+_BY_GRAVITY: Final = ("secret", "payment_card", "iban", "us_ssn", "email", "phone")
+KINDS: Final = frozenset(_BY_GRAVITY)
 
 _CARD_LENGTHS: Final = range(13, 20)
 # How many digits of a card people write together.
@@ -54,12 +56,13 @@ def find(text: str) -> tuple[Span, ...]:
 
 
 def _joined(hits: list[Hit]) -> tuple[Span, ...]:
-    """Hits that overlap become one span, which has the kind of the first: nothing that was found is left outside."""
+    """Hits that overlap become one span, so that nothing that was found is left outside."""
     spans: list[Span] = []
-    for start, end, kind in sorted(hits, key=lambda hit: (hit[0], -hit[1])):
+    for start, end, kind in sorted(hits):
         if spans and start < spans[-1].end:
             last = spans[-1]
-            spans[-1] = Span(start=last.start, end=max(last.end, end), kind=last.kind)
+            gravest = min(last.kind, kind, key=_BY_GRAVITY.index)
+            spans[-1] = Span(start=last.start, end=max(last.end, end), kind=gravest)
         else:
             spans.append(Span(start=start, end=end, kind=kind))
     return tuple(spans)
