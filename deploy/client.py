@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -44,10 +44,21 @@ class Accepted(Struct, frozen=True, kw_only=True):
 class RunsClient:
     """One tenant's view of the API. Use as a context manager."""
 
-    def __init__(self, base_url: str, token: str) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        token: str,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(_ANSWER_SECONDS)
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
+        # Our own node: a proxy of the environment has no business here.
+        self._http = httpx.Client(
+            base_url=base_url, headers=headers, timeout=timeout, trust_env=False, transport=transport
+        )
+        self._pause = pause
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +109,7 @@ class RunsClient:
             attempts += 1
             if attempts > _RECONNECTS:
                 raise Unavailable(f"the event stream {events_url} is gone: {reason}; see ./agentos status")
-            time.sleep(_PAUSE_SECONDS * attempts)
+            self._pause(_PAUSE_SECONDS * attempts)
 
     def stream(self, events_url: str, *, after: str = "") -> Iterator[SseEvent]:
         """One connection to the event stream, until the server ends it."""

@@ -1,0 +1,150 @@
+"""The client behind `agentos run`: streams, reconnecting, refusals."""
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import msgspec
+import pytest
+from rich.console import Console
+
+from deploy.cli.run_command import Totals, elapsed, money, short, show
+from deploy.client import RunsClient, parse_events
+from ports.errors import NotFound, Unavailable
+
+
+def frame(sequence: int, kind: str, **data: object) -> str:
+    body = msgspec.json.encode({"sequence": sequence, "type": kind, "data": data}).decode()
+    return f"id: e.{sequence}\nevent: {kind}\ndata: {body}\n\n"
+
+
+FRAMES = [frame(1, "run.created"), frame(2, "model.completed", text="hi"), frame(3, "run.completed", output="done")]
+
+
+def client(answer: Callable[[httpx.Request], httpx.Response]) -> RunsClient:
+    return RunsClient("http://node", "token", transport=httpx.MockTransport(answer), pause=lambda _: None)
+
+
+class Broken(httpx.SyncByteStream):
+    """A stream that dies after what it has to say."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._text.encode()
+        raise httpx.ReadError("connection reset")
+
+
+class TestParsing:
+    def test_comments_and_unknown_fields_are_skipped(self) -> None:
+        lines = f": keep-alive\n\nretry: 5\n{FRAMES[0]}".splitlines()
+
+        [event] = parse_events(lines)
+
+        assert (event.id, event.type, event.data["sequence"]) == ("e.1", "run.created", 1)
+
+    def test_half_an_event_at_the_end_is_none(self) -> None:
+        assert list(parse_events(FRAMES[0].rstrip("\n").splitlines())) == []
+
+
+class TestFollowing:
+    def test_a_broken_stream_is_resumed_after_the_last_event_seen(self) -> None:
+        asked: list[str | None] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request.headers.get("last-event-id"))
+            if len(asked) == 1:
+                return httpx.Response(200, stream=Broken(FRAMES[0]))
+            return httpx.Response(200, text="".join(FRAMES[1:]))
+
+        with client(answer) as api:
+            events = list(api.follow("/v1/runs/run_x/events"))
+
+        assert [event.id for event in events] == ["e.1", "e.2", "e.3"]
+        assert asked == [None, "e.1"]
+
+    def test_a_stream_that_ends_early_is_resumed_too(self) -> None:
+        answers = iter([httpx.Response(200, text=FRAMES[0]), httpx.Response(200, text="".join(FRAMES[1:]))])
+
+        with client(lambda _: next(answers)) as api:
+            assert len(list(api.follow("/v1/runs/run_x/events"))) == 3
+
+    def test_following_ends_with_the_terminal_event(self) -> None:
+        with client(lambda _: httpx.Response(200, text="".join(FRAMES))) as api:
+            assert [event.type for event in api.follow("/e")][-1] == "run.completed"
+
+    def test_a_server_that_stays_away_is_told_with_what_to_do(self) -> None:
+        def refuse(request: httpx.Request) -> httpx.Response:
+            raise httpx.ConnectError("refused", request=request)
+
+        with client(refuse) as api, pytest.raises(Unavailable, match=r"\./agentos status"):
+            list(api.follow("/e"))
+
+    def test_a_refusal_is_not_retried(self) -> None:
+        asked: list[str] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request.url.path)
+            return httpx.Response(404, json={"error": {"code": "not_found", "message": "there is no such run"}})
+
+        with client(answer) as api, pytest.raises(NotFound, match="there is no such run"):
+            list(api.follow("/v1/runs/run_x/events"))
+
+        assert len(asked) == 1
+
+
+class TestCreating:
+    def test_a_run_is_created_with_a_key_and_the_token(self) -> None:
+        def answer(request: httpx.Request) -> httpx.Response:
+            assert request.headers["idempotency-key"]
+            assert request.headers["authorization"] == "Bearer token"
+            assert msgspec.json.decode(request.content) == {"input": "hello"}
+            return httpx.Response(202, json={"run_id": "run_1", "status": "queued", "events_url": "/e", "more": 1})
+
+        with client(answer) as api:
+            assert api.create_run("agt_demo", "hello").run_id == "run_1"
+
+    def test_an_answer_that_explains_nothing_is_unavailable(self) -> None:
+        with client(lambda _: httpx.Response(500, text="oops")) as api, pytest.raises(Unavailable, match="500"):
+            api.create_run("agt_demo", "hello")
+
+
+class TestShowing:
+    def test_a_tool_call_is_one_line_each_way(self) -> None:
+        console = Console(width=200, record=True, quiet=False, file=None)
+        lines = (
+            frame(1, "tool.requested", tool="calculator", arguments={"expression": "2+2"})
+            + frame(2, "tool.completed", tool="calculator", status="completed", output={"result": 4}, duration_ms=3)
+            + frame(3, "step.completed", step=1)
+        ).splitlines()
+        with console.capture() as captured:
+            for event in parse_events(lines):
+                show(console, event)
+
+        assert captured.get().splitlines() == [
+            '  → calculator {"expression":"2+2"}',
+            '  ✓ calculator {"result":4} 3 ms',
+        ]
+
+    def test_totals_add_up_over_model_calls(self) -> None:
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "cost_nanousd": 7, "estimated": True}
+        lines = (frame(1, "model.completed", usage=usage) + frame(2, "model.completed", usage=usage)).splitlines()
+        totals = Totals()
+        for event in parse_events(lines):
+            totals.add(event)
+
+        assert totals == Totals(model_calls=2, prompt_tokens=20, completion_tokens=10, cost_nanousd=14, estimated=True)
+
+    def test_long_values_are_cut_to_one_line(self) -> None:
+        assert len(short("word\n" * 500)) == 300
+        assert short({"a": 1}) == '{"a":1}'
+
+    def test_money_is_dollars(self) -> None:
+        assert money(0) == "$0"
+        assert money(1_500_000) == "$0.001500"
+
+    def test_elapsed_is_from_creation_to_the_end(self) -> None:
+        view = {"created_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:02.5Z"}
+
+        assert elapsed(view) == 2.5
+        assert elapsed({"created_at": "2026-01-01T00:00:00Z", "finished_at": None}) == 0.0

@@ -1,0 +1,188 @@
+"""The command line's manners: help that teaches, exit codes, data apart from talk, nothing by accident."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from deploy.cli.main import parser
+from deploy.cli.test_command import Options, steps
+from deploy.node import Node
+from deploy.roles import ROLES, scopes_of
+from ports.context import SCOPES
+from ports.errors import InvalidArgument
+from tests.support.cli import agentos
+
+COMMANDS = (
+    "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "tenant", "key", "token", "test",
+)  # fmt: skip
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"AGENTOS_HOME": str(tmp_path / "home")}
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_command_has_help(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args([command, "--help"])
+
+        assert ended.value.code == 0
+        assert "usage: agentos " in capsys.readouterr().out
+
+    def test_the_help_shows_the_first_steps(self) -> None:
+        text = parser().format_help()
+
+        assert './agentos run agt_demo "' in text
+        assert "exit codes: 0 fine" in text
+
+    @pytest.mark.parametrize("line", [[], ["fly"], ["up", "--port-stack-a"], ["run", "agt_demo"], ["nuke", "--har"]])
+    def test_a_wrong_command_line_is_usage(self, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args(line)
+
+        assert ended.value.code == 2
+        assert "usage: agentos" in capsys.readouterr().err
+
+
+class TestWithoutANode:
+    def test_status_says_how_to_start_one_and_exits_3(self, environ: dict[str, str]) -> None:
+        said = agentos("status", environ=environ)
+
+        assert said.code == 3
+        assert "./agentos up" in said.err
+        assert said.out == ""
+
+    def test_status_for_machines_is_one_document(self, environ: dict[str, str]) -> None:
+        said = agentos("status", "--json", environ=environ)
+
+        found = msgspec.json.decode(said.out)
+        assert (said.code, found["supervised"], found["total"]) == (3, False, 4)
+
+    @pytest.mark.parametrize(
+        "line", [("tenant", "list"), ("key", "list"), ("token",), ("redeploy",), ("logs", "stack-a")]
+    )
+    def test_what_needs_a_node_exits_3_and_says_how_to_start_one(
+        self, environ: dict[str, str], line: tuple[str, ...]
+    ) -> None:
+        said = agentos(*line, environ=environ)
+
+        assert said.code == 3
+        assert "./agentos up" in said.err
+
+    def test_a_run_without_a_tenant_asks_for_one(self, environ: dict[str, str]) -> None:
+        said = agentos("run", "agt_demo", "hello", environ=environ)
+
+        assert said.code == 2
+        assert "--tenant" in said.err
+
+    def test_an_unknown_service_is_usage_and_the_known_ones_are_listed(self, environ: dict[str, str]) -> None:
+        said = agentos("logs", "stack-c", environ=environ)
+
+        assert said.code == 2
+        assert "stack-a-worker" in said.err
+
+    def test_a_name_that_is_no_tenant_is_refused_before_anything_else(self, environ: dict[str, str]) -> None:
+        assert agentos("tenant", "create", "Acme Inc", environ=environ).code == 2
+
+
+class TestConfig:
+    def test_explain_prints_every_key_with_its_origin(self, environ: dict[str, str], tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / ".agentos.env").write_text("AGENTOS_STACK_A_PORT=9001\n")
+
+        said = agentos("config", "explain", "--json", environ=environ)
+
+        settings = {entry["key"]: entry for entry in msgspec.json.decode(said.out)["settings"]}
+        assert said.code == 0
+        assert settings["AGENTOS_STACK_A_PORT"]["value"] == "9001"
+        assert settings["AGENTOS_STACK_A_PORT"]["origin"] == ".agentos.env:1"
+        assert settings["AGENTOS_STACK_B_PORT"]["origin"] == "default"
+
+    def test_a_table_is_never_cut(self, environ: dict[str, str]) -> None:
+        said = agentos("config", "explain", environ=environ)
+
+        assert "AGENTOS_ALLOW_EMBEDDED_POSTGRES" in said.out
+        assert "…" not in said.out
+
+    def test_a_broken_file_is_usage_with_its_line(self, environ: dict[str, str], tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / ".agentos.env").write_text("AGENTOS_MOOD=good\n")
+
+        said = agentos("status", environ=environ)
+
+        assert said.code == 2
+        assert ".agentos.env:1: unknown key 'AGENTOS_MOOD'; did you mean AGENTOS_MODE?" in said.err
+
+
+class TestUpRefusals:
+    def test_prod_without_a_database_is_refused_and_nothing_is_made(
+        self, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        said = agentos("up", "--mode", "prod", environ=environ)
+
+        assert said.code == 2
+        assert "--allow-embedded-postgres" in said.err
+        assert not (tmp_path / "home").exists()
+
+    def test_a_profile_that_does_not_exist_is_refused(self, environ: dict[str, str]) -> None:
+        said = agentos("up", "--profile", "gpu-node", environ=environ)
+
+        assert said.code == 2
+        assert "AGENTOS_PROFILE=gpu-node" in said.err
+
+
+class TestNukeWithoutConsent:
+    def test_nothing_is_removed_and_the_exit_code_is_not_zero(self, environ: dict[str, str], tmp_path: Path) -> None:
+        node = Node.locate(environ)
+        node.create()
+        (node.secrets / "precious").write_text("x")
+
+        said = agentos("nuke", "--hard", environ=environ)
+
+        assert said.code == 2
+        assert f"would remove {node.secrets}" in said.out
+        assert "./agentos nuke --hard --yes-really" in said.err
+        assert (tmp_path / "home" / "secrets" / "precious").exists()
+
+    def test_the_soft_one_would_keep_data_and_secrets(self, environ: dict[str, str]) -> None:
+        node = Node.locate(environ)
+        node.create()
+
+        said = agentos("nuke", environ=environ)
+
+        assert f"would remove {node.run_dir}" in said.out
+        assert str(node.secrets) not in said.out
+
+
+class TestRoles:
+    def test_roles_hold_known_scopes_only(self) -> None:
+        assert all(scopes <= SCOPES for scopes in ROLES.values())
+
+    def test_only_the_platform_admin_crosses_tenants(self) -> None:
+        assert [role for role, scopes in ROLES.items() if "admin:platform" in scopes] == ["platform_admin"]
+
+    def test_an_unknown_role_is_refused_with_the_known_ones(self) -> None:
+        with pytest.raises(InvalidArgument, match="tenant_admin"):
+            scopes_of("root")
+
+
+class TestTestCommand:
+    def test_every_check_is_part_of_it(self) -> None:
+        planned = steps(Options(), Path("/bin"))
+
+        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests"]
+
+    def test_fast_leaves_out_what_starts_servers(self) -> None:
+        tests = steps(Options(fast=True), Path("/bin"))[-1]
+
+        assert "--ignore=tests/e2e" in tests.command
+
+    def test_arguments_after_the_dashes_reach_pytest(self) -> None:
+        parsed = parser().parse_args(["test", "--fast", "--", "-k", "isolation"])
+
+        assert steps(parsed.options(parsed), Path("/bin"))[-1].command[3:5] == ("-k", "isolation")
