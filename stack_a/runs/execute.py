@@ -245,12 +245,15 @@ class Execution:
     async def _retrying(self, attempts: int, call: Callable[[], Awaitable[T]]) -> T:
         policy = AsyncRetrying(
             stop=stop_after_attempt(attempts),
-            wait=wait_exponential_jitter(initial=FIRST_BACKOFF_S, max=MAX_BACKOFF_S),
+            wait=wait_exponential_jitter(multiplier=FIRST_BACKOFF_S, max=MAX_BACKOFF_S),
             retry=retry_if_exception(lambda error: isinstance(error, AgentOSError) and error.retryable),
             sleep=lambda seconds: self._deps.clock.sleep(timedelta(seconds=seconds)),
             reraise=True,
         )
-        return await policy(call)
+        async for attempt in policy:
+            with attempt:
+                return await call()
+        raise AssertionError("the policy raises what the last attempt raised")
 
     def _seconds_since(self, began: float) -> float:
         return self._deps.clock.monotonic() - began

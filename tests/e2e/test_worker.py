@@ -1,0 +1,459 @@
+"""The worker and the engine over the in-process adapters: runs end, once, whatever happens to who executes them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from adapters.inproc.model import InprocModel, InprocModelConfig, Rule, scripted
+from adapters.inproc.tool import InprocTools, PythonTool
+from conformance.clock import ManualClock
+from conformance.people import ACME
+from ports.context import AuthContext
+from ports.errors import Unavailable
+from ports.messages import Json
+from ports.model import ChatRequest, Message, ToolRequest
+from ports.run_state import EffectClass, Run, RunStatus
+from ports.tool import ToolPort, ToolSpec
+from stack_a import worker as worker_module
+from tests.support.stack_a import StackA, events_of, stack_a
+
+pytestmark = pytest.mark.anyio
+
+
+class Toolbox:
+    """The agent's three tools: `add` answers, `slow` waits until it is let go, `send` is like `slow` but unsafe."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.begun = anyio.Event()
+        self.let_go = anyio.Event()
+        self.cancelled = 0
+        self.together = 0
+        self.most_together = 0
+
+    def port(self, clock: ManualClock) -> ToolPort:
+        return InprocTools(
+            [self._tool("add", self._add), self._tool("slow", self._wait), self._tool("send", self._wait, "unsafe")],
+            clock,
+        )
+
+    @staticmethod
+    def _tool(
+        name: str, act: Callable[[AuthContext, dict[str, Json], str], Awaitable[Json]], effect: EffectClass = "pure"
+    ) -> PythonTool:
+        schema: dict[str, Json] = {"type": "object", "properties": {}, "additionalProperties": False}
+        spec = ToolSpec(name=name, description=name, input_schema=schema, effect=effect, timeout=timedelta(hours=1))
+        return PythonTool(spec=spec, act=act)
+
+    async def _add(self, _auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
+        self.keys.append(key)
+        return {"sum": 2}
+
+    async def _wait(self, _auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
+        self.keys.append(key)
+        self.together += 1
+        self.most_together = max(self.most_together, self.together)
+        self.begun.set()
+        try:
+            await self.let_go.wait()
+        except BaseException:
+            self.cancelled += 1
+            raise
+        finally:
+            self.together -= 1
+        return {"done": True}
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def node(clock: ManualClock) -> AsyncIterator[StackA]:
+    async with stack_a(clock=clock) as made:
+        yield made
+
+
+@pytest.fixture
+def tools() -> Toolbox:
+    return Toolbox()
+
+
+def calls(*names: str) -> Message:
+    requests = tuple(ToolRequest(id=f"call_{i}", name=name, arguments="{}") for i, name in enumerate(names))
+    return Message(role="assistant", tool_calls=requests)
+
+
+def model(rule: Rule) -> InprocModel:
+    return InprocModel(InprocModelConfig(chat_models=("m",)), rule)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(5):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+async def takeover(clock: ManualClock) -> None:
+    """Let a dead worker's lease lapse and another one sweep, second by second, so that the living keep renewing."""
+    for _ in range(round((worker_module.LEASE + worker_module.SWEEP_EVERY * 2).total_seconds())):
+        await clock.advance(timedelta(seconds=1))
+
+
+async def until_status(node: StackA, run_id: str, status: RunStatus) -> Run:
+    with anyio.fail_after(5):
+        while (run := await node.run_state.load(ACME, run_id)).status != status:  # type: ignore[arg-type]  # a str of the API
+            await anyio.lowlevel.checkpoint()
+    return run
+
+
+async def until_told(node: StackA, run_id: str, kind: str) -> None:
+    with anyio.fail_after(5):
+        async for event in node.api.event.follow(ACME, run_id):  # type: ignore[arg-type]  # a str of the API
+            if event.type == kind:
+                return
+
+
+async def log_of(node: StackA, run_id: str) -> list[dict[str, Any]]:
+    return events_of((await node.get(f"/v1/runs/{run_id}/events")).text)
+
+
+async def test_a_run_with_a_tool_call_tells_its_whole_story_in_order(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    async with node.worker(model(scripted([calls("add"), "It is 2."])), tools.port(clock)):
+        run_id = await node.created(input="1 + 1?")
+        run = await node.ended(run_id)
+
+    events = await log_of(node, run_id)
+    assert (run.status, run.output) == ("succeeded", {"text": "It is 2."})
+    assert [event["event"] for event in events] == [
+        "run.created", "run.started",
+        "step.started", "model.requested", "model.completed", "step.completed",
+        "step.started", "tool.requested", "tool.completed", "step.completed",
+        "step.started", "model.requested", "model.completed", "step.completed",
+        "run.completed",
+    ]  # fmt: skip
+    assert [event["sequence"] for event in events] == list(range(1, 16))
+    assert events[-1]["data"]["output"] == {"text": "It is 2."}
+    assert run.usage.total_tokens == events[-1]["data"]["usage"]["total_tokens"] > 0
+
+
+async def test_the_steps_can_be_read_in_pages(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    async with node.worker(model(scripted([calls("add"), "done"])), tools.port(clock)):
+        run_id = await node.created()
+        await node.ended(run_id)
+
+    first = (await node.get(f"/v1/runs/{run_id}/steps?limit=2")).json()
+    rest = (await node.get(f"/v1/runs/{run_id}/steps?limit=2&cursor={first['next_cursor']}")).json()
+
+    assert [(step["n"], step["kind"], step["status"]) for step in first["items"] + rest["items"]] == [
+        (1, "model", "completed"), (2, "tool", "completed"), (3, "model", "completed")
+    ]  # fmt: skip
+    assert rest["next_cursor"] is None
+
+
+async def test_tool_calls_of_one_turn_run_together(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    async with node.worker(model(scripted([calls("slow", "slow", "slow"), "done"])), tools.port(clock)):
+        run_id = await node.created()
+        await until(lambda: tools.together == 3)
+        tools.let_go.set()
+        run = await node.ended(run_id)
+
+    assert run.status == "succeeded"
+    assert len(set(tools.keys)) == 3
+
+
+async def test_a_tool_that_fails_is_told_to_the_model_and_the_run_goes_on(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    heard: list[str | None] = []
+
+    def rule(_auth: AuthContext, request: ChatRequest) -> Message:
+        heard.append(request.messages[-1].content)
+        return calls("nonsense") if len(heard) == 1 else Message(role="assistant", content="I could not.")
+
+    async with node.worker(model(rule), tools.port(clock)):
+        run = await node.ended(await node.created())
+
+    assert run.status == "succeeded"
+    assert "tool_not_allowed" in (heard[1] or "")
+
+
+async def test_a_run_whose_worker_dies_is_taken_over_and_no_step_is_recorded_twice(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    talk = model(scripted([calls("add", "slow"), "done"]))
+    async with node.worker(talk, tools.port(clock)):
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+        await until_told(node, run_id, "tool.completed")
+
+    tools.let_go.set()
+    async with node.worker(talk, tools.port(clock)):
+        await takeover(clock)
+        run = await node.ended(run_id)
+
+    events = await log_of(node, run_id)
+    results = [event["data"]["step"] for event in events if event["event"] in {"tool.completed", "model.completed"}]
+    assert (run.status, run.recoveries, run.epoch) == ("succeeded", 1, 2)
+    assert sorted(results) == [1, 2, 3, 4]
+    assert tools.keys.count(f"{run_id}:3") == 2
+    assert tools.keys.count(f"{run_id}:2") == 1
+
+
+async def test_an_interrupted_unsafe_tool_is_not_repeated_and_waits_for_an_operator(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    talk = model(scripted([calls("send"), "done"]))
+    async with node.worker(talk, tools.port(clock)):
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+
+    async with node.worker(talk, tools.port(clock)):
+        await takeover(clock)
+        await until_status(node, run_id, "needs_operator")
+
+    steps = (await node.get(f"/v1/runs/{run_id}/steps")).json()["items"]
+    assert [step["status"] for step in steps] == ["completed", "unknown"]
+    assert tools.keys == [f"{run_id}:2"]
+
+
+async def test_a_run_that_waits_for_an_operator_can_be_cancelled(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    talk = model(scripted([calls("send")]))
+    async with node.worker(talk, tools.port(clock)):
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+    async with node.worker(talk, tools.port(clock)):
+        await takeover(clock)
+        await until_status(node, run_id, "needs_operator")
+
+    response = await node.cancel(run_id)
+
+    assert response.json()["status"] == "cancelled"
+
+
+async def test_cancelling_reaches_a_running_tool(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    async with node.worker(model(scripted([calls("slow"), "never said"])), tools.port(clock)):
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+
+        asked = await node.cancel(run_id)
+        await clock.advance(worker_module.RENEW_EVERY)
+        run = await node.ended(run_id)
+
+    assert asked.json()["status"] == "running"
+    assert asked.json()["cancel_requested_at"] is not None
+    assert run.status == "cancelled"
+    assert tools.cancelled == 1
+    assert (await log_of(node, run_id))[-1]["event"] == "run.cancelled"
+
+
+async def test_the_deadline_ends_a_run_and_interrupts_its_tool(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    async with node.worker(model(scripted([calls("slow"), "never said"])), tools.port(clock)):
+        run_id = await node.created(deadline_s=20)
+        await until(tools.begun.is_set)
+        await clock.advance(timedelta(seconds=20))
+        run = await node.ended(run_id)
+
+    assert run.status == "failed"
+    assert run.error is not None
+    assert run.error.code == "run_timeout"
+    assert tools.cancelled == 1
+
+
+async def test_a_model_that_is_briefly_away_is_asked_again(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    asked = 0
+
+    def rule(_auth: AuthContext, _request: ChatRequest) -> Message:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise Unavailable("restarting")
+        return Message(role="assistant", content="back")
+
+    async with node.worker(model(rule), tools.port(clock)):
+        run_id = await node.created()
+        for wanted in (2, 3):
+            await until(lambda wanted=wanted: asked == wanted - 1)  # type: ignore[misc]  # the default binds the loop's value
+            await clock.advance(timedelta(seconds=10))
+        run = await node.ended(run_id)
+
+    assert (run.status, run.output) == ("succeeded", {"text": "back"})
+
+
+async def test_a_model_error_that_no_retry_can_fix_fails_the_run_with_its_code(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    async with node.worker(InprocModel(InprocModelConfig(chat_models=("other",))), tools.port(clock)):
+        run = await node.ended(await node.created())
+
+    assert run.status == "failed"
+    assert run.error is not None
+    assert run.error.code == "model_not_entitled"
+
+
+async def test_a_defect_fails_the_run_instead_of_going_round_for_ever(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    def broken(_auth: AuthContext, _request: ChatRequest) -> Message:
+        raise RuntimeError("a bug of an adapter")
+
+    async with node.worker(model(broken), tools.port(clock)):
+        run = await node.ended(await node.created())
+
+    assert run.status == "failed"
+    assert run.error is not None
+    assert (run.error.code, "bug" in run.error.message) == ("internal", False)
+
+
+async def test_a_run_whose_hint_was_lost_is_found_by_the_sweep(clock: ManualClock, tools: Toolbox) -> None:
+    class Losing:
+        """A queue that loses what it is given."""
+
+        def __init__(self, queue: Any) -> None:
+            self._queue = queue
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._queue, name)
+
+        async def enqueue(self, *_: object) -> None:
+            raise Unavailable("the broker is down")
+
+    async with stack_a(clock=clock, wrap=lambda name, port: Losing(port) if name == "queue" else port) as node:
+        run_id = await node.created()
+        async with node.worker(model(scripted(["found"])), tools.port(clock)):
+            await takeover(clock)
+            run = await node.ended(run_id)
+
+    assert run.output == {"text": "found"}
+
+
+async def test_a_hint_delivered_twice_executes_the_run_once(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    run_id = await node.created()
+    [delivery] = await node.api.queue.lease(worker_module.SELF, limit=1, duration=timedelta(seconds=1))
+    await node.api.queue.enqueue(ACME, delivery.body)
+    await node.api.queue.release(worker_module.SELF, delivery)
+
+    async with node.worker(model(scripted([calls("add"), "once"])), tools.port(clock)):
+        run = await node.ended(run_id)
+
+    assert (run.epoch, tools.keys) == (1, [f"{run_id}:2"])
+    assert (await node.api.queue.depth(ACME)).ready == 0
+
+
+async def test_a_leaving_worker_hands_its_runs_back_to_others(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    talk = model(scripted([calls("slow"), "done"]))
+    async with node.worker(talk, tools.port(clock)) as leaving:
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+        await leaving.drain(timedelta(0))
+        handed_back = await node.run_state.load(ACME, run_id)  # type: ignore[arg-type]  # a str of the API
+
+    tools.let_go.set()
+    async with node.worker(talk, tools.port(clock)):
+        run = await node.ended(run_id)
+
+    assert handed_back.status == "queued"
+    assert (run.status, run.recoveries, run.epoch) == ("succeeded", 0, 2)
+
+
+async def test_a_leaving_worker_lets_its_runs_finish_within_the_grace(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    async with node.worker(model(scripted([calls("slow"), "done"])), tools.port(clock)) as leaving:
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+        async with anyio.create_task_group() as group:
+            group.start_soon(leaving.drain, timedelta(seconds=30))
+            tools.let_go.set()
+        run = await node.ended(run_id)
+
+    assert (run.status, run.epoch) == ("succeeded", 1)
+
+
+async def test_a_worker_that_cannot_renew_stops_its_runs_without_another_write(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    cut = anyio.Event()
+
+    class Severed:
+        """A run store that the worker can't reach once `cut` is set."""
+
+        def __init__(self, port: Any) -> None:
+            self._port = port
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._port, name)
+
+        async def renew(self, *arguments: Any) -> Any:
+            if cut.is_set():
+                raise Unavailable("cut off")
+            return await self._port.renew(*arguments)
+
+    talk = model(scripted([calls("slow"), "never said"]))
+    async with (
+        stack_a(clock=clock, wrap=lambda name, port: Severed(port) if name == "run_state" else port) as node,
+        node.worker(talk, tools.port(clock)) as severed,
+    ):
+        first_id = severed.id
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+        before = await log_length(node, run_id)
+        cut.set()
+        await takeover(clock)
+        await until(lambda: severed.active == 0)
+        after = await log_length(node, run_id)
+
+        assert not severed.holds_lease
+        assert severed.id != first_id
+    assert tools.cancelled == 1
+    assert after == before
+
+
+async def test_two_workers_share_the_runs_and_each_runs_once(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    def rule(_auth: AuthContext, request: ChatRequest) -> Message:
+        return Message(role="assistant", content="done") if request.messages[-1].role == "tool" else calls("add")
+
+    async with (
+        node.worker(model(rule), tools.port(clock), concurrency=2),
+        node.worker(model(rule), tools.port(clock), concurrency=2),
+    ):
+        ids = [await node.created() for _ in range(20)]
+        runs = [await node.ended(run_id) for run_id in ids]
+
+    assert {(run.status, run.epoch) for run in runs} == {("succeeded", 1)}
+    assert len(tools.keys) == len(set(tools.keys)) == 20
+
+
+async def test_a_stream_closes_when_the_callers_token_is_revoked(node: StackA, clock: ManualClock) -> None:
+    run_id = await node.created()
+    closed = anyio.Event()
+
+    async def follow() -> None:
+        await node.get(f"/v1/runs/{run_id}/events")
+        closed.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(follow)
+        await clock.advance(timedelta(seconds=2))
+        still_open = not closed.is_set()
+        node.tokens.revoked.add("acme")
+        with anyio.fail_after(5):
+            while not closed.is_set():
+                await clock.advance(timedelta(seconds=1))
+
+    assert still_open
+
+
+async def log_length(node: StackA, run_id: str) -> int:
+    return (await node.run_state.load(ACME, run_id)).last_sequence  # type: ignore[arg-type]  # a str of the API
