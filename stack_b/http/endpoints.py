@@ -7,6 +7,7 @@ import anyio
 import msgspec
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 from msgspec import Struct
 
@@ -66,7 +67,7 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline) -> list[HTTPRouteHandler]
         return _json(ModelList(data=views, tenant_id=auth.tenant, correlation_id=auth.trace.correlation_id))
 
     @get("/v1/models/{model:path}")
-    async def model(request: Asked, model: str) -> ASGIApp:
+    async def model(request: Asked, model: FromPath[str]) -> ASGIApp:
         auth = exchange(request.scope).identity
         for candidate in await pipeline.models(auth):
             if candidate.card.id == model.removeprefix("/"):

@@ -1,0 +1,114 @@
+"""Stack B in this process over adapters of `adapters.inproc`, and the pieces to script it with."""
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httpx
+from msgspec.structs import replace
+
+from adapters import regex_pii
+from adapters.inproc import budget, store, tenant
+from adapters.inproc.store import InprocConfig
+from adapters.system_clock import SystemClock
+from conformance.people import ACME, GLOBEX, NODE
+from observability.metrics import Metrics
+from ports.adapter import Given
+from ports.budget import Balance
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.errors import Unauthenticated
+from ports.http.edge import App
+from ports.tenant import Entitlements
+from stack_b.app import open_app
+from stack_b.backends.catalog import Catalog
+from stack_b.backends.demo import DemoBackend
+from stack_b.backends.openai_compatible import OpenAiCompatible
+from stack_b.backends.protocol import Backend
+from stack_b.deps import StackBDeps
+from stack_b.limits import Limits
+
+MAY_INVOKE = frozenset({"models:invoke"})
+CALLERS = {
+    "acme": replace(ACME, scopes=MAY_INVOKE),
+    "globex": replace(GLOBEX, scopes=MAY_INVOKE),
+    "reader": replace(ACME, scopes=frozenset({"runs:read"})),
+}
+PLATFORM = replace(NODE, scopes=frozenset({"admin:platform"}))
+
+
+class Tokens:
+    """A verifier for tests: a token is a name. `revoked` ones stop being valid."""
+
+    def __init__(self) -> None:
+        self.revoked: set[str] = set()
+
+    async def verify(self, token: str) -> AuthContext:
+        if token in self.revoked or token not in CALLERS:
+            raise Unauthenticated("the token is not valid")
+        return CALLERS[token]
+
+
+@dataclass(kw_only=True)
+class StackB:
+    app: App
+    deps: StackBDeps
+    tokens: Tokens
+    http: httpx.AsyncClient
+    limit: int
+
+    async def post(self, path: str, body: Any, who: str = "acme", **headers: str) -> httpx.Response:
+        return await self.http.post(path, json=body, headers={"authorization": f"Bearer {who}", **headers})
+
+    async def chat(self, text: str = "hello", who: str = "acme", **members: Any) -> httpx.Response:
+        body = {"model": "agentos-demo", "messages": [{"role": "user", "content": text}], **members}
+        return await self.post("/v1/chat/completions", body, who)
+
+    async def get(self, path: str, who: str = "acme") -> httpx.Response:
+        return await self.http.get(path, headers={"authorization": f"Bearer {who}"})
+
+    async def balance(self, who: str = "acme") -> Balance:
+        """As the ledger has it."""
+        return await self.deps.budget.balance(CALLERS[who], limit=self.limit)
+
+
+@asynccontextmanager
+async def stack_b(
+    *backends: Backend,
+    limit: int = 1_000_000,
+    models: Sequence[str] = ("*",),
+    limits: Limits | None = None,
+    clock: Clock | None = None,
+    **wrapped: Any,
+) -> AsyncIterator[StackB]:
+    """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's."""
+    given = Given(clock=clock or SystemClock())
+    config = InprocConfig(name=uuid.uuid4().hex)
+    tokens = Tokens()
+    async with AsyncExitStack() as stack:
+        stack.callback(store.drop, config.name)
+        directory = await stack.enter_async_context(tenant.SPEC.open(config, given))
+        ledger = await stack.enter_async_context(budget.SPEC.open(config, given))
+        detector = await stack.enter_async_context(regex_pii.SPEC.open(regex_pii.SPEC.config(), given))
+        entitlements = Entitlements(models=tuple(models), tokens_per_day=limit)
+        for who in ("acme", "globex"):
+            await directory.create(PLATFORM, CALLERS[who].tenant, name=who, entitlements=entitlements)
+        catalog = Catalog(backends or (DemoBackend(given.clock),), given.clock)
+        await catalog.refresh()
+        ports: dict[str, Any] = {"tenant": directory, "budget": ledger, "pii": detector, "verifier": tokens} | wrapped
+        deps = StackBDeps(clock=given.clock, metrics=Metrics(), catalog=catalog, limits=limits or Limits(), **ports)
+        app = await stack.enter_async_context(open_app(deps))
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(cast("Any", app)), base_url="http://gateway")
+        yield StackB(app=app, deps=deps, tokens=tokens, http=await stack.enter_async_context(http), limit=limit)
+
+
+@asynccontextmanager
+async def upstream_at(url: str, **settings: Any) -> AsyncIterator[OpenAiCompatible]:
+    """A backend at `url`, closed at the end of the block."""
+    backend = OpenAiCompatible(name=settings.pop("name", "up"), base_url=url, **settings)
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
