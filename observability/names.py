@@ -139,6 +139,7 @@ METRICS: Final = (
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
 LOG_EVENTS: Final[Mapping[str, str]] = {
+    "http.completed": "a request was answered",
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",
     "run.created": "a run was accepted",
@@ -173,6 +174,6 @@ LOG_FIELDS: Final = frozenset(
         "status", "status_class", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much
         "active", "attempt", "recoveries", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
-        "completion_tokens", "cost_nanousd", "depth", "limit", "seconds", "latency_ms", "retry_after_s",
+        "completion_tokens", "cost_nanousd", "depth", "limit", "seconds", "duration_ms", "latency_ms", "retry_after_s",
     }
 )  # fmt: skip
