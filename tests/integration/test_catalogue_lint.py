@@ -1,0 +1,49 @@
+"""The catalogue of a migrated database keeps every rule, and every rule can tell."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.catalogue_lint import BREAKAGES, RULES
+from tests.support.postgres import Clone, cloned, execute, fetch
+
+
+@pytest.mark.anyio
+class TestCatalogue:
+    @pytest.fixture
+    async def database(self) -> AsyncIterator[Clone]:
+        async with cloned() as database:
+            yield database
+
+    async def test_every_rule_is_kept(self, database: Clone) -> None:
+        offences = {rule: [row[0] for row in await fetch(database.superuser, query)] for rule, query in RULES.items()}
+
+        assert offences == {rule: [] for rule in RULES}
+
+    async def test_the_lint_sees_the_tables_it_is_about(self, database: Clone) -> None:
+        rows = await fetch(
+            database.superuser,
+            "SELECT DISTINCT table_name FROM information_schema.columns "
+            "WHERE table_schema = 'agentos' AND column_name = 'tenant_id' AND table_name NOT LIKE 'ao\\_%'",
+        )
+
+        assert {"tenants", "api_keys", "agents", "runs", "steps", "run_events", "audit_log"} <= {row[0] for row in rows}
+        assert len(rows) == 13
+
+    @pytest.mark.parametrize("rule", RULES)
+    async def test_a_rule_that_is_broken_is_reported(self, database: Clone, rule: str) -> None:
+        await execute(database.superuser, f"SET search_path = agentos; {BREAKAGES[rule]}")
+
+        assert await fetch(database.superuser, RULES[rule]) != []
+
+    async def test_the_other_tables_hold_nothing_of_a_tenant(self, database: Clone) -> None:
+        rows = await fetch(
+            database.superuser,
+            """
+            SELECT c.relname FROM pg_class c
+            WHERE c.relnamespace = 'agentos'::regnamespace AND c.relkind IN ('r', 'p')
+              AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id')
+            """,
+        )
+
+        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations"}

@@ -1,0 +1,259 @@
+"""Two walls keep tenants apart: predicates in every statement, and row-level security. Each holds without the other."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import pytest
+from msgspec import Struct
+from msgspec.structs import replace
+from sqlalchemy import Engine, event
+
+from adapters.postgres import agent, budget, memory, queue, run_state, tenant
+from adapters.postgres import event as run_event
+from adapters.postgres.engine import PostgresConfig
+from adapters.system_clock import SystemClock
+from conformance.factories import new_run
+from conformance.people import ACME, GLOBEX, NODE, PLATFORM
+from ports.adapter import AdapterSpec, Given
+from ports.agent import AgentRegistry, AgentSpec
+from ports.budget import BudgetLedger, Hold
+from ports.context import AuthContext
+from ports.errors import AgentOSError, Conflict, NotFound
+from ports.event import EventPort
+from ports.ids import AgentId, PrincipalId, WorkerId
+from ports.memory import MemoryPort
+from ports.queue import Delivery, QueuePort
+from ports.run_state import Change, Idempotency, NewEvent, Run, RunFilter, RunStatePort, StepIntent
+from ports.tenant import ApiKey, Entitlements, NewKey, TenantDirectory
+from tests.support.postgres import Clone, cloned, execute, fetch
+
+PortT = TypeVar("PortT")
+HOUR: Final = timedelta(hours=1)
+LIMIT: Final = 1_000
+WORKER: Final = WorkerId("wrk_walls")
+AGENT: Final = AgentSpec(id=AgentId("agt_secret"), model="demo-1", instructions="Tell nobody.")
+KEY: Final = Idempotency(route="runs", key="k-1", fingerprint="f")
+_PREDICATE: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (\$\d+)")
+
+
+class Ports(Struct, frozen=True, kw_only=True):
+    runs: RunStatePort
+    events: EventPort
+    queue: QueuePort
+    agents: AgentRegistry
+    memory: MemoryPort
+    budget: BudgetLedger
+    tenants: TenantDirectory
+
+
+class Victim(Struct, frozen=True, kw_only=True):
+    """What ACME owns, and GLOBEX would like to see."""
+
+    running: Run
+    queued: Run
+    delivery: Delivery
+    hold: Hold
+    key: ApiKey
+
+
+@dataclass(slots=True)
+class Stripped:
+    predicates: int = 0
+
+
+@contextmanager
+def without_predicates() -> Iterator[Stripped]:
+    """Every `tenant_id = <parameter>` of every statement becomes a truism."""
+    stripped = Stripped()
+
+    def strip(_c: Any, _cur: Any, statement: str, parameters: Any, _ctx: Any, _many: bool) -> tuple[str, Any]:
+        text, count = _PREDICATE.subn(r"CAST(\1 AS text) IS NOT NULL", statement)
+        stripped.predicates += count
+        return text, parameters
+
+    event.listen(Engine, "before_cursor_execute", strip, retval=True)
+    try:
+        yield stripped
+    finally:
+        event.remove(Engine, "before_cursor_execute", strip)
+
+
+async def without_row_level_security(database: Clone) -> None:
+    tables = await fetch(
+        database.superuser,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'agentos'::regnamespace AND relrowsecurity",
+    )
+    assert len(tables) == 13
+    for table in tables:
+        await execute(database.owner, f"ALTER TABLE agentos.{table['relname']} DISABLE ROW LEVEL SECURITY")
+
+
+async def victim_of(ports: Ports) -> Victim:
+    await ports.tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
+    await ports.tenants.create(PLATFORM, GLOBEX.tenant, name="Globex", entitlements=Entitlements())
+    await ports.runs.renew(NODE, WORKER, HOUR)
+    created = await ports.runs.create(ACME, replace(new_run(), idempotency=KEY))
+    queued = await ports.runs.create(ACME, new_run())
+    running = await ports.runs.claim(ACME, created.run.id, WORKER)
+    step = StepIntent(n=1, kind="tool", name="t", effect="pure", input={}, input_digest="x")
+    await ports.runs.append(
+        ACME, running.id, running.epoch, Change(steps=(step,), events=(NewEvent(type="step.started"),))
+    )
+    await ports.agents.publish(ACME, AGENT)
+    await ports.memory.put(ACME, "k1", "the walrus is ours")
+    hold = await ports.budget.reserve(ACME, 500, limit=LIMIT, lease=HOUR)
+    new_key = NewKey(principal=PrincipalId("usr_ann"), scopes=frozenset({"runs:read"}), secret_sha256=b"s" * 32)
+    key = await ports.tenants.issue_key(ACME, new_key)
+    await ports.queue.enqueue(ACME, b"leased")
+    [delivery] = await ports.queue.lease(ACME, limit=1, duration=HOUR)
+    await ports.queue.enqueue(ACME, b"ready")
+    return Victim(running=running, queued=queued.run, delivery=delivery, hold=hold, key=key)
+
+
+def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Calls of `thief` that give something truthy when they see or touch what is the victim's."""
+    runs, run, other = ports.runs, victim.running, victim.queued
+    nothing = Change(events=(NewEvent(type="model.delta"),))
+
+    async def followed() -> object:
+        async for one in ports.events.follow(thief, run.id):
+            return one
+        return None
+
+    async def listed() -> object:
+        return (await runs.list_runs(thief, RunFilter(), limit=10)).items
+
+    async def counted() -> object:
+        depth = await ports.queue.depth(thief)
+        return depth.ready + depth.leased
+
+    async def spent() -> object:
+        balance = await ports.budget.balance(thief, limit=LIMIT)
+        return balance.settled + balance.held
+
+    async def done(call: Awaitable[object]) -> object:
+        await call
+        return True
+
+    return {
+        "load": lambda: runs.load(thief, run.id),
+        "steps": lambda: runs.steps(thief, run.id),
+        "list_runs": listed,
+        "recall": lambda: runs.recall(thief, KEY),
+        "read": lambda: ports.events.read(thief, run.id),
+        "follow": followed,
+        "append": lambda: runs.append(thief, run.id, run.epoch, nothing),
+        "release": lambda: done(runs.release(thief, run.id, run.epoch)),
+        "claim": lambda: runs.claim(thief, other.id, WORKER),
+        "cancel": lambda: runs.cancel(thief, other.id, reason="theft"),
+        "agents.get": lambda: ports.agents.get(thief, AGENT.id),
+        "agents.list": lambda: _items(ports.agents.list_agents(thief, limit=10)),
+        "memory.get": lambda: ports.memory.get(thief, "k1"),
+        "memory.search": lambda: ports.memory.search(thief, "walrus"),
+        "memory.forget": lambda: ports.memory.forget(thief, "k1"),
+        "budget.balance": spent,
+        "budget.settle": lambda: done(ports.budget.settle(thief, victim.hold.id, 1)),
+        "keys.list": lambda: _items(ports.tenants.list_keys(thief, limit=10)),
+        "keys.revoke": lambda: done(ports.tenants.revoke_key(thief, victim.key.id)),
+        "queue.depth": counted,
+        "queue.lease": lambda: ports.queue.lease(thief, limit=10, duration=HOUR),
+        "queue.extend": lambda: ports.queue.extend(thief, victim.delivery, HOUR),
+        "queue.release": lambda: done(ports.queue.release(thief, victim.delivery)),
+    }
+
+
+async def _items(page: Awaitable[Any]) -> object:
+    return (await page).items
+
+
+async def leaks(ports: Ports, victim: Victim, thief: AuthContext) -> list[str]:
+    """Names of the probes that saw or touched something."""
+    found = []
+    for name, call in probes(ports, victim, thief).items():
+        try:
+            seen = await call()
+        except (NotFound, Conflict):
+            seen = None
+        except AgentOSError as error:
+            raise AssertionError(f"{name}: {error.code}") from error
+        if seen:
+            found.append(name)
+    return found
+
+
+@pytest.mark.anyio
+class TestTwoWalls:
+    @pytest.fixture
+    async def database(self) -> AsyncIterator[Clone]:
+        async with cloned() as database:
+            yield database
+
+    @pytest.fixture
+    async def ports(self, database: Clone) -> AsyncIterator[Ports]:
+        config = PostgresConfig(dsn=database.app)
+        async with AsyncExitStack() as stack:
+
+            async def opened(spec: AdapterSpec[PostgresConfig, PortT]) -> PortT:
+                return await stack.enter_async_context(spec.open(config, Given(clock=SystemClock())))
+
+            yield Ports(
+                runs=await opened(run_state.SPEC),
+                events=await opened(run_event.SPEC),
+                queue=await opened(queue.SPEC),
+                agents=await opened(agent.SPEC),
+                memory=await opened(memory.SPEC),
+                budget=await opened(budget.SPEC),
+                tenants=await opened(tenant.SPEC),
+            )
+
+    async def test_with_both_walls_nothing_leaks(self, ports: Ports) -> None:
+        victim = await victim_of(ports)
+
+        assert await leaks(ports, victim, GLOBEX) == []
+
+    async def test_without_predicates_row_level_security_holds(self, ports: Ports) -> None:
+        victim = await victim_of(ports)
+
+        with without_predicates() as stripped:
+            found = await leaks(ports, victim, GLOBEX)
+
+        assert found == []
+        assert stripped.predicates > len(probes(ports, victim, GLOBEX))
+
+    async def test_without_row_level_security_predicates_hold(self, database: Clone, ports: Ports) -> None:
+        victim = await victim_of(ports)
+        await without_row_level_security(database)
+
+        assert await leaks(ports, victim, GLOBEX) == []
+
+    async def test_without_either_everything_leaks_so_the_probes_can_tell(self, database: Clone, ports: Ports) -> None:
+        victim = await victim_of(ports)
+        await without_row_level_security(database)
+
+        with without_predicates():
+            found = await leaks(ports, victim, GLOBEX)
+
+        assert found == list(probes(ports, victim, GLOBEX))
+
+    async def test_the_victim_sees_all_of_it_so_the_probes_ask_for_something(self, ports: Ports) -> None:
+        victim = await victim_of(ports)
+
+        assert await leaks(ports, victim, ACME) == list(probes(ports, victim, ACME))
+
+    async def test_a_row_of_another_tenant_can_not_be_written(self, database: Clone) -> None:
+        planted = "INSERT INTO agentos.agents VALUES ('tnt_acme', 'default', 'agt_x', 1, 'd', '{}')"
+
+        with pytest.raises(Exception, match="row-level security"):
+            await execute(database.app, f"BEGIN; SET LOCAL app.tenant_id = 'tnt_globex'; {planted}")
+
+    async def test_nobody_bound_sees_nothing(self, database: Clone, ports: Ports) -> None:
+        await victim_of(ports)
+
+        for table in ("tenants", "api_keys", "runs", "run_events", "steps", "agents", "memory_items", "queue_messages"):
+            assert await fetch(database.app, f"SELECT 1 FROM {table}") == []
+            assert await fetch(database.owner, f"SELECT 1 FROM {table}") == [], "the owner is denied as well"
+            assert await fetch(database.admin, f"SELECT 1 FROM {table}") != []
