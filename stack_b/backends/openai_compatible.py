@@ -15,10 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
+from ports.http.sse_decoder import SseDecoder
 from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
-from stack_b.backends.sse_decoder import SseDecoder
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """2,048 embeddings of 3,072 numbers in decimal are about that."""

@@ -1,4 +1,4 @@
-"""Server-sent events in arbitrary pieces of bytes → the data of each event. Pure, and bounded."""
+"""Server-sent events in arbitrary pieces of bytes → the data of each event. Pure, and bounded. For clients of a stream."""
 
 from typing import Final
 
@@ -26,7 +26,7 @@ class SseDecoder:
                 events.append(b"\n".join(self._data))
                 self._data = []
         if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
-            raise Unavailable("the backend sent an event that is too large", code="upstream_error")
+            raise Unavailable("the other side sent an event that is too large", code="upstream_error")
         return events
 
     def close(self) -> list[bytes]:
