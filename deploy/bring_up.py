@@ -187,9 +187,8 @@ def unhealthy(recorder: Recorder, health: Health, state: str) -> Check:
 
 
 async def _seed(recorder: Recorder) -> SeedResult:
-    config = recorder.config
     async with open_directory(recorder.node) as directory:
-        return await seed_demo(recorder.node, directory, mode=config.mode, tokens_per_day=config.tokens_per_day)
+        return await seed_demo(recorder.node, directory, recorder.config)
 
 
 def _write_external_urls(recorder: Recorder, environ: Mapping[str, str]) -> None:

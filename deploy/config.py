@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ports.errors import InvalidArgument
+from stack_b.backends.demo import CHAT_MODEL
 
 PREFIX: Final = "AGENTOS_"
 MASK: Final = "********"
@@ -48,6 +49,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokens_per_day: Annotated[
         int, Meta(ge=0, description="Hard model-token budget per UTC day that a new tenant gets.")
     ] = 1_000_000
+    demo_agent_model: Annotated[
+        str, Meta(min_length=1, description="Model of the seeded agent; another one makes a new version of it.")
+    ] = CHAT_MODEL
     database_url: Annotated[
         str,
         Meta(

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from adapters.token_auth import issuer, keys
 from deploy import credentials
+from deploy.config import Config
 from deploy.credentials import SeededKey, Tokens
 from deploy.internal import Directory, operator_of
 from deploy.node import Node
@@ -25,7 +26,6 @@ TENANT: Final = TenantId("tnt_demo")
 AGENT: Final = AgentId("agt_demo")
 ADMIN: Final = PrincipalId("usr_demo_admin")
 TOOLS: Final = ("calculator", "clock", "http_get", "memory_put", "memory_search", "text_stats")
-MODEL: Final = "agentos-demo"
 
 # Name in tokens.json → who it speaks for, and as what.
 _KEYS: Final = {"tenant_admin": (ADMIN, "tenant_admin"), "app": (PrincipalId("svc_demo_app"), "service")}
@@ -37,7 +37,7 @@ class SeedResult(Struct, frozen=True, kw_only=True):
     """What was not there before, in words."""
 
 
-def demo_agent(model: str = MODEL) -> AgentSpec:
+def demo_agent(model: str) -> AgentSpec:
     return AgentSpec(
         id=AGENT,
         description="The sample agent: answers with the help of every built-in tool.",
@@ -59,16 +59,16 @@ def ensure_issuer_key(node: Node) -> bool:
     return credentials.write_if_changed(node.secret(credentials.JWKS), document) or made
 
 
-async def seed_demo(node: Node, directory: Directory, *, mode: str, tokens_per_day: int) -> SeedResult:
+async def seed_demo(node: Node, directory: Directory, config: Config) -> SeedResult:
     made = []
     operator = operator_of(TENANT)
     try:
-        entitlements = Entitlements(tokens_per_day=tokens_per_day)
+        entitlements = Entitlements(tokens_per_day=config.tokens_per_day)
         await directory.tenants.create(operator, TENANT, name="Demo", entitlements=entitlements)
         made.append(f"tenant {TENANT}")
     except Conflict:
         pass
-    spec = demo_agent()
+    spec = demo_agent(config.demo_agent_model)
     try:
         known = (await directory.agents.get(operator, AGENT)).digest
     except NotFound:
@@ -76,7 +76,7 @@ async def seed_demo(node: Node, directory: Directory, *, mode: str, tokens_per_d
     agent = await directory.agents.publish(operator, spec)
     if known != digest_of(spec):
         made.append(f"agent {AGENT} version {agent.version}")
-    tokens, new_keys = await _keys(node, directory, mode)
+    tokens, new_keys = await _keys(node, directory, config.mode)
     made += [f"key {name}" for name in new_keys]
     seeded = Seeded(
         tenant_id=TENANT,

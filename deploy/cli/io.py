@@ -21,6 +21,9 @@ FAILED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 
+# Phases that never change anything: nobody needs to be told each time.
+_ONLY_LOOK: Final = frozenset({"preflight", "validate", "verify"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Io:
@@ -109,7 +112,8 @@ class TerminalProgress:
             self._status.stop()
             self._status = None
         mark = "[green]✓[/]" if phase.ok else "[red]✗[/]"
-        unchanged = "" if phase.changed or not phase.ok else " [dim](unchanged)[/]"
+        says_nothing = phase.changed or not phase.ok or phase.name in _ONLY_LOOK
+        unchanged = "" if says_nothing else " [dim](unchanged)[/]"
         took = f"{phase.ms / 1_000:.1f} s" if phase.ms >= 1_000 else f"{phase.ms:.0f} ms"  # noqa: PLR2004
         summary = escape(phase.summary)
         self.console.print(f"{mark} [bold]{escape(phase.name):<10}[/] [dim]{took:>8}[/]  {summary}{unchanged}")
