@@ -133,7 +133,7 @@ def address_is_public(address: Address, *, deny: tuple[Network, ...] = ()) -> bo
     """Whether `address` is a unicast address of the public internet, and in none of the networks of `deny`."""
     if any(address in network for network in (*_DENIED, *deny) if network.version == address.version):
         return False
-    if not address.is_global or address.is_multicast or address.is_reserved:
+    if not address.is_global or address.is_multicast:
         return False
     if isinstance(address, ipaddress.IPv4Address):
         return True

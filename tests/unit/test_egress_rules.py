@@ -89,6 +89,13 @@ def test_a_public_address_is_allowed(address: str) -> None:
     assert address_is_public(ipaddress.ip_address(address))
 
 
+@pytest.mark.parametrize(
+    "address", ["64:ff9b::5db8:d822", "4000::1", "::ffff:93.184.216.34", "fe80::1%eth0", "5f00::1"]
+)
+def test_an_address_outside_global_unicast_is_not_public_though_the_registry_may_say_so(address: str) -> None:
+    assert not address_is_public(ipaddress.ip_address(address))
+
+
 def test_the_operator_can_deny_further_networks() -> None:
     address = ipaddress.ip_address("93.184.216.34")
 
@@ -142,6 +149,19 @@ class TestGuard:
         await Guard(EgressRules(), resolve).admit("https://example.com/")
 
         assert asked == ["example.com"]
+
+    @pytest.mark.parametrize(
+        "form",
+        ["http://example.com:22/", "https://example.com:8443/", "http://2130706433/", "http://127.1/", "http://0x7f.1/",
+         "http://0x7f.0.0.0x1/", "http://0177.0.0.1/", "http://1.2.3.256/", "http://example.0x1/", "http://printer.local/",
+         "http://metadata.google.internal/", "http://intranet/", "http://example.com./", "http://user@example.com/",
+         "http://example.com/\r\nHost: x", "http://example.com/a b", "http://example.com/\x7f", "http://example.com\\/"],
+    )  # fmt: skip
+    async def test_a_form_that_is_odd_in_itself_is_refused_whatever_it_resolves_to(self, form: str) -> None:
+        with pytest.raises(PermissionDenied) as refusal:
+            await Guard(EgressRules(), resolve_to(PUBLIC)).admit(form)
+
+        assert refusal.value.code == "egress_denied"
 
     async def test_a_name_without_addresses_fails_and_is_not_called_unsafe(self) -> None:
         async def resolve(_host: str, _port: int) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ def test_it_is_found(text: str, kind: str, part: str) -> None:
     [
         "What is 17.5 % of 2340, and how many words are in: to be or not to be?",
         "run_0192f3a41234712381234111111111111", "evt_41111111111111114111111111111111",
+        "run_" + "a" * 8 + CARD + "b" * 8, "sha256:" + "e" * 40 + CARD + "c" * 8, "00-" + "a" * 32 + "-" + CARD + "-01",
+        "aaaaaaaa-4111-1111-1111-111111111111", "run_" + "a" * 32 + " and evt_" + "a" * 8 + CARD + "b" * 8,
         "550e8400-e29b-41d4-a716-446655440000", "sha256:" + "4" * 64, "0.4111111111111111", "3.14159265358979323846",
         "4111111111111112", "4111111111111111111111", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16", "100 200 300 400 500",
         "2026-11-20T17:40:08.123456+01:00", "1732124408123", "ISBN 978-3-16-148410-0", "127.0.0.1:8080",
@@ -116,7 +118,8 @@ HOSTILE = (
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_the_time_stays_linear_for_texts_made_to_hurt(piece: str) -> None:
-    text = piece * (200_000 // len(piece))
+    # What some detectors look for before they start is there, at the end.
+    text = piece * (200_000 // len(piece)) + " @ %40 1"
     started = time.process_time()
 
     find(text)

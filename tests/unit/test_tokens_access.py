@@ -61,6 +61,14 @@ class TestClaims:
         await assert_refused(node, node.token(**changed))
 
     @pytest.mark.parametrize(
+        "tenant", ["tnt_x'; DROP TABLE runs; --", "acme", "TNT_ACME", "tnt_", "tnt_acme\n", "t" * 99]
+    )
+    async def test_the_directory_is_never_asked_about_what_can_be_no_tenant(self, node: TokenNode, tenant: str) -> None:
+        await assert_refused(node, node.token(tenant_id=tenant))
+
+        assert node.directory.asked == 0
+
+    @pytest.mark.parametrize(
         ("issued", "expires", "accepted"),
         [
             (0, 600, True),
