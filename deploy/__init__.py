@@ -1,1 +1,1 @@
-"""TODO."""
+"""The outermost ring: the command line, the service catalogue, the process runtime and the composition roots."""

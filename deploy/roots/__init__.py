@@ -1,1 +1,1 @@
-"""TODO."""
+"""Composition roots: the only places where port names meet adapter names."""

@@ -17,7 +17,8 @@ from ports.http.edge import Exchange
 logger = logging.getLogger("agentos.http")
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
-REAUTHORIZE_EVERY: Final = timedelta(seconds=5)
+REAUTHORIZE_EVERY: Final = timedelta(seconds=3)
+"""With the two seconds a verifier may remember, a revocation ends open streams within five."""
 TICK: Final = timedelta(seconds=1)
 MAX_PER_PRINCIPAL: Final = 64
 MAX_PER_TENANT: Final = 512

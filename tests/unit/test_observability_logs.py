@@ -1,22 +1,14 @@
-import ast
 import io
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conformance.people import ACME
 from observability import logs
-from observability.names import LOG_EVENTS, LOG_FIELDS
 from ports.errors import Unavailable
-
-ROOT = Path(__file__).parents[2]
-OURS = ("ports", "adapters", "observability", "stack_a", "stack_b", "federation", "deploy")
-# Methods of a logger, and which of their arguments is the event.
-LEVELS = {"debug": 0, "info": 0, "warning": 0, "error": 0, "exception": 0, "critical": 0, "log": 1}
 
 
 @pytest.fixture
@@ -152,24 +144,3 @@ def test_a_record_that_can_not_be_written_is_not_printed_instead(written: io.Str
     [line] = lines(written)
     assert line["event"] == "telemetry.failed"
     assert "canary-7" not in written.getvalue()
-
-
-def log_calls() -> Iterator[tuple[str, ast.Call]]:
-    for package in OURS:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
-                    owner = ast.unparse(node.func.value)
-                    if owner.removeprefix("self.").strip("_") in {"logger", "log"}:
-                        yield f"{path.relative_to(ROOT)}:{node.lineno}", node
-
-
-def test_every_event_that_is_logged_is_listed_with_its_fields() -> None:
-    for place, call in log_calls():
-        event = call.args[LEVELS[ast.unparse(call.func).rpartition(".")[2]]]
-        assert isinstance(event, ast.Constant), f"{place}: the event must be a literal"
-        assert event.value in LOG_EVENTS, f"{place}: add {event.value!r} to observability/names.py"
-        for keyword in call.keywords:
-            if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
-                fields = {key.value for key in keyword.value.keys if isinstance(key, ast.Constant)}
-                assert fields <= LOG_FIELDS, f"{place}: {fields - LOG_FIELDS} would be dropped"
