@@ -37,12 +37,18 @@ def probe(service: Service) -> Health:
 def tail(path: Path, lines: int) -> list[str]:
     """The last lines of a log; none when there is no log."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+        return tail_and_size(path, lines)[0]
     except OSError:
         return []
+
+
+def tail_and_size(path: Path, lines: int) -> tuple[list[str], int]:
+    """The last lines, and the offset in the file up to which they reach."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        found = file.read(size - file.tell()).decode(errors="replace").splitlines()
+    return found[-lines:] if lines else [], size
 
 
 def _ask(url: str) -> tuple[bool, str]:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from deploy.catalogue import catalogue
 from deploy.cli.io import FINE, UNREACHABLE, Io
-from deploy.health import tail
+from deploy.health import tail_and_size
 from ports.errors import InvalidArgument
 
 _POLL_SECONDS: Final = 0.2
@@ -48,12 +48,13 @@ def run(options: Options, io: Io) -> int:
     if not path.exists():
         io.say(f"agentos: {options.service} has no log yet at {path}; start the node with ./agentos up")
         return UNREACHABLE
-    for line in tail(path, max(0, options.lines)):
+    lines, size = tail_and_size(path, max(0, options.lines))
+    for line in lines:
         io.out.write(line + "\n")
     io.out.flush()
     if options.follow:
         try:
-            for text in added_to(path):
+            for text in added_to(path, size):
                 io.out.write(text)
                 io.out.flush()
         except KeyboardInterrupt:
@@ -61,10 +62,10 @@ def run(options: Options, io: Io) -> int:
     return FINE
 
 
-def added_to(path: Path) -> Iterator[str]:
-    """What is written to the file from now on, across rotations; never ends."""
+def added_to(path: Path, offset: int) -> Iterator[str]:
+    """What is written to the file beyond `offset`, across rotations; never ends."""
     file = path.open(encoding="utf-8", errors="replace")
-    file.seek(0, 2)
+    file.seek(offset)
     try:
         while True:
             text = file.read()

@@ -138,6 +138,12 @@ def short(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
 
 
+def answer(output: Any) -> str:
+    """What a person reads of a run's output: its text where it has one, else the JSON."""
+    text = output.get("text") if isinstance(output, dict) else output
+    return text if isinstance(text, str) else msgspec.json.encode(output).decode()
+
+
 def fault(error: Any) -> str:
     if not isinstance(error, dict):
         return str(error)
@@ -180,8 +186,7 @@ def _finish(options: Options, io: Io, last: SseEvent, totals: Totals, view: dict
     console = io.data()
     console.print()
     if succeeded:
-        output = last.body.get("output")
-        console.print(escape(output if isinstance(output, str) else msgspec.json.encode(output).decode()))
+        console.print(escape(answer(last.body.get("output"))))
     elif last.type == "run.cancelled":
         console.print("[yellow]The run was cancelled.[/]")
     else:

@@ -1,0 +1,93 @@
+"""A real node of the test's own: its home, its ports, its command line. Never the developer's."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from deploy import credentials
+from deploy.client import RunsClient
+from deploy.credentials import Tokens
+from deploy.node import Node
+from deploy.report import Report
+from deploy.supervision import Supervisor
+
+ROOT = Path(__file__).resolve().parents[2]
+PORTS = ("stack-a", "stack-b", "worker", "postgres")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now, all different."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
+class NodeUnderTest:
+    def __init__(self, home: Path) -> None:
+        self.environ = {**_clean(os.environ), "AGENTOS_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+        self.node = Node.locate(self.environ)
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.supervisor = Supervisor(self.node)
+
+    def agentos(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.cli.main", *arguments],
+            env=self.environ,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def up(self, *more: str) -> Report:
+        """`up --json`, which must end well."""
+        flags = [word for name, port in self.ports.items() for word in (f"--port-{name}", str(port))]
+        done = self.agentos("up", *flags, *more, "--json")
+        assert done.returncode == 0, done.stderr
+        return msgspec.json.decode(done.stdout, type=Report)
+
+    @property
+    def stack_a(self) -> str:
+        return f"http://127.0.0.1:{self.ports['stack-a']}"
+
+    @property
+    def stack_b(self) -> str:
+        return f"http://127.0.0.1:{self.ports['stack-b']}"
+
+    def tokens(self) -> Tokens:
+        tokens = credentials.load_tokens(self.node)
+        assert tokens is not None, "the node is not seeded"
+        return tokens
+
+    def app_key(self) -> str:
+        return self.tokens().keys["app"].api_key
+
+    def client(self, token: str | None = None) -> RunsClient:
+        return RunsClient(self.stack_a, self.app_key() if token is None else token)
+
+    def pids(self) -> dict[str, int]:
+        return {name: state.pid for name, state in self.supervisor.states().items()}
+
+    def get(self, url: str, token: str) -> httpx.Response:
+        return httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=10, trust_env=False)
+
+    def report(self, action: str) -> dict[str, Any]:
+        """The newest report of an action, as a machine reads it."""
+        newest = max(self.node.reports.glob(f"{action}-*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return msgspec.json.decode(newest.read_bytes(), type=dict[str, Any])
+
+
+def _clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what would make a test depend on the developer's shell."""
+    return {name: value for name, value in environ.items() if not name.startswith(("AGENTOS_", "OPENAI_"))}
