@@ -1,4 +1,4 @@
-"""What an operator wants to know once the node is up: addresses, credentials, quotas, next commands. Pure."""
+"""What an operator wants to know once the node is up: addresses, credentials, quotas, next commands."""
 
 from deploy import credentials
 from deploy.catalogue import stack_a_url, stack_b_url, worker_url
@@ -44,8 +44,9 @@ def quotas(config: Config) -> dict[str, str]:
 
 def credentials_note(node: Node) -> str:
     tokens = node.secret(credentials.TOKENS)
+    keys = f"API keys: {tokens} (0600; this file is the only copy)." if tokens.exists() else "No API key was issued."
     return (
-        f"API keys: {tokens} (0600; this file is the only copy). All generated secrets: {node.secrets} (0700). "
+        f"{keys} All generated secrets: {node.secrets} (0700). "
         "Rotate a key: ./agentos key issue --tenant <tenant>, move its users over, then ./agentos key revoke <old key id>; "
         "a revoked key is refused within 5 s. Rotate the signing key: remove issuer_key.pem and jwks.json there, then "
         "./agentos up and ./agentos redeploy; tokens signed before are refused from then on."

@@ -73,6 +73,7 @@ def run(options: Options, io: Io) -> int:
     settings = io.resolved(options.flags).config
     if found := config.problems(settings):
         raise InvalidArgument("; ".join(found))
+    _stay_in_prod(options, io)
     console = io.talk()
     console.print(f"[bold]agentos up[/] · mode {settings.mode} · profile {settings.profile} · {escape(str(node.home))}")
     with exclusive(node):
@@ -101,6 +102,17 @@ def run(options: Options, io: Io) -> int:
     else:
         show_summary(io.data(), report, written)
     return FINE
+
+
+def _stay_in_prod(options: Options, io: Io) -> None:
+    """A flag must not turn a production node into a demo by a slip: seeding would put known objects beside real ones."""
+    remembered, place = config.parse_file(io.node.env_file).get("mode", ("", ""))
+    wanted = options.flags.get("mode", remembered)
+    if remembered == "prod" and wanted != "prod":
+        raise InvalidArgument(
+            f"this node is prod ({place}), and {wanted} would seed a demo tenant into it. Use another node "
+            "(AGENTOS_HOME=/path ./agentos up), or change AGENTOS_MODE in that file if you mean it"
+        )
 
 
 def members(recorder: Recorder, services: Any, supervisor: Supervisor, seeded: Seeded | None) -> dict[str, Any]:
@@ -140,7 +152,9 @@ def show_summary(console: Console, report: Report, written: Written) -> None:
     changed = any(phase.changed for phase in report.phases)
     took = (report.finished_at - report.started_at).total_seconds()
     verdict = "The node is up." if changed else "The node was up already; nothing was changed."
-    console.print(f"\n[green bold]{verdict}[/] {len(report.checks)} checks passed in {took:.1f} s.")
+    console.print(
+        f"\n[green bold]{verdict}[/] {sum(check.ok for check in report.checks)} checks passed in {took:.1f} s."
+    )
     _block(console, "Addresses", report.endpoints)
     smoke_times = {check.name: f"{check.ms:.0f} ms  {check.detail}" for check in report.checks if check.part == "smoke"}
     _block(console, "Smoke tests", smoke_times)
