@@ -89,9 +89,14 @@ def intents(text: str) -> tuple[Intent, ...]:
 
 def _position(intent: Intent, text: str) -> int:
     """Where the text first names the intent's subject; what can't be found there comes last."""
-    first = re.search(r"[\w.:/]+", intent.subject)
-    at = _plain(text).find(first[0]) if first else -1
-    return at if at >= 0 else len(text)
+    plain = _plain(text)
+    at = plain.find(intent.subject)
+    if at >= 0:
+        return at
+    # An expression was rewritten: its first number is where it was.
+    number = re.search(r"\d+(?:\.\d+)?", intent.subject)
+    found = re.search(rf"(?<![\d.]){re.escape(number[0])}", plain) if number else None
+    return found.start() if found else len(plain)
 
 
 def _pages(text: str) -> tuple[list[Intent], str]:

@@ -1,0 +1,112 @@
+"""Redaction: every text a backend would see, and nothing that isn't text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conformance.people import ACME
+from ports.context import AuthContext
+from ports.errors import Unavailable
+from ports.pii import PiiCapabilities, Span
+from stack_b.policy import decide
+from stack_b.redaction.spans import replaced, rewritten, texts
+
+MEDIA = "data:image/png;base64," + "QUJD" * 100
+
+
+class Finds:
+    """A detector that finds the given words."""
+
+    capabilities = PiiCapabilities()
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
+        del auth
+        return tuple(
+            Span(start=text.index(word), end=text.index(word) + len(word), kind="email")
+            for word in self.words
+            if word in text
+        )
+
+
+class Broken:
+    capabilities = PiiCapabilities()
+
+    async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
+        del auth, text
+        raise Unavailable("no detector")
+
+
+def test_spans_become_typed_placeholders() -> None:
+    spans = [Span(start=0, end=5, kind="email"), Span(start=9, end=13, kind="payment_card")]
+
+    assert replaced("a@b.c and 1234!", spans) == "[EMAIL] and[PAYMENT_CARD]4!"
+
+
+@given(st.text(max_size=40), st.lists(st.integers(0, 40), max_size=6))
+def test_what_is_outside_of_the_spans_is_untouched(text: str, cuts: Sequence[int]) -> None:
+    edges = sorted({cut for cut in cuts if cut <= len(text)})
+    spans = [Span(start=a, end=b, kind="x") for a, b in zip(edges[::2], edges[1::2], strict=False)]
+
+    kept = text
+    for span in reversed(spans):
+        kept = kept[: span.start] + "[X]" + kept[span.end :]
+
+    assert replaced(text, spans) == kept
+
+
+def test_every_string_is_looked_at_names_included_and_media_is_not() -> None:
+    value = {
+        "messages": [
+            {"role": "user", "name": "ann-user", "content": [{"type": "text", "text": "the part"}, {"url": MEDIA}]},
+            {"role": "assistant", "tool_calls": [{"function": {"arguments": '{"to":"x"}'}}]},
+        ],
+        "metadata": {"some-key": "some value"},
+        "n": 3,
+        "flag": None,
+    }
+
+    seen = set(texts(value))
+
+    assert {"ann-user", "the part", '{"to":"x"}', "some-key", "some value"} <= seen
+    assert MEDIA not in seen
+
+
+def test_two_member_names_that_become_one_placeholder_both_stay() -> None:
+    value = {"a@b.c": 1, "d@e.f": 2}
+
+    assert rewritten(value, {"a@b.c": "[EMAIL]", "d@e.f": "[EMAIL]"}) == {"[EMAIL]": 1, "[EMAIL]_2": 2}
+
+
+@pytest.mark.anyio
+async def test_a_decision_says_what_was_found_how_often() -> None:
+    value: Any = {"messages": [{"content": "ann@x.org wrote"}, {"content": "ann@x.org again"}]}
+
+    decision = await decide(Finds("ann@x.org"), ACME, value)
+
+    assert decision.outcome.decision == "redacted"
+    assert decision.outcome.reasons == ("pii:email",)
+    assert [(finding.kind, finding.count) for finding in decision.findings] == [("email", 2)]
+    assert decision.value == {"messages": [{"content": "[EMAIL] wrote"}, {"content": "[EMAIL] again"}]}
+    assert value["messages"][0]["content"] == "ann@x.org wrote"
+
+
+@pytest.mark.anyio
+async def test_nothing_found_leaves_the_value_as_it_is() -> None:
+    value = {"messages": [{"content": "nothing here"}]}
+
+    decision = await decide(Finds("ann"), ACME, value)
+
+    assert decision.outcome.decision == "allowed"
+    assert decision.value is value
+
+
+@pytest.mark.anyio
+async def test_a_detector_that_can_not_tell_stops_the_request() -> None:
+    with pytest.raises(Unavailable):
+        await decide(Broken(), ACME, {"messages": [{"content": "hello there"}]})
