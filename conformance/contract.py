@@ -26,7 +26,7 @@ class Contract:
                     "a contract's tests stand as they are: declare a deviation instead"
                 )
         for one in cls.deviations:
-            if one not in tested_clauses(cls):
+            if one not in proven_clauses(cls):
                 raise TypeError(f"{cls.__name__}.deviations: no test of this contract proves {one!r}")
 
 
@@ -39,6 +39,6 @@ def contract_tests(contract: type[Contract]) -> list[str]:
     return list(names)
 
 
-def tested_clauses(contract: type[Contract]) -> frozenset[str]:
+def proven_clauses(contract: type[Contract]) -> frozenset[str]:
     """Ids of the clauses that the tests of `contract` prove."""
     return frozenset().union(*(clauses_of(getattr(contract, name)) for name in contract_tests(contract)))

@@ -13,7 +13,7 @@ from typing import Final
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, multiple, rule
 
-from conformance.factories import idempotency, new_run
+from conformance.factories import idempotency, intent, new_run, result, telling
 from conformance.harness import RunStateHarness
 from conformance.machines.driving import SETTINGS, Driven
 from conformance.people import ACME, GLOBEX, NODE
@@ -115,6 +115,12 @@ class RunStateMachine(Driven[RunStateHarness]):
         self.leases.pop(worker, None)
 
     @rule(one=runs, worker=WORKERS)
+    def renew_and_claim(self, one: Expected, worker: WorkerId) -> None:
+        """What a worker does, so that most sequences get beyond a refused claim."""
+        self.renew(worker=worker, ticks=2)
+        self.claim(one=one, worker=worker)
+
+    @rule(one=runs, worker=WORKERS)
     def claim(self, one: Expected, worker: WorkerId) -> None:
         free = one.status == "queued" or (one.status == "running" and not self.live(one.worker))
 
@@ -129,6 +135,15 @@ class RunStateMachine(Driven[RunStateHarness]):
         one.epoch += 1
         if one.epoch == 1:
             one.log.append("run.started")
+        self.compare(one=one)
+
+    @rule(one=runs, both=st.booleans())
+    def work(self, one: Expected, both: bool) -> None:
+        """The next thing a worker would write: the result of what is begun, the intent of what is next."""
+        begun = [n for n, status in one.journal.items() if status == "started"]
+        following = len(one.journal) + 1
+        steps = (*(result(n) for n in begun[:1]), *((intent(following),) if both or not begun else ()))
+        self.append(one=one, behind=0, change=Change(steps=steps, events=telling("step.started").events))
 
     @rule(one=runs, behind=st.integers(0, 1), change=changes(st.integers(1, 4)))
     def append(self, one: Expected, behind: int, change: Change) -> None:
@@ -144,6 +159,7 @@ class RunStateMachine(Driven[RunStateHarness]):
             assert outcome == "ok"
             one.journal = journal
             one.log += [event.type for event in change.events]
+        self.compare(one=one)
 
     @rule(one=runs, behind=st.integers(0, 1), status=st.sampled_from(["succeeded", "failed", "cancelled"]))
     def end(self, one: Expected, behind: int, status: str) -> None:
@@ -158,6 +174,7 @@ class RunStateMachine(Driven[RunStateHarness]):
         assert outcome == "ok"
         one.status, one.worker = status, None
         one.log += [event.type for event in events]
+        self.compare(one=one)
 
     @rule(one=runs, status=st.sampled_from(["succeeded", None]))
     def end_wrongly(self, one: Expected, status: str | None) -> None:
@@ -178,6 +195,7 @@ class RunStateMachine(Driven[RunStateHarness]):
             return
         assert outcome == "ok"
         one.status, one.worker = "queued", None
+        self.compare(one=one)
 
     @rule(one=runs)
     def cancel(self, one: Expected) -> None:
@@ -194,6 +212,7 @@ class RunStateMachine(Driven[RunStateHarness]):
         elif one.status == "running":
             one.cancelling = True
         assert run.status == one.status
+        self.compare(one=one)
 
     @rule(one=runs)
     def ask_as_another_tenant(self, one: Expected) -> None:

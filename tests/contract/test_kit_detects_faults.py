@@ -1,0 +1,127 @@
+"""Who tests the tests: adapters broken on purpose fail exactly the tests that are about what is broken."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Final, TypeAlias
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from adapters.inproc.queue import InprocQueue
+from adapters.inproc.run_state import InprocRunState
+from conformance.clauses import CLAUSES
+from conformance.machines.queue import queue_machine
+from conformance.machines.run_state import run_state_machine
+from conformance.report import SubjectResult
+from tests.contract.broken import events, queues, run_states
+from tests.contract.broken.mutant import Mutant
+from tests.contract.broken.queues import BrokenQueueHarness
+from tests.contract.broken.run_states import BrokenRunStateHarness
+from tests.support.inproc import closing
+
+ROOT: Final = Path(__file__).parents[2]
+SUITES: Final = {"queue": queues, "run_state": run_states, "event": events}
+
+Failures: TypeAlias = dict[str, dict[str, set[str]]]
+"""Of each broken adapter: the tests that failed, with the clauses they are for."""
+
+
+def mutants(module: ModuleType) -> list[type[Mutant]]:
+    return [found for name, found in vars(module).items() if name.startswith("Test") and issubclass(found, Mutant)]
+
+
+CASES: Final = [
+    pytest.param(suite, mutant, id=f"{suite}-{mutant.__name__}")
+    for suite, module in SUITES.items()
+    for mutant in mutants(module)
+]
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failures]:
+    """What failed in each suite of broken adapters; the kit runs over all of them, once, in a process of its own."""
+    report = tmp_path_factory.mktemp("broken") / "clauses.json"
+    sources = [str(module.__file__) for module in SUITES.values()]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist",
+            f"--clause-report={report}", *sources,
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-2_000:] + done.stderr[-2_000:]
+    found: dict[str, Failures] = {suite: {} for suite in SUITES}
+    for result in msgspec.json.decode(report.read_bytes(), type=list[SubjectResult]):
+        path, _, mutant = result.subject.rpartition("::")
+        suite = next(name for name, module in SUITES.items() if str(module.__file__).endswith(path))
+        failed = found[suite].setdefault(mutant, {})
+        for one in result.clauses:
+            for test, outcome in one.tests.items():
+                if outcome == "failed":
+                    failed.setdefault(test.partition("[")[0], set()).add(one.id)
+    return found
+
+
+@pytest.mark.parametrize(("suite", "mutant"), CASES)
+def test_a_broken_adapter_fails_exactly_the_tests_about_what_is_broken(
+    failures: dict[str, Failures], suite: str, mutant: type[Mutant]
+) -> None:
+    assert set(failures[suite][mutant.__name__]) == mutant.caught_by
+
+
+@pytest.mark.parametrize("port", SUITES)
+def test_every_clause_catches_a_broken_adapter(failures: dict[str, Failures], port: str) -> None:
+    catching = {one for failed in failures[port].values() for clauses in failed.values() for one in clauses}
+
+    assert catching == {one.id for one in CLAUSES.values() if one.port == port}
+
+
+# Sequences find by themselves what the cases were written for.
+FIND: Final = settings(
+    max_examples=400,
+    stateful_step_count=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def assert_found(machine: type[RuleBasedStateMachine]) -> None:
+    with pytest.raises((AssertionError, ValueError, KeyError)):
+        run_state_machine_as_test(machine, settings=FIND)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        queues.ShowsEveryTenant, queues.ForgetsAcks, queues.DeliversEarly, queues.DeliversWhatIsLeased,
+        queues.NeverDeliversAgain, queues.CountsNoAttempts, queues.AcceptsStaleLeases, queues.ExtendsNothing,
+        queues.ReleasesNothing, queues.CountsLeasedAsReady,
+    ],
+)  # fmt: skip
+def test_sequences_find_what_is_broken_in_a_queue(broken: type[InprocQueue]) -> None:
+    assert_found(queue_machine(lambda: closing(BrokenQueueHarness(broken))))
+
+
+def test_sequences_find_a_queue_that_loses_messages_at_reopen() -> None:
+    assert_found(queue_machine(lambda: closing(BrokenQueueHarness(InprocQueue, forgetful=True))))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        run_states.ShowsEveryTenant, run_states.IgnoresIdempotency, run_states.IgnoresFingerprints,
+        run_states.ClaimsWithoutAnEpoch, run_states.SaysStartedAtEveryClaim, run_states.ClaimsFromTheLiving,
+        run_states.NeverTakesOver, run_states.ClearsTheJournalAtTakeover, run_states.RenewsOnlyOnce,
+        run_states.WritesStepByStep, run_states.LeavesGaps, run_states.CancelsHeldRunsAtOnce,
+        run_states.CountsReleasesAsRecoveries, run_states.KeepsWhatWasReleased,
+    ],
+)  # fmt: skip
+def test_sequences_find_what_is_broken_in_a_run_state(broken: type[InprocRunState]) -> None:
+    assert_found(run_state_machine(lambda: closing(BrokenRunStateHarness(broken, forgetful=False))))
