@@ -25,7 +25,7 @@ from ports.errors import Internal, InvalidArgument, Unavailable
 from ports.ids import TenantId, is_tenant_id
 
 # A call gives up after this, whatever it waits for: a connection, a lock, an answer.
-CALL_SECONDS: Final = 5.0
+CALL_SECONDS: Final = 4.5
 CONNECT_SECONDS: Final = 3.0
 _CLEANUP_SECONDS: Final = 1.0
 

@@ -88,6 +88,7 @@ _ALCHEMY: Final[tuple[tuple[type[BaseException], type[AgentOSError]], ...]] = (
     (alchemy.TimeoutError, Unavailable),  # the pool is exhausted
     (alchemy.DisconnectionError, Unavailable),
     (alchemy.SQLAlchemyError, Internal),
+    (alchemy.EmulatedDBAPIException, Internal),  # SQLAlchemy's own layer over the driver, without a cause inside
 )
 
 
@@ -125,7 +126,7 @@ def translate(error: BaseException) -> AgentOSError | None:
     """Our error for `error`; None when it isn't the database's."""
     cause = cause_of(error)
     sqlstate = getattr(cause, "sqlstate", None)
-    ours = error_class(type(cause))
+    ours = error_class(type(cause)) or error_class(type(error))
     if isinstance(cause, asyncpg.PostgresError) and sqlstate is not None:
         ours = _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Internal)
     if ours is None:

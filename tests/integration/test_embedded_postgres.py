@@ -1,7 +1,6 @@
 """The embedded server is hardened, survives being killed, and leaves nothing behind."""
 
 import os
-import secrets
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -15,38 +14,8 @@ from adapters.postgres.bootstrap import RolePasswords, verifier_of, verifies
 from adapters.postgres.engine import PostgresConfig, open_database
 from deploy import embedded_postgres as embedded
 from ports.errors import InvalidArgument, Unavailable
-from tests.support.postgres import Server, execute, fetch, free_port
-
-
-class Node:
-    """One embedded server that a test may kill and start again."""
-
-    def __init__(self, home: Path) -> None:
-        passwords = RolePasswords(owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8))
-        self.server = Server(
-            layout=embedded.Layout(home), port=free_port(), superuser_password=secrets.token_hex(8), passwords=passwords
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        embedded.prepare(self.server.layout, superuser_password=self.server.superuser_password)
-        self.process = embedded.start(self.server.layout, self.server.port)
-        embedded.wait_ready(self.server.port)
-
-    def set_up(self) -> list[str]:
-        admin, owner = self.server.dsn("postgres", "postgres"), self.server.dsn("ao_owner")
-        return embedded.set_up_database(admin, owner, self.server.passwords)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(10)
-
-    def end(self) -> None:
-        embedded.stop(self.server.layout)
-        if self.process is not None:
-            self.process.wait(10)
-        embedded.destroy(self.server.layout)
+from tests.support.postgres import execute, fetch, free_port
+from tests.support.postgres_node import Node
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,94 @@
+"""What changes a tenant, an agent, a key or a run leaves one line in the audit, by the same transaction."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+from adapters.postgres import agent, run_state, tenant
+from adapters.postgres.engine import PostgresConfig
+from adapters.system_clock import SystemClock
+from conformance.factories import new_run
+from conformance.people import ACME, NODE, PLATFORM
+from ports.adapter import Given
+from ports.agent import AgentSpec
+from ports.errors import AgentOSError
+from ports.ids import AgentId, PrincipalId, WorkerId
+from ports.tenant import Entitlements, NewKey
+from tests.support.postgres import Clone, cloned, execute, fetch
+
+AGENT: Final = AgentSpec(id=AgentId("agt_noted"), model="demo-1")
+KEY: Final = NewKey(principal=PrincipalId("usr_zoe"), scopes=frozenset({"runs:read"}), secret_sha256=b"s" * 32)
+
+
+@pytest.mark.anyio
+class TestAudit:
+    @pytest.fixture
+    async def clone(self) -> AsyncIterator[Clone]:
+        async with cloned() as clone:
+            yield clone
+
+    async def test_each_change_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
+        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        async with AsyncExitStack() as stack:
+            tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+            agents = await stack.enter_async_context(agent.SPEC.open(config, given))
+            runs = await stack.enter_async_context(run_state.SPEC.open(config, given))
+            await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
+            await agents.publish(ACME, AGENT)
+            await agents.publish(ACME, AGENT)
+            key = await tenants.issue_key(ACME, KEY)
+            await tenants.revoke_key(ACME, key.id)
+            await tenants.revoke_key(ACME, key.id)
+            new = new_run()
+            run = (await runs.create(ACME, new)).run
+            await runs.create(ACME, new)
+            await runs.renew(NODE, WorkerId("wrk_audit"), timedelta(hours=1))
+            await runs.claim(ACME, run.id, WorkerId("wrk_audit"))
+            await runs.cancel(ACME, run.id, reason="x")
+            await runs.cancel(ACME, run.id, reason="x")
+            for status in ("disabled", "disabled", "active"):
+                await tenants.set_status(PLATFORM, ACME.tenant, status)
+
+        rows = await fetch(clone.admin, "SELECT * FROM audit_log ORDER BY id")
+        assert [(row["action"], row["subject"]) for row in rows] == [
+            ("tenant.create", ACME.tenant),
+            ("agent.publish", "agt_noted@1"),
+            ("key.issue", key.id),
+            ("key.revoke", key.id),
+            ("run.create", run.id),
+            ("run.cancel", run.id),
+            ("tenant.disable", ACME.tenant),
+            ("tenant.enable", ACME.tenant),
+        ]
+        assert {row["tenant_id"] for row in rows} == {ACME.tenant}
+        assert [row["actor_tenant"] for row in rows].count(PLATFORM.tenant) == 3
+        assert {row["principal"] for row in rows} == {ACME.principal, PLATFORM.principal}
+        assert rows[1]["correlation_id"] == ACME.trace.correlation_id
+
+    async def test_what_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
+        await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_app")
+        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        async with run_state.SPEC.open(config, given) as runs:
+            with pytest.raises(AgentOSError):
+                await runs.create(ACME, new_run())
+
+        assert await fetch(clone.admin, "SELECT 1 FROM runs UNION ALL SELECT 1 FROM idempotency") == []
+
+    @pytest.mark.parametrize("change", ["UPDATE agentos.audit_log SET action = 'x'", "DELETE FROM agentos.audit_log"])
+    async def test_the_audit_can_not_be_changed_by_services_or_people(self, clone: Clone, change: str) -> None:
+        for dsn in (clone.app, clone.admin):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await execute(dsn, change)
+
+    async def test_a_traced_request_is_named(self, clone: Clone) -> None:
+        asker = ACME.traced(replace(ACME.trace, correlation_id="corr-42"))
+        async with run_state.SPEC.open(PostgresConfig(dsn=clone.app), Given(clock=SystemClock())) as runs:
+            await runs.create(asker, new_run())
+
+        rows = await fetch(clone.admin, "SELECT correlation_id FROM audit_log")
+        assert [row["correlation_id"] for row in rows] == ["corr-42"]

@@ -1,0 +1,218 @@
+"""One pool per process and configuration; a database that goes away is a quick, retryable refusal, and then works again."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import psutil
+import pytest
+from sqlalchemy import text
+
+from adapters.postgres import event, queue, run_state
+from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.system_clock import SystemClock
+from conformance.factories import new_run
+from conformance.people import ACME
+from deploy import embedded_postgres as embedded
+from ports.adapter import Given
+from ports.errors import Unavailable
+from ports.ids import RunId
+from tests.support.postgres import Clone, borrow, execute, fetch, free_port, give_back
+from tests.support.postgres_node import Node
+
+# The adapters' own deadline of 4.5 s, and room for a busy machine.
+PATIENCE_S: Final = 20
+ONE: Final = text("SELECT 1 AS one")
+
+
+@pytest.fixture
+async def clone() -> AsyncIterator[Clone]:
+    borrowed = await borrow()
+    yield borrowed
+    await give_back(borrowed)
+
+
+async def connections(clone: Clone) -> int:
+    [row] = await fetch(
+        clone.superuser,
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND usename = 'ao_app'",
+    )
+    count: int = row["n"]
+    return count
+
+
+async def one(database: Database) -> int:
+    async with database.transaction(ACME.tenant) as transaction:
+        row = await transaction.row(ONE, {})
+    assert row is not None
+    answer: int = row["one"]
+    return answer
+
+
+@pytest.mark.anyio
+class TestPool:
+    async def test_ports_configured_alike_share_one_pool(self, clone: Clone) -> None:
+        config = PostgresConfig(dsn=clone.app, pool_size=3)
+        given = Given(clock=SystemClock())
+        async with AsyncExitStack() as stack:
+            runs = await stack.enter_async_context(run_state.SPEC.open(config, given))
+            await stack.enter_async_context(event.SPEC.open(config, given))
+            messages = await stack.enter_async_context(queue.SPEC.open(config, given))
+
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(runs.create, ACME, new_run())
+                    group.start_soon(messages.enqueue, ACME, b"work")
+            used = await connections(clone)
+
+        # Three, and the one that carries wake-ups.
+        assert used <= 4
+
+    async def test_the_last_port_closes_the_pool(self, clone: Clone) -> None:
+        config = PostgresConfig(dsn=clone.app)
+        async with open_database(config) as outer:
+            async with open_database(config) as inner:
+                assert inner is outer
+            assert await one(outer) == 1
+
+        with anyio.fail_after(PATIENCE_S):
+            while await connections(clone) > 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def test_an_exhausted_pool_is_unavailable(self, clone: Clone) -> None:
+        with anyio.fail_after(PATIENCE_S):
+            async with open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as database:
+                async with database.transaction(ACME.tenant):
+                    with pytest.raises(Unavailable):
+                        await one(database)
+
+                assert await one(database) == 1
+
+    async def test_a_connection_the_server_closed_is_replaced_unseen(self, clone: Clone) -> None:
+        async with open_database(PostgresConfig(dsn=clone.app, pool_size=2)) as database:
+            assert await one(database) == 1
+            await execute(
+                clone.superuser,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND usename = 'ao_app'",
+            )
+            await anyio.lowlevel.checkpoint()
+
+            answers = [await one(database) for _ in range(4)]
+
+        assert answers == [1, 1, 1, 1]
+
+    async def test_settings_that_bound_every_session_are_in_force(self, clone: Clone) -> None:
+        wanted = {
+            "statement_timeout": "5s",
+            "lock_timeout": "2s",
+            "idle_in_transaction_session_timeout": "10s",
+            "TimeZone": "UTC",
+            "search_path": "agentos",
+        }
+        query = text(
+            "SELECT name, current_setting(name) AS value FROM pg_settings WHERE name IN "
+            "('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'TimeZone', 'search_path')"
+        )
+        async with (
+            open_database(PostgresConfig(dsn=clone.app)) as database,
+            database.transaction(ACME.tenant) as transaction,
+        ):
+            rows = await transaction.rows(query, {})
+
+        assert {row["name"]: row["value"] for row in rows} == wanted
+
+
+@contextmanager
+def stopped(layout: embedded.Layout) -> Iterator[None]:
+    """Every process of the server gets SIGSTOP, and SIGCONT at the end."""
+    server = embedded.server_process(layout)
+    assert server is not None
+    processes = [server, *server.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            try:
+                process.resume()
+            except psutil.NoSuchProcess:
+                continue
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    made = Node(tmp_path_factory.mktemp("outage") / "postgres")
+    made.start()
+    made.set_up()
+    yield made
+    made.end()
+
+
+@pytest.mark.anyio
+class TestOutages:
+    async def test_a_stalled_server_is_refused_in_time_and_works_again_after(self, node: Node) -> None:
+        given = Given(clock=SystemClock())
+        async with run_state.SPEC.open(PostgresConfig(dsn=node.server.dsn("ao_app")), given) as runs:
+            run = (await runs.create(ACME, new_run())).run
+
+            with stopped(node.server.layout), anyio.fail_after(PATIENCE_S), pytest.raises(Unavailable) as refusal:
+                await runs.load(ACME, run.id)
+            with anyio.fail_after(PATIENCE_S):
+                again = await runs.load(ACME, run.id)
+
+        assert refusal.value.retryable
+        assert again == run
+
+    async def test_a_follower_outlives_a_restart_of_the_server(self, node: Node) -> None:
+        config, given = PostgresConfig(dsn=node.server.dsn("ao_app")), Given(clock=SystemClock())
+        async with run_state.SPEC.open(config, given) as runs, event.SPEC.open(config, given) as events:
+            run = (await runs.create(ACME, new_run())).run
+            seen: list[str] = []
+
+            async def follow(run_id: RunId) -> None:
+                position = 0
+                while not seen or seen[-1] != "run.cancelled":
+                    try:
+                        async for one in events.follow(ACME, run_id, after=position):
+                            seen.append(one.type)
+                            position = one.sequence
+                    except Unavailable:
+                        await anyio.lowlevel.checkpoint()
+
+            with anyio.fail_after(PATIENCE_S):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(follow, run.id)
+                    while not seen:
+                        await anyio.lowlevel.checkpoint()
+                    await anyio.to_thread.run_sync(node.stop)
+                    await anyio.to_thread.run_sync(node.start)
+                    await runs.cancel(ACME, run.id, reason="enough")
+
+        assert seen == ["run.created", "run.cancelled"]
+
+    async def test_a_server_that_is_not_there_is_unavailable(self) -> None:
+        dsn = f"postgresql://ao_app:x@127.0.0.1:{free_port()}/agentos"
+
+        with anyio.fail_after(PATIENCE_S), pytest.raises(Unavailable):
+            async with open_database(PostgresConfig(dsn=dsn)):
+                pass
+
+    async def test_a_lock_held_too_long_is_unavailable(self, clone: Clone) -> None:
+        given = Given(clock=SystemClock())
+        async with run_state.SPEC.open(PostgresConfig(dsn=clone.app), given) as runs:
+            run = (await runs.create(ACME, new_run())).run
+            async with (
+                open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as other,
+                other.transaction(ACME.tenant) as transaction,
+            ):
+                await transaction.rows(text("SELECT 1 FROM runs WHERE tenant_id = 'tnt_acme' FOR UPDATE"), {})
+
+                with anyio.fail_after(PATIENCE_S), pytest.raises(Unavailable):
+                    await runs.cancel(ACME, run.id, reason="blocked")
+
+            assert (await runs.cancel(ACME, run.id, reason="free")).status == "cancelled"

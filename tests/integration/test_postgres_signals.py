@@ -1,0 +1,173 @@
+"""Wake-ups cross processes, and what waits does not depend on them."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from adapters.postgres import event, queue, run_state, signals
+from adapters.postgres.engine import PostgresConfig
+from adapters.system_clock import SystemClock
+from conformance.factories import SUCCEEDED, new_run
+from conformance.people import ACME, NODE
+from ports.adapter import Given
+from ports.event import EventPort
+from ports.ids import WorkerId
+from ports.queue import Delivery, QueuePort
+from ports.run_state import RunStatePort
+from tests.support.postgres import Clone, borrow, execute, fetch, give_back
+
+PATIENCE_S: Final = 10
+NEVER: Final = (3_600.0, 3_600.0)
+WORKER: Final = WorkerId("wrk_signals")
+HOUR: Final = timedelta(hours=1)
+
+
+class Process:
+    """Ports with a pool and a line of wake-ups of their own, like another process on the same database."""
+
+    def __init__(self, runs: RunStatePort, events: EventPort, messages: QueuePort) -> None:
+        self.runs, self.events, self.queue = runs, events, messages
+
+
+@pytest.fixture
+async def clone() -> AsyncIterator[Clone]:
+    borrowed = await borrow()
+    yield borrowed
+    await give_back(borrowed)
+
+
+@pytest.fixture
+async def two(clone: Clone) -> AsyncIterator[tuple[Process, Process]]:
+    given = Given(clock=SystemClock())
+    async with AsyncExitStack() as stack:
+        made = []
+        for size in (4, 5):
+            # Another pool size is another pool.
+            config = PostgresConfig(dsn=clone.app, pool_size=size)
+            runs = await stack.enter_async_context(run_state.SPEC.open(config, given))
+            events = await stack.enter_async_context(event.SPEC.open(config, given))
+            messages = await stack.enter_async_context(queue.SPEC.open(config, given))
+            made.append(Process(runs, events, messages))
+        yield made[0], made[1]
+
+
+async def listening(clone: Clone, count: int) -> None:
+    """Until so many sessions listen."""
+    query = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+    while (await fetch(clone.superuser, query))[0]["n"] < count:
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.anyio
+class TestSignals:
+    async def test_an_event_written_elsewhere_wakes_a_follower(
+        self, clone: Clone, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        here, there = two
+        run = (await there.runs.create(ACME, new_run())).run
+        await there.runs.renew(NODE, WORKER, HOUR)
+        seen: list[str] = []
+
+        async def follow() -> None:
+            seen.extend([one.type async for one in here.events.follow(ACME, run.id)])
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follow)
+                await listening(clone, 1)
+                claimed = await there.runs.claim(ACME, run.id, WORKER)
+                await there.runs.append(ACME, run.id, claimed.epoch, SUCCEEDED)
+
+        assert seen == ["run.created", "run.started", "run.completed"]
+
+    async def test_a_message_enqueued_elsewhere_wakes_whoever_waits_to_lease(
+        self, clone: Clone, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        here, there = two
+        got: list[Delivery] = []
+
+        async def lease() -> None:
+            got.extend(await here.queue.lease(NODE, limit=1, duration=HOUR, wait=HOUR))
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lease)
+                await listening(clone, 1)
+                await there.queue.enqueue(ACME, b"work")
+
+        assert [one.body for one in got] == [b"work"]
+
+    async def test_lost_wake_ups_cost_a_moment_and_nothing_else(
+        self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(signals.Signals, "tell", lambda _self, _topic: None)
+        here, there = two
+        run = (await there.runs.create(ACME, new_run())).run
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for one in here.events.follow(ACME, run.id):
+                seen.append(one.type)  # noqa: PERF401 - the main task looks at what was seen so far
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follow)
+                while not seen:
+                    await anyio.lowlevel.checkpoint()
+                await there.runs.cancel(ACME, run.id, reason="enough")
+
+        assert seen == ["run.created", "run.cancelled"]
+
+    async def test_a_line_that_breaks_is_built_anew(
+        self, clone: Clone, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        here, there = two
+        got: list[Delivery] = []
+
+        async def lease() -> None:
+            got.extend(await here.queue.lease(NODE, limit=1, duration=HOUR, wait=HOUR))
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lease)
+                await listening(clone, 1)
+                await execute(
+                    clone.superuser,
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND query LIKE 'LISTEN%'",
+                )
+                await there.queue.enqueue(ACME, b"work")
+
+        assert [one.body for one in got] == [b"work"]
+
+    async def test_no_write_transaction_notifies(self, clone: Clone) -> None:
+        rows = await fetch(
+            clone.superuser, "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'agentos'::regnamespace"
+        )
+        statements: list[Any] = [
+            *run_state._SQL.values(), *queue._SQL.values(), *event._SQL.values(), *(row["prosrc"] for row in rows)
+        ]  # fmt: skip
+
+        assert [one for one in statements if "notify" in str(one).lower()] == []
+
+
+class TestPayloads:
+    def test_topics_go_together_as_far_as_the_server_takes_them(self) -> None:
+        topics = {f"run_{n:032x}" for n in range(500)}
+
+        pieces = signals.payloads(topics)
+
+        assert len(pieces) == 3
+        assert all(len(piece) < 8_000 for piece in pieces)
+        assert {topic for piece in pieces for topic in piece.split(" ")} == topics
+
+    def test_nothing_to_tell_is_no_payload(self) -> None:
+        assert signals.payloads(set()) == []

@@ -1,0 +1,88 @@
+"""A lint of ours: a statement names the tenant whose rows it touches, everywhere but where that is the point."""
+
+import re
+from importlib.resources import files
+from typing import Final
+
+import pytest
+
+from adapters.postgres.statements import parse
+
+FOLDER: Final = files("adapters.postgres") / "sql"
+
+# They go through functions that cross tenants on purpose, or read what belongs to nobody.
+ACROSS_TENANTS: Final = {
+    "run_state.renew", "run_state.retire", "run_state.orphans", "queue.lease_any", "queue.depth_any", "tenant.list",
+    "tenant.find_key", "event.stream_epoch",
+}  # fmt: skip
+
+TABLES: Final = (
+    "tenants|api_keys|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
+    "budget_holds|audit_log"
+)
+_READ: Final = re.compile(rf"\b(?:FROM|JOIN|UPDATE|DELETE FROM)\s+(?:{TABLES})\b(?:\s+(?:AS\s+)?(\w+))?")
+_BOUND: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (?::tenant|\w+\.tenant_id)\b")
+
+
+def _bare(statement: str) -> str:
+    """Without comments."""
+    return re.sub(r"--.*", "", statement)
+
+
+def unbound_reads(statement: str) -> int:
+    """How many more tables a statement reads than it binds to a tenant."""
+    bare = _bare(statement)
+    upserts = len(re.findall(r"DO UPDATE\s+SET", bare))
+    return len(_READ.findall(bare)) - len(_BOUND.findall(bare)) - upserts
+
+
+def all_statements() -> dict[str, str]:
+    return {
+        f"{file.name.removesuffix('.sql')}.{name}": body
+        for file in FOLDER.iterdir()
+        for name, body in parse(file.read_text(encoding="utf-8")).items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(all_statements().keys() - ACROSS_TENANTS))
+def test_every_statement_names_the_tenant(name: str) -> None:
+    statement = all_statements()[name]
+
+    assert ":tenant" in statement
+    assert unbound_reads(statement) <= 0
+
+
+def test_what_crosses_tenants_touches_no_tenants_table_itself() -> None:
+    statements = all_statements()
+
+    assert statements.keys() >= ACROSS_TENANTS
+    assert [name for name in ACROSS_TENANTS if _READ.search(statements[name])] == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "SELECT * FROM runs WHERE id = :run",
+        "UPDATE steps s SET status = 'x' WHERE s.n = :n",
+        "DELETE FROM queue_messages WHERE id = :id",
+        "SELECT * FROM runs r JOIN run_events e ON e.run_id = r.id WHERE r.tenant_id = :tenant",
+    ],
+)
+def test_a_statement_that_forgets_the_tenant_is_found(bad: str) -> None:
+    assert unbound_reads(bad) > 0
+
+
+def test_a_good_statement_is_not_found() -> None:
+    assert unbound_reads("SELECT * FROM runs r WHERE r.tenant_id = :tenant AND r.id = :run") == 0
+
+
+def test_no_session_level_set() -> None:
+    source = (files("adapters.postgres") / "engine.py").read_text(encoding="utf-8")
+
+    assert re.findall(r"SET (?!LOCAL)\w+\.", source) == []
+    assert all("set_config" not in _bare(body).lower() for body in all_statements().values())
+
+
+def test_a_name_used_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        parse("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;")
