@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from deploy import bring_up, config, smoke, summary
 from deploy.action import Failed, Recorder, exclusive
-from deploy.catalogue import catalogue
+from deploy.catalogue import Service, catalogue
 from deploy.cli.io import FAILED, FINE, Io, TerminalProgress, show_failure
 from deploy.health import probe
 from deploy.report import Report, Seeded, ServiceLine, Written
@@ -115,7 +115,9 @@ def _stay_in_prod(options: Options, io: Io) -> None:
         )
 
 
-def members(recorder: Recorder, services: Any, supervisor: Supervisor, seeded: Seeded | None) -> dict[str, Any]:
+def members(
+    recorder: Recorder, services: tuple[Service, ...], supervisor: Supervisor, seeded: Seeded | None
+) -> dict[str, Any]:
     """What the report of an action that concerns the whole node holds besides its phases and checks."""
     return {
         "endpoints": summary.endpoints(recorder.config),
@@ -128,7 +130,7 @@ def members(recorder: Recorder, services: Any, supervisor: Supervisor, seeded: S
     }
 
 
-def service_lines(services: Any, supervisor: Supervisor) -> list[ServiceLine]:
+def service_lines(services: tuple[Service, ...], supervisor: Supervisor) -> list[ServiceLine]:
     """Every service as it is at this moment."""
     states = supervisor.states() if supervisor.alive() else {}
     lines = []

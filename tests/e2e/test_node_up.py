@@ -108,6 +108,31 @@ class TestUp:
         assert "./agentos up --port-stack-a " in done.stderr
         assert not other.node.env_file.exists(), "a port that did not work must not be remembered"
 
+    def test_prod_runs_on_an_external_database_by_reference_and_seeds_nothing(
+        self, node: NodeUnderTest, tmp_path: Path
+    ) -> None:
+        prod = NodeUnderTest(tmp_path / "prod")
+        prod.node.create()
+        # The first node's database stands in for a managed one.
+        references = {
+            "AGENTOS_DATABASE_URL": node.node.secret("database_url"),
+            "AGENTOS_DATABASE_OWNER_URL": node.node.secret("database_owner_url"),
+        }
+        prod.node.env_file.write_text("".join(f"{key}=file:{path}\n" for key, path in references.items()))
+        try:
+            report = prod.up("--mode", "prod")
+
+            assert [line.name for line in report.services] == ["stack-b", "stack-a", "stack-a-worker"]
+            assert report.seeded is None
+            assert not prod.node.secret("tokens.json").exists()
+            assert [check.name for check in report.checks if check.skipped] == ["sample run"]
+            assert prod.agentos("up", "--mode", "demo").returncode == 2, (
+                "a prod node does not turn into a demo by a flag"
+            )
+        finally:
+            assert prod.agentos("nuke", "--hard", "--yes-really").returncode == 0
+        assert node.agentos("validate").returncode == 0, "the database was not ours to take away"
+
 
 class TestRuns:
     def test_a_run_calls_tools_and_a_model_and_its_log_is_the_same_from_every_event_on(

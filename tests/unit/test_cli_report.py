@@ -11,32 +11,11 @@ from deploy import credentials, report
 from deploy.action import Failed, Recorder, exclusive
 from deploy.config import Config
 from deploy.node import Node
-from deploy.report import Check, Phase, Report
+from deploy.report import Check, Report
 from ports.errors import Conflict, Unavailable
+from tests.support.cli import Silent
 
 KEY = "aos_demo_" + "0" * 32 + "_" + "f" * 64
-
-
-class Silent:
-    """A progress that only remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def phase_began(self, name: str) -> None:
-        self.lines.append(f"began {name}")
-
-    def milestone(self, text: str) -> None:
-        self.lines.append(text)
-
-    def checked(self, check: Check) -> None:
-        self.lines.append(f"{check.name}: {report.word(check)}")
-
-    def phase_ended(self, phase: Phase) -> None:
-        self.lines.append(f"ended {phase.name}: {phase.ok}")
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
