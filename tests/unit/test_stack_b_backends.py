@@ -1,0 +1,299 @@
+"""Backends that speak OpenAI, how they are configured and found, and which of them is asked."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from adapters.system_clock import SystemClock
+from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
+from ports.http.sse_decoder import MAX_EVENT_BYTES, SseDecoder
+from ports.tenant import Entitlements
+from stack_b.backends.catalog import Candidate, Catalog
+from stack_b.backends.demo import DemoBackend
+from stack_b.backends.openai_compatible import OpenAiCompatible
+from stack_b.backends.protocol import Backend, ModelCard
+from stack_b.backends.settings import BackendSettings, discovered, merged, open_backends, parse_settings
+from stack_b.encoding import encoded
+from stack_b.routing import choose, may_fall_back
+from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion
+
+pytestmark = [pytest.mark.anyio]
+
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@asynccontextmanager
+async def backend_before(upstream: Any, **settings: Any) -> AsyncIterator[OpenAiCompatible]:
+    transport = (
+        upstream if isinstance(upstream, httpx.AsyncBaseTransport) else httpx.ASGITransport(cast("Any", upstream))
+    )
+    settings.setdefault("base_url", "http://up/v1")
+    backend = OpenAiCompatible(name="up", transport=transport, **settings)
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+async def test_only_the_body_travels_and_with_the_nodes_own_key() -> None:
+    upstream = ScriptedUpstream([completion()])
+    async with backend_before(upstream, api_key="sk-node") as backend:
+        answer = await backend.chat("m-1", BODY, 5)
+
+    [received] = upstream.requests
+    assert received.path == "/v1/chat/completions"
+    assert received.headers["authorization"] == "Bearer sk-node"
+    assert received.headers["user-agent"] == "agentos"
+    assert set(received.headers) <= {
+        "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent"
+    }  # fmt: skip
+    assert received.body == {**BODY, "model": "m-1", "max_tokens": 5}
+    assert answer["system_fingerprint"] == "fp_kept"
+
+
+@pytest.mark.parametrize(
+    ("settings", "member"),
+    [
+        ({"base_url": "https://api.openai.com/v1"}, "max_completion_tokens"),
+        ({"max_tokens_member": "max_completion_tokens"}, "max_completion_tokens"),
+        ({}, "max_tokens"),
+    ],
+)
+async def test_the_limit_is_spelled_as_the_backend_reads_it(settings: dict[str, str], member: str) -> None:
+    upstream = ScriptedUpstream([completion()])
+    async with backend_before(upstream, **settings) as backend:
+        await backend.chat("m-1", BODY, 5)
+
+    assert upstream.requests[0].body[member] == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (Whole({"error": {"message": "bad key sk-node"}}, status=401), "upstream_auth_error"),
+        (Whole("no", status=403), "upstream_auth_error"),
+        (Whole("slow down", status=429), "upstream_error"),
+        (Whole("<html>", status=500), "upstream_error"),
+        (Whole("", status=503), "upstream_error"),
+        (Whole("", status=408), "upstream_timeout"),
+        (Whole("", status=504), "upstream_timeout"),
+        (Whole({}, status=404), "upstream_error"),
+        (Whole("", status=302, headers=(("location", "http://elsewhere/"),)), "upstream_error"),
+        (Whole({"error": {"code": "bad_thing", "param": "temperature"}}, status=400), "invalid_request"),
+        (Whole({"error": {"code": "context_length_exceeded"}}, status=400), "context_length_exceeded"),
+        (Whole({"error": "odd"}, status=422), "invalid_request"),
+        (Whole("<html>"), "upstream_error"),
+        (Whole([]), "upstream_error"),
+        (Whole({"choices": []}), "upstream_error"),
+        (Whole({"choices": [{"message": "x"}]}), "upstream_error"),
+        (Whole({"choices": [{"message": {}}], "usage": {"prompt_tokens": -5}}), "upstream_error"),
+    ],
+)
+async def test_a_backends_failure_is_an_error_of_ours_without_its_words(answer: Whole, code: str) -> None:
+    async with backend_before(ScriptedUpstream([answer]), api_key="sk-node") as backend:
+        with pytest.raises(AgentOSError) as failed:
+            await backend.chat("m-1", BODY, 5)
+
+    assert failed.value.code == code
+    assert "sk-node" not in failed.value.message + repr(failed.value.details)
+
+
+async def test_a_refusal_of_the_request_names_the_member_but_quotes_nothing() -> None:
+    told = {"error": {"code": "unsupported_value", "param": "temperature", "message": "ann@example.com said so"}}
+    async with backend_before(ScriptedUpstream([Whole(told, status=400)])) as backend:
+        with pytest.raises(InvalidArgument) as refused:
+            await backend.chat("m-1", BODY, 5)
+
+    assert refused.value.details == {
+        "upstream_status": 400, "upstream_code": "unsupported_value", "upstream_param": "temperature"
+    }  # fmt: skip
+    assert "ann@" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "known"),
+    [
+        (httpx.ConnectError("no"), "upstream_error", True),
+        (httpx.ConnectTimeout("no"), "upstream_error", True),
+        (httpx.PoolTimeout("no"), "unavailable", True),
+        (httpx.ReadTimeout("no"), "upstream_timeout", False),
+        (httpx.ReadError("no"), "upstream_error", False),
+        (httpx.RemoteProtocolError("no"), "upstream_error", False),
+    ],
+)
+async def test_silence_says_whether_the_backend_may_have_worked(
+    error: httpx.HTTPError, code: str, *, known: bool
+) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    async with backend_before(httpx.MockTransport(fail)) as backend:
+        with pytest.raises(Unavailable) as failed:
+            await backend.chat("m-1", BODY, 5)
+
+    assert failed.value.code == code
+    assert ("outcome" not in failed.value.details) is known
+
+
+async def test_its_models_are_asked_for_or_told() -> None:
+    told = (ModelCard(id="mine", upstream="theirs"),)
+    upstream = ScriptedUpstream(models=["llama3:8b", "nomic-embed-text"])
+
+    async with backend_before(upstream) as asked, backend_before(upstream, models=told) as configured:
+        assert [(card.id, card.chat, card.embed) for card in await asked.models()] == [
+            ("llama3:8b", True, False), ("nomic-embed-text", False, True)
+        ]  # fmt: skip
+        assert await configured.models() == told
+
+
+def test_events_are_the_same_however_the_bytes_are_split() -> None:
+    raw = b': note\r\ndata: {"a":1}\r\n\r\nevent: x\ndata:{"b":\ndata: 2}\n\n\ndata: [DONE]\n\n'
+    for size in range(1, len(raw)):
+        decoder = SseDecoder()
+        events = [event for at in range(0, len(raw), size) for event in decoder.feed(raw[at : at + size])]
+
+        assert events == [b'{"a":1}', b'{"b":\n2}', b"[DONE]"]
+
+
+def test_an_event_without_its_blank_line_is_not_lost_and_one_without_end_is_refused() -> None:
+    decoder = SseDecoder()
+    assert decoder.feed(b"data: last") == []
+    assert decoder.close() == [b"last"]
+
+    with pytest.raises(Unavailable):
+        SseDecoder().feed(b"data: " + b"x" * MAX_EVENT_BYTES)
+
+
+def test_vectors_go_both_ways() -> None:
+    vector = [0.5, -1.0, 0.25]
+
+    packed = encoded(vector, "base64")
+
+    assert encoded(packed, "float") == vector
+    assert encoded(packed, "base64") == packed
+    assert encoded(vector, "float") == vector
+    with pytest.raises(Unavailable):
+        encoded("not base64!", "float")
+
+
+class TestSettings:
+    async def test_backends_come_from_the_configuration_the_environment_and_the_mode(self) -> None:
+        explicit = parse_settings('[{"name": "vllm", "base_url": "http://10.0.0.7:8000/v1"}]')
+        found = discovered({"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": "https://proxy.example/v1"})
+
+        demo = merged(explicit, found, demo=True)
+        prod = merged(explicit, found, demo=False)
+
+        assert [backend.name for backend in demo] == ["vllm", "openai", "ollama", "demo"]
+        assert [backend.name for backend in prod] == ["vllm", "openai", "ollama"]
+        assert (demo[1].base_url, demo[1].api_key) == ("https://proxy.example/v1", "env:OPENAI_API_KEY")
+
+    async def test_what_is_configured_is_not_found_a_second_time(self) -> None:
+        explicit = parse_settings('[{"name": "local", "base_url": "http://127.0.0.1:11434/v1/"}]')
+
+        assert [backend.name for backend in merged(explicit, discovered({}), demo=False)] == ["local"]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{}", "[1]", '[{"name": "a"}]', '[{"name": "a", "base_url": "ftp://x"}]', '[{"name": "a", "kindd": "demo"}]',
+            '[{"name": "a", "kind": "demo"}, {"name": "a", "kind": "demo"}]', "nonsense",
+        ],
+    )  # fmt: skip
+    async def test_a_configuration_that_can_not_work_is_refused(self, text: str) -> None:
+        with pytest.raises(InvalidArgument):
+            parse_settings(text)
+
+    async def test_prices_are_decimal_text(self) -> None:
+        [settings] = parse_settings(
+            '[{"name": "a", "base_url": "http://a", "models":'
+            ' [{"id": "m", "prompt_usd_per_million": "0.0375", "completion_usd_per_million": "0.15"}, {"id": "free"}]}]'
+        )
+        async with open_backends([settings], SystemClock(), secret=lambda _: "", demo=False) as (backend,):
+            priced, free = await backend.models()
+
+        assert priced.price is not None
+        assert (priced.price.prompt, priced.price.completion) == (37_500_000, 150_000_000)
+        assert free.price is None
+
+    @pytest.mark.parametrize("price", ["cheap", "-1", "NaN", "0.0000000001"])
+    async def test_a_price_that_is_none_is_refused(self, price: str) -> None:
+        [settings] = parse_settings(
+            f'[{{"name": "a", "base_url": "http://a", "models": [{{"id": "m", "prompt_usd_per_million": "{price}"}}]}}]'
+        )
+        with pytest.raises(InvalidArgument):
+            async with open_backends([settings], SystemClock(), secret=lambda _: "", demo=False):
+                pytest.fail("it opened")
+
+    async def test_the_demo_backend_is_not_served_in_production(self) -> None:
+        settings = [BackendSettings(name="demo", kind="demo")]
+
+        with pytest.raises(InvalidArgument, match="prod"):
+            async with open_backends(settings, SystemClock(), secret=lambda _: "", demo=False):
+                pytest.fail("it opened")
+
+
+class Moody(DemoBackend):
+    """A backend whose listing fails when told to."""
+
+    silent = False
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        if self.silent:
+            raise Unavailable("silent", code="upstream_error")
+        return await super().models()
+
+
+async def test_a_backend_that_falls_silent_keeps_its_models() -> None:
+    backend = Moody(SystemClock())
+    catalog = Catalog([backend], SystemClock())
+
+    assert catalog.served() == ()
+    assert await catalog.refresh()
+    backend.silent = True
+    assert not await catalog.refresh()
+    assert len(catalog.served()) == 2
+
+
+def candidate(model: str, *, name: str = "a", embed: bool = False) -> Candidate:
+    backend: Backend = DemoBackend(SystemClock(), name=name)
+    return Candidate(backend, ModelCard(id=model, upstream=model, chat=not embed, embed=embed))
+
+
+def test_candidates_are_entitled_capable_and_in_order() -> None:
+    served = [candidate("m", name="first"), candidate("e", embed=True), candidate("m", name="second"), candidate("x")]
+    exact, every = Entitlements(models=("m", "e")), Entitlements()
+
+    assert [found.backend.name for found in choose("m", "chat", exact, served)] == ["first", "second"]
+    assert choose("x", "chat", exact, served) == ()
+    assert len(choose("x", "chat", every, served)) == 1
+    assert choose("e", "chat", every, served) == ()
+    assert len(choose("e", "embed", exact, served)) == 1
+    assert choose("*", "chat", every, served) == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "allowed"),
+    [
+        (Unavailable("x", code="upstream_error"), True),
+        (Unavailable("x", code="upstream_timeout"), True),
+        (Unavailable("x"), True),
+        (Unavailable("x", code="upstream_auth_error"), False),
+        (InvalidArgument("x"), False),
+        (PermissionDenied("x", code="policy_blocked"), False),
+    ],
+)
+def test_only_an_unavailable_backend_is_passed_over(error: AgentOSError, *, allowed: bool) -> None:
+    assert may_fall_back(error) is allowed
+
+
+def test_the_timeout_bounds_the_wait_for_bytes() -> None:
+    backend = OpenAiCompatible(name="a", base_url="http://a", timeout=timedelta(seconds=9))
+
+    assert backend._client.timeout.read == 9
+    assert backend._client.timeout.connect == 5
+    assert not backend._client.trust_env
