@@ -49,8 +49,10 @@ class Adapters:
         self.log.append(f"open {port}")
         if name == "broken":
             raise InvalidArgument("it does not open")
-        yield f"{name}:{port}({config.size}){sorted(given.ports)}"
-        self.log.append(f"close {port}")
+        try:
+            yield f"{name}:{port}({config.size}){sorted(given.ports)}"
+        finally:
+            self.log.append(f"close {port}")
 
 
 def adapters(monkeypatch: pytest.MonkeyPatch, **needs: tuple[str, ...]) -> Adapters:
