@@ -107,7 +107,12 @@ class PostgresRunState:
     async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
         check_change(change)
         scope = _run_of(auth, run_id)
-        intents, results = step_rows(change.steps)
+        try:
+            intents, results = step_rows(change.steps)
+        except Conflict:
+            # Whose write is fenced learns that first: what else is wrong with it does not matter any more.
+            await self._check_fence(auth, run_id, epoch)
+            raise
         asked = {
             **scope,
             **trace_of(auth),
@@ -136,6 +141,12 @@ class PostgresRunState:
         async with self._database.transaction(auth.tenant) as transaction:
             if await transaction.row(_SQL["release"], {**scope, "epoch": epoch}) is None:
                 raise _fenced(run_id, epoch, await transaction.row(_SQL["standing"], {**scope, "worker": None}))
+
+    async def _check_fence(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+        async with self._database.transaction(auth.tenant) as transaction:
+            standing = await transaction.row(_SQL["standing"], {**_run_of(auth, run_id), "worker": None})
+        if standing is None or (standing["status"], standing["epoch"]) != ("running", epoch):
+            raise _fenced(run_id, epoch, standing)
 
     async def load(self, auth: AuthContext, run_id: RunId) -> Run:
         async with self._database.transaction(auth.tenant) as transaction:
