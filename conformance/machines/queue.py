@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, consumes, multiple, precondition, rule
 
@@ -182,12 +183,14 @@ class QueueMachine(Driven[QueueHarness]):
         )
 
 
-def queue_machine(open_harness: Callable[[], AbstractAsyncContextManager[QueueHarness]]) -> type[QueueMachine]:
-    """The machine over the adapter that `open_harness` opens; run its `TestCase`."""
+def queue_machine(
+    open_harness: Callable[[], AbstractAsyncContextManager[QueueHarness]], how: settings = SETTINGS
+) -> type[QueueMachine]:
+    """The machine over the adapter that `open_harness` opens; run its `TestCase`. `how` is for slow adapters."""
 
     class Machine(QueueMachine):
         pass
 
     Machine.open_harness = staticmethod(open_harness)
-    Machine.TestCase.settings = SETTINGS
+    Machine.TestCase.settings = how
     return Machine
