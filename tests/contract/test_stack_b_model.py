@@ -237,3 +237,20 @@ async def test_a_stream_that_breaks_off_is_no_reply() -> None:
         assert await anext(deltas) == ChatDelta(text="half")
         with pytest.raises(Unavailable):
             await anext(deltas)
+
+
+@pytest.mark.anyio
+async def test_a_failure_in_the_middle_of_a_stream_is_the_gateways_error() -> None:
+    frames = (
+        'data: {"choices":[{"delta":{"content":"half"}}]}\n\n'
+        'data: {"error":{"code":"upstream_timeout","message":"too slow","retryable":true,"details":{"a":1}}}\n\n'
+    )
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=frames))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        deltas = StackBModel(client, Names(), SystemClock()).stream(ACME, asking())
+
+        await anext(deltas)
+        with pytest.raises(Unavailable) as failed:
+            await anext(deltas)
+
+    assert (failed.value.code, failed.value.message, failed.value.details) == ("upstream_timeout", "too slow", {"a": 1})

@@ -1,6 +1,7 @@
 """The gateway as its clients see it, in process: the order of the stages, the receipt, the refusals."""
 
 import asyncio
+import json
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from ports.pii import PiiCapabilities, Span
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, Price
 from stack_b.limits import Limits
-from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion, usage
+from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
 from tests.support.stack_b import CALLERS, PLATFORM, stack_b
 
 pytestmark = [pytest.mark.anyio]
@@ -134,14 +135,34 @@ async def test_the_next_backend_answers_when_the_first_can_not_and_both_are_on_t
     second = ScriptedUpstream([completion("from the second", usage=usage(1, 2))])
     async with stack_b(backend(first, "first"), backend(second, "second")) as node:
         whole = (await node.chat(model="m-1")).json()
-        streamed = await node.chat(model="m-1", stream=True)
 
     assert whole["choices"][0]["message"]["content"] == "from the second"
     assert [(a["backend"], a["status"], a["reason"]) for a in whole["route"]["attempts"]] == [
         ("first", 529, "upstream_error"), ("second", 200, None)
     ]  # fmt: skip
-    # The second one answers a stream with a whole body: neither has streamed, and that is an error of the last.
-    assert streamed.json()["error"]["route"]["backend"] == "second"
+
+
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (Whole("", status=503), "from the second"),
+        (Events([delta(role="assistant", content="")], done=False), "from the second"),
+        (Events([delta(content="from the first")], done=False), "from the first"),
+    ],
+    ids=["refused", "broke off before content", "broke off after content"],
+)
+async def test_a_stream_falls_back_until_there_is_content_and_not_after(broken: Whole | Events, text: str) -> None:
+    first = ScriptedUpstream([broken])
+    second = ScriptedUpstream([Events([delta(content="from the second"), delta("stop")])])
+    async with stack_b(backend(first, "first"), backend(second, "second")) as node:
+        answer = await node.chat(model="m-1", stream=True)
+        balance = await node.balance()
+
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    told = [choice["delta"].get("content") for chunk in chunks for choice in chunk.get("choices", ())]
+    assert "".join(piece or "" for piece in told) == text
+    assert ("error" in chunks[-1]) is (text == "from the first") is (second.requests == [])
+    assert balance.held == 0
 
 
 async def test_a_final_refusal_is_not_tried_elsewhere() -> None:
