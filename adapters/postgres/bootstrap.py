@@ -94,7 +94,11 @@ async def _ensure_role(server: asyncpg.Connection, role: str, attributes: str) -
 
 
 async def _ensure_password(server: asyncpg.Connection, role: str, password: str) -> None:
-    stored = await server.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = $1", role)
+    try:
+        stored = await server.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = $1", role)
+    except asyncpg.InsufficientPrivilegeError:
+        # A managed server's administrator is not a superuser: set it without looking.
+        stored = None
     if stored is None or not verifies(stored, password):
         # A verifier instead of the password: the statement may end up in the server's log.
         await server.execute(f"ALTER ROLE {role} PASSWORD '{verifier_of(password, salt=secrets.token_bytes(16))}'")

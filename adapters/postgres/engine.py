@@ -48,6 +48,9 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pool_size: int = 10
     """Connections at most; shared by the ports of this process that are configured alike."""
 
+    def __repr__(self) -> str:
+        return f"PostgresConfig(dsn=…, pool_size={self.pool_size})"
+
 
 class Transaction:
     """Statements inside one open transaction of one tenant."""

@@ -70,7 +70,7 @@ _CODES: Final[Mapping[str, type[AgentOSError]]] = {
 }
 
 _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
-    InvalidArgument: "the text holds a character that can't be stored (NUL)",
+    InvalidArgument: "a text holds what can't be stored: a NUL or half of a surrogate pair",
     Conflict: "somebody else made the same thing first",
     Unavailable: "the database did not answer as it should; whether it acted is unknown",
     Internal: "the database refused a statement of ours",
@@ -129,6 +129,8 @@ def translate(error: BaseException) -> AgentOSError | None:
     ours = error_class(type(cause)) or error_class(type(error))
     if isinstance(cause, asyncpg.PostgresError) and sqlstate is not None:
         ours = _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Internal)
+    if isinstance(cause.__cause__, UnicodeEncodeError):
+        ours = InvalidArgument
     if ours is None:
         return None
     shown = f" (SQLSTATE {sqlstate})" if sqlstate else f" ({type(cause).__name__})"

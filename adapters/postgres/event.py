@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.rows import event_of, page_size, scope_of
+from adapters.postgres.rows import event_of, page_size, position, scope_of
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
@@ -40,7 +40,7 @@ class PostgresEvents:
         found = uuid_of("run", run_id)
         if found is None:
             raise _absent(run_id)
-        asked = {**scope_of(auth), "run": found, "after": _cursor(after), "limit": page_size(limit, MAX_READ)}
+        asked = {**scope_of(auth), "run": found, "after": position(after), "limit": page_size(limit, MAX_READ)}
         async with self._database.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["read"], asked)
         if not rows:
@@ -56,21 +56,16 @@ class PostgresEvents:
                 reached = await self.read(auth, run_id, after=after - 1, limit=1)
                 if reached and reached[0].type in TERMINAL_EVENTS:
                     return
-            position = after
+            cursor = after
             while True:
-                events = await self.read(auth, run_id, after=position, limit=_FOLLOW_PAGE)
+                events = await self.read(auth, run_id, after=cursor, limit=_FOLLOW_PAGE)
                 for event in events:
                     yield event
                     if event.type in TERMINAL_EVENTS:
                         return
-                    position = event.sequence
+                    cursor = event.sequence
                 if not events:
                     await waiter.wait()
-
-
-def _cursor(after: int) -> int:
-    """Any cursor, as a number the column can be compared with."""
-    return max(-1, min(after, 2**31 - 1))
 
 
 def _absent(run_id: RunId) -> NotFound:

@@ -41,6 +41,11 @@ def page_size(limit: int, most: int) -> int:
     return min(limit, most)
 
 
+def position(after: int) -> int:
+    """Any number a caller may send, as one the column can be compared with."""
+    return max(-1, min(after, 2**31 - 1))
+
+
 def positive(duration: timedelta) -> timedelta:
     if duration <= timedelta(0):
         raise InvalidArgument(f"a lease must last longer than nothing, not {duration}")

@@ -13,7 +13,17 @@ from sqlalchemy.exc import DBAPIError
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.errors import violated_constraint
 from adapters.postgres.journal import step_rows, usage_of
-from adapters.postgres.rows import packed, packed_or_null, page_size, positive, run_of, scope_of, step_of, trace_of
+from adapters.postgres.rows import (
+    packed,
+    packed_or_null,
+    page_size,
+    position,
+    positive,
+    run_of,
+    scope_of,
+    step_of,
+    trace_of,
+)
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import RUNS_ANY_TENANT, AuthContext
@@ -155,7 +165,7 @@ class PostgresRunState:
     async def steps(
         self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_PAGE
     ) -> tuple[Step, ...]:
-        asked = {**_run_of(auth, run_id), "after": after, "limit": page_size(limit, MAX_PAGE)}
+        asked = {**_run_of(auth, run_id), "after": position(after), "limit": page_size(limit, MAX_PAGE)}
         async with self._database.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["steps"], asked)
         if not rows:
