@@ -1,0 +1,99 @@
+"""Stack A's worker as in production, but with a model and a tool that take no time.
+
+Started by the bench: `python -m tests.bench.engine_worker`.
+"""
+
+import os
+import signal
+import sys
+from datetime import timedelta
+from typing import Any, Final
+
+import anyio
+
+from adapters.inproc.model import InprocModel, InprocModelConfig
+from adapters.inproc.tool import InprocTools, PythonTool
+from adapters.system_clock import SystemClock
+from deploy.roots.environment import Environment
+from deploy.roots.server import run
+from deploy.roots.wiring import Choice, open_ports
+from observability.instrument import instrument
+from observability.logs import configure
+from observability.metrics import Metrics
+from ports.context import AuthContext
+from ports.ids import WorkerId
+from ports.messages import Json
+from ports.model import ChatRequest, Message, ToolRequest
+from ports.tool import ToolSpec
+from stack_a.deps import WORKER_NEEDS, WorkerDeps
+from stack_a.worker import Worker
+from tests.bench.machine import READY
+
+MODEL: Final = "instant"
+TOOL: Final = "probe"
+_DRAIN: Final = timedelta(seconds=5)
+_STORED: Final = ("run_state", "queue", "agent")
+
+
+def first_a_tool_then_text(_auth: AuthContext, request: ChatRequest) -> Message:
+    if request.messages[-1].role == "tool":
+        return Message(role="assistant", content="done")
+    return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name=TOOL, arguments='{"n": 1}'),))
+
+
+async def _probe(_auth: AuthContext, arguments: dict[str, Json], _key: str) -> Json:
+    return {"n": arguments["n"]}
+
+
+PROBE: Final = PythonTool(
+    spec=ToolSpec(
+        name=TOOL,
+        description="Answers at once.",
+        input_schema={
+            "type": "object",
+            "properties": {"n": {"type": "integer"}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+        effect="pure",
+    ),
+    act=_probe,
+)
+
+
+async def main(env: Environment) -> None:
+    configure("stack-a-worker", "INFO")
+    clock, metrics = SystemClock(), Metrics()
+
+    def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
+        return instrument(name, port, metrics.port_call)
+
+    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    choices = {port: Choice(adapter="postgres", config=database) for port in _STORED}
+    needs = {port: WORKER_NEEDS[port] for port in _STORED}
+    async with open_ports(choices, needs, clock=clock, wrap=watched) as ports:
+        deps = WorkerDeps(
+            clock=clock,
+            metrics=metrics,
+            model=watched("model", InprocModel(InprocModelConfig(chat_models=(MODEL,)), first_a_tool_then_text)),
+            tool=watched("tool", InprocTools([PROBE], clock)),
+            **ports,
+        )
+        identity = WorkerId(f"wrk_bench_{os.getpid()}")
+        worker = Worker(
+            deps, new_id=lambda: identity, concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000)
+        )
+        with anyio.open_signal_receiver(signal.SIGTERM) as ending:
+            async with anyio.create_task_group() as group:
+                group.start_soon(worker.serve)
+                while not worker.holds_lease:  # noqa: ASYNC110 - the worker announces it to nobody
+                    await anyio.sleep(0.01)
+                sys.stdout.write(READY + "\n")
+                sys.stdout.flush()
+                async for _ in ending:
+                    break
+                await worker.drain(_DRAIN)
+
+
+if __name__ == "__main__":
+    run(main(Environment(os.environ)))

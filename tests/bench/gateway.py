@@ -1,0 +1,297 @@
+"""What Stack B costs on the way to a model: `python -m tests.bench.gateway`.
+
+The gateway is production's, in its own process, with everything on: API keys, entitlements, budgets in PostgreSQL, policy,
+PII. Behind it is an upstream that answers at once. The references, measured in the same rounds with the same load, are that
+upstream without anything before it, and nginx as a plain reverse proxy, where this machine has it.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+from msgspec import Struct
+from rich.console import Console
+
+from adapters.system_clock import SystemClock
+from adapters.token_auth import issuer
+from deploy.internal import Directory, operator_of
+from deploy.roots.wiring import Choice, open_ports
+from deploy.seed import issue
+from ports.ids import PrincipalId, TenantId
+from ports.tenant import Entitlements
+from tests.bench import machine, tools
+from tests.bench.figures import ratio
+from tests.bench.harness import (
+    Figures,
+    Line,
+    Part,
+    at_least_one,
+    conditions,
+    interleaved,
+    record_of,
+    report,
+)
+from tests.bench.http_load import Plan
+from tests.bench.upstream import INSTANT, PACED, TOKEN, TOKENS
+from tests.support.postgres import Server, free_port
+
+REQUEST_BYTES: Final = 1_024
+_PATH: Final = "/v1/chat/completions"
+_TENANT: Final = TenantId("tnt_bench")
+_PROSE: Final = "The quick brown fox jumps over the lazy dog while the rain in the plain stays mainly where it was. "
+_CONCURRENCY: Final = (1, 16)
+_TITLES: Final = {"direct": "upstream, asked directly", "nginx": "through nginx", "gateway": "through Stack B"}
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    rounds: int = 3
+    seconds: int = 2
+    """Of each measurement of whole answers."""
+    stream_seconds: float = 1.5
+    """Of each measurement of streams."""
+    warm_up_seconds: int = 1
+    """Of each target, before the first round."""
+    json: str | None = None
+
+
+SMOKE: Final = Options(rounds=1, seconds=1, stream_seconds=0.2, warm_up_seconds=0)
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Something to ask, and the process whose CPU time is looked at."""
+
+    name: str
+    port: int
+    process: psutil.Process
+
+
+class GatewayBench:
+    def __init__(self, targets: Sequence[Target], server: Server, key: str, home: Path, options: Options) -> None:
+        self._targets = targets
+        self._server = server
+        self._key = key
+        self._home = home
+        self._options = options
+        self._gateway = next(target for target in targets if target.name == "gateway")
+        self._rss_before = self._rss()
+
+    def parts(self) -> list[tuple[str, Part]]:
+        wholes = [
+            (f"{target.name}, {connections} at once", self._whole_part(target, connections))
+            for connections in _CONCURRENCY
+            for target in self._targets
+        ]
+        streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets]
+        return [*wholes, *streams, ("memory and ratios", self.rest)]
+
+    def warm_up(self) -> None:
+        """So that no round pays for what is done once per process or connection."""
+        if seconds := self._options.warm_up_seconds:
+            for target in self._targets:
+                tools.load(self._plan(INSTANT, target.port, connections=_CONCURRENCY[-1], seconds=seconds), self._home)
+
+    def rest(self, found: Mapping[str, float]) -> Figures:
+        most = _CONCURRENCY[-1]
+        figures = {
+            "gateway_rss_start_mib": self._rss_before,
+            "gateway_rss_mib": self._rss(),
+            f"rps_ratio_{most}": ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"]),
+            "added_p50_ms_1": found["gateway_p50_ms_1"] - found["direct_p50_ms_1"],
+            "added_first_ms": found["gateway_first_ms"] - found["direct_first_ms"],
+        }
+        if "nginx_cpu_us_1" in found:
+            figures["nginx_cpu_ratio"] = ratio(found[f"gateway_cpu_us_{most}"], found[f"nginx_cpu_us_{most}"])
+        return figures
+
+    def _whole_part(self, target: Target, connections: int) -> Part:
+        def part(_: Mapping[str, float]) -> Figures:
+            plan = self._plan(INSTANT, target.port, connections=connections, seconds=self._options.seconds)
+            before, database, writes = self._spent(target)
+            sample = tools.load(plan, self._home)
+            after, database_after, writes_after = self._spent(target)
+            name = f"{target.name}_{{}}_{connections}"
+            figures = {
+                name.format("rps"): ratio(sample.requests, sample.seconds),
+                name.format("p50_ms"): sample.p50_ms,
+                name.format("p99_ms"): sample.p99_ms,
+                name.format("cpu_us"): ratio(1e6 * (after - before), sample.requests),
+            }
+            if target is self._gateway:
+                figures[name.format("db_cpu_us")] = ratio(1e6 * (database_after - database), sample.requests)
+                figures[name.format("writes")] = ratio(writes_after - writes, sample.requests)
+            return figures
+
+        return part
+
+    def _stream_part(self, target: Target) -> Part:
+        def part(_: Mapping[str, float]) -> Figures:
+            seconds = self._options.stream_seconds
+            paced = tools.load(self._plan(PACED, target.port, connections=1, seconds=seconds, stream=True), self._home)
+            most = _CONCURRENCY[-1]
+            plan = self._plan(INSTANT, target.port, connections=most, seconds=seconds, stream=True)
+            before = machine.cpu_seconds(target.process)
+            bursts = tools.load(plan, self._home)
+            spent = machine.cpu_seconds(target.process) - before
+            return {
+                f"{target.name}_first_ms": paced.first_p50_ms,
+                f"{target.name}_stream_ms": paced.p50_ms,
+                f"{target.name}_tokens_per_s": ratio(TOKENS * bursts.requests, bursts.seconds),
+                f"{target.name}_token_cpu_us": ratio(1e6 * spent, TOKENS * bursts.requests),
+            }
+
+        return part
+
+    def _plan(self, model: str, port: int, *, connections: int, seconds: float, stream: bool = False) -> Plan:
+        return Plan(
+            port=port,
+            path=_PATH,
+            headers={"authorization": f"Bearer {self._key}", "content-type": "application/json"},
+            body=request_body(model, stream=stream),
+            connections=connections,
+            seconds=seconds,
+            first=TOKEN if stream else "",
+            expect=TOKENS if stream else 0,
+        )
+
+    def _spent(self, target: Target) -> tuple[float, float, int]:
+        """CPU seconds of the target and of PostgreSQL, and transactions that wrote."""
+        if target is not self._gateway:
+            return machine.cpu_seconds(target.process), 0.0, 0
+        return (
+            machine.cpu_seconds(target.process),
+            machine.server_cpu_seconds(self._server),
+            asyncio.run(machine.writes(self._server)),
+        )
+
+    def _rss(self) -> float:
+        return float(self._gateway.process.memory_info().rss) / 2**20
+
+
+def request_body(model: str, *, stream: bool = False) -> str:
+    """A request of `REQUEST_BYTES`, of harmless prose."""
+    members = {"model": model, "max_tokens": 64, "stream": stream}
+    bare = len(msgspec.json.encode({**members, "messages": [{"role": "user", "content": ""}]}))
+    prose = (_PROSE * (REQUEST_BYTES // len(_PROSE) + 1))[: REQUEST_BYTES - bare]
+    return msgspec.json.encode({**members, "messages": [{"role": "user", "content": prose}]}).decode()
+
+
+async def seed(server: Server) -> str:
+    """A tenant with a budget that no bench exhausts; its API key."""
+    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in ("tenant", "agent")}
+    async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
+        directory = Directory(tenants=ports["tenant"], agents=ports["agent"])
+        entitlements = Entitlements(models=(INSTANT, PACED), tokens_per_day=10**15)
+        await directory.tenants.create(operator_of(_TENANT), _TENANT, name="Bench", entitlements=entitlements)
+        made = await issue(
+            directory, _TENANT, principal=PrincipalId("svc_bench"), role="service", env="prod", label="bench"
+        )
+        return made.api_key
+
+
+@contextmanager
+def stack_b(server: Server, home: Path, *, port: int, upstream: int) -> Iterator[psutil.Process]:
+    """The gateway as in production, with the upstream as its one backend."""
+    dsn, jwks = home / "database_url", home / "jwks.json"
+    dsn.write_text(server.dsn("ao_app"))
+    jwks.write_bytes(msgspec.json.encode(issuer.jwks(issuer.generate_key(home / "issuer.pem"))))
+    models = [{"id": model} for model in (INSTANT, PACED)]
+    backends = [{"name": "bench", "base_url": f"http://127.0.0.1:{upstream}/v1", "models": models}]
+    environment = {
+        "AGENTOS_MODE": "prod",
+        "AGENTOS_DATABASE_URL_FILE": str(dsn),
+        "AGENTOS_ISSUER": "urn:agentos:bench",
+        "AGENTOS_JWKS_FILE": str(jwks),
+        "AGENTOS_STACK_B_PORT": str(port),
+        "AGENTOS_BACKENDS": msgspec.json.encode(backends).decode(),
+    }
+    command = machine.python("deploy.roots.stack_b")
+    with machine.child(command, log=home / "stack-b.log", environment=environment) as process:
+        machine.wait_until_open(port)
+        yield process
+
+
+def lines(targets: Sequence[Target]) -> list[Line]:
+    found: list[Line] = []
+    for connections in _CONCURRENCY:
+        found.append(Line(f"whole answers, {connections} at once"))
+        for target in targets:
+            name, title = f"{target.name}_{{}}_{connections}", _TITLES[target.name]
+            found += [
+                Line(title, name.format("rps"), "requests/s"),
+                Line("  p50", name.format("p50_ms"), "ms"),
+                Line("  p99", name.format("p99_ms"), "ms"),
+                Line("  CPU per request", name.format("cpu_us"), "µs"),
+                Line("  CPU of PostgreSQL per request", name.format("db_cpu_us"), "µs"),
+                Line("  transactions per request that write", name.format("writes")),
+            ]
+    found.append(
+        Line(f"streams of {TOKENS} tokens: the first token at 1 paced stream, the CPU in bursts of {_CONCURRENCY[-1]}")
+    )
+    for target in targets:
+        found += [
+            Line(_TITLES[target.name], f"{target.name}_tokens_per_s", "tokens/s"),
+            Line("  time to first token p50", f"{target.name}_first_ms", "ms"),
+            Line("  whole paced stream p50", f"{target.name}_stream_ms", "ms"),
+            Line("  CPU per token", f"{target.name}_token_cpu_us", "µs"),
+        ]
+    most = _CONCURRENCY[-1]
+    return [
+        *found,
+        Line("Stack B beside its references"),
+        Line(f"requests/s at {most}, to the upstream's own", f"rps_ratio_{most}"),
+        Line(f"CPU per request at {most}, to nginx's", "nginx_cpu_ratio"),
+        Line("added to the p50 at 1", "added_p50_ms_1", "ms"),
+        Line("added to the first token", "added_first_ms", "ms"),
+        Line("memory at start (RSS)", "gateway_rss_start_mib", "MiB"),
+        Line("memory under load", "gateway_rss_mib", "MiB"),
+    ]
+
+
+def parse(arguments: list[str]) -> Options:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.gateway", description=__doc__)
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="interleaved rounds (%(default)s)")
+    parser.add_argument("--seconds", type=at_least_one, default=2, help="of each measurement (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        return msgspec.structs.replace(SMOKE, json=given.json)
+    return Options(rounds=given.rounds, seconds=given.seconds, json=given.json)
+
+
+def main(options: Options) -> None:
+    talk = Console(stderr=True)
+    missing = [text for tool, text in (("wrk", tools.NO_WRK), ("nginx", tools.NO_NGINX)) if not tools.has(tool)]
+    with ExitStack() as stack:
+        home = stack.enter_context(machine.workplace())
+        server = stack.enter_context(machine.database(home))
+        key = asyncio.run(seed(server))
+        upstream, proxy, gateway = free_port(), free_port(), free_port()
+        command = machine.python("tests.bench.upstream", str(upstream))
+        direct = stack.enter_context(machine.child(command, log=home / "upstream.log", announces=True))
+        targets = [Target(name="direct", port=upstream, process=direct)]
+        if tools.has("nginx"):
+            process = stack.enter_context(tools.nginx(home, port=proxy, upstream=upstream))
+            targets.append(Target(name="nginx", port=proxy, process=process))
+        process = stack.enter_context(stack_b(server, home, port=gateway, upstream=upstream))
+        targets.append(Target(name="gateway", port=gateway, process=process))
+        bench = GatewayBench(targets, server, key, home, options)
+        told = conditions(
+            options,
+            postgres=asyncio.run(machine.settings(server)),
+            loaded_by="wrk" if tools.has("wrk") else "tests.bench.http_load",
+            request_bytes=REQUEST_BYTES,
+        )
+        bench.warm_up()
+        rounds = interleaved(options.rounds, bench.parts(), talk)
+    report(record_of("gateway", told, rounds, missing=missing), lines(targets), json=options.json)
+
+
+if __name__ == "__main__":
+    main(parse(sys.argv[1:]))

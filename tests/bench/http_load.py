@@ -1,0 +1,141 @@
+"""HTTP load from a process of its own: `python -m tests.bench.http_load`, a `Plan` on stdin, a `Sample` on stdout.
+
+Raw asyncio and a C parser. Each connection sends its next request when the last one is answered whole.
+"""
+
+import asyncio
+import sys
+import time
+from typing import Final, cast
+
+import httptools
+import msgspec
+from msgspec import Struct
+
+from deploy.roots.server import run
+from tests.bench.figures import percentile
+
+_ANSWER_SECONDS: Final = 10.0
+_OK: Final = 200
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    port: int
+    path: str
+    headers: dict[str, str]
+    body: str
+    connections: int
+    seconds: float
+    first: str = ""
+    """Where this appears in the body, the first token has come."""
+    expect: int = 0
+    """How often `first` must appear in every answer."""
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    requests: int
+    failures: int
+    """Other answers than 200, and answers that lack something."""
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    first_p50_ms: float = 0.0
+    """Until the first token, where the plan says how to know it."""
+
+
+def request_of(plan: Plan) -> bytes:
+    body = plan.body.encode()
+    headers = {"host": f"127.0.0.1:{plan.port}", "content-length": str(len(body)), **plan.headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {plan.path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+class Asking(asyncio.Protocol):
+    """One connection: one request at a time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._first = plan.first.encode()
+        self._expect = plan.expect
+        self._parser = httptools.HttpResponseParser(self)
+        self._request = request_of(plan)
+        self._transport: asyncio.Transport | None = None
+        self._answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._body = b""
+        self._began = 0.0
+        self.took: list[float] = []
+        self.first_took: list[float] = []
+
+    async def ask(self) -> bool:
+        """Whether the answer is what it should be."""
+        assert self._transport is not None
+        self._answered = asyncio.get_running_loop().create_future()
+        self._body = b""
+        self._began = time.perf_counter()
+        self._transport.write(self._request)
+        return await self._answered
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one, without saying so
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answered.done():
+            self._answered.set_exception(exc or ConnectionError("the server closed the connection"))
+
+    def on_message_begin(self) -> None:
+        self._has_first = False
+
+    def on_body(self, data: bytes) -> None:
+        if not self._first:
+            return
+        self._body += data
+        if not self._has_first and self._first in self._body:
+            self._has_first = True
+            self.first_took.append(time.perf_counter() - self._began)
+
+    def on_message_complete(self) -> None:
+        self.took.append(time.perf_counter() - self._began)
+        good = self._parser.get_status_code() == _OK and self._body.count(self._first) >= self._expect
+        self._answered.set_result(good)
+
+
+async def measure(plan: Plan) -> Sample:
+    loop = asyncio.get_running_loop()
+    opened = [
+        await loop.create_connection(lambda: Asking(plan), "127.0.0.1", plan.port) for _ in range(plan.connections)
+    ]
+    failures = 0
+    began = time.perf_counter()
+    over = began + plan.seconds
+
+    async def keep_asking(asking: Asking) -> None:
+        nonlocal failures
+        while time.perf_counter() < over:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                failures += not await asking.ask()
+
+    await asyncio.gather(*(keep_asking(asking) for _, asking in opened))
+    seconds = time.perf_counter() - began
+    for transport, _ in opened:
+        transport.close()
+    took = [one for _, asking in opened for one in asking.took]
+    first = [one for _, asking in opened for one in asking.first_took]
+    return Sample(
+        requests=len(took),
+        failures=failures,
+        seconds=seconds,
+        p50_ms=1_000 * percentile(took, 0.5),
+        p99_ms=1_000 * percentile(took, 0.99),
+        first_p50_ms=1_000 * percentile(first, 0.5) if first else 0.0,
+    )
+
+
+async def main() -> None:
+    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    sys.stdout.write(msgspec.json.encode(await measure(plan)).decode() + "\n")
+
+
+if __name__ == "__main__":
+    run(main())

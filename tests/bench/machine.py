@@ -1,0 +1,171 @@
+"""What a bench runs on: a PostgreSQL of its own with production settings, processes of its own, and their CPU time."""
+
+import asyncio
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from adapters.postgres.bootstrap import RolePasswords
+from deploy import embedded_postgres as embedded
+from ports.errors import Unavailable
+from tests.support.postgres import Server, fetch, free_port
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+READY: Final = "ready"
+"""What a process of ours writes to stdout once it works."""
+
+_START_SECONDS: Final = 20.0
+_STOP_SECONDS: Final = 20.0
+_FLUSH_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.02
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A directory for logs, keys and configuration, gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="agentos-bench-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def database(home: Path) -> Iterator[Server]:
+    """An embedded server with the settings of production (it waits for the disk), migrated; gone at the end."""
+    layout = embedded.Layout(home / "postgres")
+    password = secrets.token_urlsafe(16)
+    embedded.prepare(layout, superuser_password=password)
+    port = free_port()
+    process = embedded.start(layout, port)
+    try:
+        embedded.wait_ready(port)
+        passwords = RolePasswords(owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8))
+        server = Server(layout=layout, port=port, superuser_password=password, passwords=passwords)
+        embedded.set_up_database(server.dsn("postgres", "postgres"), server.dsn("ao_owner"), passwords)
+        yield server
+    finally:
+        embedded.stop(layout)
+        process.wait(_STOP_SECONDS)
+        embedded.destroy(layout)
+
+
+@contextmanager
+def child(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None, announces: bool = False
+) -> Iterator[psutil.Process]:
+    """A process with nothing of the caller's environment that could change a figure; asked to end at the end.
+
+    With `announces` the block begins once it has written `READY`.
+
+    Raises:
+        Unavailable: it ended instead, with the end of its log.
+    """
+    base = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            command,
+            env={**base, **(environment or {})},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if announces else sink,
+            stderr=sink,
+            text=True,
+        )
+    try:
+        if process.stdout is not None and process.stdout.readline().strip() != READY:
+            raise Unavailable(f"{command} ended before it was ready: {log.read_text()[-2_000:]}")
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def wait_until_open(port: int) -> None:
+    """Until somebody listens on `port` of this machine."""
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise Unavailable(f"nobody listens on port {port} after {_START_SECONDS:.0f} s") from error
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time so far."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def server_cpu_seconds(server: Server) -> float:
+    """Of the server and all its processes, those that have ended included."""
+    main = embedded.server_process(server.layout)
+    if main is None:
+        raise Unavailable("the bench's own PostgreSQL is gone; see its log for why")
+    times = main.cpu_times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for backend in main.children():
+        with suppress(psutil.NoSuchProcess):
+            total += cpu_seconds(backend)
+    return float(total)
+
+
+async def writes(server: Server) -> int:
+    """Transactions that wrote, so far: each took a number, and most made the server wait for the disk."""
+    [row] = await fetch(
+        server.dsn("postgres", "postgres"), "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next"
+    )
+    return int(row["next"])
+
+
+async def commits(server: Server) -> int:
+    """Transactions committed in our database so far, those that only read included.
+
+    Sessions tell what they did with up to ten seconds' delay, and at their end: call this when all have ended.
+    """
+    dsn = server.dsn("postgres", "postgres")
+    end = time.monotonic() + _FLUSH_SECONDS
+    while True:
+        [row] = await fetch(
+            dsn,
+            """
+            SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname = 'agentos') AS commits,
+                   (SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = 'agentos' AND backend_type = 'client backend') AS sessions
+            """,
+        )
+        if row["sessions"] == 0:
+            return int(row["commits"])
+        if time.monotonic() > end:
+            raise Unavailable(f"{row['sessions']} sessions are still open; close them before counting commits")
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def settings(server: Server) -> dict[str, str]:
+    """Those of the server that decide about figures."""
+    names = ["server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_connections"]
+    rows = await fetch(
+        server.dsn("postgres", "postgres"), "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", names
+    )
+    return {row["name"]: row["setting"] for row in rows}

@@ -1,0 +1,106 @@
+"""A backend that answers at once, always the same: `python -m tests.bench.upstream <port>`.
+
+Raw asyncio, so that it costs as little as a Python server can. A request for a stream gets `TOKENS` chunks: all together,
+or, for the model `PACED`, one every `PACE_SECONDS`, the first at once.
+"""
+
+import asyncio
+import signal
+import sys
+from typing import Any, Final, cast
+
+import httptools
+import msgspec
+
+from deploy.roots.server import run
+from tests.bench.machine import READY
+
+INSTANT: Final = "bench-instant"
+PACED: Final = "bench-paced"
+TOKENS: Final = 32
+TOKEN: Final = "tok "
+PACE_SECONDS: Final = 0.005
+
+_HEAD: Final = {"id": "chatcmpl-bench", "created": 1_700_000_000, "model": INSTANT}
+_USAGE: Final = {"prompt_tokens": 210, "completion_tokens": TOKENS, "total_tokens": 210 + TOKENS}
+
+
+def whole() -> bytes:
+    """The answer to a request without a stream."""
+    message = {"role": "assistant", "content": TOKEN * TOKENS}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    body = msgspec.json.encode({**_HEAD, "object": "chat.completion", "choices": [choice], "usage": _USAGE})
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def pieces() -> list[bytes]:
+    """A stream: its head with the first token, the other tokens, and its end; each a part of the response."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    role = _event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+    token = _event([{"index": 0, "delta": {"content": TOKEN}, "finish_reason": None}])
+    end = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}]) + _event([], usage=_USAGE)
+    return [head + role + token, *[token] * (TOKENS - 1), end + _frame(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
+
+
+def _event(choices: list[dict[str, Any]], **more: Any) -> bytes:
+    chunk = {**_HEAD, "object": "chat.completion.chunk", "choices": choices, **more}
+    return _frame(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+
+
+def _frame(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+class Answering(asyncio.Protocol):
+    """One connection. Requests on it come one after the other, as our clients send them."""
+
+    _WHOLE: Final = whole()
+    _PIECES: Final = pieces()
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._body = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one, without saying so
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, data: bytes) -> None:
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        body, self._body = self._body, b""
+        if b'"stream":true' not in body:
+            self._write(self._WHOLE)
+        elif PACED.encode() in body:
+            loop = asyncio.get_running_loop()
+            for number, piece in enumerate(self._PIECES):
+                loop.call_later(number * PACE_SECONDS, self._write, piece)
+        else:
+            self._write(b"".join(self._PIECES))
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+
+async def main(port: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    server = await loop.create_server(Answering, "127.0.0.1", port)
+    sys.stdout.write(READY + "\n")
+    sys.stdout.flush()
+    await ended.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    run(main(int(sys.argv[1])))

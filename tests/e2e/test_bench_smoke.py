@@ -1,0 +1,41 @@
+"""The benches run and find every figure. What they find in a few seconds says nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.bench.harness import Record
+from tests.bench.machine import ROOT
+
+
+@pytest.mark.parametrize(
+    ("bench", "figures"),
+    [
+        ("engine", {"runs_per_s", "commits_per_run", "claim_p50_ms", "claim_p99_ms", "worker_cpu_ms", "ratio"}),
+        ("gateway", {"gateway_rps_16", "gateway_p99_ms_1", "gateway_cpu_us_16", "gateway_first_ms", "direct_rps_16"}),
+    ],
+)
+def test_a_smoke_run_measures_everything_beside_its_reference(bench: str, figures: set[str], tmp_path: Path) -> None:
+    written = tmp_path / "record.json"
+
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.bench.{bench}", "--smoke", "--json", str(written)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    record = msgspec.json.decode(written.read_bytes(), type=Record)
+    assert figures <= record.medians.keys()
+    assert all(value > 0 for name, value in record.medians.items() if name in figures)
+    assert record.conditions["postgres"]["fsync"] == "on"
+    assert f"{bench}: medians of 1 interleaved rounds" in done.stdout
+    assert all(sentence in " ".join(done.stdout.split()) for sentence in record.missing)
