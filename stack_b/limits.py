@@ -1,24 +1,27 @@
 """The published caps of the gateway. Each is in the OpenAPI document; the defaults are those of the public contract."""
 
 from datetime import timedelta
+from typing import Annotated, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+Cap: TypeAlias = Annotated[int, Meta(ge=1)]
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    body_bytes: int = 4 * 1024 * 1024
-    messages: int = 2_048
-    tools: int = 128
-    stop_strings: int = 4
-    choices: int = 8
+    body_bytes: Cap = 4 * 1024 * 1024
+    messages: Cap = 2_048
+    tools: Cap = 128
+    stop_strings: Cap = 4
+    choices: Cap = 8
     """`n`."""
-    logit_bias: int = 300
-    max_tokens: int = 131_072
+    logit_bias: Cap = 300
+    max_tokens: Cap = 131_072
     """The most a request may ask for; a model may have less."""
-    default_output_tokens: int = 4_096
+    default_output_tokens: Cap = 4_096
     """What is held, and what the backend may write at most, when a request names no `max_tokens`."""
-    embedding_inputs: int = 2_048
-    request_s: int = 600
+    embedding_inputs: Cap = 2_048
+    request_s: Cap = 600
     """From the first byte of a request to the last of its answer. The official SDKs give up at the same time."""
 
     @property

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment, resolve
 from deploy.roots.server import run, serve
@@ -13,11 +15,13 @@ from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
 from ports.clock import Clock
+from ports.errors import InvalidArgument
 from ports.http.edge import App
 from stack_b.app import open_app
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.settings import BackendSettings, discovered, merged, open_backends, parse_settings
 from stack_b.deps import NEEDS, StackBDeps
+from stack_b.limits import Limits
 
 AUDIENCE = "stack-b"
 
@@ -39,6 +43,14 @@ def backends(env: Environment) -> tuple[BackendSettings, ...]:
     return merged(explicit, discovered(env.variables), demo=env.mode() != "prod")
 
 
+def limits(env: Environment) -> Limits:
+    """The published caps, with what the JSON object in `AGENTOS_GATEWAY_LIMITS` says instead."""
+    try:
+        return msgspec.json.decode(env.text("GATEWAY_LIMITS", "{}"), type=Limits)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"AGENTOS_GATEWAY_LIMITS is not usable: {error}") from None
+
+
 @asynccontextmanager
 async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Clock) -> AsyncIterator[App]:
     """The gateway over the chosen adapters, for as long as the block runs."""
@@ -57,7 +69,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 demo=env.mode() != "prod",
             )
         )
-        deps = StackBDeps(clock=clock, metrics=metrics, catalog=Catalog(opened, clock), **ports)
+        deps = StackBDeps(clock=clock, metrics=metrics, catalog=Catalog(opened, clock), limits=limits(env), **ports)
         yield await stack.enter_async_context(open_app(deps))
 
 
