@@ -24,11 +24,15 @@ SELECT m.* FROM memory_items m WHERE m.tenant_id = :tenant AND m.namespace = :na
 -- name: search
 -- By the number of shared words; among equals the more concise item first, then the newer.
 WITH hits AS (
-    SELECT w.key, count(*) AS shared
+    SELECT found.key, count(*) AS shared
     FROM json_array_elements_text(CAST(:words AS json)) AS wanted (word)
-    JOIN memory_words w ON w.word = wanted.word
-    WHERE w.tenant_id = :tenant AND w.namespace = :namespace
-    GROUP BY w.key
+    CROSS JOIN LATERAL (
+        SELECT w.key FROM memory_words w
+        WHERE w.tenant_id = :tenant AND w.namespace = :namespace AND w.word = wanted.word
+        -- Word by word through the index: the planner takes every list for a long one and would read all of the tenant's.
+        OFFSET 0
+    ) found
+    GROUP BY found.key
 )
 SELECT m.*, CAST(hits.shared + hits.shared / (m.words + 1.0) AS double precision) AS score
 FROM hits
