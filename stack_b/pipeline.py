@@ -72,14 +72,14 @@ class Pipeline:
         async with self._request(trail):
             ready = await self._prepared_chat(auth, call, trail)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
-                answer, usage = await self._called(
+                answer = await self._called(
                     ready,
                     spending,
                     trail,
                     lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
                     content_bytes_of,
                 )
-            return {**answer, "model": call.model, **trail.receipt(usage, answer.get("usage"))}
+            return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     async def stream(self, auth: AuthContext, call: ChatCall) -> AsyncGenerator[dict[str, Json], None]:
         """The chunks of the answer; the receipt is on the finish chunk. Closing it early settles what was used."""
@@ -112,11 +112,11 @@ class Pipeline:
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
             )
             async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
-                answer, usage = await self._called(
+                answer = await self._called(
                     ready, spending, trail, lambda to: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
             data = [{**item, "embedding": encoded(item["embedding"], call.encoding)} for item in answer["data"]]
-            receipt = trail.receipt(usage, answer.get("usage"))
+            receipt = trail.receipt(spending.total, answer.get("usage"))
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
     async def check(self, auth: AuthContext, call: ChatCall) -> Verdict:
@@ -126,7 +126,7 @@ class Pipeline:
             tenant, candidates = await self._entitled(auth, call.model, "chat")
             decision = await decide(self._deps.pii, auth, call.members)
             balance = await self.balances.current(auth, limit=tenant.entitlements.tokens_per_day)
-            ask = chat_ask(call, self._limits, model_max_tokens=candidates[0].card.max_tokens)
+            ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
             return Verdict(
                 policy_outcome=decision.outcome,
                 findings=decision.findings,
@@ -148,17 +148,24 @@ class Pipeline:
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
         tenant, candidates = await self._entitled(auth, call.model, "chat")
         body = await self._inspected(auth, call.members, trail)
-        most = candidates[0].card.max_tokens
-        if most is not None and call.max_tokens is not None and call.max_tokens > most:
-            raise InvalidArgument(f"max_tokens is at most {most} for this model", code="validation_failed")
-        redacted = msgspec.structs.replace(call, members=body)
+        ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
         return _Ready(
             candidates=candidates,
             body={**body, "n": call.choices} if call.choices > 1 else body,
-            ask=chat_ask(redacted, self._limits, model_max_tokens=most),
+            ask=ask,
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(msgspec.json.encode(body)),
         )
+
+    def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
+        most = preferred.card.max_tokens
+        if most is not None and call.max_tokens is not None and call.max_tokens > most:
+            raise InvalidArgument(
+                f"max_tokens is at most {most} for this model",
+                code="validation_failed",
+                details={"path": "$.max_tokens"},
+            )
+        return chat_ask(call, self._limits, model_max_tokens=most)
 
     async def _entitled(
         self, auth: AuthContext, model: str, kind: Literal["chat", "embed"]
@@ -201,7 +208,7 @@ class Pipeline:
 
     async def _called(
         self, ready: _Ready, spending: Spending, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
-    ) -> tuple[dict[str, Json], Usage]:
+    ) -> dict[str, Json]:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
         for last, candidate in _with_last(ready.candidates):
             spending.assume(_lost(ready, candidate))
@@ -221,7 +228,7 @@ class Pipeline:
             )
             spending.add(usage)
             self._tell.attempted(candidate, trail.paid(usage))
-            return answer, usage
+            return answer
         raise AssertionError("there is always a candidate")
 
     async def _streamed(

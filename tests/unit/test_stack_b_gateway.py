@@ -189,6 +189,17 @@ async def test_max_tokens_upstream_is_what_is_held() -> None:
     assert "max_completion_tokens" not in upstream.requests[1].body
 
 
+async def test_a_models_own_limit_is_kept_and_told() -> None:
+    upstream = ScriptedUpstream([completion()])
+    card = ModelCard(id="m-1", upstream="m-1", max_tokens=32)
+    async with stack_b(backend(upstream, models=(card,))) as node:
+        refused = await node.chat(model="m-1", max_tokens=33)
+        await node.chat(model="m-1")
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "max_tokens")
+    assert [received.body["max_tokens"] for received in upstream.requests] == [32]
+
+
 async def test_a_model_of_nobody_and_a_model_of_others_are_refused_alike() -> None:
     upstream = ScriptedUpstream([completion()], models=["m-1", "m-2"])
     async with stack_b(backend(upstream), models=("m-1",)) as node:
