@@ -47,6 +47,7 @@ _SINGLETONS: Final = frozenset(
 )  # fmt: skip
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_CONTENT_LENGTH_CHARS: Final = 18
 
 logger = logging.getLogger("agentos.http")
 
@@ -304,8 +305,12 @@ async def _body(receive: Receive, headers: _Headers, limit: int) -> bytes:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
     media = (headers.get(b"content-type") or "").partition(";")[0].strip().lower()
     announced = headers.get(b"content-length")
-    if announced is not None and int(announced) > limit:
-        raise _too_large(limit)
+    if announced is not None:
+        if not (announced.isascii() and announced.isdigit()):
+            raise InvalidArgument("Content-Length must be a number")
+        # By its length first: a number of a million digits takes long to read.
+        if len(announced) > _CONTENT_LENGTH_CHARS or int(announced) > limit:
+            raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0
     more = True

@@ -183,6 +183,18 @@ async def test_a_body_that_grows_past_the_limit_is_refused_without_an_announced_
     assert code(response) == "payload_too_large"
 
 
+@pytest.mark.parametrize(
+    ("announced", "expected"),
+    [("-1", "invalid_request"), ("1_0", "invalid_request"), ("9" * 5_000, "payload_too_large")],
+)
+async def test_a_content_length_that_makes_no_sense_is_refused(
+    client: httpx.AsyncClient, announced: str, expected: str
+) -> None:
+    response = await post(client, b"{}", **{"content-length": announced})
+
+    assert code(response) == expected
+
+
 async def test_a_body_we_take_reaches_the_endpoint_parsed_and_raw(client: httpx.AsyncClient) -> None:
     response = await post(client, b'{"a": 1}')
 
