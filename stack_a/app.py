@@ -12,12 +12,13 @@ from observability.http import observer
 from observability.metrics import Metrics
 from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.http.edge import App, Edge
+from ports.http.health import Probe
 from ports.http.openapi import document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
 from ports.ids import PrincipalId, TenantId
 from stack_a.deps import ApiDeps
 from stack_a.http.agents import get_agent, list_agents
-from stack_a.http.health import Probe, health_routes
+from stack_a.http.health import health_routes
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
 from stack_a.http.stream import OpenStreams

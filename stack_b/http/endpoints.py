@@ -1,9 +1,8 @@
 """The endpoints: each takes what the edge parsed, makes it canonical, and hands it to the pipeline."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-import anyio
 import msgspec
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
@@ -12,8 +11,9 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from ports.context import AuthContext
-from ports.errors import AgentOSError, NotFound
+from ports.errors import NotFound
 from ports.http.edge import exchange
+from ports.http.health import OK, Probe, states_of
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
 from stack_b.deps import StackBDeps
@@ -22,10 +22,7 @@ from stack_b.http.replies import ChatStream, JsonReply
 from stack_b.http.wire import Health, ModelList, ModelView, Readiness
 from stack_b.pipeline import Pipeline
 
-PROBE_S: Final = 2.0
-
 Asked: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
-Probe: TypeAlias = Callable[[], Awaitable[object]]
 
 
 def model_routes(deps: StackBDeps, pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -86,20 +83,9 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
 
     @get("/readyz")
     async def readyz() -> ASGIApp:
-        states: dict[str, str] = {}
-
-        async def ask(name: str, probe: Probe) -> None:
-            states[name] = await _state(probe)
-
-        async with anyio.create_task_group() as group:
-            for name, probe in probes.items():
-                group.start_soon(ask, name, probe)
-        ready = all(state == "ok" for state in states.values())
-        view = Readiness(
-            status="ok" if ready else "unavailable",
-            dependencies=dict(sorted(states.items())),
-            models=len(deps.catalog.served()),
-        )
+        states = await states_of(probes)
+        ready = all(state == OK for state in states.values())
+        view = Readiness(status=OK if ready else "unavailable", dependencies=states, models=len(deps.catalog.served()))
         return _json(view, status=200 if ready else 503)
 
     @get("/metrics")
@@ -111,17 +97,6 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
         return _reply(JsonReply(openapi))
 
     return [healthz, readyz, metrics, document]
-
-
-async def _state(probe: Probe) -> str:
-    try:
-        with anyio.fail_after(PROBE_S):
-            await probe()
-    except TimeoutError:
-        return f"no answer within {PROBE_S:g} s"
-    except AgentOSError as error:
-        return error.code
-    return "ok"
 
 
 def _json(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
