@@ -185,6 +185,9 @@ async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection, *, i
         try:
             async with asyncio.timeout(_CLEANUP_SECONDS):
                 await driver.execute("ROLLBACK")
+        except asyncio.CancelledError:
+            driver.terminate()  # the pool will see that it is closed
+            raise
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             pass
         else:

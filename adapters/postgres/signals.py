@@ -94,9 +94,6 @@ class Signals:
         while True:
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await self._serve_one_connection()
-            # Nobody knows what was told meanwhile: everybody looks.
-            for topic in list(self._waiters):
-                self._wake(topic)
             await asyncio.sleep(random.uniform(*_RECONNECT_SECONDS))  # noqa: S311 - spreads load, guards nothing
 
     async def _serve_one_connection(self) -> None:
@@ -104,6 +101,7 @@ class Signals:
         try:
             connection.add_termination_listener(lambda _: self._wanted.set())
             await connection.add_listener(CHANNEL, self._heard)
+            # Nobody knows what was told before: everybody looks.
             for topic in list(self._waiters):
                 self._wake(topic)
             while not connection.is_closed():

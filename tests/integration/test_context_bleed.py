@@ -50,7 +50,9 @@ class TestContextBleed:
 
         for _ in range(ROUNDS):
             tenant = dice.choice(TENANTS)
-            accident = dice.choices(["none", "error", "statement", "cancel", "mid-statement"], [8, 4, 4, 4, 1])[0]
+            accident = dice.choices(
+                ["none", "error", "statement", "cancel", "error while cancelled", "mid-statement"], [8, 4, 4, 4, 4, 1]
+            )[0]
             try:
                 with anyio.CancelScope() as scope:
                     async with database.transaction(tenant) as transaction:
@@ -58,7 +60,7 @@ class TestContextBleed:
                         strays += [row["tenant_id"] for row in seen] != [tenant]
                         await happen(accident, scope, transaction)
             except AgentOSError:
-                assert accident in {"error", "statement"}
+                assert accident in {"error", "statement", "error while cancelled"}
             async with database.transaction(None) as transaction:
                 strays += await transaction.rows(SEEN, {}) != []
                 bound = await transaction.row(BOUND, {})
@@ -112,6 +114,9 @@ async def happen(accident: str, scope: anyio.CancelScope, transaction: Transacti
             await transaction.rows(BROKEN, {})
         case "cancel":
             scope.cancel()
+        case "error while cancelled":
+            scope.cancel()
+            raise Conflict("as it happens")
         case "mid-statement":
             async with anyio.create_task_group() as group:
                 group.start_soon(transaction.rows, SLOW, {})

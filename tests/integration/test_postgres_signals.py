@@ -63,6 +63,19 @@ async def listening(clone: Clone, count: int) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[signals.Waiter]:
+    """Grows by a waiter each time one begins to wait."""
+    seen: list[signals.Waiter] = []
+    wait = signals.Waiter.wait
+
+    async def noted(waiter: signals.Waiter, at_most: float | None = None) -> None:
+        seen.append(waiter)
+        await wait(waiter, at_most)
+
+    monkeypatch.setattr(signals.Waiter, "wait", noted)
+    return seen
+
+
 @pytest.mark.anyio
 class TestSignals:
     async def test_an_event_written_elsewhere_wakes_a_follower(
@@ -90,6 +103,7 @@ class TestSignals:
         self, clone: Clone, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        waits = watched(monkeypatch)
         here, there = two
         got: list[Delivery] = []
 
@@ -97,12 +111,16 @@ class TestSignals:
             got.extend(await here.queue.lease(NODE, limit=1, duration=HOUR, wait=HOUR))
 
         with anyio.fail_after(PATIENCE_S):
-            async with anyio.create_task_group() as group:
-                group.start_soon(lease)
-                await listening(clone, 1)
-                await there.queue.enqueue(ACME, b"work")
+            for body in (b"while the line is built", b"over the line"):
+                async with anyio.create_task_group() as group:
+                    before = len(waits)
+                    group.start_soon(lease)
+                    await listening(clone, 1)
+                    while len(waits) == before:
+                        await anyio.lowlevel.checkpoint()
+                    await there.queue.enqueue(ACME, body)
 
-        assert [one.body for one in got] == [b"work"]
+        assert [one.body for one in got] == [b"while the line is built", b"over the line"]
 
     async def test_lost_wake_ups_cost_a_moment_and_nothing_else(
         self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
