@@ -52,7 +52,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
     """What will be run, in order. Pure."""
-    pytest = [str(scripts / "python"), "-m", "pytest", *(["-q"] if not options.pytest else []), *options.pytest]
+    # Why something was skipped is always said.
+    pytest = [str(scripts / "python"), "-m", "pytest", *(options.pytest or ("-q", "-rs"))]
     if options.fast:
         pytest += [f"--ignore={folder}" for folder in _SLOW]
     return (
