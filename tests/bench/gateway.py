@@ -53,7 +53,7 @@ class Options(Struct, frozen=True, kw_only=True):
     rounds: int = 3
     seconds: int = 2
     """Of each measurement of whole answers."""
-    stream_seconds: float = 1.5
+    stream_seconds: float = 1.0
     """Of each measurement of streams."""
     warm_up_seconds: int = 1
     """Of each target, before the first round."""

@@ -19,7 +19,7 @@ INSTANT: Final = "bench-instant"
 PACED: Final = "bench-paced"
 TOKENS: Final = 32
 TOKEN: Final = "tok "
-PACE_SECONDS: Final = 0.005
+PACE_SECONDS: Final = 0.003
 
 _HEAD: Final = {"id": "chatcmpl-bench", "created": 1_700_000_000, "model": INSTANT}
 _USAGE: Final = {"prompt_tokens": 210, "completion_tokens": TOKENS, "total_tokens": 210 + TOKENS}
