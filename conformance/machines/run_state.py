@@ -12,7 +12,7 @@ from typing import Final
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, MultipleResults, multiple, rule
+from hypothesis.stateful import Bundle, MultipleResults, multiple, precondition, rule
 
 from conformance.factories import idempotency, intent, new_run, result, telling
 from conformance.harness import RunStateHarness
@@ -27,6 +27,8 @@ TICK: Final = timedelta(minutes=10)
 TENANTS: Final = st.sampled_from([ACME, GLOBEX])
 WORKERS: Final = st.sampled_from([WorkerId("wrk_one"), WorkerId("wrk_two"), WorkerId("wrk_three")])
 KEYS: Final = st.sampled_from(["key-1", "key-2"])
+FEW: Final = 3
+"""How many runs there are at most, so that what happens happens to the same ones."""
 ENDS: Final = {"succeeded": "run.completed", "failed": "run.failed", "cancelled": "run.cancelled"}
 
 
@@ -74,6 +76,7 @@ class RunStateMachine(Driven[RunStateHarness]):
     def live(self, worker: WorkerId | None) -> bool:
         return worker is not None and self.tick < self.leases.get(worker, 0)
 
+    @precondition(lambda self: len(self.created) < FEW)
     @rule(target=runs, auth=TENANTS)
     def create(self, auth: AuthContext) -> Expected:
         created = self.run(self.port.create(auth, new_run()))
@@ -86,6 +89,8 @@ class RunStateMachine(Driven[RunStateHarness]):
     def create_by_key(self, auth: AuthContext, key: str, fingerprint: str) -> MultipleResults[Expected] | Expected:
         known = self.keys.get((auth.tenant, key))
         new = new_run(idempotency(key, fingerprint=fingerprint))
+        if known is None and len(self.created) >= FEW:
+            return multiple()
         if known is not None and known[0] != fingerprint:
             assert self.outcome(self.port.create(auth, new)) == "idempotency_key_reused"
             return multiple()
@@ -115,11 +120,16 @@ class RunStateMachine(Driven[RunStateHarness]):
         self.run(self.port.retire(NODE, worker))
         self.leases.pop(worker, None)
 
-    @rule(one=runs, worker=WORKERS)
-    def renew_and_claim(self, one: Expected, worker: WorkerId) -> None:
-        """What a worker does, so that most sequences get beyond a refused claim."""
+    @rule(one=runs, worker=WORKERS, then=st.sampled_from(["hold", "release", "retire"]))
+    def serve(self, one: Expected, worker: WorkerId, then: str) -> None:
+        """What a worker does from claim to crash, so that most sequences get beyond a refused claim."""
         self.renew(worker=worker, ticks=2)
         self.claim(one=one, worker=worker)
+        self.work(one=one, both=True)
+        if then == "release":
+            self.release(one=one, behind=0)
+        elif then == "retire":
+            self.retire(worker=worker)
 
     @rule(one=runs, worker=WORKERS)
     def claim(self, one: Expected, worker: WorkerId) -> None:

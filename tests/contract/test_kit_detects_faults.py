@@ -17,14 +17,22 @@ from conformance.clauses import CLAUSES
 from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
-from tests.contract.broken import events, queues, run_states
+from tests.contract.broken import directories, events, ledgers, memories, queues, registries, run_states
 from tests.contract.broken.mutant import Mutant
 from tests.contract.broken.queues import BrokenQueueHarness
 from tests.contract.broken.run_states import BrokenRunStateHarness
 from tests.support.inproc import closing
 
 ROOT: Final = Path(__file__).parents[2]
-SUITES: Final = {"queue": queues, "run_state": run_states, "event": events}
+SUITES: Final = {
+    "queue": queues,
+    "run_state": run_states,
+    "event": events,
+    "memory": memories,
+    "budget": ledgers,
+    "agent": registries,
+    "tenant": directories,
+}
 
 Failures: TypeAlias = dict[str, dict[str, set[str]]]
 """Of each broken adapter: the tests that failed, with the clauses they are for."""
@@ -82,7 +90,7 @@ def test_every_clause_catches_a_broken_adapter(failures: dict[str, Failures], po
 
 # Sequences find by themselves what the cases were written for.
 FIND: Final = settings(
-    max_examples=400,
+    max_examples=200,
     stateful_step_count=40,
     derandomize=True,
     database=None,

@@ -1,0 +1,308 @@
+"""Broken tenant directories."""
+
+from collections.abc import AsyncIterator
+from typing import ClassVar, Literal
+
+import pytest
+from msgspec.structs import replace
+
+from adapters.inproc import tenant
+from adapters.inproc.store import Store, store
+from adapters.inproc.tenant import InprocTenants
+from conformance.people import PLATFORM
+from conformance.tenant import TenantContract
+from ports.context import AuthContext
+from ports.errors import AgentOSError, Conflict, InvalidArgument, NotFound
+from ports.ids import KeyId, TenantId
+from ports.messages import Page
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory
+from tests.contract.broken.mutant import Mutant
+from tests.support.inproc import InprocHarness, closing
+
+
+class BrokenTenantHarness(InprocHarness[TenantDirectory]):
+    def __init__(self, broken: type[InprocTenants], *, forgetful: bool) -> None:
+        super().__init__(tenant.SPEC)
+        self._broken = broken
+        self._forgetful = forgetful
+
+    async def open(self) -> TenantDirectory:
+        return self._broken(store(self.config.name), self.clock)
+
+    async def reopen(self) -> TenantDirectory:
+        return self._broken(Store("") if self._forgetful else store(self.config.name), self.clock)
+
+
+class BrokenTenants(Mutant, TenantContract):
+    broken: ClassVar[type[InprocTenants]] = InprocTenants
+    forgetful: ClassVar[bool] = False
+
+    @pytest.fixture
+    async def harness(self) -> AsyncIterator[BrokenTenantHarness]:
+        async with closing(BrokenTenantHarness(self.broken, forgetful=self.forgetful)) as harness:
+            yield harness
+
+
+class TestIsHonest(BrokenTenants):
+    """Nothing is broken: what fails below fails for what is broken there."""
+
+    caught_by = frozenset()
+
+
+class ReplacesTenants(InprocTenants):
+    async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant:
+        self._tenants.rows.pop(tenant, None)
+        return await super().create(auth, tenant, name=name, entitlements=entitlements)
+
+
+class TestReplacesTenants(BrokenTenants):
+    broken = ReplacesTenants
+    caught_by = frozenset(
+        {
+            "test_an_id_already_taken_conflicts_and_changes_nothing",
+        }
+    )
+
+
+class TakesAnyName(InprocTenants):
+    async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant:
+        try:
+            return await super().create(auth, tenant, name=name, entitlements=entitlements)
+        except InvalidArgument:
+            return await super().create(auth, TenantId("tnt_renamed"), name=name, entitlements=entitlements)
+
+
+class TestTakesAnyName(BrokenTenants):
+    broken = TakesAnyName
+    caught_by = frozenset(
+        {
+            "test_what_can_not_name_a_tenant_is_refused",
+        }
+    )
+
+
+class InventsTenants(InprocTenants):
+    def _row(self, tenant: TenantId) -> Tenant:
+        try:
+            return super()._row(tenant)
+        except NotFound:
+            return Tenant(
+                id=tenant, name="", status="active", entitlements=Entitlements(), created_at=self._clock.now()
+            )
+
+
+class TestInventsTenants(BrokenTenants):
+    broken = InventsTenants
+    caught_by = frozenset(
+        {
+            "test_a_caller_gets_its_own_tenant_or_not_found",
+            "test_what_concerns_others_needs_the_platforms_scope",
+            "test_the_platform_disables_and_enables_a_tenant",
+        }
+    )
+
+
+class ShowsTenantsToAnybody(InprocTenants):
+    async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant:
+        del auth
+        return self._row(tenant)
+
+
+class TestShowsTenantsToAnybody(BrokenTenants):
+    broken = ShowsTenantsToAnybody
+    caught_by = frozenset(
+        {
+            "test_what_concerns_others_needs_the_platforms_scope",
+            "test_asking_for_another_tenant_does_not_tell_whether_it_exists",
+        }
+    )
+
+
+class ListsTenantsForAnybody(InprocTenants):
+    async def list_tenants(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Tenant]:
+        del auth
+        return await super().list_tenants(PLATFORM, limit=limit, cursor=cursor)
+
+
+class TestListsTenantsForAnybody(BrokenTenants):
+    broken = ListsTenantsForAnybody
+    caught_by = frozenset(
+        {
+            "test_what_concerns_others_needs_the_platforms_scope",
+        }
+    )
+
+
+class LooksBeforeItAsksForTheScope(InprocTenants):
+    """Says to anybody whether a tenant exists."""
+
+    async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant:
+        self._row(tenant)
+        return await super().get(auth, tenant)
+
+
+class TestLooksBeforeItAsksForTheScope(BrokenTenants):
+    broken = LooksBeforeItAsksForTheScope
+    caught_by = frozenset(
+        {
+            "test_asking_for_another_tenant_does_not_tell_whether_it_exists",
+        }
+    )
+
+
+class DisablesNobody(InprocTenants):
+    async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
+        known = self._tenants.rows.get(tenant)
+        changed = await super().set_status(auth, tenant, status)
+        if known is not None:
+            self._tenants.rows[tenant] = known
+        return changed
+
+
+class TestDisablesNobody(BrokenTenants):
+    broken = DisablesNobody
+    caught_by = frozenset(
+        {
+            "test_the_platform_disables_and_enables_a_tenant",
+            "test_a_disabled_tenants_key_is_found_and_says_so",
+        }
+    )
+
+
+class ShowsTheDigest(InprocTenants):
+    async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
+        key = await super().issue_key(auth, new)
+        shown = replace(key, label=f"{key.label} {new.secret_sha256.hex()}")
+        self._tenants.keys[key.id] = (shown, new.secret_sha256)
+        return shown
+
+
+class TestShowsTheDigest(BrokenTenants):
+    broken = ShowsTheDigest
+    caught_by = frozenset(
+        {
+            "test_an_issued_key_is_found_by_its_id_and_digest",
+            "test_a_key_shows_neither_its_secret_nor_the_digest",
+        }
+    )
+
+
+class FindsByIdAlone(InprocTenants):
+    async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
+        known = self._tenants.keys.get(key_id)
+        return await super().find_key(key_id, secret_sha256 if known is None else known[1])
+
+
+class TestFindsByIdAlone(BrokenTenants):
+    broken = FindsByIdAlone
+    caught_by = frozenset(
+        {
+            "test_another_digest_or_an_absent_id_finds_nothing",
+        }
+    )
+
+
+class FindsExpiredKeys(InprocTenants):
+    async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
+        key = await super().issue_key(auth, replace(new, expires_at=None))
+        return replace(key, expires_at=new.expires_at)
+
+
+class TestFindsExpiredKeys(BrokenTenants):
+    broken = FindsExpiredKeys
+    caught_by = frozenset(
+        {
+            "test_an_expired_key_is_not_found",
+        }
+    )
+
+
+class RevokesNothing(InprocTenants):
+    async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
+        known = self._tenants.keys.get(key_id)
+        await super().revoke_key(auth, key_id)
+        if known is not None:
+            self._tenants.keys[key_id] = known
+
+
+class TestRevokesNothing(BrokenTenants):
+    broken = RevokesNothing
+    caught_by = frozenset(
+        {
+            "test_a_revoked_key_is_not_found_and_revoking_again_is_a_no_op",
+        }
+    )
+
+
+class RefusesToRevokeTwice(InprocTenants):
+    async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
+        known = self._tenants.keys.get(key_id)
+        if known is not None and known[0].revoked_at is not None:
+            raise Conflict("revoked already")
+        await super().revoke_key(auth, key_id)
+
+
+class TestRefusesToRevokeTwice(BrokenTenants):
+    broken = RefusesToRevokeTwice
+    caught_by = frozenset(
+        {
+            "test_a_revoked_key_is_not_found_and_revoking_again_is_a_no_op",
+        }
+    )
+
+
+class RevokesForAnybody(InprocTenants):
+    async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
+        known = self._tenants.keys.get(key_id)
+        await super().revoke_key(auth if known is None else replace(auth, tenant=known[0].tenant), key_id)
+
+
+class TestRevokesForAnybody(BrokenTenants):
+    broken = RevokesForAnybody
+    caught_by = frozenset(
+        {
+            "test_a_foreign_key_is_not_found_like_an_absent_one",
+        }
+    )
+
+
+class ListsEverybodysKeys(InprocTenants):
+    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+        page = await super().list_keys(auth, limit=limit, cursor=cursor)
+        others = tuple(key for key, _ in self._tenants.keys.values() if key.tenant != auth.tenant)
+        return page if page.next_cursor else replace(page, items=page.items + others)
+
+
+class TestListsEverybodysKeys(BrokenTenants):
+    broken = ListsEverybodysKeys
+    caught_by = frozenset(
+        {
+            "test_a_listing_names_the_tenants_own_keys_in_pages",
+        }
+    )
+
+
+class TakesAnyCursor(InprocTenants):
+    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+        try:
+            return await super().list_keys(auth, limit=limit, cursor=cursor)
+        except AgentOSError:
+            return await super().list_keys(auth, limit=limit)
+
+
+class TestTakesAnyCursor(BrokenTenants):
+    broken = TakesAnyCursor
+    caught_by = frozenset(
+        {
+            "test_a_cursor_that_can_not_be_ours_is_refused",
+        }
+    )
+
+
+class TestLosesEverythingAtReopen(BrokenTenants):
+    forgetful = True
+    caught_by = frozenset(
+        {
+            "test_tenants_and_keys_are_there_for_a_directory_opened_anew",
+        }
+    )
