@@ -1,5 +1,7 @@
 """Taking a node away: nothing by accident, everything on purpose, and nothing else."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -77,3 +79,20 @@ def test_a_broken_settings_file_does_not_keep_a_node_alive(node: NodeUnderTest) 
 
     assert node.agentos("nuke", "--hard", "--yes-really").returncode == 0
     assert not node.node.env_file.exists()
+
+
+@pytest.mark.parametrize("moment", ["making the database cluster", "… migrate", "services healthy 1/4"])
+def test_an_up_that_was_killed_is_completed_by_the_next_one(node: NodeUnderTest, moment: str) -> None:
+    flags = [word for name, port in node.ports.items() for word in (f"--port-{name}", str(port))]
+    command = [sys.executable, "-m", "deploy.cli.main", "up", *flags]
+    with subprocess.Popen(command, env=node.environ, stderr=subprocess.PIPE, text=True) as killed:
+        assert killed.stderr is not None
+        for line in killed.stderr:
+            if moment in line:
+                break
+        killed.kill()
+
+    assert node.up().ok
+
+    assert node.agentos("nuke", "--hard", "--yes-really").returncode == 0
+    assert processes_of(node.node) == []

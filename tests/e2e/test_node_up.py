@@ -101,12 +101,15 @@ class TestUp:
         other.ports["stack-a"] = node.ports["stack-a"]
         flags = [word for name, port in other.ports.items() for word in (f"--port-{name}", str(port))]
 
-        done = other.agentos("up", *flags)
+        try:
+            done = other.agentos("up", *flags)
 
-        assert done.returncode == 1
-        assert f"127.0.0.1:{node.ports['stack-a']}, which is held by python" in done.stderr
-        assert "./agentos up --port-stack-a " in done.stderr
-        assert not other.node.env_file.exists(), "a port that did not work must not be remembered"
+            assert done.returncode == 1
+            assert f"127.0.0.1:{node.ports['stack-a']}, which is held by python" in done.stderr
+            assert "./agentos up --port-stack-a " in done.stderr
+            assert not other.node.env_file.exists(), "a port that did not work must not be remembered"
+        finally:
+            other.agentos("nuke", "--hard", "--yes-really")
 
     def test_prod_runs_on_an_external_database_by_reference_and_seeds_nothing(
         self, node: NodeUnderTest, tmp_path: Path
