@@ -8,7 +8,7 @@ Clauses (each has a test in `conformance.queue`):
 * QUE-4   After `ack` a message is never leased again. A second `ack` of the same delivery is a no-op.
 * QUE-5   `ack`, `extend` or `release` with a lease that expired and was taken over raises `Conflict`.
 * QUE-6   A caller leases, counts and acknowledges its own tenant's messages only, unless it holds the scope
-          `queue:any-tenant`, which workers do.
+          `queue:any-tenant`, which workers do. Another tenant's message is to it like one acknowledged long ago.
 * QUE-7   `enqueue` with a `not_before` in the future raises `Unsupported` unless `capabilities.delayed_delivery`;
           otherwise the message is not leased before that time.
 * QUE-8   `extend` keeps a live lease for the given time from now.
