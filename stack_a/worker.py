@@ -27,6 +27,7 @@ from ports.queue import Delivery
 from ports.run_state import Run
 from stack_a.deps import WorkerDeps
 from stack_a.runs.execute import Execution, Interruption
+from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.start import Hint
 
 logger = logging.getLogger("agentos.worker")
@@ -56,6 +57,7 @@ class Worker:
         self.id = new_id()
         self._new_id = new_id
         self._deps = deps
+        self._agents = PinnedAgents(deps.agent)
         self._concurrency = concurrency
         self._slots = anyio.Semaphore(concurrency)
         self._executions: dict[RunId, Execution] = {}
@@ -221,7 +223,7 @@ class Worker:
     # --- one run -----------------------------------------------------------------------------------------------------
 
     async def _execute(self, run: Run) -> None:
-        execution = Execution(self._deps, run)
+        execution = Execution(self._deps, self._agents, run)
         self._executions[run.id] = execution
         waited = self._deps.clock.now() - run.created_at if run.epoch == 1 else None
         self._deps.metrics.run_claimed(waited=waited, recovered=run.recoveries > 0)

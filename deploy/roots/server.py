@@ -79,6 +79,8 @@ async def serve(app: App, *, host: str, port: int) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        # The peer's own address: a forwarded one is only somebody's word.
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )

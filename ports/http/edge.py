@@ -46,6 +46,7 @@ _SINGLETONS: Final = frozenset(
     }
 )  # fmt: skip
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+_FORWARDED: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _CONTENT_LENGTH_CHARS: Final = 18
 
@@ -144,7 +145,7 @@ class Edge:
         self, scope: Scope, receive: Receive, send: "_Reply", headers: "_Headers", found: Exchange
     ) -> None:
         headers.check()
-        route, scope["path"] = self._match(scope)
+        route, scope["path"] = self._match(scope, headers)
         scope["raw_path"] = scope["path"].encode("utf-8", "surrogatepass")
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
@@ -168,7 +169,7 @@ class Edge:
             receive = _replay(raw, receive)
         await self._app(scope, receive, send)
 
-    def _match(self, scope: Scope) -> tuple[Route, str]:
+    def _match(self, scope: Scope, headers: "_Headers") -> tuple[Route, str]:
         match = self._routes.match(scope["method"], scope["path"])
         if match is None:
             raise NotFound("there is nothing at this path")
@@ -176,7 +177,7 @@ class Edge:
             raise InvalidArgument(
                 f"this path takes {', '.join(match)}", code="method_not_allowed", details={"allow": list(match)}
             )
-        if match.route.access == LOOPBACK and not _from_loopback(scope):
+        if match.route.access == LOOPBACK and not _from_loopback(scope, headers):
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
@@ -351,8 +352,11 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _from_loopback(scope: Scope) -> bool:
+def _from_loopback(scope: Scope, headers: _Headers) -> bool:
     client = scope.get("client")
+    if any(headers.get(name) is not None for name in _FORWARDED):
+        # A proxy on this machine speaks for somebody elsewhere.
+        return False
     # No client address means an in-process transport.
     return client is None or ipaddress.ip_address(client[0]).is_loopback
 

@@ -22,6 +22,7 @@ from ports.tool import ToolCall, ToolSpec
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
 from stack_a.runs.journal import Journal, fault_of
+from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
 
 logger = logging.getLogger("agentos.runs")
@@ -43,9 +44,10 @@ T = TypeVar("T")
 class Execution:
     """One claimed run in the hands of this worker. `interrupt` may be called from other tasks of the same loop."""
 
-    def __init__(self, deps: WorkerDeps, run: Run) -> None:
+    def __init__(self, deps: WorkerDeps, agents: PinnedAgents, run: Run) -> None:
         self.run = run
         self._deps = deps
+        self._agents = agents
         self._auth = run.requester
         self._interruption: Interruption | None = "cancel" if run.cancel_requested_at else None
         self._acting: anyio.CancelScope | None = None
@@ -78,7 +80,7 @@ class Execution:
 
     async def _until_left(self) -> bool:
         journal = await self._journal()
-        agent = (await self._deps.agent.get(self._auth, self.run.agent_id, self.run.agent_version)).spec
+        agent = await self._agents.of(self.run)
         tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
         while True:
             if self._interruption is not None:
@@ -110,7 +112,8 @@ class Execution:
 
     async def _journal(self) -> Journal:
         steps: list[Step] = []
-        while True:
+        # Under the first epoch nobody has written any yet.
+        while self.run.epoch > 1:
             page = await self._deps.run_state.steps(self._auth, self.run.id, after=steps[-1].n if steps else 0)
             steps.extend(page)
             if len(page) < MAX_PAGE:

@@ -239,13 +239,14 @@ async def test_a_defect_is_500_with_its_text_withheld(client: httpx.AsyncClient)
 async def test_metrics_are_for_this_machine_only() -> None:
     edge: Any = Edge(app, routes=ROUTES, verifier=None, observe=lambda *_: None)
 
-    async def status_from(address: str) -> int:
+    async def status_from(address: str, **headers: str) -> int:
         transport = httpx.ASGITransport(edge, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as made:
-            return (await made.get("/local")).status_code
+            return (await made.get("/local", headers=headers)).status_code
 
     assert await status_from("127.0.0.1") == 200
     assert await status_from("192.0.2.1") == 404
+    assert await status_from("127.0.0.1", **{"x-forwarded-for": "192.0.2.1"}) == 404
 
 
 async def test_every_request_is_observed_once_by_its_template(
