@@ -48,7 +48,12 @@ class BudgetLedger(Protocol):
     """See the module docstring for the clauses. Safe to call concurrently from many processes."""
 
     async def reserve(self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta) -> Hold:
-        """Hold `amount` of the tenant's current window, whose limit is `limit`, for at most `lease`."""
+        """Hold `amount` of the tenant's current window, whose limit is `limit`, for at most `lease`.
+
+        Raises:
+            InvalidArgument: `request_exceeds_budget`, or an amount below 1.
+            ResourceExhausted: `budget_exceeded`, `budget_in_flight`.
+        """
         ...
 
     async def settle(self, auth: AuthContext, hold: HoldId, spent: int) -> None: ...

@@ -4,8 +4,8 @@ Clauses (each has a test in `conformance.run_state`):
 
 * RUN-1   `create` returns a run that is `queued`, with an id of the store's making and `run.created` as event 1; once it
           returned, run, event and idempotency key survive a crash together.
-* RUN-2   `create` with a key already used by the same principal on the same route and an equal fingerprint returns the
-          first run and creates nothing, also when many callers race.
+* RUN-2   `create` with a key already used by the same principal, in the same namespace and on the same route, and an
+          equal fingerprint returns the first run and creates nothing, also when many callers race.
 * RUN-3   The same key with another fingerprint raises `Conflict` (`idempotency_key_reused`) and changes nothing.
 * RUN-4   `claim` of a queued run makes it `running` under the given worker, raises its epoch by one and, the first time,
           appends `run.started`.
@@ -60,7 +60,7 @@ MAX_PAGE: Final = 200
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
-    """What makes a mutation repeatable. Scoped by the store to (tenant, principal, route)."""
+    """What makes a mutation repeatable. Scoped by the store to (tenant, namespace, principal, route)."""
 
     route: str
     key: str

@@ -5,7 +5,7 @@ Clauses (each has a test in `conformance.tenant`):
 * TNT-1  `create` makes an active tenant with the given entitlements; an id already taken raises `Conflict`.
 * TNT-2  `get` gives the caller's own tenant; one that does not exist raises `NotFound`.
 * TNT-3  `create`, `list_tenants`, `set_status` and `get` of another tenant need the scope `admin:platform`.
-* TNT-4  `issue_key` returns the secret once; the store keeps its SHA-256 only.
+* TNT-4  `issue_key` stores the SHA-256 of a secret that only its issuer has seen; nothing gives it back.
 * TNT-5  `find_key` gives the key whose id and secret digest match, and None otherwise, revoked and expired keys included.
 * TNT-6  `revoke_key` ends a key; revoking again is a no-op; a foreign or absent one raises `NotFound`.
 * TNT-7  `list_keys` names the tenant's keys and never a secret.
