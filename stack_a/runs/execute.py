@@ -76,10 +76,11 @@ class Execution:
 
     async def fail(self, fault: Fault) -> None:
         """End the run as failed without going on; for a defect that going on would only repeat."""
-        await self._end(await self._journal(), "failed", error=fault)
+        await self._end(self._journal_of(await self._written()), "failed", error=fault)
 
     async def _until_left(self) -> bool:
-        journal = await self._journal()
+        # Under the first epoch nobody has written a step yet.
+        journal = self._journal_of(await self._written() if self.run.epoch > 1 else [])
         agent = await self._agents.of(self.run)
         tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
         while True:
@@ -110,14 +111,16 @@ class Execution:
                 pass
         return why == "hand_back"
 
-    async def _journal(self) -> Journal:
+    async def _written(self) -> list[Step]:
+        """The journal as the store has it."""
         steps: list[Step] = []
-        # Under the first epoch nobody has written any yet.
-        while self.run.epoch > 1:
+        while True:
             page = await self._deps.run_state.steps(self._auth, self.run.id, after=steps[-1].n if steps else 0)
             steps.extend(page)
             if len(page) < MAX_PAGE:
-                break
+                return steps
+
+    def _journal_of(self, steps: list[Step]) -> Journal:
         return Journal(
             run_state=self._deps.run_state, clock=self._deps.clock, auth=self._auth, run=self.run, steps=steps
         )

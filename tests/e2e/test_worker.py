@@ -311,9 +311,11 @@ async def test_a_defect_fails_the_run_instead_of_going_round_for_ever(
     async with node.worker(model(broken), tools.port(clock)):
         run = await node.ended(await node.created())
 
+    steps = (await node.get(f"/v1/runs/{run.id}/steps")).json()["items"]
     assert run.status == "failed"
     assert run.error is not None
     assert (run.error.code, "bug" in run.error.message) == ("internal", False)
+    assert [step["status"] for step in steps] == ["unknown"]
 
 
 async def test_a_run_whose_hint_was_lost_is_found_by_the_sweep(clock: ManualClock, tools: Toolbox) -> None:
