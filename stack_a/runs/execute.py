@@ -17,7 +17,7 @@ from observability.logs import who
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError, Conflict
 from ports.messages import Fault, Json
-from ports.run_state import MAX_PAGE, Appended, Run, RunStatus, Step, StepResult, step_key
+from ports.run_state import MAX_PAGE, Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
 from ports.tool import ToolCall, ToolSpec
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
@@ -33,6 +33,12 @@ TOOL_ATTEMPTS: Final = 2
 """Of a `pure` or `idempotent` tool whose failure may pass. The other effect classes get one."""
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 8.0
+
+TELL_WITHIN: Final = timedelta(milliseconds=50)
+"""How long the facts of repeatable steps may wait for others to share their commit. A crash within it costs a repetition
+under the same keys, as a crash before a result's commit always does."""
+
+REPEATABLE: Final[frozenset[EffectClass]] = frozenset({"pure", "idempotent"})
 
 Interruption: TypeAlias = Literal["abandon", "cancel", "deadline", "hand_back"]
 
@@ -52,6 +58,7 @@ class Execution:
         self._interruption: Interruption | None = "cancel" if run.cancel_requested_at else None
         self._acting: anyio.CancelScope | None = None
         self._usage = run.usage
+        self._journal: Journal | None = None
 
     def interrupt(self, why: Interruption) -> None:
         """End what the run is doing now.
@@ -76,11 +83,12 @@ class Execution:
 
     async def fail(self, fault: Fault) -> None:
         """End the run as failed without going on; for a defect that going on would only repeat."""
-        await self._end(self._journal_of(await self._written()), "failed", error=fault)
+        journal = self._journal or self._journal_of(await self._written())
+        await self._end(journal, "failed", error=fault)
 
     async def _until_left(self) -> bool:
         # Under the first epoch nobody has written a step yet.
-        journal = self._journal_of(await self._written() if self.run.epoch > 1 else [])
+        journal = self._journal = self._journal_of(await self._written() if self.run.epoch > 1 else [])
         agent = await self._agents.of(self.run)
         tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
         while True:
@@ -128,11 +136,10 @@ class Execution:
     async def _call_model(self, journal: Journal, call: CallModel) -> None:
         n = call.intent.n
         journal.intend(call.intent, tell.started(call.intent))
-        self._note(await journal.commit())
         began = self._deps.clock.monotonic()
         try:
             reply = await self._act(
-                lambda: self._retrying(MODEL_ATTEMPTS, lambda: self._deps.model.chat(self._auth, call.request))
+                journal, lambda: self._retrying(MODEL_ATTEMPTS, lambda: self._deps.model.chat(self._auth, call.request))
             )
         except AgentOSError as error:
             fault = fault_of(error)
@@ -163,8 +170,10 @@ class Execution:
             if call.refusal is not None:
                 result = StepResult(n=call.intent.n, status="failed", error=call.refusal)
                 journal.complete(result, tell.tool_completed(call.intent.name, result, 0))
-        self._note(await journal.commit())
         todo = [call for call in calls if call.refusal is None]
+        if any(call.intent.effect not in REPEATABLE for call in todo):
+            # What may not be done twice is not begun before the store knows of it.
+            self._note(await journal.commit())
         limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
 
         async def one(call: PlannedTool) -> None:
@@ -175,8 +184,7 @@ class Execution:
             seconds, code = self._seconds_since(began), result.error.code if result.error else None
             self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
             self._deps.metrics.tool_call(tool=call.intent.name, seconds=seconds, error_code=code)
-            # The last result waits for the next step's intent; the others are safe at once.
-            if any(step.status == "started" for step in journal.steps):
+            if call.intent.effect not in REPEATABLE:
                 with anyio.CancelScope(shield=True):
                     self._note(await journal.commit())
 
@@ -185,16 +193,12 @@ class Execution:
                 for call in todo:
                     group.start_soon(one, call)
 
-        try:
-            await self._act(every)
-        except* AgentOSError as group:
-            # Tools' own errors became results: this is the store's, and one of them tells enough.
-            raise group.exceptions[0] from None
+        await self._act(journal, every)
 
     async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> StepResult:
         n = call.intent.n
         wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, n))
-        attempts = TOOL_ATTEMPTS if spec.effect in {"pure", "idempotent"} else 1
+        attempts = TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1
         try:
             result = await self._retrying(
                 attempts, lambda: self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
@@ -236,17 +240,30 @@ class Execution:
         if appended is not None and appended.cancel_requested:
             self.interrupt("cancel")
 
-    async def _act(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Do `work` where `interrupt` can reach it; None when it did."""
+    async def _act(self, journal: Journal, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do `work` where `interrupt` can reach it; None when it did. Meanwhile the journal is kept told."""
         if self._interruption is not None:
             return None
-        with anyio.CancelScope() as scope:
-            self._acting = scope
-            try:
-                return await work()
-            finally:
-                self._acting = None
-        return None
+        outcome: list[T] = []
+        try:
+            async with anyio.create_task_group() as group:
+                self._acting = group.cancel_scope
+                group.start_soon(self._keep_told, journal)
+                outcome.append(await work())
+                group.cancel_scope.cancel()
+        except* AgentOSError as errors:
+            # A call's own error, or the store's: one of them tells enough.
+            raise _first(errors) from None
+        finally:
+            self._acting = None
+        return outcome[0] if outcome else None
+
+    async def _keep_told(self, journal: Journal) -> None:
+        """Commit what waits, `TELL_WITHIN` after it began to wait: a call that takes longer is seen while it runs."""
+        while True:
+            await self._deps.clock.sleep(TELL_WITHIN)
+            with anyio.CancelScope(shield=True):
+                self._note(await journal.commit())
 
     async def _retrying(self, attempts: int, call: Callable[[], Awaitable[T]]) -> T:
         policy = AsyncRetrying(
@@ -266,3 +283,8 @@ class Execution:
 
     def _ms_since(self, began: float) -> int:
         return round(self._seconds_since(began) * 1_000)
+
+
+def _first(errors: BaseExceptionGroup[AgentOSError]) -> AgentOSError:
+    inner = errors.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

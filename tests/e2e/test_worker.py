@@ -14,11 +14,13 @@ from conformance.clock import ManualClock
 from conformance.people import ACME
 from ports.context import AuthContext
 from ports.errors import Unavailable
+from ports.ids import RunId
 from ports.messages import Json
 from ports.model import ChatRequest, Message, ToolRequest
 from ports.run_state import EffectClass, Run, RunStatus
 from ports.tool import ToolPort, ToolSpec
 from stack_a import worker as worker_module
+from stack_a.runs import execute as execute_module
 from tests.support.stack_a import StackA, events_of, stack_a
 
 pytestmark = pytest.mark.anyio
@@ -112,11 +114,11 @@ async def until_status(node: StackA, run_id: str, status: RunStatus) -> Run:
     return run
 
 
-async def until_told(node: StackA, run_id: str, kind: str) -> None:
+async def until_told(node: StackA, clock: ManualClock, run_id: str, kind: str) -> None:
+    """Until the log has an event of this kind, while the time passes that facts may wait for company."""
     with anyio.fail_after(5):
-        async for event in node.api.event.follow(ACME, run_id):  # type: ignore[arg-type]  # a str of the API
-            if event.type == kind:
-                return
+        while kind not in {event.type for event in await node.api.event.read(ACME, RunId(run_id))}:
+            await clock.advance(execute_module.TELL_WITHIN)
 
 
 async def log_of(node: StackA, run_id: str) -> list[dict[str, Any]]:
@@ -192,7 +194,7 @@ async def test_a_run_whose_worker_dies_is_taken_over_and_no_step_is_recorded_twi
     async with node.worker(talk, tools.port(clock)):
         run_id = await node.created()
         await until(tools.begun.is_set)
-        await until_told(node, run_id, "tool.completed")
+        await until_told(node, clock, run_id, "tool.completed")
 
     tools.let_go.set()
     async with node.worker(talk, tools.port(clock)):
@@ -205,6 +207,43 @@ async def test_a_run_whose_worker_dies_is_taken_over_and_no_step_is_recorded_twi
     assert sorted(results) == [1, 2, 3, 4]
     assert tools.keys.count(f"{run_id}:3") == 2
     assert tools.keys.count(f"{run_id}:2") == 1
+
+
+async def test_the_facts_of_instant_steps_share_their_commits(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
+    async with node.worker(model(scripted([calls("add"), calls("add"), "done"])), tools.port(clock)):
+        run_id = await node.created()
+        await node.ended(run_id)
+
+    events = await log_of(node, run_id)
+    assert len({event["time"] for event in events}) <= 3
+    assert len(events) > 20
+
+
+async def test_a_call_that_takes_its_time_is_told_while_it_runs(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    async with node.worker(model(scripted([calls("slow"), "done"])), tools.port(clock)):
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+        await until_told(node, clock, run_id, "tool.requested")
+        still_running = not tools.let_go.is_set()
+        tools.let_go.set()
+        run = await node.ended(run_id)
+
+    assert still_running
+    assert run.status == "succeeded"
+
+
+async def test_an_unsafe_tool_is_not_begun_before_its_intent_is_durable(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    async with node.worker(model(scripted([calls("send"), "done"])), tools.port(clock)):
+        run_id = await node.created()
+        await until(tools.begun.is_set)
+
+        steps = await node.run_state.steps(ACME, run_id)  # type: ignore[arg-type]  # a str of the API
+
+    assert [(step.n, step.status) for step in steps] == [(1, "completed"), (2, "started")]
 
 
 async def test_an_interrupted_unsafe_tool_is_not_repeated_and_waits_for_an_operator(
@@ -410,6 +449,7 @@ async def test_a_worker_that_cannot_renew_stops_its_runs_without_another_write(
         first_id = severed.id
         run_id = await node.created()
         await until(tools.begun.is_set)
+        await until_told(node, clock, run_id, "tool.requested")
         before = await log_length(node, run_id)
         cut.set()
         await takeover(clock)
