@@ -18,8 +18,9 @@ MAX_DEPTH: Final = 64
 
 _INT64: Final = range(-(2**63), 2**63)
 _INT64_CHARS: Final = 20
-# A string token, or a bracket outside of one.
-_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A string token, or a bracket outside of one. A string without an end counts to the end of the body, and nothing is ever
+# read twice: the time stays linear for whatever is sent.
+_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 

@@ -1,5 +1,9 @@
 """The strict parser: what it takes, and what it refuses with which code."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ports.errors import InvalidArgument
@@ -76,3 +80,32 @@ def test_the_refusal_does_not_quote_the_body() -> None:
         parse(b'{"password": hunter2}')
 
     assert "hunter2" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "b'['*65 + b'\"' + b'\\\\\"' * 500_000",
+        "b'['*65 + b'\"\\\\' * 300_000",
+        "b'[' * 65 + b'\"' * 1_000_001",
+        "b'{\"a\":' * 200_000",
+    ],
+    ids=["unterminated", "escapes", "quotes", "nested"],
+)
+def test_a_megabyte_made_to_be_slow_is_refused_in_no_time(raw: str) -> None:
+    program = f"""
+from ports.errors import InvalidArgument
+from ports.http.strict_json import parse
+try:
+    parse({raw})
+except InvalidArgument:
+    print("refused")
+"""
+
+    # The bound is only there to end what would take hours.
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=20,
+    )  # fmt: skip
+
+    assert done.stdout == "refused\n"
