@@ -322,6 +322,18 @@ class RunStateClaims(Contract):
         assert waiting.status == "queued"
         assert (again.status, again.epoch, again.recoveries) == ("running", 2, 0)
 
+    @clause("RUN-15")
+    async def test_a_run_released_in_trouble_counts_like_one_that_lost_its_worker(
+        self, harness: RunStateHarness
+    ) -> None:
+        state = await harness.open()
+        run = await claimed(state)
+
+        await state.release(ACME, run.id, run.epoch, troubled=True)
+        again = await state.claim(ACME, run.id, ANN)
+
+        assert (again.epoch, again.recoveries) == (2, 1)
+
     @clause("RUN-16")
     async def test_renew_keeps_the_workers_runs_its_own(self, harness: RunStateHarness) -> None:
         state = await harness.open()

@@ -27,7 +27,8 @@ Clauses (each has a test in `conformance.run_state`):
           once. A cursor that can't be ours raises `InvalidArgument`.
 * RUN-14  `orphans` needs the scope `runs:any-tenant` and names the runs that are queued for longer than the given time or
           whose worker's lease has lapsed, oldest first, across tenants.
-* RUN-15  `release` hands a held run back: it is `queued`, claimable at once, and `recoveries` does not count it.
+* RUN-15  `release` hands a held run back: it is `queued` and claimable at once. `recoveries` counts it when `troubled`, and
+          does not otherwise.
 * RUN-16  `renew` extends the worker's lease by the store's clock; a worker that never renewed holds no live lease beyond
           the duration it first asked for.
 * RUN-17  `recall` gives the run that an idempotency key made, None for a key never used, and raises `Conflict`
@@ -251,8 +252,11 @@ class RunStatePort(Protocol):
         """
         ...
 
-    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
-        """Hand a held run back, to be claimed again at once. Raises like `append`."""
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
+        """Hand a held run back, to be claimed again at once. Raises like `append`.
+
+        `troubled` says that the run could not go on here, and may be what is wrong: it counts like a lost worker.
+        """
         ...
 
     async def load(self, auth: AuthContext, run_id: RunId) -> Run:

@@ -33,6 +33,8 @@ class ToolSpec(Struct, frozen=True, kw_only=True):
     effect: EffectClass
     timeout: timedelta = timedelta(seconds=30)
     max_output_bytes: int = MAX_OUTPUT_BYTES
+    scopes: tuple[str, ...] = ("tools:invoke",)
+    """What the requester of a run must hold for the run to call this."""
 
 
 class ToolCall(Struct, frozen=True, kw_only=True):

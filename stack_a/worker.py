@@ -249,23 +249,23 @@ class Worker:
         run = execution.run
         try:
             if await execution.proceed():
-                await self._hand_back(run)
-        except AgentOSError as error:
-            logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
-            await self._hand_back(run)
-        except Exception:
-            # A defect of ours or of an adapter: the run would meet it again on every worker.
-            logger.exception("run.crashed", extra={"run_id": run.id})
-            try:
-                await execution.fail(Fault(code="internal", message="the run met an internal error"))
-            except AgentOSError:
-                await self._hand_back(run)
+                await self._hand_back(run, troubled=False)
+        except Exception as error:
+            if isinstance(error, AgentOSError) and error.retryable:
+                logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
+            else:
+                # A defect, or something the store won't take: the run would meet it again on every worker.
+                logger.exception("run.crashed", extra={"run_id": run.id})
+                with contextlib.suppress(AgentOSError):
+                    await execution.fail(Fault(code="internal", message="the run met an internal error"))
+                    return
+            await self._hand_back(run, troubled=True)
 
-    async def _hand_back(self, run: Run) -> None:
+    async def _hand_back(self, run: Run, *, troubled: bool) -> None:
         """Release the run, however long the store takes to come back: while our lease lives nobody else may claim it."""
         while True:
             try:
-                await self._deps.run_state.release(run.requester, run.id, run.epoch)
+                await self._deps.run_state.release(run.requester, run.id, run.epoch, troubled=troubled)
                 await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)))
             except (Conflict, NotFound):
                 return

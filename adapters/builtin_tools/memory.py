@@ -30,6 +30,7 @@ PUT: Final = ToolSpec(
         required=("text",),
     ),
     effect="idempotent",
+    scopes=("tools:invoke", "memory:write"),
 )
 
 SEARCH: Final = ToolSpec(
@@ -53,6 +54,7 @@ SEARCH: Final = ToolSpec(
         required=("query",),
     ),
     effect="pure",
+    scopes=("tools:invoke", "memory:read"),
 )
 
 

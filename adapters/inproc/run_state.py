@@ -118,10 +118,10 @@ class InprocRunState:
         row.record(self._store, auth, now, *change.events)
         return Appended(last_sequence=row.run.last_sequence, cancel_requested=row.run.cancel_requested_at is not None)
 
-    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
         row = self._runs.row(auth, run_id)
         check_fence(row.run, epoch)
-        row.run = replace(row.run, status="queued")
+        row.run = replace(row.run, status="queued", recoveries=row.run.recoveries + troubled)
         row.worker = None
         row.queued_at = self._clock.now()
 

@@ -146,10 +146,10 @@ class PostgresRunState:
             self._database.signals.tell(run_id)
         return Appended(last_sequence=moved["last_sequence"], cancel_requested=moved["cancel_requested"])
 
-    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
         scope = _run_of(auth, run_id)
         async with self._database.transaction(auth.tenant) as transaction:
-            if await transaction.row(_SQL["release"], {**scope, "epoch": epoch}) is None:
+            if await transaction.row(_SQL["release"], {**scope, "epoch": epoch, "troubled": int(troubled)}) is None:
                 raise _fenced(run_id, epoch, await transaction.row(_SQL["standing"], {**scope, "worker": None}))
 
     async def _check_fence(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:

@@ -17,6 +17,7 @@ from observability.logs import who
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError, Conflict
 from ports.messages import Fault, Json
+from ports.model import ChatReply
 from ports.run_state import MAX_PAGE, Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
 from ports.tool import ToolCall, ToolSpec
 from stack_a.deps import WorkerDeps
@@ -83,7 +84,9 @@ class Execution:
 
     async def fail(self, fault: Fault) -> None:
         """End the run as failed without going on; for a defect that going on would only repeat."""
-        journal = self._journal or self._journal_of(await self._written())
+        journal = self._journal
+        if journal is None or not journal.sound:
+            journal = self._journal_of(await self._written())
         await self._end(journal, "failed", error=fault)
 
     async def _until_left(self) -> bool:
@@ -137,12 +140,16 @@ class Execution:
         n = call.intent.n
         journal.intend(call.intent, tell.started(call.intent))
         began = self._deps.clock.monotonic()
-        try:
-            reply = await self._act(
-                journal, lambda: self._retrying(MODEL_ATTEMPTS, lambda: self._deps.model.chat(self._auth, call.request))
-            )
-        except AgentOSError as error:
-            fault = fault_of(error)
+
+        async def ask() -> ChatReply | AgentOSError:
+            try:
+                return await self._retrying(MODEL_ATTEMPTS, lambda: self._deps.model.chat(self._auth, call.request))
+            except AgentOSError as error:
+                return error
+
+        reply = await self._act(journal, ask)
+        if isinstance(reply, AgentOSError):
+            fault = fault_of(reply)
             result = StepResult(n=n, status="failed", error=fault)
             journal.complete(result, tell.model_failed(n, fault, self._ms_since(began)))
             self._deps.metrics.step(kind="model", status="failed", seconds=self._seconds_since(began))
@@ -241,7 +248,10 @@ class Execution:
             self.interrupt("cancel")
 
     async def _act(self, journal: Journal, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Do `work` where `interrupt` can reach it; None when it did. Meanwhile the journal is kept told."""
+        """Do `work` where `interrupt` can reach it; None when it did. Meanwhile the journal is kept told.
+
+        What it raises is the store's: `work` keeps the errors of its calls to itself.
+        """
         if self._interruption is not None:
             return None
         outcome: list[T] = []
@@ -252,7 +262,7 @@ class Execution:
                 outcome.append(await work())
                 group.cancel_scope.cancel()
         except* AgentOSError as errors:
-            # A call's own error, or the store's: one of them tells enough.
+            # Several tasks may meet the same trouble: one of them tells enough.
             raise _first(errors) from None
         finally:
             self._acting = None

@@ -46,6 +46,8 @@ class Journal:
         self._pending: list[StepIntent | StepResult] = []
         self._events: list[NewEvent] = []
         self._committing = anyio.Lock()
+        self.sound = True
+        """False after a write that failed: this journal may be behind the store or ahead of it. Read the run again."""
 
     @property
     def steps(self) -> list[Step]:
@@ -81,8 +83,6 @@ class Journal:
     ) -> Appended | None:
         """Write what is pending, with `events` last. None when there was nothing to write.
 
-        After any error this journal is behind the store or ahead of it: drop it, and read the run again.
-
         Raises:
             Conflict: `fenced`: another worker owns the run now. Nothing was written; stop.
             Unavailable: whether it was written is unknown.
@@ -96,7 +96,10 @@ class Journal:
             self._events.clear()
             if change == _NOTHING:
                 return None
-            return await self._run_state.append(self._auth, self._run_id, self._epoch, change)
+            self.sound = False
+            appended = await self._run_state.append(self._auth, self._run_id, self._epoch, change)
+            self.sound = True
+            return appended
 
 
 def fault_of(error: AgentOSError) -> Fault:

@@ -15,6 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from ports.agent import AgentSpec
+from ports.errors import InvalidArgument
+from ports.http import strict_json
 from ports.messages import Fault, Json
 from ports.model import ChatRequest, Message, ToolOffer, ToolRequest
 from ports.run_state import TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
@@ -24,6 +26,7 @@ from stack_a.tools.policy import permitted
 MODEL_EFFECT: Final[EffectClass] = "idempotent"
 """A model call is repeated under its step key, which the gateway answers from its journal where it keeps one."""
 
+MAX_NAME_CHARS: Final = 128
 MAX_RECOVERIES: Final = 5
 """A run that took down its worker this often is poison: it would take down the next one as well."""
 
@@ -125,14 +128,12 @@ def _text(value: Json) -> str:
 def _model_call(
     run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, messages: tuple[Message, ...]
 ) -> CallModel:
-    allowed = permitted(agent, run.tool_allowlist)
     request = ChatRequest(
         model=agent.model,
         messages=messages,
         tools=tuple(
-            ToolOffer(name=name, description=tools[name].description, parameters=tools[name].input_schema)
-            for name in agent.tools
-            if name in allowed and name in tools
+            ToolOffer(name=spec.name, description=spec.description, parameters=spec.input_schema)
+            for spec in permitted(run, agent, tools)
         ),
         max_tokens=agent.limits.max_completion_tokens,
         step_key=step_key(run.id, n),
@@ -150,25 +151,31 @@ def _model_call(
 
 
 def _planned(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, request: ToolRequest) -> PlannedTool:
-    spec = tools.get(request.name)
+    spec = next((one for one in permitted(run, agent, tools) if one.name == request.name), None)
+    name = _shown(request.name)
     refusal: Fault | None = None
-    arguments: Json = request.arguments
-    if spec is None or request.name not in permitted(agent, run.tool_allowlist):
-        refusal = Fault(code="tool_not_allowed", message=f"this run may not call the tool {request.name!r}")
+    arguments: Json = None
+    if spec is None:
+        refusal = Fault(code="tool_not_allowed", message=f"this run may not call the tool {name!r}")
     else:
         try:
-            arguments = msgspec.json.decode(request.arguments or "{}")
-        except msgspec.DecodeError:
-            refusal = Fault(code="tool_bad_arguments", message="the arguments are not JSON")
+            arguments = strict_json.parse((request.arguments or "{}").encode("utf-8", "surrogatepass"))
+        except InvalidArgument as error:
+            refusal = Fault(code="tool_bad_arguments", message=error.message)
     intent = StepIntent(
         n=n,
         kind="tool",
-        name=request.name,
+        name=name,
         effect=spec.effect if spec is not None and refusal is None else "pure",
         input={"call_id": request.id, "arguments": arguments},
-        input_digest=digest({"name": request.name, "arguments": arguments}),
+        input_digest=digest({"name": name, "arguments": arguments}),
     )
     return PlannedTool(intent=intent, arguments=arguments, refusal=refusal)
+
+
+def _shown(name: str) -> str:
+    """A tool's name as a model made it up, fit to be stored and shown."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name[:MAX_NAME_CHARS])
 
 
 def _too_long(agent: AgentSpec) -> Finish:

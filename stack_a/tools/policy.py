@@ -1,14 +1,21 @@
 """May this run call this tool? Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ports.agent import AgentSpec
+from ports.run_state import Run
+from ports.tool import ToolSpec
 
 
-def permitted(agent: AgentSpec, allowlist: tuple[str, ...] | None) -> frozenset[str]:
-    """The tools a run may call: what its agent has, narrowed by what its request allows."""
-    offered = frozenset(agent.tools)
-    return offered if allowlist is None else offered & frozenset(allowlist)
+def permitted(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec]) -> tuple[ToolSpec, ...]:
+    """The tools a run may call, in the agent's order: what the agent has and the node serves, narrowed by what the request
+    allows and by the scopes of who made it."""
+    allowed = agent.tools if run.tool_allowlist is None else run.tool_allowlist
+    return tuple(
+        tools[name]
+        for name in agent.tools
+        if name in tools and name in allowed and run.requester.scopes.issuperset(tools[name].scopes)
+    )
 
 
 def unknown(agent: AgentSpec, allowlist: Iterable[str]) -> list[str]:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-_Tokens = Annotated[int, Meta(ge=0)]
+# A backend's word is money: a count that no model can reach is an answer that can't be trusted.
+_Tokens = Annotated[int, Meta(ge=0, le=100_000_000)]
 
 
 class UsageShape(Struct, frozen=True):

@@ -17,6 +17,12 @@ STEERING: Final = (
     "mock_response", "organization", "user_config",
 )  # fmt: skip
 
+# Other names for how much a backend may write, or more of it than is counted: the budget holds `max_tokens` times `n`.
+WIDENING: Final = (
+    "best_of", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens_to_sample", "min_tokens", "num_predict",
+    "options", "use_beam_search",
+)  # fmt: skip
+
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
@@ -65,6 +71,9 @@ def _refuse_steering(value: dict[str, Json]) -> None:
     for name in STEERING:
         if name in value:
             raise _refused(name, f"{name!r} is not taken: this node decides where a request goes")
+    for name in WIDENING:
+        if name in value:
+            raise _refused(name, f"{name!r} is not taken: say how much may be written with max_tokens and n")
 
 
 def _max_tokens(body: ChatBody, limits: Limits) -> int | None:

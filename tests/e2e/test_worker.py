@@ -13,11 +13,11 @@ from adapters.inproc.tool import InprocTools, PythonTool
 from conformance.clock import ManualClock
 from conformance.people import ACME
 from ports.context import AuthContext
-from ports.errors import Unavailable
+from ports.errors import InvalidArgument, Unavailable
 from ports.ids import RunId
 from ports.messages import Json
-from ports.model import ChatRequest, Message, ToolRequest
-from ports.run_state import EffectClass, Run, RunStatus
+from ports.model import ChatReply, ChatRequest, Message, ToolRequest
+from ports.run_state import Change, EffectClass, Run, RunStatus
 from ports.tool import ToolPort, ToolSpec
 from stack_a import worker as worker_module
 from stack_a.runs import execute as execute_module
@@ -499,3 +499,88 @@ async def test_a_stream_closes_when_the_callers_token_is_revoked(node: StackA, c
 
 async def log_length(node: StackA, run_id: str) -> int:
     return (await node.run_state.load(ACME, run_id)).last_sequence  # type: ignore[arg-type]  # a str of the API
+
+
+class Choosy:
+    """A run store that refuses appends with `error` for as long as `refusing` says so."""
+
+    def __init__(self, port: Any, error: Exception, refusing: Callable[[Change], bool]) -> None:
+        self._port = port
+        self._error = error
+        self._refusing = refusing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
+
+    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Any:
+        if self._refusing(change):
+            raise self._error
+        return await self._port.append(auth, run_id, epoch, change)
+
+
+def tells_of_a_model(change: Change) -> bool:
+    return any(event.type == "model.completed" for event in change.events) and change.status is None
+
+
+async def test_a_reply_that_the_store_will_not_take_fails_the_run_at_once(clock: ManualClock, tools: Toolbox) -> None:
+    asked = 0
+
+    def rule(_auth: AuthContext, _request: ChatRequest) -> Message:
+        nonlocal asked
+        asked += 1
+        return calls("send")
+
+    def wrap(name: str, port: Any) -> Any:
+        return Choosy(port, InvalidArgument("can't be stored"), tells_of_a_model) if name == "run_state" else port
+
+    async with stack_a(clock=clock, wrap=wrap) as node, node.worker(model(rule), tools.port(clock)):
+        run = await node.ended(await node.created())
+
+    assert run.status == "failed"
+    assert run.error is not None
+    assert (run.error.code, asked) == ("internal", 1)
+
+
+async def test_a_run_that_keeps_meeting_trouble_is_given_up_as_poison(clock: ManualClock, tools: Toolbox) -> None:
+    def wrap(name: str, port: Any) -> Any:
+        return Choosy(port, Unavailable("too slow"), tells_of_a_model) if name == "run_state" else port
+
+    async with (
+        stack_a(clock=clock, wrap=wrap) as node,
+        node.worker(model(lambda _auth, _request: calls("send")), tools.port(clock)),
+    ):
+        run = await node.ended(await node.created())
+
+    assert run.status == "failed"
+    assert run.error is not None
+    assert (run.error.code, run.recoveries) == ("poison", 6)
+
+
+async def test_a_store_that_is_away_during_a_model_call_is_not_the_models_failure(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    away = True
+    begun = anyio.Event()
+    answer = anyio.Event()
+
+    class Slow(InprocModel):
+        async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
+            begun.set()
+            await answer.wait()
+            return await super().chat(auth, request)
+
+    def wrap(name: str, port: Any) -> Any:
+        return Choosy(port, Unavailable("away"), lambda _: away) if name == "run_state" else port
+
+    async with (
+        stack_a(clock=clock, wrap=wrap) as node,
+        node.worker(Slow(InprocModelConfig(chat_models=("m",)), scripted(["said"])), tools.port(clock)),
+    ):
+        run_id = await node.created()
+        await until(begun.is_set)
+        await clock.advance(execute_module.TELL_WITHIN)
+        away = False
+        answer.set()
+        run = await node.ended(run_id)
+
+    assert (run.status, run.output) == ("succeeded", {"text": "said"})

@@ -23,7 +23,7 @@ TOOLS = {
 }
 RUN = Run(
     id=RunId("run_" + "0" * 32),
-    requester=AuthContext(tenant=TenantId("tnt_a"), principal=PrincipalId("usr_a")),
+    requester=AuthContext(tenant=TenantId("tnt_a"), principal=PrincipalId("usr_a"), scopes=frozenset({"tools:invoke"})),
     agent_id=AGENT.id,
     agent_version=1,
     agent_digest="sha256:0",
@@ -139,6 +139,41 @@ def test_the_requests_allowlist_narrows_the_agents_tools() -> None:
     assert [offer.name for offer in asked.request.tools] == ["add"]
     assert isinstance(called, CallTools)
     assert called.calls[0].refusal is not None
+
+
+def test_a_tool_that_needs_a_scope_the_requester_lacks_is_neither_offered_nor_called() -> None:
+    run = replace(RUN, requester=replace(RUN.requester, scopes=frozenset({"runs:create"})))
+
+    asked = plan(run=run)
+    called = plan(model_step(1, add="{}"), run=run)
+
+    assert isinstance(asked, CallModel)
+    assert asked.request.tools == ()
+    assert isinstance(called, CallTools)
+    assert called.calls[0].refusal is not None
+    assert called.calls[0].refusal.code == "tool_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["[" * 3_000 + "]" * 3_000, '{"a": 1, "a": 2}', '{"a": NaN}', '{"a": "\\ud800"}', "\ud800", '{"a": 1e999}'],
+)
+def test_arguments_that_json_does_not_allow_are_refused(arguments: str) -> None:
+    action = plan(model_step(1, add=arguments))
+
+    assert isinstance(action, CallTools)
+    assert action.calls[0].refusal is not None
+    assert action.calls[0].refusal.code == "tool_bad_arguments"
+
+
+@pytest.mark.parametrize("name", ["calc\x00ulator", "\ud800", "x" * 10_000, "a\nb"])
+def test_a_tools_name_that_a_model_made_up_is_fit_to_be_stored(name: str) -> None:
+    action = plan(model_step(1, **{name: "{}"}))
+
+    assert isinstance(action, CallTools)
+    assert action.calls[0].intent.name.isprintable()
+    assert len(action.calls[0].intent.name) <= 128
+    assert action.calls[0].refusal is not None
 
 
 def test_an_interrupted_repeatable_call_is_planned_again_under_its_number() -> None:

@@ -135,7 +135,7 @@ SELECT moved.last_sequence, moved.cancel_requested, (SELECT count(*) FROM done) 
 
 -- name: release
 UPDATE runs r
-SET status = 'queued', worker_id = NULL, queued_at = ao_now()
+SET status = 'queued', worker_id = NULL, queued_at = ao_now(), recoveries = r.recoveries + CAST(:troubled AS integer)
 WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.epoch = :epoch AND r.status = 'running'
 RETURNING r.id;
 

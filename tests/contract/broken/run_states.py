@@ -774,7 +774,8 @@ class TestCallsFreshRunsOrphans(BrokenRunState):
 
 
 class CountsReleasesAsRecoveries(InprocRunState):
-    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
+        del troubled
         await super().release(auth, run_id, epoch)
         row = self._runs.row(auth, run_id)
         row.run = replace(row.run, recoveries=row.run.recoveries + 1)
@@ -790,7 +791,8 @@ class TestCountsReleasesAsRecoveries(BrokenRunState):
 
 
 class KeepsWhatWasReleased(InprocRunState):
-    async def release(self, auth: AuthContext, run_id: RunId, epoch: int) -> None:
+    async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
+        del troubled
         run_state.check_fence(self._runs.row(auth, run_id).run, epoch)
 
 
