@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from conformance.clauses import clause
 from conformance.contract import Contract
-from conformance.factories import SUCCEEDED, intent, result, telling
+from conformance.factories import SUCCEEDED, idempotency, intent, result, telling
 from conformance.harness import RunStateHarness
 from conformance.people import ACME, NODE
 from conformance.run_state_claims import ANN, BOB, LEASE, claimed, create
@@ -254,6 +254,21 @@ class RunStateCancellation(Contract):
 
         assert again == asked
         assert await state.load(ACME, run.id) == asked
+
+    @clause("RUN-11")
+    async def test_a_key_that_cancelled_one_run_does_not_cancel_another(self, harness: RunStateHarness) -> None:
+        state = await harness.open()
+        run, other = await create(state), await create(state)
+        first, second = idempotency("k", fingerprint="one"), idempotency("k", fingerprint="other")
+        await state.cancel(ACME, run.id, reason="x", idempotency=first)
+        again = await state.cancel(ACME, run.id, reason="x", idempotency=first)
+
+        with pytest.raises(Conflict) as refusal:
+            await state.cancel(ACME, other.id, reason="x", idempotency=second)
+
+        assert again.status == "cancelled"
+        assert refusal.value.code == "idempotency_key_reused"
+        assert (await state.load(ACME, other.id)).status == "queued"
 
     @clause("RUN-11")
     async def test_cancelling_a_terminal_run_returns_it_as_it_is(self, harness: RunStateHarness) -> None:

@@ -20,7 +20,8 @@ Clauses (each has a test in `conformance.run_state`):
           appended, and `claim` raises `Conflict`.
 * RUN-11  `cancel` ends a run that no worker holds at once, with `run.cancelled`. For a held run it sets
           `cancel_requested_at`, which `append`, `claim` and `renew` report. Cancelling again, or a terminal run, changes
-          nothing and returns the run as it is.
+          nothing and returns the run as it is. A key used before with another fingerprint raises `Conflict`
+          (`idempotency_key_reused`), and nothing is asked.
 * RUN-12  A caller reads, lists, claims, appends to and cancels runs of its own tenant and namespace only; another's raises
           the same `NotFound`, word for word, as an absent id.
 * RUN-13  `list_runs` gives newest first; following `next_cursor` visits every run that existed at the first page exactly
@@ -273,8 +274,15 @@ class RunStatePort(Protocol):
         self, auth: AuthContext, where: RunFilter, *, limit: int, cursor: str | None = None
     ) -> Page[Run]: ...
 
-    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
-        """Ask the run to end. Returns it as it then stands. Raises `NotFound`."""
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
+        """Ask the run to end. Returns it as it then stands.
+
+        Raises:
+            NotFound: absent or foreign.
+            Conflict: `idempotency_key_reused`.
+        """
         ...
 
     async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:

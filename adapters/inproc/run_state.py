@@ -147,8 +147,12 @@ class InprocRunState:
         more = len(later) > size
         return Page(items=own(shown), next_cursor=encode_cursor(_CURSOR, (shown[-1].id,)) if more else None)
 
-    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
         row = self._runs.row(auth, run_id)
+        if idempotency is not None and self._runs.keyed(auth, idempotency) is None:
+            self._runs.keys[KeyScope.of(auth, idempotency)] = (idempotency.fingerprint, row)
         now = self._clock.now()
         if row.run.status == "running":
             # Also when the worker's lease has lapsed: whoever recovers the run knows what may still be at work.

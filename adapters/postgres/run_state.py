@@ -192,7 +192,9 @@ class PostgresRunState:
             next_cursor=encode_cursor(_CURSOR, (uuid.UUID(int=rows[size - 1]["id"].int),)) if more else None,
         )
 
-    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
         asked = {
             **_run_of(auth, run_id),
             **trace_of(auth),
@@ -202,6 +204,11 @@ class PostgresRunState:
         async with self._database.transaction(auth.tenant) as transaction:
             row = await transaction.row(_SQL["cancel"], asked)
             run = run_of(row) if row is not None else await _loaded(transaction, auth, run_id)
+            if idempotency is not None:
+                named = {**_key_of(auth, idempotency), "fingerprint": idempotency.fingerprint, "run": asked["run"]}
+                await transaction.rows(_SQL["remember"], named)
+                # Refuses a key that means something else, and with it the whole transaction.
+                await _known(transaction, auth, idempotency)
         if row is not None and run.status in TERMINAL:
             self._database.signals.tell(run_id)
         return run

@@ -46,7 +46,8 @@ _SINGLETONS: Final = frozenset(
     }
 )  # fmt: skip
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
-_FORWARDED: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+_FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-", b"via")
+"""How the headers begin that proxies add."""
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _CONTENT_LENGTH_CHARS: Final = 18
 
@@ -145,6 +146,8 @@ class Edge:
         self, scope: Scope, receive: Receive, send: "_Reply", headers: "_Headers", found: Exchange
     ) -> None:
         headers.check()
+        if scope.get("http_version", "1.1") == "1.1" and headers.get(b"host") is None:
+            raise InvalidArgument("HTTP/1.1 needs a Host header")
         route, scope["path"] = self._match(scope, headers)
         scope["raw_path"] = scope["path"].encode("utf-8", "surrogatepass")
         found.template = route.template
@@ -233,6 +236,9 @@ class _Headers:
         value = self._first.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def any_of(self, beginnings: tuple[bytes, ...]) -> bool:
+        return any(name.startswith(beginnings) for name in self._first)
+
     def check(self) -> None:
         seen: set[bytes] = set()
         for name, _ in self._raw:
@@ -241,6 +247,8 @@ class _Headers:
             seen.add(name)
         if b"content-length" in seen and b"transfer-encoding" in seen:
             raise InvalidArgument("send Content-Length or Transfer-Encoding, not both")
+        if self._first.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            raise InvalidArgument("the only Transfer-Encoding taken is chunked")
 
 
 class _Reply:
@@ -272,7 +280,8 @@ def _check_query(raw: bytes, known: tuple[str, ...]) -> None:
         raise InvalidArgument("the query string is malformed") from None
     for name in names:
         if name not in known:
-            raise InvalidArgument(f"unknown query parameter; this path takes {list(known)}")
+            takes = ", ".join(known) or "none"
+            raise InvalidArgument(f"unknown query parameter {name[:64]!r}; this path takes {takes}")
     if len(set(names)) != len(names):
         raise InvalidArgument("a query parameter was sent twice")
 
@@ -304,7 +313,7 @@ def _idempotency_key(headers: _Headers) -> str:
 async def _body(receive: Receive, headers: _Headers, limit: int) -> bytes:
     if headers.get(b"content-encoding") is not None:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
-    media = (headers.get(b"content-type") or "").partition(";")[0].strip().lower()
+    media, _, parameters = (headers.get(b"content-type") or "").lower().partition(";")
     announced = headers.get(b"content-length")
     if announced is not None:
         if not (announced.isascii() and announced.isdigit()):
@@ -329,8 +338,8 @@ async def _body(receive: Receive, headers: _Headers, limit: int) -> bytes:
     if not raw:
         # Verbs such as `:cancel` take an optional body.
         return b"{}"
-    if media != "application/json":
-        raise InvalidArgument("send the body as application/json", code="unsupported_media_type")
+    if media.strip() != "application/json" or parameters.replace('"', "").strip() not in {"", "charset=utf-8"}:
+        raise InvalidArgument("send the body as application/json, in UTF-8", code="unsupported_media_type")
     return raw
 
 
@@ -354,7 +363,7 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
 
 def _from_loopback(scope: Scope, headers: _Headers) -> bool:
     client = scope.get("client")
-    if any(headers.get(name) is not None for name in _FORWARDED):
+    if headers.any_of(_FORWARDED):
         # A proxy on this machine speaks for somebody elsewhere.
         return False
     # No client address means an in-process transport.

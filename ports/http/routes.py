@@ -1,7 +1,7 @@
 """The scope table: every route of a surface, what it needs, deny by default.
 
-A surface declares its routes here and serves them with a framework. `RouteTable.undeclared` compares the two, and a
-route that is served but not declared answers 403.
+A surface declares its routes here and serves them with a framework. `RouteTable.with_denied` compares the two: a route
+that is served but not declared answers 403.
 """
 
 import re
@@ -44,12 +44,8 @@ class Matched(Struct, frozen=True):
     """The path as the framework knows it."""
 
 
-def inner_template(template: str) -> str:
-    """A custom verb as its own segment, since frameworks match whole segments: `{id}:cancel` → `{id}/:cancel`."""
-    return template.replace("}:", "}/:")
-
-
 def public_template(inner: str) -> str:
+    """Frameworks match whole segments, so a custom verb is served as one of its own: `{id}/:cancel` is `{id}:cancel`."""
     return inner.replace("}/:", "}:")
 
 

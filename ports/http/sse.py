@@ -4,20 +4,13 @@ import re
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from ports.errors import InvalidArgument
 from ports.event import Event
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-LAGGED: Final = b": lagged\n\n"
 
 _CURSOR: Final = re.compile(r"([a-z0-9]{1,32})\.(0|[1-9][0-9]{0,17})")
-
-
-class Cursor(Struct, frozen=True):
-    stream_epoch: str
-    sequence: int
 
 
 def frame(event: Event, stream_epoch: str) -> bytes:

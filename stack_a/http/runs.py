@@ -20,6 +20,7 @@ from stack_a.http.stream import frames
 from stack_a.runs.plan import digest
 
 _CREATE: Final = "POST /v1/agents/{agent_id}/runs"
+_CANCEL: Final = "POST /v1/runs/{run_id}:cancel"
 _STEPS: Final = "steps"
 
 
@@ -32,6 +33,8 @@ async def create_run(request: HttpRequest, agent_id: PathText, intake: Intake) -
         raise PermissionDenied("`tenant` differs from the token's tenant", code="tenant_mismatch")
     if not is_agent_id(agent_id):
         raise NotFound(f"there is no agent {agent_id!r}")
+    if body.tool_allowlist is not None and len(set(body.tool_allowlist)) < len(body.tool_allowlist):
+        raise InvalidArgument("$.tool_allowlist: a tool is named twice", code="validation_failed")
     created = await intake.accept(
         auth,
         RunRequest(
@@ -58,6 +61,8 @@ async def list_runs(
     agent_id: QueryText = None,
 ) -> Response[bytes]:
     auth = exchange(request.scope).identity
+    if agent_id is not None and not is_agent_id(agent_id):
+        raise InvalidArgument("agent_id can't be an agent's: they look like agt_<name>")
     where = RunFilter(status=_status(status), agent_id=None if agent_id is None else AgentId(agent_id))
     page = await deps.run_state.list_runs(auth, where, limit=limit, cursor=cursor)
     return wire.json_response(
@@ -80,7 +85,9 @@ async def get_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Respons
 async def cancel_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Response[bytes]:
     found = exchange(request.scope)
     body = decoded(found.json, wire.CancelRun)
-    run = await deps.run_state.cancel(found.identity, _run_id(run_id), reason=body.reason)
+    run = await deps.run_state.cancel(
+        found.identity, _run_id(run_id), reason=body.reason, idempotency=_idempotency(found, _CANCEL, run_id)
+    )
     return wire.json_response(wire.run_view(run))
 
 
@@ -94,11 +101,14 @@ async def list_steps(
 ) -> Response[bytes]:
     auth = exchange(request.scope).identity
     after = 0 if cursor is None else decode_cursor(_STEPS, cursor, int)
-    steps = await deps.run_state.steps(auth, _run_id(run_id), after=after, limit=limit)
+    known = _run_id(run_id)
+    steps = await deps.run_state.steps(auth, known, after=after, limit=limit)
+    full = len(steps) == limit
+    more = bool(full and await deps.run_state.steps(auth, known, after=steps[-1].n, limit=1))
     return wire.json_response(
         wire.StepPage(
             items=tuple(wire.step_view(step) for step in steps),
-            next_cursor=encode_cursor(_STEPS, steps[-1].n) if len(steps) == limit else None,
+            next_cursor=encode_cursor(_STEPS, steps[-1].n) if more else None,
             run_id=run_id,
             tenant_id=auth.tenant,
             correlation_id=auth.trace.correlation_id,

@@ -26,9 +26,7 @@ ToolName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 class CreateRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     input: Annotated[Json, Meta(description="Any JSON; a string is taken as the user's message.")]
     context: dict[str, Json] = {}
-    tool_allowlist: (
-        Annotated[tuple[Annotated[str, Meta(max_length=128)], ...], Meta(max_length=MAX_ALLOWLIST)] | None
-    ) = None
+    tool_allowlist: Annotated[tuple[ToolName, ...], Meta(max_length=MAX_ALLOWLIST)] | None = None
     session_id: Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_ID_CHARS)] | None = None
     deadline_s: Annotated[int, Meta(ge=1, le=MAX_DEADLINE_S)] | None = None
     tenant: Annotated[str, Meta(description="May only repeat the token's tenant.")] | None = None
@@ -155,7 +153,8 @@ def events_url(run: Run) -> str:
 def run_accepted(run: Run, auth: AuthContext) -> RunAccepted:
     return RunAccepted(
         run_id=run.id,
-        status=run.status,
+        # As it was answered the first time: a repeat gets the same reply, however far the run has come.
+        status="queued",
         events_url=events_url(run),
         agent_id=run.agent_id,
         agent_version=run.agent_version,

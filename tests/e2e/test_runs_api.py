@@ -110,6 +110,7 @@ async def test_a_repeat_is_answered_although_the_agent_no_longer_takes_it(node: 
         {"input": "x", "tool_allowlist": "add"},
         {"input": "x", "tool_allowlist": ["add"] * 129},
         {"input": "x", "tool_allowlist": ["foreign_tool"]},
+        {"input": "x", "tool_allowlist": ["add", "add"]},
         {"input": "x", "deadline_s": 0},
         {"input": "x", "deadline_s": 10**9},
         {"input": "x", "session_id": ""},
@@ -194,7 +195,19 @@ async def test_runs_are_listed_newest_first_in_pages_that_miss_nothing(node: Sta
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=201", "limit=x", "cursor=x", "cursor=%00", "status=nonsense", "unknown=1", "limit=1&limit=2"],
+    [
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "cursor=x",
+        "cursor=%00",
+        "status=nonsense",
+        "unknown=1",
+        "limit=1&limit=2",
+        "agent_id=%00",
+        "agent_id=%ff",
+        "agent_id=nonsense",
+    ],
 )
 async def test_a_query_that_makes_no_sense_is_400(node: StackA, query: str) -> None:
     response = await node.get(f"/v1/runs?{query}")
@@ -222,6 +235,18 @@ async def test_cancelling_a_queued_run_ends_it_and_cancelling_again_changes_noth
 
     assert first.json()["status"] == "cancelled"
     assert again.json() == first.json()
+
+
+async def test_the_key_of_a_cancel_means_that_cancel_and_no_other(node: StackA) -> None:
+    run_id, other = await node.created(), await node.created()
+    headers = node.headers(**{"idempotency-key": "k"})
+
+    first = await node.http.post(f"/v1/runs/{run_id}:cancel", headers=headers)
+    again = await node.http.post(f"/v1/runs/{run_id}:cancel", headers=headers)
+    elsewhere = await node.http.post(f"/v1/runs/{other}:cancel", headers=headers)
+
+    assert (first.status_code, again.json()) == (200, first.json())
+    assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
 
 async def test_the_stream_of_an_ended_run_is_its_whole_log_and_closes(node: StackA) -> None:

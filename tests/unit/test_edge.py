@@ -159,6 +159,7 @@ async def test_a_mutation_needs_an_idempotency_key(client: httpx.AsyncClient) ->
         (b"[]", {}, 422, "validation_failed"),
         (b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
         (b"{}", {"content-encoding": "gzip"}, 415, "unsupported_media_type"),
+        (b"{}", {"content-type": "application/json; charset=latin-1"}, 415, "unsupported_media_type"),
         (b'{"a":"' + b"x" * 100 + b'"}', {}, 413, "payload_too_large"),
     ],
 )
@@ -193,6 +194,20 @@ async def test_a_content_length_that_makes_no_sense_is_refused(
     response = await post(client, b"{}", **{"content-length": announced})
 
     assert code(response) == expected
+
+
+async def test_a_body_may_say_that_it_is_utf_8(client: httpx.AsyncClient) -> None:
+    response = await post(client, b"{}", **{"content-type": 'application/json; charset="UTF-8"'})
+
+    assert response.status_code == 200
+
+
+async def test_a_transfer_encoding_other_than_chunked_is_refused(client: httpx.AsyncClient) -> None:
+    headers = {"authorization": "Bearer reader", "transfer-encoding": "gzip, chunked"}
+
+    response = await client.get("/things", headers=headers)
+
+    assert (response.status_code, code(response)) == (400, "invalid_request")
 
 
 async def test_a_body_we_take_reaches_the_endpoint_parsed_and_raw(client: httpx.AsyncClient) -> None:
@@ -246,7 +261,8 @@ async def test_metrics_are_for_this_machine_only() -> None:
 
     assert await status_from("127.0.0.1") == 200
     assert await status_from("192.0.2.1") == 404
-    assert await status_from("127.0.0.1", **{"x-forwarded-for": "192.0.2.1"}) == 404
+    for name in ("x-forwarded-for", "x-forwarded-host", "forwarded", "via", "cf-connecting-ip"):
+        assert await status_from("127.0.0.1", **{name: "192.0.2.1"}) == 404
 
 
 async def test_every_request_is_observed_once_by_its_template(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ports.errors import InvalidArgument
-from stack_b.http.parse import STEERING, chat_call, embed_call
+from stack_b.http.parse import STEERING, WIDENING, chat_call, embed_call
 from stack_b.limits import Limits
 
 LIMITS = Limits()
@@ -76,7 +76,7 @@ def test_both_spellings_of_the_limit_may_agree() -> None:
         (chat(temperature=2.5), "$.temperature"),
         (chat(stream="yes"), "$.stream"),
         (chat(stream_options={"include_usage": 1}), "$.stream_options.include_usage"),
-        *((chat(**{name: None}), f"$.{name}") for name in STEERING),
+        *((chat(**{name: None}), f"$.{name}") for name in (*STEERING, *WIDENING)),
     ],
 )
 def test_a_chat_that_is_not_taken_names_the_member(body: dict[str, Any], path: str) -> None:

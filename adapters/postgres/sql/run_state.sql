@@ -42,6 +42,12 @@ JOIN runs r ON r.tenant_id = i.tenant_id AND r.id = i.run_id
 WHERE i.tenant_id = :tenant AND i.namespace = :namespace AND i.principal = :principal AND i.route = :route AND i.key = :key
   AND r.tenant_id = :tenant;
 
+-- name: remember
+-- A key that changed a run which exists already. Nothing when the key is taken.
+INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
+VALUES (:tenant, :namespace, :principal, :route, :key, :fingerprint, :run, ao_now())
+ON CONFLICT DO NOTHING;
+
 -- name: load
 SELECT r.* FROM runs r WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run;
 

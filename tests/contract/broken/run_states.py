@@ -269,6 +269,7 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
     broken = ClaimsWithoutAnEpoch
     caught_by = frozenset(
         {
+            "test_a_run_released_in_trouble_counts_like_one_that_lost_its_worker",
             "test_only_the_first_claim_says_the_run_started",
             "test_a_run_whose_worker_lapsed_is_taken_over_with_its_journal",
             "test_a_retired_workers_runs_can_be_claimed_at_once",
@@ -595,11 +596,13 @@ class TestEndsHoweverItIsAsked(BrokenRunState):
 
 
 class CancelsHeldRunsAtOnce(InprocRunState):
-    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
         row = self._runs.row(auth, run_id)
         if row.run.status == "running":
             row.run = replace(row.run, status="waiting")
-        return await super().cancel(auth, run_id, reason=reason)
+        return await super().cancel(auth, run_id, reason=reason, idempotency=idempotency)
 
 
 class TestCancelsHeldRunsAtOnce(BrokenRunState):
@@ -613,18 +616,21 @@ class TestCancelsHeldRunsAtOnce(BrokenRunState):
 
 
 class OnlyAsksToCancel(InprocRunState):
-    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
         row = self._runs.row(auth, run_id)
         if row.run.status == "queued":
             row.run = replace(row.run, cancel_requested_at=self._clock.now())
             return row.run
-        return await super().cancel(auth, run_id, reason=reason)
+        return await super().cancel(auth, run_id, reason=reason, idempotency=idempotency)
 
 
 class TestOnlyAsksToCancel(BrokenRunState):
     broken = OnlyAsksToCancel
     caught_by = frozenset(
         {
+            "test_a_key_that_cancelled_one_run_does_not_cancel_another",
             "test_a_repeated_key_returns_the_run_as_it_is_by_now",
             "test_a_run_nobody_holds_is_cancelled_at_once",
         }
@@ -632,10 +638,12 @@ class TestOnlyAsksToCancel(BrokenRunState):
 
 
 class CancelsAgainAndAgain(InprocRunState):
-    async def cancel(self, auth: AuthContext, run_id: RunId, *, reason: str) -> Run:
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
         row = self._runs.row(auth, run_id)
         row.run = replace(row.run, cancel_requested_at=None)
-        run = await super().cancel(auth, run_id, reason=reason)
+        run = await super().cancel(auth, run_id, reason=reason, idempotency=idempotency)
         row.run = replace(row.run, cancel_requested_at=self._clock.now())
         return replace(run, cancel_requested_at=row.run.cancel_requested_at)
 
@@ -648,6 +656,19 @@ class TestCancelsAgainAndAgain(BrokenRunState):
             "test_cancelling_a_terminal_run_returns_it_as_it_is",
         }
     )
+
+
+class ForgetsKeysOfCancellations(InprocRunState):
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
+        del idempotency
+        return await super().cancel(auth, run_id, reason=reason)
+
+
+class TestForgetsKeysOfCancellations(BrokenRunState):
+    broken = ForgetsKeysOfCancellations
+    caught_by = frozenset({"test_a_key_that_cancelled_one_run_does_not_cancel_another"})
 
 
 class KeepsCancellationsToItself(InprocRunState):
@@ -800,6 +821,7 @@ class TestKeepsWhatWasReleased(BrokenRunState):
     broken = KeepsWhatWasReleased
     caught_by = frozenset(
         {
+            "test_a_run_released_in_trouble_counts_like_one_that_lost_its_worker",
             "test_only_the_first_claim_says_the_run_started",
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_a_released_run_is_claimable_at_once_and_counts_no_recovery",
