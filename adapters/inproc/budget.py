@@ -11,14 +11,11 @@ from msgspec import Struct
 from adapters.inproc.store import InprocConfig, Store, store
 from ports.adapter import AdapterSpec, Given
 from ports.budget import Balance, BudgetLedger, Hold
+from ports.budget_rules import WINDOW, check_amount, check_spent, fits, refusal
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import InvalidArgument, NotFound, ResourceExhausted
+from ports.errors import NotFound
 from ports.ids import HoldId, TenantId
-
-WINDOW: Final = timedelta(days=1)
-_RETRY_AFTER: Final = timedelta(seconds=2)
-"""Room held by others is given back when their calls end, which takes seconds."""
 
 
 class BudgetCapabilities(Struct, frozen=True, kw_only=True):
@@ -50,34 +47,17 @@ class InprocBudget:
         self._clock = clock
 
     async def reserve(self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta) -> Hold:
-        if amount < 1:
-            raise InvalidArgument(f"at least 1 token must be reserved, not {amount}")
-        if amount > limit:
-            raise InvalidArgument(
-                f"{amount} tokens can never fit into a budget of {limit}; ask for fewer",
-                code="request_exceeds_budget",
-                details={"max_tokens_that_fits": limit},
-            )
+        check_amount(amount, limit)
         balance = await self.balance(auth, limit=limit)
-        if balance.settled + amount > limit:
-            raise ResourceExhausted(
-                f"{balance.settled} of {limit} tokens are spent, {amount} more do not fit before {balance.window_end}",
-                code="budget_exceeded",
-            )
-        if balance.settled + balance.held + amount > limit:
-            raise ResourceExhausted(
-                f"{balance.held} of {limit} tokens are held by calls at work; try again in a moment",
-                code="budget_in_flight",
-                retry_after=_RETRY_AFTER,
-            )
+        if not fits(balance, amount):
+            raise refusal(balance, amount)
         now = self._clock.now()
         hold = Hold(id=HoldId(self._store.mint("hld", now)), amount=amount, expires_at=now + lease)
         self._rows[hold.id] = HoldRow(hold=hold, tenant=auth.tenant, window=balance.window_start)
         return hold
 
     async def settle(self, auth: AuthContext, hold: HoldId, spent: int) -> None:
-        if spent < 0:
-            raise InvalidArgument(f"{spent} tokens can't have been spent")
+        check_spent(spent)
         row = self._rows.get(hold)
         if row is None or row.tenant != auth.tenant:
             raise NotFound(f"there is no hold {hold!r}")
