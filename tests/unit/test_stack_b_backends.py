@@ -91,6 +91,8 @@ async def test_the_limit_is_spelled_as_the_backend_reads_it(settings: dict[str, 
         (Whole({"choices": []}), "upstream_error"),
         (Whole({"choices": [{"message": "x"}]}), "upstream_error"),
         (Whole({"choices": [{"message": {}}], "usage": {"prompt_tokens": -5}}), "upstream_error"),
+        (Whole({"choices": [{"message": {}}], "usage": {"prompt_tokens": 2**63 - 1}}), "upstream_error"),
+        (Whole({"choices": [{"message": {}}], "usage": {"completion_tokens": 10**30}}), "upstream_error"),
     ],
 )
 async def test_a_backends_failure_is_an_error_of_ours_without_its_words(answer: Whole, code: str) -> None:
