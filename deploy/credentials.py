@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres.bootstrap import ADMIN, APP, DATABASE, OWNER, RolePasswords
+from adapters.postgres.bootstrap import APP, DATABASE, OWNER, RolePasswords
 from deploy.node import Node, write_private
 
 # 256 bits, and safe inside a URL.
@@ -75,11 +75,6 @@ def write_embedded_urls(node: Node, passwords: DatabasePasswords, port: int) -> 
     """The files the services and the migrations connect by."""
     write_if_changed(node.secret(APP_URL), embedded_url(APP, passwords.app, port))
     write_if_changed(node.secret(OWNER_URL), embedded_url(OWNER, passwords.owner, port))
-
-
-def admin_url(passwords: DatabasePasswords, port: int) -> str:
-    """For people who must cross tenants; no service uses it."""
-    return embedded_url(ADMIN, passwords.admin, port)
 
 
 def write_if_changed(path: Path, text: str) -> bool:

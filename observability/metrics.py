@@ -69,12 +69,6 @@ class Metrics:
         if seconds is not None:
             self._observe(names.HTTP_DURATION, seconds, *labels)
 
-    @contextmanager
-    def http_active(self) -> Iterator[None]:
-        """Around the answering of one request."""
-        with self._gauges[names.HTTP_ACTIVE.name].track_inprogress():
-            yield
-
     def auth_failure(self, code: str) -> None:
         self._count(names.AUTH_FAILURES, code)
 

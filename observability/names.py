@@ -39,9 +39,6 @@ HTTP_DURATION: Final = Metric(
     labels=("route", "method", "status_class"),
     buckets=_CALL_BUCKETS,
 )
-HTTP_ACTIVE: Final = Metric(
-    name="agentos_http_active_requests", kind="gauge", help="Requests being answered, event streams included."
-)
 AUTH_FAILURES: Final = Metric(
     name="agentos_auth_failures", kind="counter", help="Requests refused for who sent them.", labels=("code",)
 )
@@ -132,9 +129,9 @@ PORT_ERRORS: Final = Metric(
 )
 
 METRICS: Final = (
-    HTTP_REQUESTS, HTTP_DURATION, HTTP_ACTIVE, AUTH_FAILURES, RUNS_CREATED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
-    RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS, MODEL_DURATION,
-    MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS, PORT_DURATION, PORT_ERRORS,
+    HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT, RUN_RECOVERIES,
+    ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS, MODEL_DURATION, MODEL_ERRORS,
+    MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS, PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.

@@ -63,9 +63,8 @@ def test_requests_are_counted_by_template_method_and_class() -> None:
 
 
 def fail_while_active(metrics: Metrics) -> None:
-    with metrics.run_active(), metrics.http_active():
+    with metrics.run_active():
         assert value(metrics, "agentos_run_active_runs") == 1
-        assert value(metrics, "agentos_http_active_requests") == 1
         raise ZeroDivisionError
 
 
@@ -76,7 +75,6 @@ def test_gauges_go_back_also_when_the_work_fails() -> None:
         fail_while_active(metrics)
 
     assert value(metrics, "agentos_run_active_runs") == 0
-    assert value(metrics, "agentos_http_active_requests") == 0
 
 
 def test_a_run_is_told_from_creation_to_end() -> None:
