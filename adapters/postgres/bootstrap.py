@@ -26,6 +26,9 @@ APP: Final = "ao_app"
 ADMIN: Final = "ao_admin"
 DEFINER: Final = "ao_def"
 
+# Every cluster has these beside ours, and lets everybody in.
+_MAINTENANCE: Final = ("postgres", "template1")
+
 # What PostgreSQL itself uses by default for new passwords.
 _SCRAM_ITERATIONS: Final = 4_096
 
@@ -63,6 +66,7 @@ async def bootstrap(admin_dsn: str, passwords: RolePasswords, *, database: str =
                 f"CREATE DATABASE {_quoted(database)} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'"
             )
         await restrict_database(server, database)
+        await _close_maintenance_databases(server)
     finally:
         await server.close()
     inside = await asyncpg.connect(admin_dsn, database=database, timeout=10, command_timeout=30)
@@ -86,6 +90,16 @@ async def restrict_database(server: asyncpg.Connection, database: str) -> None:
     """Let our own roles into `database`, and nobody else. PostgreSQL does not copy this to a clone."""
     await server.execute(f"REVOKE ALL ON DATABASE {_quoted(database)} FROM PUBLIC")
     await server.execute(f"GRANT CONNECT ON DATABASE {_quoted(database)} TO {OWNER}, {APP}, {ADMIN}")
+
+
+async def _close_maintenance_databases(server: asyncpg.Connection) -> None:
+    """A service that was taken over finds nowhere to create objects or look around but in its own database."""
+    # On a managed server they belong to the provider, and are the provider's to close.
+    ours = await server.fetch(
+        "SELECT datname FROM pg_database WHERE datname = ANY($1) AND pg_has_role(datdba, 'USAGE')", _MAINTENANCE
+    )
+    for row in ours:
+        await server.execute(f"REVOKE CONNECT, TEMPORARY ON DATABASE {_quoted(row['datname'])} FROM PUBLIC")
 
 
 async def _ensure_role(server: asyncpg.Connection, role: str, attributes: str) -> None:

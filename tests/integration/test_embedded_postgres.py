@@ -44,6 +44,12 @@ class TestHardening:
             with pytest.raises(asyncpg.InvalidPasswordError):
                 await asyncpg.connect(f"postgresql://{role}:wrong@127.0.0.1:{node.server.port}/agentos")
 
+    @pytest.mark.parametrize("database", ["postgres", "template1"])
+    @pytest.mark.parametrize("role", ["ao_app", "ao_owner", "ao_admin"])
+    async def test_our_roles_get_into_no_database_but_their_own(self, node: Node, role: str, database: str) -> None:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="CONNECT"):
+            await asyncpg.connect(node.server.dsn(role, database))
+
     async def test_the_definer_role_can_not_log_in(self, node: Node) -> None:
         with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
             await asyncpg.connect(f"postgresql://ao_def:x@127.0.0.1:{node.server.port}/agentos")
