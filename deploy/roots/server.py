@@ -1,19 +1,24 @@
-"""Serving an ASGI app on one port: uvloop and httptools, bounded headers, a graceful end."""
+"""Serving an ASGI app on one port: uvloop and httptools, bounded headers, no patience with slow senders, a graceful end."""
 
 import asyncio
 import contextlib
 import gc
 import signal
 from collections.abc import Coroutine, Generator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deploy.roots.sender_watch import SenderWatch
 from ports.http.edge import App
 
 MAX_HEADER_BYTES: Final = 32 * 1024
+SENDER_WINDOW_S: Final = 30.0
+SENDER_WINDOW_BYTES: Final = 30 * 1024
+"""What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
 GRACE_S: Final = 20
 """How long open requests may take to finish after SIGTERM; then they are cancelled, which settles what they hold."""
 KEEP_ALIVE_S: Final = 75
@@ -24,11 +29,46 @@ class _HeadersTooLarge(Exception):
     """Raised inside the parser's callback, where it ends the connection with 400."""
 
 
-class BoundedHeaders(HttpToolsProtocol):
-    """uvicorn's protocol with a limit on the header block, which httptools doesn't have."""
+class _Flow(FlowControl):
+    """uvicorn's flow control; tells the watch when it is we who do not read."""
 
+    def __init__(self, transport: asyncio.Transport, watch: SenderWatch) -> None:
+        super().__init__(transport)
+        self._watch = watch
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._watch.hold()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            super().resume_reading()
+            self._watch.release()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with two limits it doesn't have: on the header block, and on how slowly a request may come.
+
+    A request is due from the connection's first moment, or from its own first byte, to its last. Between requests the
+    connection is idle, which is uvicorn's affair.
+    """
+
+    window_s: ClassVar[float] = SENDER_WINDOW_S
+    window_bytes: ClassVar[int] = SENDER_WINDOW_BYTES
+
+    _watch: SenderWatch
     _head_bytes = 0
     _in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
+        super().connection_made(transport)
+        self._watch = SenderWatch(self.loop, self._too_slow, window_s=self.window_s, window_bytes=self.window_bytes)
+        self.flow = _Flow(transport, self._watch)
+        self._watch.expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.end()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -36,9 +76,14 @@ class BoundedHeaders(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response("The header block is too large.")
+        self._watch.received(len(data))
+        if not self._watch.expecting and self.timeout_keep_alive_task is None and self._answered():
+            # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
+            self._watch.expect()
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
+        self._watch.expect()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -46,6 +91,21 @@ class BoundedHeaders(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
             raise _HeadersTooLarge
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._watch.rest()
+        super().on_message_complete()
+
+    def _answered(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete
+
+    def _too_slow(self) -> None:
+        if self.cycle is not None and self.cycle.waiting_for_100_continue:
+            # The client was told to wait for our word, and the app hasn't asked for the body yet.
+            self._watch.expect()
+        else:
+            # Not `close`, which waits until what was written is read: for somebody like this, perhaps for ever.
+            self.transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +134,7 @@ async def serve(app: App, *, host: str, port: int) -> None:
         app,
         host=host,
         port=port,
-        http=BoundedHeaders,
+        http=BoundedProtocol,
         lifespan="off",
         access_log=False,
         log_config=None,

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import anyio
 import uvicorn
 
-from deploy.roots.server import BoundedHeaders
+from deploy.roots.server import BoundedProtocol
 from ports.http.edge import App
 
 
@@ -20,13 +20,13 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: App) -> AsyncIterator[str]:
+async def served(app: App, *, protocol: type[BoundedProtocol] = BoundedProtocol) -> AsyncIterator[str]:
     """The base URL; on the way out the server ends at once, open streams included."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
-        http=BoundedHeaders,
+        http=protocol,
         lifespan="off",
         log_config=None,
         access_log=False,
