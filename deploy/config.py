@@ -13,8 +13,10 @@ from typing import Annotated, Final, Literal, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from deploy.roots.environment import resolve as secret_at
 from ports.errors import InvalidArgument
 from stack_b.backends.demo import CHAT_MODEL
+from stack_b.backends.settings import KINDS, parse_settings
 
 PREFIX: Final = "AGENTOS_"
 MASK: Final = "********"
@@ -73,7 +75,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
     backends: Annotated[
         str,
-        Meta(description="More model backends: a JSON list of {name, kind, base_url, api_key (reference), models}."),
+        Meta(
+            description="More model backends: a JSON list of {name, "
+            f"kind ({' or '.join(KINDS)}; may be left out), base_url, api_key (reference), models}}."
+        ),
     ] = ""
 
 
@@ -203,6 +208,20 @@ def problems(config: Config) -> list[str]:
     return found
 
 
+def dangling(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """Backends' keys that lead nowhere from this shell, for settings without `problems`; the gateway would not start."""
+    found = []
+    for backend in parse_settings(config.backends):
+        if backend.api_key:
+            try:
+                secret_at(backend.api_key, environ)
+            except InvalidArgument as error:
+                found.append(
+                    f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r}: {error.message}; set it for this command"
+                )
+    return found
+
+
 def dereference(text: str, environ: Mapping[str, str]) -> str:
     """What a reference leads to, or the text itself when it is none. Empty when it leads nowhere."""
     if text.startswith("env:"):
@@ -292,20 +311,22 @@ def _meant(key: str) -> str:
 
 
 def _backend_problems(text: str, *, prod: bool) -> list[str]:
-    if not text:
-        return []
+    """What would keep the gateway from starting, as the gateway itself reads it."""
     try:
-        backends = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        return [f"AGENTOS_BACKENDS is not JSON: {error}"]
-    if not isinstance(backends, list) or not all(isinstance(backend, dict) for backend in backends):
-        return ["AGENTOS_BACKENDS must be a JSON list of objects, one per backend"]
-    keys = [(backend.get("name", "?"), backend.get("api_key", "")) for backend in backends]
-    return [
-        f"AGENTOS_BACKENDS: the api_key of backend {name!r} must be a reference (env:NAME or file:/path) in prod"
-        for name, key in keys
-        if prod and key and not _REFERENCE.fullmatch(str(key))
+        backends = parse_settings(text)
+    except InvalidArgument as error:
+        return [f"AGENTOS_BACKENDS: {error.message}"]
+    found = [
+        f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r} must be a reference: env:NAME or file:/path"
+        for backend in backends
+        if backend.api_key and not _REFERENCE.fullmatch(backend.api_key)
     ]
+    found += [
+        f"AGENTOS_BACKENDS: backend {backend.name!r} is the demo backend, which prod does not serve; remove it"
+        for backend in backends
+        if prod and backend.kind == "demo"
+    ]
+    return found
 
 
 def _prod_problems(config: Config) -> list[str]:

@@ -33,7 +33,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(options: Options, io: Io) -> int:
     node = io.node
     settings = io.config()
-    if found := config.problems(settings):
+    if found := config.problems(settings) or config.dangling(settings, io.environ):
         raise InvalidArgument("; ".join(found))
     supervisor = Supervisor(node)
     if not supervisor.alive():

@@ -71,7 +71,7 @@ def _options(parsed: argparse.Namespace) -> Options:
 def run(options: Options, io: Io) -> int:
     node = io.node
     settings = io.resolved(options.flags).config
-    if found := config.problems(settings):
+    if found := config.problems(settings) or config.dangling(settings, io.environ):
         raise InvalidArgument("; ".join(found))
     _stay_in_prod(options, io)
     console = io.talk()

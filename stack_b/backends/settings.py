@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +17,9 @@ from stack_b.backends.protocol import Backend, ModelCard, Price
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
+
+Kind: TypeAlias = Literal["openai_compatible", "demo"]
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +36,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
-    kind: Literal["openai_compatible", "demo"] = "openai_compatible"
+    kind: Kind = "openai_compatible"
     base_url: str = ""
     api_key: str = ""
     """A reference, `env:NAME` or `file:/path`; empty for a backend without one."""
@@ -49,20 +52,26 @@ def parse_settings(text: str) -> tuple[BackendSettings, ...]:
     """The JSON list of backends in `text`; empty text is no backend.
 
     Raises:
-        InvalidArgument: not such a list, a name twice, or a backend that can't be reached as described.
+        InvalidArgument: not such a list, a name twice, a price that is no number, or a backend that can't be reached as
+            described.
     """
     if not text:
         return ()
     try:
         found = msgspec.json.decode(text, type=tuple[BackendSettings, ...])
     except msgspec.DecodeError as error:
-        raise InvalidArgument(f'the backends are not usable: {error}; write [{{"name": …, "base_url": …}}]') from None
+        raise InvalidArgument(
+            f'the backends are not usable: {error}; write a JSON list such as [{{"name": …, "base_url": …}}], where `kind` '
+            f"may be {' or '.join(KINDS)} ({KINDS[0]} if not said)"
+        ) from None
     names = [backend.name for backend in found]
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two backends have the same name among {names}")
     for backend in found:
         if backend.kind == "openai_compatible" and not backend.base_url.startswith(("http://", "https://")):
             raise InvalidArgument(f"backend {backend.name!r} needs a base_url that starts with http:// or https://")
+        for model in backend.models:
+            _card(model)
     return found
 
 
@@ -98,7 +107,7 @@ async def open_backends(
     """The backends, with their connection pools, for as long as the block runs. Contacts none of them.
 
     Raises:
-        InvalidArgument: a secret that isn't there, a price that is no number, or the demo backend where it may not be.
+        InvalidArgument: a secret that isn't there, or the demo backend where it may not be.
     """
     opened: list[Backend] = []
     async with AsyncExitStack() as stack:

@@ -129,6 +129,21 @@ class TestUpRefusals:
         assert "--allow-embedded-postgres" in said.err
         assert not (tmp_path / "home").exists()
 
+    def test_a_mistake_in_the_backends_is_refused_before_anything_is_started(
+        self, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / ".agentos.env").write_text(
+            'AGENTOS_BACKENDS=[{"name": "x", "kind": "openai", "base_url": "http://x"}]\n'
+        )
+
+        said = agentos("up", environ=environ)
+
+        assert said.code == 2
+        assert "openai_compatible" in said.err
+        assert [path.name for path in home.iterdir()] == [".agentos.env"]
+
     def test_a_profile_that_does_not_exist_is_refused(self, environ: dict[str, str]) -> None:
         said = agentos("up", "--profile", "gpu-node", environ=environ)
 

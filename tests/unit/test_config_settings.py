@@ -188,9 +188,46 @@ class TestProblems:
         assert "must be a reference" in problem
         assert "secret" not in problem
 
-    def test_backends_must_be_a_list_of_objects(self) -> None:
-        assert "is not JSON" in config.problems(settings(backends="{"))[0]
-        assert "list of objects" in config.problems(settings(backends='{"name": "x"}'))[0]
+    @pytest.mark.parametrize(
+        ("backends", "says"),
+        [
+            ("{", "JSON list"),
+            ('{"name": "x"}', "Expected `array`"),
+            ('[{"name": "x", "kind": "openai", "base_url": "http://x"}]', "`kind` may be openai_compatible or demo"),
+            ('[{"name": "x"}]', "base_url"),
+            ('[{"name": "x", "base_url": "http://x", "url": ""}]', "`url`"),
+            (
+                '[{"name": "x", "base_url": "http://x", "models": [{"id": "m", "prompt_usd_per_million": "?"}]}]',
+                "price",
+            ),
+            ('[{"name": "x", "base_url": "http://x", "api_key": "sk-plain"}]', "must be a reference"),
+        ],
+    )
+    def test_backends_that_would_keep_the_gateway_from_starting_are_told(self, backends: str, says: str) -> None:
+        [problem] = config.problems(settings(backends=backends))
+
+        assert problem.startswith("AGENTOS_BACKENDS: ")
+        assert says in problem
+        assert "sk-plain" not in problem
+
+    def test_the_setting_names_the_kinds_of_backends(self) -> None:
+        assert "kind (openai_compatible or demo" in config.description("backends")
+
+    def test_a_backend_s_key_that_leads_nowhere_is_told(self, tmp_path: Path) -> None:
+        gone = tmp_path / "gone"
+        backends = (
+            f'[{{"name": "a", "base_url": "http://a", "api_key": "env:KEY_A"}},'
+            f' {{"name": "b", "base_url": "http://b", "api_key": "file:{gone}"}}, {{"name": "c", "base_url": "http://c"}}]'
+        )
+
+        found = config.dangling(settings(backends=backends), {})
+
+        assert ["'a'" in found[0], "env:KEY_A" in found[0], "'b'" in found[1], str(gone) in found[1]] == [True] * 4
+        assert len(found) == 2
+        assert (
+            config.dangling(settings(backends=backends.replace(f"file:{gone}", "env:B")), {"KEY_A": "x", "B": "y"})
+            == []
+        )
 
 
 class TestProd:
@@ -209,12 +246,19 @@ class TestProd:
                 mode="prod",
                 allow_embedded_postgres="true",
                 openai_api_key="sk-plain-secret",
-                backends='[{"name": "x", "api_key": "sk-other"}]',
+                backends='[{"name": "x", "base_url": "http://x", "api_key": "sk-other"}]',
             )
         )
 
         assert len(found) == 2
         assert not any("sk-" in problem for problem in found)
+
+    def test_prod_does_not_serve_the_demo_backend(self) -> None:
+        [problem] = config.problems(
+            settings(mode="prod", allow_embedded_postgres="true", backends='[{"name": "d", "kind": "demo"}]')
+        )
+
+        assert "'d' is the demo backend" in problem
 
     def test_prod_does_not_serve_plain_http_to_a_network(self) -> None:
         [problem] = config.problems(settings(mode="prod", allow_embedded_postgres="true", stack_a_host="192.0.2.1"))

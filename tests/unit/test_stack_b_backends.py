@@ -210,6 +210,10 @@ class TestSettings:
         with pytest.raises(InvalidArgument):
             parse_settings(text)
 
+    async def test_a_kind_that_does_not_exist_is_answered_with_those_that_do(self) -> None:
+        with pytest.raises(InvalidArgument, match=r"'openai'.*openai_compatible or demo"):
+            parse_settings('[{"name": "a", "kind": "openai", "base_url": "http://a"}]')
+
     async def test_prices_are_decimal_text(self) -> None:
         [settings] = parse_settings(
             '[{"name": "a", "base_url": "http://a", "models":'
@@ -224,12 +228,10 @@ class TestSettings:
 
     @pytest.mark.parametrize("price", ["cheap", "-1", "NaN", "0.0000000001"])
     async def test_a_price_that_is_none_is_refused(self, price: str) -> None:
-        [settings] = parse_settings(
-            f'[{{"name": "a", "base_url": "http://a", "models": [{{"id": "m", "prompt_usd_per_million": "{price}"}}]}}]'
-        )
-        with pytest.raises(InvalidArgument):
-            async with open_backends([settings], SystemClock(), secret=lambda _: "", demo=False):
-                pytest.fail("it opened")
+        with pytest.raises(InvalidArgument, match="price"):
+            parse_settings(
+                f'[{{"name": "a", "base_url": "http://a", "models": [{{"id": "m", "prompt_usd_per_million": "{price}"}}]}}]'
+            )
 
     async def test_the_demo_backend_is_not_served_in_production(self) -> None:
         settings = [BackendSettings(name="demo", kind="demo")]
