@@ -1,19 +1,24 @@
 """A node whose parts die: what heals by itself, what `validate` says, what `up` repairs."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 import psutil
 import pytest
 
+from adapters.postgres.bootstrap import ADMIN
+from deploy import credentials
 from deploy.catalogue import catalogue
 from deploy.client import SseEvent
 from deploy.config import parse_file, resolve
 from deploy.health import probe
 from deploy.processes import processes_of
 from tests.support.node import NodeUnderTest
+from tests.support.postgres import execute
 
 # A lease lasts 30 s and orphans are looked for every 5; then the run itself.
 TAKEOVER_SECONDS = 60
@@ -119,6 +124,26 @@ class TestKilledParts:
         assert len([process for process in processes_of(node.node) if "deploy.roots" in str(process.cmdline())]) == 3
 
 
+class TestSpentBudget:
+    @pytest.mark.parametrize(
+        ("settled", "held", "says"), [(999_900, 0, "is spent (budget_exceeded)"), (0, 999_900, "(budget_in_flight)")]
+    )
+    def test_validate_names_the_budget_and_no_service(
+        self, node: NodeUnderTest, settled: int, held: int, says: str
+    ) -> None:
+        with budget_of_today(node, settled=settled, held=held):
+            failed = node.agentos("validate", timeout=20)
+
+        assert failed.returncode == 1
+        assert "budget: sample run" in failed.stderr
+        assert says in failed.stderr
+        assert "999,900" in failed.stderr
+        assert "Next: ./agentos validate   (" in failed.stderr
+        assert "agentos logs" not in failed.stderr
+        failures = [check for check in node.report("validate")["checks"] if not check["ok"]]
+        assert [(check["part"], check["log_tail"]) for check in failures] == [("budget", [])]
+
+
 class TestRedeploy:
     def test_services_are_new_and_the_data_is_old(self, node: NodeUnderTest) -> None:
         with node.client() as client:
@@ -145,6 +170,26 @@ class TestRedeploy:
         after = node.pids()
         assert [name for name in after if after[name] != before[name]] == ["stack-a-worker"]
         assert "new settings for stack-a-worker" in report.phases[1].summary
+
+
+@contextmanager
+def budget_of_today(node: NodeUnderTest, *, settled: int, held: int) -> Iterator[None]:
+    """The demo tenant's budget as others would have left it, for as long as the block runs."""
+    passwords = credentials.database_passwords(node.node)
+    admin = credentials.embedded_url(ADMIN, passwords.admin, node.ports["postgres"])
+
+    def put(settled: int, held: int) -> None:
+        window = f"'tnt_demo', date_trunc('day', now(), 'UTC'), {settled}, {held}"
+        columns = "agentos.budget_windows (tenant_id, window_start, settled, held)"
+        change = f"SET settled = {settled}, held = {held}"
+        upsert = f"INSERT INTO {columns} VALUES ({window}) ON CONFLICT (tenant_id, window_start) DO UPDATE {change}"
+        asyncio.run(execute(admin, upsert))
+
+    put(settled, held)
+    try:
+        yield
+    finally:
+        put(0, 0)
 
 
 def _types(node: NodeUnderTest, run_id: str) -> list[str]:
