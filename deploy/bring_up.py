@@ -27,9 +27,9 @@ _CRASHING_SECONDS: Final = 8.0
 _POLL_SECONDS: Final = 0.15
 
 
-def check_machine(recorder: Recorder, services: tuple[Service, ...]) -> None:
+def check_machine(recorder: Recorder, services: tuple[Service, ...], flags: Mapping[str, str] | None = None) -> None:
     with recorder.phase("preflight") as notes:
-        found = [recorder.check(check) for check in preflight(recorder.node, services)]
+        found = [recorder.check(check) for check in preflight(recorder.node, services, flags or {})]
         failed = [check for check in found if not check.ok]
         if failed:
             raise Failed(failed[0])

@@ -82,7 +82,7 @@ def run(options: Options, io: Io) -> int:
         supervisor = Supervisor(node)
         seeded = None
         try:
-            bring_up.check_machine(recorder, services)
+            bring_up.check_machine(recorder, services, options.flags)
             bring_up.remember_flags(recorder, options.flags)
             bring_up.boot(recorder, services, io.environ, supervisor)
             bring_up.migrate_database(recorder)
