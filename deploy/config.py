@@ -20,6 +20,8 @@ from stack_b.backends.settings import KINDS, parse_settings
 
 PREFIX: Final = "AGENTOS_"
 MASK: Final = "********"
+MAX_TOKENS_PER_DAY: Final = 10**15
+"""Beyond any need, and far from where the ledger's 64-bit sums end."""
 
 Mode: TypeAlias = Literal["demo", "dev", "prod"]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65_535)]
@@ -49,7 +51,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "info"
     issuer: Annotated[str, Meta(min_length=1, description="`iss` of the tokens this node signs.")] = "urn:agentos:node"
     tokens_per_day: Annotated[
-        int, Meta(ge=0, description="Hard model-token budget per UTC day that a new tenant gets.")
+        int,
+        Meta(ge=0, le=MAX_TOKENS_PER_DAY, description="Hard model-token budget per UTC day that a new tenant gets."),
     ] = 1_000_000
     demo_agent_model: Annotated[
         str, Meta(min_length=1, description="Model of the seeded agent; another one makes a new version of it.")

@@ -1,6 +1,7 @@
 """Tokens and directory access for commands that act in somebody's name."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final, TypeVar
@@ -14,6 +15,9 @@ from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId, is_tenant_id
 
 AUDIENCES: Final = ("stack-a", "stack-b")
+MAX_PRINCIPAL_CHARS: Final = 128
+
+_PRINCIPAL: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@-]{{0,{MAX_PRINCIPAL_CHARS - 1}}}")
 
 ResultT = TypeVar("ResultT")
 
@@ -23,6 +27,23 @@ def tenant_id(text: str) -> TenantId:
     if not is_tenant_id(text):
         raise InvalidArgument(f"{text!r} can't name a tenant: write tnt_ and small letters, digits, - or _")
     return TenantId(text)
+
+
+def principal_id(text: str) -> PrincipalId:
+    """Raises `InvalidArgument` when `text` can't name a principal."""
+    if not _PRINCIPAL.fullmatch(text):
+        raise InvalidArgument(
+            f"{text!r} can't name a principal: write 1 to {MAX_PRINCIPAL_CHARS} letters, digits and any of . _ : @ -, "
+            "such as svc_shop or usr_ann"
+        )
+    return PrincipalId(text)
+
+
+def whole(flag: str, number: int, *, least: int, most: int) -> int:
+    """`number`; raises `InvalidArgument` with both bounds when it is out of them."""
+    if not least <= number <= most:
+        raise InvalidArgument(f"{flag} must be {least} to {most}, not {number}")
+    return number
 
 
 def with_directory(io: Io, act: Callable[[Directory], Awaitable[ResultT]]) -> ResultT:
@@ -35,7 +56,9 @@ def with_directory(io: Io, act: Callable[[Directory], Awaitable[ResultT]]) -> Re
     return asyncio.run(acted())
 
 
-def mint(io: Io, tenant: str, *, role: str, audience: str, lifetime: timedelta, principal: str = "") -> str:
+def mint(
+    io: Io, tenant: str, *, role: str, audience: str, lifetime: timedelta, principal: PrincipalId | None = None
+) -> str:
     """A signed token of this node's issuer. The tenant must exist, or every door would refuse it anyway."""
     name = tenant_id(tenant)
     scopes = scopes_of(role)
@@ -48,8 +71,9 @@ def mint(io: Io, tenant: str, *, role: str, audience: str, lifetime: timedelta, 
     async def minted() -> str:
         async with open_issuer(io.node, io.config()) as issuer:
             operator = operator_of(name)
-            who = PrincipalId(principal) if principal else operator.principal
-            bearer = msgspec.structs.replace(operator, principal=who, scopes=scopes, roles=frozenset({role}))
+            bearer = msgspec.structs.replace(
+                operator, principal=principal or operator.principal, scopes=scopes, roles=frozenset({role})
+            )
             return issuer.mint(bearer, audience=audience, scopes=scopes, lifetime=lifetime)
 
     return asyncio.run(minted())

@@ -6,14 +6,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from deploy.cli.access import tenant_id, with_directory
+from deploy.cli.access import principal_id, tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
 from deploy.credentials import SeededKey
 from deploy.internal import Directory, operator_of
 from deploy.roles import ROLES
 from deploy.seed import TENANT, issue
-from ports.errors import InvalidArgument
-from ports.ids import KeyId, PrincipalId
+from ports.ids import KeyId, PrincipalId, TenantId
 from ports.run_state import MAX_PAGE
 from ports.tenant import ApiKey
 
@@ -27,9 +26,9 @@ rotate a key, with overlap:
 
 
 class Issue(Struct, frozen=True, kw_only=True):
-    tenant: str
+    tenant: TenantId
     role: str
-    principal: str
+    principal: PrincipalId
     label: str
     days: int | None
     json: bool
@@ -55,7 +54,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verbs = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     issued = verbs.add_parser("issue", help="make a key; its secret is shown once", allow_abbrev=False)
     issued.add_argument("--role", default="service", choices=sorted(ROLES), help="what it may do (service)")
-    issued.add_argument("--principal", default="", help="for whom, such as svc_shop or usr_ann")
+    issued.add_argument("--principal", help="for whom, such as svc_shop or usr_ann")
     issued.add_argument("--label", default="", help="a remark for people")
     issued.add_argument("--days", type=int, help="how long it is valid; for ever, if not said")
     issued.set_defaults(run=issue_key, options=_issue_options)
@@ -71,20 +70,20 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _issue_options(parsed: argparse.Namespace) -> Issue:
+    tenant = tenant_id(parsed.tenant)
+    who = f"svc_{tenant.removeprefix('tnt_')}" if parsed.principal is None else parsed.principal
     return Issue(
-        tenant=parsed.tenant,
+        tenant=tenant,
         role=parsed.role,
-        principal=parsed.principal or f"svc_{parsed.tenant.removeprefix('tnt_')}",
+        principal=principal_id(who),
         label=parsed.label,
-        days=parsed.days,
+        days=None if parsed.days is None else whole("--days", parsed.days, least=1, most=MAX_DAYS),
         json=parsed.json,
     )
 
 
 def issue_key(options: Issue, io: Io) -> int:
-    tenant = tenant_id(options.tenant)
-    if options.days is not None and not 1 <= options.days <= MAX_DAYS:
-        raise InvalidArgument(f"--days must be 1 to {MAX_DAYS}, not {options.days}")
+    tenant = options.tenant
     env = io.config().mode
 
     async def act(directory: Directory) -> SeededKey:
@@ -93,7 +92,7 @@ def issue_key(options: Issue, io: Io) -> int:
         return await issue(
             directory,
             tenant,
-            principal=PrincipalId(options.principal),
+            principal=options.principal,
             role=options.role,
             env=env,
             label=options.label,

@@ -6,11 +6,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from deploy.cli.access import AUDIENCES, mint
+from deploy.cli.access import AUDIENCES, mint, principal_id, whole
 from deploy.cli.io import FINE, Io
 from deploy.roles import ROLES
 from deploy.seed import TENANT
-from ports.errors import InvalidArgument
+from ports.ids import PrincipalId
 
 MAX_MINUTES: Final = 60
 
@@ -25,7 +25,7 @@ class Options(Struct, frozen=True, kw_only=True):
     role: str
     audience: str
     minutes: int
-    principal: str
+    principal: PrincipalId | None
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,7 +41,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--role", default="service", choices=sorted(ROLES), help="what it may do (service)")
     parser.add_argument("--audience", default=AUDIENCES[0], choices=AUDIENCES, help="which API it opens (stack-a)")
     parser.add_argument("--minutes", type=int, default=15, help=f"how long, at most {MAX_MINUTES} (15)")
-    parser.add_argument("--principal", default="", help="for whom (the operator)")
+    parser.add_argument("--principal", help="for whom (the operator)")
     parser.set_defaults(run=run, options=_options)
 
 
@@ -50,14 +50,12 @@ def _options(parsed: argparse.Namespace) -> Options:
         tenant=parsed.tenant,
         role=parsed.role,
         audience=parsed.audience,
-        minutes=parsed.minutes,
-        principal=parsed.principal,
+        minutes=whole("--minutes", parsed.minutes, least=1, most=MAX_MINUTES),
+        principal=None if parsed.principal is None else principal_id(parsed.principal),
     )
 
 
 def run(options: Options, io: Io) -> int:
-    if not 1 <= options.minutes <= MAX_MINUTES:
-        raise InvalidArgument(f"--minutes must be 1 to {MAX_MINUTES}, not {options.minutes}")
     token = mint(
         io,
         options.tenant,
