@@ -57,7 +57,12 @@ def next_commands(node: Node, config: Config, seeded: Seeded | None) -> tuple[st
     """Ready to paste."""
     a, b = stack_a_url(config), stack_b_url(config)
     if seeded is None:
-        return ("./agentos tenant create tnt_<name> --admin-key", "./agentos status", "./agentos validate")
+        return (
+            "./agentos tenant create tnt_<name> --admin-key",
+            "./agentos agent publish <spec.json> --tenant tnt_<name>",
+            "./agentos status",
+            "./agentos validate",
+        )
     tokens = node.secret(credentials.TOKENS)
     read = f'python3 -c \'import json,sys; print(json.load(open(sys.argv[1]))["keys"]["app"]["api_key"])\' \'{tokens}\''
     return (
@@ -69,6 +74,6 @@ def next_commands(node: Node, config: Config, seeded: Seeded | None) -> tuple[st
         ),
         f'curl -sSN {a}/v1/runs/<run_id>/events -H "Authorization: Bearer $KEY"',
         f'curl -sS {b}/v1/models -H "Authorization: Bearer $KEY"',
-        "./agentos tenant create tnt_<name> --admin-key",
+        "./agentos tenant create tnt_<name> --admin-key --sample-agent",
         "./agentos validate",
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TextIO
 
 from deploy.cli import (
+    agent_command,
     config_command,
     key_command,
     logs_command,
@@ -34,7 +35,7 @@ a first quarter of an hour:
   ./agentos status                               what runs, and whether it is healthy
   ./agentos logs stack-a-worker -f               follow a service
   ./agentos validate                             prove that it works, end to end
-  ./agentos tenant create tnt_acme --admin-key   room for somebody else
+  ./agentos tenant create tnt_acme --admin-key --sample-agent   room for somebody else
   ./agentos nuke                                 what would be removed; nothing is, yet
 
 exit codes: 0 fine · 1 findings or failure · 2 usage · 3 the node can't be reached
@@ -50,6 +51,7 @@ _COMMANDS: Final = (
     config_command,
     run_command,
     tenant_command,
+    agent_command,
     key_command,
     token_command,
     test_command,

@@ -22,7 +22,7 @@ examples:
   ./agentos run agt_demo "What is 17.5 % of 2340, and how many words are in: to be or not to be?"
   ./agentos run agt_demo "Remember that the deploy is on Friday"
   ./agentos run agt_demo "Count the words: one two three" --json | tail -1
-  ./agentos run agt_support "Hello" --tenant tnt_acme
+  ./agentos run agt_demo "What is 2 + 2?" --tenant tnt_acme     a tenant that was made with --sample-agent
 
 Exit 0 when the run completed, 1 when it failed or was cancelled. Ctrl-C asks whether to cancel it."""
 

@@ -5,18 +5,22 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from deploy.cli.access import tenant_id, with_directory
+from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
+from deploy.config import MAX_TOKENS_PER_DAY, Config
 from deploy.credentials import SeededKey
 from deploy.internal import OPERATOR, Directory, operator_of
-from deploy.seed import issue
+from deploy.seed import demo_agent, issue
+from ports.agent import AgentSpec
+from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId
 from ports.run_state import MAX_PAGE
 from ports.tenant import ALL_MODELS, Entitlements, Tenant
+from stack_b.backends.demo import CHAT_MODEL
 
 _EPILOG: Final = """\
 examples:
-  ./agentos tenant create tnt_acme --name "Acme" --admin-key
+  ./agentos tenant create tnt_acme --name "Acme" --admin-key --sample-agent
   ./agentos tenant create tnt_small --tokens-per-day 10000 --models small-model
   ./agentos tenant list
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
@@ -28,6 +32,7 @@ class Create(Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
     tokens_per_day: int | None
     admin_key: bool
+    sample_agent: bool
     json: bool
 
 
@@ -54,6 +59,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     created.add_argument("--models", default=ALL_MODELS, help="model ids it may use, with commas (all)")
     created.add_argument("--tokens-per-day", type=int, help="hard model-token budget per UTC day")
     created.add_argument("--admin-key", action="store_true", help="also issue a key for its admin, and print it once")
+    created.add_argument("--sample-agent", action="store_true", help="also publish the sample agent, agt_demo, in it")
     created.add_argument("--json", action="store_true", help="print as JSON")
     created.set_defaults(run=create, options=_create_options)
     listed = verbs.add_parser("list", help="every tenant of the node")
@@ -68,12 +74,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _create_options(parsed: argparse.Namespace) -> Create:
+    tokens = parsed.tokens_per_day
+    models = tuple(model.strip() for model in parsed.models.split(",") if model.strip())
+    if not models:
+        raise InvalidArgument("--models names no model; write their ids with commas, or leave it out for all of them")
     return Create(
         tenant=parsed.tenant,
         name=parsed.name or parsed.tenant.removeprefix("tnt_"),
-        models=tuple(model.strip() for model in parsed.models.split(",") if model.strip()),
-        tokens_per_day=parsed.tokens_per_day,
+        models=models,
+        tokens_per_day=None if tokens is None else whole("--tokens-per-day", tokens, least=0, most=MAX_TOKENS_PER_DAY),
         admin_key=parsed.admin_key,
+        sample_agent=parsed.sample_agent,
         json=parsed.json,
     )
 
@@ -84,8 +95,12 @@ def create(options: Create, io: Io) -> int:
     tokens = config.tokens_per_day if options.tokens_per_day is None else options.tokens_per_day
     entitlements = Entitlements(models=options.models, tokens_per_day=tokens)
 
+    sample = _sample_agent(options, config) if options.sample_agent else None
+
     async def act(directory: Directory) -> tuple[Tenant, SeededKey | None]:
         made = await directory.tenants.create(operator_of(name), name, name=options.name, entitlements=entitlements)
+        if sample is not None:
+            await directory.agents.publish(operator_of(name), sample)
         if not options.admin_key:
             return made, None
         admin = PrincipalId(f"usr_{name.removeprefix('tnt_')}_admin")
@@ -95,15 +110,35 @@ def create(options: Create, io: Io) -> int:
 
     tenant, key = with_directory(io, act)
     if options.json:
-        io.json({"tenant": tenant, "admin_key": key})
+        io.json({"tenant": tenant, "admin_key": key, "agent": sample})
         return FINE
     io.out.write(f"{tenant.id} is active: {tenant.entitlements.tokens_per_day:,} tokens a day\n")
-    if key is None:
-        io.say(f"Next: ./agentos key issue --tenant {tenant.id} --role tenant_admin")
-    else:
+    if key is not None:
         io.out.write(f"{key.api_key}\n")
         io.say(f"The key of {key.principal} (id {key.key_id}); it is shown this once.")
+    else:
+        io.say(f"Its keys: ./agentos key issue --tenant {tenant.id} --role tenant_admin")
+    if sample is not None:
+        io.say(f'Next: ./agentos run {sample.id} "What is 17.5 % of 2340?" --tenant {tenant.id}')
+    else:
+        io.say(f"Next: ./agentos agent publish <spec.json> --tenant {tenant.id}   (it has no agent yet)")
     return FINE
+
+
+def _sample_agent(options: Create, config: Config) -> AgentSpec:
+    """Raises `InvalidArgument` when the new tenant could not run it."""
+    spec = demo_agent(config.demo_agent_model)
+    if config.mode == "prod" and spec.model == CHAT_MODEL:
+        raise InvalidArgument(
+            f"--sample-agent uses the model {spec.model!r}, which prod does not serve; set AGENTOS_DEMO_AGENT_MODEL to one "
+            "that it does, or publish an agent of your own with ./agentos agent publish"
+        )
+    if ALL_MODELS not in options.models and spec.model not in options.models:
+        raise InvalidArgument(
+            f"--sample-agent uses the model {spec.model!r}, which --models leaves out; add it there, or publish an agent "
+            "of your own with ./agentos agent publish"
+        )
+    return spec
 
 
 def list_all(options: ListAll, io: Io) -> int:

@@ -200,6 +200,64 @@ class TestTenants:
             assert theirs.get("/v1/runs").json()["items"] == []
             assert theirs.get("/v1/agents").json()["items"] == []
 
+    def test_a_new_tenant_runs_the_sample_agent(self, node: NodeUnderTest) -> None:
+        created = node.agentos("tenant", "create", "tnt_new", "--sample-agent")
+        assert created.returncode == 0, created.stderr
+        assert 'Next: ./agentos run agt_demo "What is 17.5 % of 2340?" --tenant tnt_new' in created.stderr
+
+        done = node.agentos("run", "agt_demo", "What is 17.5 % of 2340?", "--tenant", "tnt_new")
+
+        assert done.returncode == 0, done.stderr
+        assert "409.5" in done.stdout
+
+    def test_a_new_tenant_publishes_and_runs_an_agent_of_its_own(self, node: NodeUnderTest, tmp_path: Path) -> None:
+        created = node.agentos("tenant", "create", "tnt_author", "--admin-key")
+        assert "./agentos agent publish <spec.json> --tenant tnt_author" in created.stderr
+        written = msgspec.json.decode(node.agentos("agent", "show", "agt_demo").stdout, type=dict[str, object])
+        path = tmp_path / "own.json"
+        path.write_bytes(msgspec.json.encode(written | {"id": "agt_own", "tools": ["calculator"]}))
+        mine = ("--tenant", "tnt_author")
+
+        published = node.agentos("agent", "publish", str(path), *mine)
+        again = node.agentos("agent", "publish", "-", *mine, stdin=path.read_text())
+        changed = node.agentos("agent", "publish", "-", *mine, stdin=path.read_text().replace("calculator", "clock"))
+
+        assert published.stdout == "agt_own version 1 is published\n", published.stderr
+        assert again.stdout == "agt_own version 1 was published already; nothing was changed\n"
+        assert changed.stdout == "agt_own version 2 is published\n"
+        [listed] = msgspec.json.decode(node.agentos("agent", "list", *mine, "--json").stdout)
+        assert (listed["spec"]["id"], listed["version"], listed["spec"]["tools"]) == ("agt_own", 2, ["clock"])
+        first = node.agentos("agent", "show", "agt_own", "--version", "1", *mine).stdout
+        assert msgspec.json.decode(first)["tools"] == ["calculator"]
+        done = node.agentos("run", "agt_own", "hello", *mine)
+        assert done.returncode == 0, done.stderr
+        assert "agt_own" not in node.agentos("agent", "list").stdout
+
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            (("agent", "publish", "-"), "standard input: the body is not valid JSON"),
+            (("agent", "publish", "-", "--tenant", "tnt_nobody"), "standard input: "),
+            (("agent", "show", "agt_nobody"), "there is no agent 'agt_nobody'"),
+            (("agent", "list", "--tenant", "tnt_nobody"), "tnt_nobody"),
+        ],
+    )
+    def test_an_agent_or_a_tenant_that_is_not_there_is_told(
+        self, node: NodeUnderTest, line: tuple[str, ...], says: str
+    ) -> None:
+        done = node.agentos(*line)
+
+        assert done.returncode in {1, 2}
+        assert says in done.stderr
+
+    def test_an_agent_is_not_published_for_a_tenant_that_does_not_exist(self, node: NodeUnderTest) -> None:
+        sample = node.agentos("agent", "show", "agt_demo").stdout
+
+        done = node.agentos("agent", "publish", "-", "--tenant", "tnt_nobody", stdin=sample)
+
+        assert done.returncode == 1
+        assert "tnt_nobody" in done.stderr
+
     def test_a_revoked_key_is_refused_within_five_seconds(self, node: NodeUnderTest) -> None:
         issued = msgspec.json.decode(node.agentos("key", "issue", "--json").stdout)
         assert node.get(f"{node.stack_a}/v1/runs", issued["api_key"]).status_code == 200

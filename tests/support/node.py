@@ -37,8 +37,8 @@ class NodeUnderTest:
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.supervisor = Supervisor(self.node)
 
-    def agentos(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+    def agentos(self, *arguments: str, timeout: float = 120.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, with `stdin` to read."""
         return subprocess.run(
             [sys.executable, "-m", "deploy.cli.main", *arguments],
             env=self.environ,
@@ -47,7 +47,7 @@ class NodeUnderTest:
             text=True,
             check=False,
             timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
         )
 
     def up(self, *more: str) -> Report:

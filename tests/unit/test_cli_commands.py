@@ -14,7 +14,7 @@ from ports.errors import InvalidArgument
 from tests.support.cli import agentos
 
 COMMANDS = (
-    "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "tenant", "key", "token", "test",
+    "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "tenant", "agent", "key", "token", "test",
 )  # fmt: skip
 
 
@@ -62,7 +62,8 @@ class TestWithoutANode:
         assert (said.code, found["supervised"], found["total"]) == (3, False, 4)
 
     @pytest.mark.parametrize(
-        "line", [("tenant", "list"), ("key", "list"), ("token",), ("redeploy",), ("logs", "stack-a")]
+        "line",
+        [("tenant", "list"), ("agent", "list"), ("key", "list"), ("token",), ("redeploy",), ("logs", "stack-a")],
     )
     def test_what_needs_a_node_exits_3_and_says_how_to_start_one(
         self, environ: dict[str, str], line: tuple[str, ...]
@@ -86,6 +87,50 @@ class TestWithoutANode:
 
     def test_a_name_that_is_no_tenant_is_refused_before_anything_else(self, environ: dict[str, str]) -> None:
         assert agentos("tenant", "create", "Acme Inc", environ=environ).code == 2
+
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            (("tenant", "create", "tnt_x", "--tokens-per-day", "-5"), "--tokens-per-day must be 0 to "),
+            (("tenant", "create", "tnt_x", "--tokens-per-day", str(2**63)), "--tokens-per-day must be 0 to "),
+            (("tenant", "create", "tnt_x", "--models", " , "), "--models names no model"),
+            (("tenant", "create", "tnt_x", "--models", "other", "--sample-agent"), "--models leaves out"),
+            (("key", "issue", "--principal", "bad one"), "'bad one' can't name a principal"),
+            (("key", "issue", "--principal", ""), "'' can't name a principal"),
+            (("key", "issue", "--principal", "x" * 129), "can't name a principal"),
+            (("key", "issue", "--tenant", "Acme"), "'Acme' can't name a tenant"),
+            (("key", "issue", "--days", "0"), "--days must be 1 to "),
+            (("token", "--principal", "x y"), "'x y' can't name a principal"),
+            (("token", "--principal", "usr_ann\n"), "can't name a principal"),
+            (("token", "--minutes", "61"), "--minutes must be 1 to 60, not 61"),
+            (("agent", "show", "agt_x", "--version", "0"), "--version must be 1 to "),
+            (("agent", "list", "--tenant", "x"), "'x' can't name a tenant"),
+            (("agent", "publish", "/no/such/file.json"), "/no/such/file.json can't be read: No such file"),
+        ],
+    )
+    def test_nonsense_is_usage_with_a_sentence_before_anything_is_looked_for(
+        self, environ: dict[str, str], line: tuple[str, ...], says: str
+    ) -> None:
+        said = agentos(*line, environ=environ)
+
+        assert said.code == 2
+        assert says in said.err
+        assert said.out == ""
+
+    def test_prod_makes_no_sample_agent_for_a_model_that_it_does_not_serve(
+        self, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / ".agentos.env").write_text("AGENTOS_MODE=prod\n")
+
+        said = agentos("tenant", "create", "tnt_x", "--sample-agent", environ=environ)
+
+        assert said.code == 2
+        assert "AGENTOS_DEMO_AGENT_MODEL" in said.err
+
+    @pytest.mark.parametrize("principal", ["svc_shop", "usr_ann", "ann@example.org", "x", "a-b.c:d"])
+    def test_principals_as_people_name_them_are_taken(self, environ: dict[str, str], principal: str) -> None:
+        assert agentos("token", "--principal", principal, environ=environ).code == 3
 
 
 class TestConfig:
