@@ -15,7 +15,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import anyio.lowlevel
@@ -24,8 +24,8 @@ from adapters.inproc.agent import InprocAgents
 from adapters.inproc.model import InprocModel, InprocModelConfig
 from adapters.inproc.queue import InprocQueue
 from adapters.inproc.run_state import InprocRunState
-from adapters.inproc.runs import Runs
-from adapters.inproc.store import Store
+from adapters.inproc.runs import RunRow, Runs
+from adapters.inproc.store import Store, uuid7_int
 from adapters.inproc.tool import InprocTools, PythonTool
 from conformance.clock import ManualClock
 from conformance.faults import Faults, Kind
@@ -34,7 +34,7 @@ from observability.metrics import Metrics
 from ports.agent import AgentLimits, AgentSpec
 from ports.context import AuthContext
 from ports.errors import Unavailable
-from ports.ids import AgentId, RunId, WorkerId
+from ports.ids import AgentId, EventId, RunId, WorkerId, minted
 from ports.messages import Json
 from ports.model import ChatReply, ChatRequest, Message, ToolRequest
 from ports.run_intake import RunRequest
@@ -55,8 +55,11 @@ AGENT: Final = AgentId("agt_simulated")
 TOOLS: Final = {"look": ("pure", 0), "note": ("idempotent", 1), "slow": ("idempotent", 6), "send": ("unsafe", 3)}
 """Name → effect class, and seconds it takes."""
 UNSAFE: Final = "send"
+AS_IT_IS: Final[Wrap] = lambda _, port: port  # noqa: E731 - the annotation says what it is
 SECOND: Final = timedelta(seconds=1)
-_SETTLING_TURNS: Final = 30
+MOMENT: Final = timedelta(milliseconds=30)
+"""Shorter than facts may wait for others to share their commit."""
+_SETTLING_TURNS: Final = 15
 
 
 class _NeverWaiting(selectors.DefaultSelector):
@@ -85,6 +88,8 @@ class Effect:
 
     key: str
     tool: str
+    nonce: int
+    """What the model made up for this call."""
     process: "Process"
     stale: bool
     """Whether another worker had claimed the run by then. No store can keep such a call from beginning."""
@@ -133,10 +138,45 @@ class Watching:
         return appended
 
 
+class Gateway(InprocModel):
+    """A model that asks for the tools which the run's input lists, turn by turn, and never says the same thing twice.
+
+    Behind a gateway that keeps what came of a call under its step's key, as Stack B does. Each answer takes a second.
+    """
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(InprocModelConfig(chat_models=("m",)), self._as_the_input_says)
+        self._clock = clock
+        self._nonces = itertools.count(1)
+
+    async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
+        await self._clock.sleep(SECOND)
+        return await super().chat(auth, request)
+
+    def _as_the_input_says(self, _auth: AuthContext, request: ChatRequest) -> Message:
+        turns: list[list[str]] = json.loads(next(one.content for one in request.messages if one.role == "user") or "[]")
+        done = sum(one.role == "assistant" for one in request.messages)
+        if done == len(turns):
+            return Message(role="assistant", content="done")
+        return Message(
+            role="assistant",
+            tool_calls=tuple(
+                ToolRequest(id=f"c{done}_{place}", name=name, arguments=json.dumps({"nonce": next(self._nonces)}))
+                for place, name in enumerate(turns[done])
+            ),
+        )
+
+
+class NumberingStore(Store):
+    """Ids that are the same in every repetition."""
+
+    def mint(self, prefix: str, now: datetime) -> str:
+        self._last_id = max(uuid7_int(now, 0), self._last_id + 1)
+        return minted(prefix, uuid.UUID(int=self._last_id))
+
+
 class Process:
     """One worker process. Its ports are the world's, behind gates."""
-
-    _numbers = itertools.count(1)
 
     def __init__(self, world: "World", wrap: Wrap) -> None:
         self.dead = False
@@ -147,12 +187,12 @@ class Process:
         self._running.set()
         self._planned: dict[int, Trouble] = {}
         ports = {
-            "run_state": world.run_state, "queue": world.queue, "agent": world.agents, "model": world.model(),
+            "run_state": world.run_state, "queue": world.queue, "agent": world.agents, "model": world.model,
             "tool": InprocTools([self._tool(name) for name in TOOLS], world.clock),
         }  # fmt: skip
         gated = {name: _Gated(name, wrap(name, port), self) for name, port in ports.items()}
-        deps = WorkerDeps(clock=world.clock, metrics=Metrics(), **gated)  # type: ignore[arg-type]  # each stands in for its port
-        self.worker = Worker(deps, new_id=lambda: WorkerId(f"wrk_{next(self._numbers)}"), concurrency=2)
+        deps = WorkerDeps(clock=world.clock, metrics=Metrics(), **gated)
+        self.worker = Worker(deps, new_id=lambda: WorkerId(f"wrk_{next(world.numbers)}"), concurrency=2)
         self.task = asyncio.get_running_loop().create_task(self.worker.serve())
 
     @property
@@ -198,10 +238,11 @@ class Process:
 
     def _tool(self, name: str) -> PythonTool:
         effect, seconds = TOOLS[name]
-        schema: dict[str, Json] = {"type": "object", "properties": {}, "additionalProperties": False}
+        nonce = {"nonce": {"type": "integer"}}
+        schema: dict[str, Json] = {"type": "object", "properties": nonce, "additionalProperties": False}
 
-        async def act(_auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
-            begun = self._world.begin(key, name, self)
+        async def act(_auth: AuthContext, arguments: dict[str, Json], key: str) -> Json:
+            begun = self._world.begin(key, name, arguments["nonce"], self)
             await self._world.clock.sleep(timedelta(seconds=seconds))
             begun.ended = True
             return {"done": name}
@@ -237,23 +278,25 @@ class _Gated:
 class World:
     """One storage, its clock, and the processes over it."""
 
-    def __init__(
-        self, *, seed: int = 0, plant: Wrap = lambda _, port: port, stored: Wrap = lambda _, port: port
-    ) -> None:
+    def __init__(self, *, seed: int = 0, plant: Wrap = AS_IT_IS, stored: Wrap = AS_IT_IS) -> None:
         """`plant` is put around the ports of every worker, `stored` around the store itself."""
+        # The worker's jitter is drawn from there.
+        random.seed(seed)
         self.clock = ManualClock()
         self.pace = random.Random(seed)  # noqa: S311 - the order of things, not a secret
         self.told = Told()
         self.effects: list[Effect] = []
         self.processes: list[Process] = []
         self.accepted: dict[str, RunId] = {}
-        self.seen: defaultdict[RunId, list[str]] = defaultdict(list)
+        self.numbers = itertools.count(1)
+        self.seen: defaultdict[RunId, list[EventId]] = defaultdict(list)
         self._plant = plant
-        self._store = Store(uuid.uuid4().hex)
+        self._store = NumberingStore("simulated")
         self.rows = self._store.table(Runs).rows
         self.run_state = Watching(stored("run_state", InprocRunState(self._store, self.clock)), self.told)
         self.queue = InprocQueue(self._store, self.clock)
         self.agents = InprocAgents(self._store, self.clock)
+        self.model = stored("model", Gateway(self.clock))
         self._runner = asyncio.Runner(loop_factory=lambda: ClockLoop(self.clock))
         limits = AgentLimits(max_steps=20, max_parallel_tools=2, deadline_s=3_600)
         self.run(self.agents.publish(ACME, AgentSpec(id=AGENT, model="m", tools=tuple(TOOLS), limits=limits)))
@@ -305,7 +348,7 @@ class World:
 
         async def accepted() -> RunId:
             intake = Intake(
-                run_state=going_wrong.around(self.run_state),  # type: ignore[arg-type]  # `Watching` stands in for it
+                run_state=going_wrong.around(self.run_state),
                 agent=self.agents,
                 queue=going_wrong.around(self.queue),
                 metrics=Metrics(),
@@ -333,8 +376,9 @@ class World:
 
         async def passed() -> None:
             for _ in range(seconds):
-                await self._turns()
-                await self.clock.advance(SECOND)
+                for part in (MOMENT, SECOND - MOMENT):
+                    await self._turns()
+                    await self.clock.advance(part)
 
         self.run(passed() if seconds else self._turns())
 
@@ -370,13 +414,13 @@ class World:
             if one.task.done()
         ]
 
-    def _row(self, run_id: RunId) -> Any:  # a row of the store, which is private to it
+    def _row(self, run_id: RunId) -> RunRow:
         return self.rows[ACME.tenant, ACME.namespace, run_id]
 
     def check(self) -> None:
         """What must hold at any moment."""
-        assert self.told.broken == []
-        assert self.crashed() == []
+        assert not self.told.broken, self.told.broken[0]
+        assert not self.crashed(), f"E1: a worker ended by itself: {self.crashed()[0]}"
         for (run_id, n), times in self.told.results.items():
             assert times == 1, f"E2: the result of {run_id}:{n} was recorded {times} times"
         for (_, _, run_id), row in self.rows.items():
@@ -399,36 +443,39 @@ class World:
             assert row.run.status in {"succeeded", "failed", "cancelled", "needs_operator"}, f"E1: {run_id} is stuck"
             assert (row.run.status == "needs_operator") <= bool(unknown), f"E1: {run_id} waits for nothing"
             assert not (row.run.status == "succeeded" and unknown), f"E9: {run_id} went on over an unknown effect"
-            assert all(step.status != "started" for step in row.steps.values()) or row.run.status == "needs_operator"
+            # What was begun beside a step that only an operator can judge stays open, also when he ends the run.
+            begun = [n for n, step in row.steps.items() if step.status == "started"]
+            assert not begun or unknown, f"E1: {run_id} ended with steps {begun} begun"
         for effect in self.effects:
-            run_id, _, n = effect.key.rpartition(":")
-            step = self._row(RunId(run_id)).steps.get(int(n))
-            assert step is not None, f"E2: {effect.key} had an effect and has no step"
+            found, _, n = effect.key.rpartition(":")
             if effect.tool == UNSAFE and not effect.ended and not effect.stale:
-                assert step.status in {"unknown", "failed"}, f"E9: {effect.key} was interrupted and is {step.status}"
+                status = self._row(RunId(found)).steps[int(n)].status
+                assert status in {"unknown", "failed"}, f"E9: {effect.key} was interrupted and is {status}"
 
     def _check_effects(self) -> None:
         unsafe = Counter(effect.key for effect in self.effects if effect.tool == UNSAFE)
         assert all(times == 1 for times in unsafe.values()), f"E9: unsafe calls repeated: {unsafe}"
-        tools: defaultdict[str, set[str]] = defaultdict(set)
+        meant: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)
         for effect in self.effects:
-            tools[effect.key].add(effect.tool)
+            meant[effect.key].add((effect.tool, effect.nonce))
             if not effect.stale:
                 assert not effect.after_result, f"E2: {effect.key} was repeated although its result was recorded"
                 assert not effect.after_end, f"E8: {effect.key} began after the run's end"
-        assert all(len(names) == 1 for names in tools.values()), "E2: one key for two effects"
+        for key, effects in meant.items():
+            assert len(effects) == 1, f"E2: {key} is the key of {len(effects)} effects: {effects}"
 
-    def begin(self, key: str, tool: str, process: Process) -> Effect:
-        run_id, _, n = key.rpartition(":")
-        run = RunId(run_id)
+    def begin(self, key: str, tool: str, nonce: int, process: Process) -> Effect:
+        found, _, n = key.rpartition(":")
+        run = RunId(found)
         if (ACME.tenant, ACME.namespace, run) not in self.rows or not n.isdecimal():
             self.told.broken.append(f"E2: {key!r} is not the key of a step")
             n = "0"
-        elif (step := self._row(run).steps.get(int(n))) is None or step.name != tool:
-            self.told.broken.append(f"E2: {tool} acts as {key} before that intent is recorded")
+        elif tool == UNSAFE and ((step := self._row(run).steps.get(int(n))) is None or step.name != tool):
+            self.told.broken.append(f"E9: {tool} acts as {key} before that intent is recorded")
         effect = Effect(
             key=key,
             tool=tool,
+            nonce=nonce,
             process=process,
             stale=self.told.holders.get(run) != process.worker.id,
             after_result=self.told.results[run, int(n)] > 0,
@@ -437,30 +484,6 @@ class World:
         self.effects.append(effect)
         return effect
 
-    def model(self) -> Any:  # stands in for a ModelPort
-        return _Model(self)
-
     async def _turns(self) -> None:
         for _ in range(_SETTLING_TURNS):
             await anyio.lowlevel.checkpoint()
-
-
-class _Model(InprocModel):
-    """Asks for the tools that the run's input lists, turn by turn; each answer takes a second."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(InprocModelConfig(chat_models=("m",)), _as_the_input_says)
-        self._clock = world.clock
-
-    async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
-        await self._clock.sleep(SECOND)
-        return await super().chat(auth, request)
-
-
-def _as_the_input_says(_auth: AuthContext, request: ChatRequest) -> Message:
-    turns: list[list[str]] = json.loads(next(one.content for one in request.messages if one.role == "user") or "[]")
-    done = sum(one.role == "assistant" for one in request.messages)
-    if done == len(turns):
-        return Message(role="assistant", content="done")
-    asked = tuple(ToolRequest(id=f"c{done}_{i}", name=name, arguments="{}") for i, name in enumerate(turns[done]))
-    return Message(role="assistant", tool_calls=asked)

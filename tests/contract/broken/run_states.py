@@ -278,6 +278,28 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
     )
 
 
+class NamesWhoHeldARunLast(InprocRunState):
+    last: ClassVar[dict[RunId, WorkerId]] = {}
+
+    async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
+        held = await super().claim(auth, run_id, worker)
+        self.last[run_id] = worker
+        return held
+
+    async def load(self, auth: AuthContext, run_id: RunId) -> Run:
+        return replace(await super().load(auth, run_id), worker=self.last.get(run_id))
+
+
+class TestNamesWhoHeldARunLast(BrokenRunState):
+    broken = NamesWhoHeldARunLast
+    caught_by = frozenset(
+        {
+            "test_a_run_names_who_claimed_it_until_it_is_handed_back",
+            "test_cancelling_a_terminal_run_returns_it_as_it_is",
+        }
+    )
+
+
 class SaysStartedAtEveryClaim(InprocRunState):
     async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
         again = self._runs.row(auth, run_id).run.epoch > 0
