@@ -190,7 +190,8 @@ class RunStateClaims(Contract):
 
         held = await state.claim(ACME, run.id, ANN)
 
-        assert (held.status, held.epoch, held.last_sequence, held.recoveries) == ("running", 1, 2, 0)
+        assert (held.status, held.worker) == ("running", ANN)
+        assert (held.epoch, held.last_sequence, held.recoveries) == (1, 2, 0)
         assert held.started_at is not None
         assert await state.load(ACME, run.id) == held
         assert list(await harness.event_types(ACME, run.id)) == [(1, "run.created"), (2, "run.started")]
@@ -204,6 +205,22 @@ class RunStateClaims(Contract):
         again = await state.claim(ACME, run.id, ANN)
 
         assert (again.epoch, again.last_sequence, again.started_at) == (2, 2, run.started_at)
+
+    @clause("RUN-4")
+    async def test_a_run_names_who_claimed_it_until_it_is_handed_back(self, harness: RunStateHarness) -> None:
+        state = await harness.open()
+        run = await claimed(state)
+        await state.renew(NODE, BOB, LEASE)
+
+        holders = [(await state.load(ACME, run.id)).worker]
+        await state.release(ACME, run.id, run.epoch)
+        holders.append((await state.load(ACME, run.id)).worker)
+        again = await state.claim(ACME, run.id, BOB)
+        holders.append((await state.load(ACME, run.id)).worker)
+        await state.append(ACME, run.id, again.epoch, SUCCEEDED)
+        holders.append((await state.load(ACME, run.id)).worker)
+
+        assert holders == [ANN, None, BOB, None]
 
     @clause("RUN-5")
     async def test_a_run_held_by_a_live_worker_can_not_be_claimed(self, harness: RunStateHarness) -> None:

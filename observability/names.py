@@ -149,6 +149,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "worker.renew_failed": "the worker's lease could not be extended",
     "worker.fenced_itself": "the worker stopped because its lease may have lapsed",
     "worker.lease_failed": "the queue could not be asked for work",
+    "worker.claim_unanswered": "whether a run was claimed is unknown; the worker asks again",
     "worker.hint_failed": "a delivery could not be acted on",
     "worker.sweep_failed": "orphaned runs could not be looked for",
     "worker.adopt_failed": "an orphaned run could not be taken over",

@@ -7,8 +7,8 @@ Clauses (each has a test in `conformance.run_state`):
 * RUN-2   `create` with a key already used by the same principal, in the same namespace and on the same route, and an
           equal fingerprint returns the first run and creates nothing, also when many callers race.
 * RUN-3   The same key with another fingerprint raises `Conflict` (`idempotency_key_reused`) and changes nothing.
-* RUN-4   `claim` of a queued run makes it `running` under the given worker, raises its epoch by one and, the first time,
-          appends `run.started`.
+* RUN-4   `claim` of a queued run makes it `running` under the given worker, which the run names for as long as it is
+          `running`, raises its epoch by one and, the first time, appends `run.started`.
 * RUN-5   `claim` raises `Conflict` while a worker with a live lease holds the run, and when the run is terminal.
 * RUN-6   A run whose worker's lease has lapsed can be claimed by another worker: its epoch rises, `recoveries` counts it,
           and its journal is as it was.
@@ -101,6 +101,8 @@ class Run(Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     cancel_requested_at: datetime | None = None
+    worker: WorkerId | None = None
+    """Who claimed it last, while it is `running`: how a worker learns what became of a claim that was not answered."""
     epoch: int = 0
     last_sequence: int = 0
     recoveries: int = 0

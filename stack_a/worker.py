@@ -20,7 +20,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from ports.context import QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
-from ports.errors import AgentOSError, Conflict, NotFound
+from ports.errors import AgentOSError, Conflict, NotFound, Unavailable
 from ports.ids import PrincipalId, RunId, TenantId, WorkerId
 from ports.messages import Fault
 from ports.queue import Delivery
@@ -61,6 +61,7 @@ class Worker:
         self._concurrency = concurrency
         self._slots = anyio.Semaphore(concurrency)
         self._executions: dict[RunId, Execution] = {}
+        self._claimed: set[RunId] = set()
         self._renewed_at: float | None = None
         self._registered = anyio.Event()
         self._leaving = anyio.Event()
@@ -174,12 +175,16 @@ class Worker:
         async with self._slots:
             try:
                 run = await self._claim(delivery.requester, hint.run_id)
-                # After the claim's commit: from here on the run itself says that it needs a worker.
-                await self._deps.queue.ack(SELF, delivery)
             except AgentOSError as error:
                 # The hint comes back when its lease ends, and the sweep finds the run in any case.
                 logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
                 return
+            try:
+                # After the claim's commit: from here on the run itself says that it needs a worker.
+                await self._deps.queue.ack(SELF, delivery)
+            except AgentOSError as error:
+                # Then it comes back, and finds the run held or ended.
+                logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
             if run is not None:
                 await self._execute(run)
 
@@ -214,11 +219,38 @@ class Worker:
                 await self._execute(run)
 
     async def _claim(self, requester: AuthContext, run_id: RunId) -> Run | None:
-        """None when there is nothing to do: somebody else has it, or it has ended."""
+        """None when there is nothing to do: somebody else has it, or it has ended.
+
+        A claim that is not answered may have been made, and would then hold the run for as long as this worker lives.
+        """
+        worker, unanswered = self.id, False
+        while True:
+            try:
+                run = await self._claim_once(requester, run_id, worker, unanswered=unanswered)
+            except NotFound:
+                return None
+            except Unavailable as error:
+                if worker != self.id:
+                    raise  # fenced meanwhile: the old lease ends, and with it what was claimed under it
+                logger.warning("worker.claim_unanswered", extra={"run_id": run_id, "code": error.code})
+                unanswered = True
+                await self._deps.clock.sleep(RETRY_AFTER)
+                continue
+            if run is not None:
+                self._claimed.add(run_id)
+            return run
+
+    async def _claim_once(
+        self, requester: AuthContext, run_id: RunId, worker: WorkerId, *, unanswered: bool
+    ) -> Run | None:
         try:
-            return await self._deps.run_state.claim(requester, run_id, self.id)
-        except (Conflict, NotFound):
-            return None
+            return await self._deps.run_state.claim(requester, run_id, worker)
+        except Conflict:
+            if not unanswered:
+                return None
+        run = await self._deps.run_state.load(requester, run_id)
+        # Ours, unless it is another claim of this process that was answered.
+        return run if run.worker == worker and run_id not in self._claimed else None
 
     # --- one run -----------------------------------------------------------------------------------------------------
 
@@ -232,6 +264,7 @@ class Worker:
                 await self._until_left(execution)
         finally:
             del self._executions[run.id]
+            self._claimed.discard(run.id)
             self._announce()
 
     async def _until_left(self, execution: Execution) -> None:

@@ -91,11 +91,11 @@ class InprocRunState:
         row.run = replace(
             run,
             status="running",
+            worker=worker,
             epoch=run.epoch + 1,
             started_at=run.started_at or now,
             recoveries=run.recoveries + (run.status == "running"),
         )
-        row.worker = worker
         if run.started_at is None:
             row.record(self._store, auth, now, NewEvent(type="run.started"))
         return own(row.run)
@@ -114,15 +114,14 @@ class InprocRunState:
         row.steps = steps
         row.run = changed(replace(row.run, usage=used), change, now)
         if row.run.status != "running":
-            row.worker = None
+            row.run = replace(row.run, worker=None)
         row.record(self._store, auth, now, *change.events)
         return Appended(last_sequence=row.run.last_sequence, cancel_requested=row.run.cancel_requested_at is not None)
 
     async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
         row = self._runs.row(auth, run_id)
         check_fence(row.run, epoch)
-        row.run = replace(row.run, status="queued", recoveries=row.run.recoveries + troubled)
-        row.worker = None
+        row.run = replace(row.run, status="queued", worker=None, recoveries=row.run.recoveries + troubled)
         row.queued_at = self._clock.now()
 
     async def load(self, auth: AuthContext, run_id: RunId) -> Run:

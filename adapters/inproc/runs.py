@@ -17,10 +17,13 @@ from ports.run_state import Idempotency, NewEvent, Run, Step
 class RunRow:
     run: Run
     queued_at: datetime
-    worker: WorkerId | None = None
     steps: dict[int, Step] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     changed: Signal = field(default_factory=Signal)
+
+    @property
+    def worker(self) -> WorkerId | None:
+        return self.run.worker
 
     def record(self, store: Store, auth: AuthContext, now: datetime, *events: NewEvent) -> None:
         """Append `events` with the next sequence numbers, and wake the followers."""

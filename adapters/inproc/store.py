@@ -30,7 +30,8 @@ class Signal:
     """Tells everybody who waits at this moment that something changed."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Event] = set()
+        # In order: who waited first is woken first, in every process alike.
+        self._waiting: dict[asyncio.Event, None] = {}
 
     def fire(self) -> None:
         for waiter in self._waiting:
@@ -39,14 +40,14 @@ class Signal:
     async def wait(self, clock: Clock | None = None, timeout: timedelta | None = None) -> None:
         """Until the next `fire`, or until `timeout` has passed on `clock`."""
         waiter = asyncio.Event()
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         try:
             if clock is None or timeout is None:
                 await waiter.wait()
             else:
                 await first_of(waiter, clock, timeout)
         finally:
-            self._waiting.discard(waiter)
+            del self._waiting[waiter]
 
 
 async def first_of(waiter: asyncio.Event, clock: Clock, timeout: timedelta) -> None:

@@ -70,6 +70,7 @@ def run_of(row: RowMapping) -> Run:
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         cancel_requested_at=row["cancel_requested_at"],
+        worker=row["worker_id"],
         epoch=row["epoch"],
         last_sequence=row["last_sequence"],
         recoveries=row["recoveries"],

@@ -14,7 +14,7 @@ from observability.logs import who
 from observability.metrics import Metrics
 from ports.agent import AgentRegistry
 from ports.context import AuthContext
-from ports.errors import AgentOSError, InvalidArgument
+from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.ids import AgentId, RunId
 from ports.queue import QueuePort
 from ports.run_intake import RunRequest
@@ -44,6 +44,9 @@ class Intake:
     async def accept(self, auth: AuthContext, request: RunRequest) -> Created:
         try:
             new = await self._validated(auth, request)
+        except Unavailable:
+            # Whoever asks a stalled store a second time waits twice as long to hear the same.
+            raise
         except AgentOSError:
             # A repeat is answered with what it made, even where it would not be accepted today.
             earlier = await self._run_state.recall(auth, request.idempotency)

@@ -11,6 +11,7 @@ import pytest
 from adapters.inproc.model import InprocModel, InprocModelConfig, Rule, scripted
 from adapters.inproc.tool import InprocTools, PythonTool
 from conformance.clock import ManualClock
+from conformance.faults import Faults, Kind
 from conformance.people import ACME
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, Unavailable
@@ -378,6 +379,22 @@ async def test_a_run_whose_hint_was_lost_is_found_by_the_sweep(clock: ManualCloc
             run = await node.ended(run_id)
 
     assert run.output == {"text": "found"}
+
+
+@pytest.mark.parametrize(("port", "method", "kind"), [("run_state", "claim", "after"), ("queue", "ack", "before")])
+async def test_a_claim_or_an_acknowledgement_that_is_not_answered_does_not_strand_the_run(
+    clock: ManualClock, tools: Toolbox, port: str, method: str, kind: Kind
+) -> None:
+    faults = Faults()
+    faults.inject(method, kind)
+
+    async with stack_a(clock=clock, wrap=lambda name, given: faults.around(given) if name == port else given) as node:
+        run_id = await node.created()
+        async with node.worker(model(scripted([calls("add"), "found"])), tools.port(clock)):
+            await takeover(clock)
+            run = await node.ended(run_id)
+
+    assert (run.status, run.epoch, tools.keys) == ("succeeded", 1, [f"{run_id}:2"])
 
 
 async def test_a_hint_delivered_twice_executes_the_run_once(node: StackA, tools: Toolbox, clock: ManualClock) -> None:

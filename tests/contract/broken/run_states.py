@@ -279,6 +279,28 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
     )
 
 
+class NamesWhoHeldARunLast(InprocRunState):
+    last: ClassVar[dict[RunId, WorkerId]] = {}
+
+    async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
+        held = await super().claim(auth, run_id, worker)
+        self.last[run_id] = worker
+        return held
+
+    async def load(self, auth: AuthContext, run_id: RunId) -> Run:
+        return replace(await super().load(auth, run_id), worker=self.last.get(run_id))
+
+
+class TestNamesWhoHeldARunLast(BrokenRunState):
+    broken = NamesWhoHeldARunLast
+    caught_by = frozenset(
+        {
+            "test_a_run_names_who_claimed_it_until_it_is_handed_back",
+            "test_cancelling_a_terminal_run_returns_it_as_it_is",
+        }
+    )
+
+
 class SaysStartedAtEveryClaim(InprocRunState):
     async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
         again = self._runs.row(auth, run_id).run.epoch > 0
@@ -823,6 +845,7 @@ class TestKeepsWhatWasReleased(BrokenRunState):
         {
             "test_a_run_released_in_trouble_counts_like_one_that_lost_its_worker",
             "test_only_the_first_claim_says_the_run_started",
+            "test_a_run_names_who_claimed_it_until_it_is_handed_back",
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_a_released_run_is_claimable_at_once_and_counts_no_recovery",
         }

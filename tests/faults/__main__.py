@@ -1,0 +1,48 @@
+"""The command: `python -m tests.faults --minutes N --seed S`."""
+
+import argparse
+import asyncio
+import logging
+import secrets
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from tests.faults.driver import SHORT, Outcome, drive, long
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long, about; at least 3 (%(default)s)")
+    parser.add_argument("--short", action="store_true", help="the minute that is part of the tests")
+    parser.add_argument("--seed", type=int, default=None, help="repeats the same choices; drawn when not given")
+    parser.add_argument("--json", metavar="FILE", help="write everything there as well")
+    given = parser.parse_args(arguments)
+    seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
+    say(f"seed {seed}")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        outcome = runner.run(drive(SHORT if given.short else long(given.minutes), seed, say))
+    return report(outcome, given.json)
+
+
+def report(outcome: Outcome, file: str | None) -> int:
+    for one in outcome.records:
+        sys.stdout.write(msgspec.json.encode(one).decode() + "\n")
+    if file is not None:
+        Path(file).write_bytes(msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n")
+    failed = [one.invariant for one in outcome.records if not one.ok]
+    faults = len(outcome.faults)
+    say(f"{faults} faults; " + (f"broken: {', '.join(failed)}, seed {outcome.seed}" if failed else "all hold"))
+    return 1 if failed else 0
+
+
+def say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

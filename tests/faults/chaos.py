@@ -1,0 +1,81 @@
+"""What goes wrong, when: drawn from the seed."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Collection
+from typing import Final
+
+from msgspec import Struct
+
+from tests.faults.proxy import Mode
+from tests.faults.rig import DATABASE, Rig
+
+_NETWORK: Final[tuple[Mode, ...]] = ("cut", "delay", "half_open", "drip")
+_KINDS: Final = ("kill", "kill", "kill", "stop", "network", "network")
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    at_s: float
+    kind: str
+    part: str
+    seconds: float = 0.0
+
+
+class Chaos:
+    def __init__(self, rig: Rig, draw: random.Random) -> None:
+        self._rig = rig
+        self._draw = draw
+        self._began = time.monotonic()
+        self.done: list[Fault] = []
+
+    async def reign(self, until: float, *, gap: tuple[float, float], spare: Collection[str] = ()) -> None:
+        """One fault after the other until `until` on the monotonic clock; `spare` is left alone."""
+        parts = [name for name in (*self._rig.parts, DATABASE) if name not in spare]
+        while True:
+            pause = self._draw.uniform(*gap)
+            if time.monotonic() + pause >= until:
+                return
+            await asyncio.sleep(pause)
+            part = self._draw.choice(parts)
+            # Of the database's own lines there is none to cut.
+            kind = self._draw.choice([one for one in _KINDS if one != "network" or part != DATABASE])
+            seconds = min(self._draw.uniform(0.5, 4.0), max(0.1, until - time.monotonic()))
+            if kind == "kill":
+                self.kill(part)
+            elif kind == "stop":
+                await self.stop(part, seconds)
+            else:
+                await self.break_line(part, self._draw.choice(_NETWORK), seconds)
+
+    def kill(self, part: str) -> None:
+        self._note("kill", part)
+        if part == DATABASE:
+            self._rig.disturb(0)
+            self._rig.kill_database()
+        else:
+            self._rig.kill(part)
+
+    async def stop(self, part: str, seconds: float) -> None:
+        self._note("stop", part, seconds)
+        if part == DATABASE:
+            await self._for(seconds, self._rig.stop_database, self._rig.resume_database)
+        else:
+            await self._for(seconds, lambda: self._rig.stop(part), lambda: self._rig.resume(part))
+
+    async def break_line(self, part: str, mode: Mode, seconds: float) -> None:
+        self._note(mode, part, seconds)
+        proxy = self._rig.parts[part].proxy
+        await self._for(seconds, lambda: proxy.become(mode), lambda: proxy.become("pass"))
+
+    async def _for(self, seconds: float, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._rig.disturb(seconds)
+        begin()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            end()
+
+    def _note(self, kind: str, part: str, seconds: float = 0.0) -> None:
+        at = time.monotonic() - self._began
+        self.done.append(Fault(at_s=round(at, 1), kind=kind, part=part, seconds=round(seconds, 1)))

@@ -1,0 +1,151 @@
+"""One run of the driver: load, faults, calm, reconciliation."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from msgspec import Struct
+
+from ports.ids import minted
+from tests.faults import phases, reconcile
+from tests.faults.chaos import Chaos, Fault
+from tests.faults.clients import Clients
+from tests.faults.ledger import Ledger
+from tests.faults.reconcile import OPEN, Record, record
+from tests.faults.rig import WORKERS, Rig, rig
+from tests.faults.witness import ask, install
+
+ENDS_WITHIN_S: Final = 60.0
+"""After the last fault: R1's own bound."""
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    chaos_s: float
+    gap_s: tuple[float, float]
+    """Between two faults."""
+    stopped_s: float
+    """How long a worker stands still: longer than its lease."""
+    stalled_s: float
+    """How long PostgreSQL stands still."""
+    together: bool
+    """Whether the worker stands still during the chaos instead of after it."""
+    clients: int = 8
+    burst: int = 50
+    races: int = 500
+    read_again: int = 200
+    """Runs whose events are read once more when all is over."""
+
+
+SHORT: Final = Plan(
+    chaos_s=8, gap_s=(0.5, 1.5), stopped_s=33, stalled_s=8, together=True, clients=4, burst=20, races=30, read_again=30
+)
+
+
+def long(minutes: float) -> Plan:
+    """A worker's three leases and the stall take two minutes of it."""
+    return Plan(chaos_s=max(30.0, minutes * 60 - 150), gap_s=(2, 8), stopped_s=90, stalled_s=30, together=False)
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    seed: int
+    records: list[Record]
+    faults: list[Fault]
+    refusals: dict[str, int]
+
+
+async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
+    draw = random.Random(seed)  # noqa: S311 - a seed to repeat, not a secret
+    async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(rig(draw))
+        await install(made.superuser)
+        ledger = Ledger()
+        clients = Clients(made.stack_a, made.token(), ledger, draw)
+        stack.push_async_callback(clients.close)
+        chaos = Chaos(made, draw)
+        say("the node is ready; load begins")
+        load = [asyncio.create_task(clients.work()) for _ in range(plan.clients)]
+        load.append(asyncio.create_task(clients.race(plan.races)))
+        await asyncio.sleep(3)
+
+        stopped = await _stopped(made, say) if plan.together else None
+        began = time.monotonic()
+        say(f"chaos for {plan.chaos_s:.0f} s")
+        bursts = asyncio.create_task(_bursts(chaos, clients, plan, began + plan.chaos_s))
+        await chaos.reign(began + plan.chaos_s, gap=plan.gap_s, spare=WORKERS[:1] if plan.together else ())
+        await bursts
+        spared = WORKERS[:1] if plan.together else ()
+        await made.until_ready(except_for=spared)
+        say(f"PostgreSQL stands still for {plan.stalled_s:.0f} s")
+        stall = await phases.stalled_database(made, clients, plan.stalled_s, except_for=spared)
+        if stopped is None:
+            stopped = await _stopped(made, say)
+        remaining = plan.stopped_s - (await _database_now(made) - stopped.since)
+        if plan.together:
+            clients.stop()
+        await asyncio.sleep(max(0.0, remaining))
+        took_over = await phases.takeovers(made, stopped)
+        made.resume(stopped.name)
+        clients.stop()
+        say("all faults are over; waiting for the runs to end")
+        await asyncio.gather(*load)
+        await made.until_ready()
+        settled = await _settled(made, clients)
+        await _read_again(clients, ledger, plan.read_again, draw)
+
+        say("reconciling")
+        fenced = sum(phases.fenced(made, name) for name in WORKERS)
+        records = [
+            await reconcile.promised_runs_end(made.superuser, ledger, settled_s=settled),
+            await reconcile.steps_are_recorded_once(made.superuser, made.sink, made.upstream),
+            await reconcile.nothing_is_written_by_the_stale(made.superuser, took_over, fenced),
+            await reconcile.events_have_no_gaps(made.superuser, ledger),
+            await reconcile.one_run_per_key(made.superuser, ledger),
+            stall,
+            record("exits", {"unexpected": len(made.unexpected)}, faults=len(chaos.done), examples=made.unexpected[:5]),
+        ]
+        return Outcome(seed=seed, records=records, faults=chaos.done, refusals=ledger.refusals)
+
+
+async def _stopped(made: Rig, say: Callable[[str], None]) -> phases.Stopped:
+    say(f"{WORKERS[0]} stands still for longer than its lease")
+    return await phases.stop_worker(made, WORKERS[0])
+
+
+async def _database_now(made: Rig) -> float:
+    [row] = await ask(made.superuser, "SELECT extract(epoch FROM clock_timestamp())::float8 AS now")
+    found: float = row["now"]
+    return found
+
+
+async def _bursts(chaos: Chaos, clients: Clients, plan: Plan, until: float) -> None:
+    """R7: many at once with one key, and the API killed at about the moment it has committed and not yet answered."""
+    while time.monotonic() < until:
+        burst = asyncio.create_task(clients.burst(plan.burst))
+        await asyncio.sleep(0.05)
+        chaos.kill("stack-a")
+        await burst
+        await asyncio.sleep(min(20.0, max(0.0, until - time.monotonic())))
+
+
+async def _settled(made: Rig, clients: Clients) -> float:
+    """Seconds until no run is open. What waits for an operator is cancelled by one."""
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < ENDS_WITHIN_S:
+        rows = await ask(made.superuser, "SELECT id, status FROM runs WHERE status = ANY($1)", list(OPEN))
+        if not rows:
+            return passed
+        for row in rows:
+            if row["status"] == "needs_operator":
+                await clients.cancel(minted("run", row["id"]))
+        await asyncio.sleep(0.3)
+    return passed
+
+
+async def _read_again(clients: Clients, ledger: Ledger, count: int, draw: random.Random) -> None:
+    """The whole log of some runs, by way of random reconnects, when it can't change any more."""
+    chosen = draw.sample(sorted(ledger.acked), min(count, len(ledger.acked)))
+    for start in range(0, len(chosen), 10):
+        await asyncio.gather(*(clients.follow(run_id, seconds=30) for run_id in chosen[start : start + 10]))

@@ -1,0 +1,34 @@
+"""What clients were promised, written down by the clients themselves."""
+
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+
+class Seen(Struct, frozen=True):
+    """One event as a client received it."""
+
+    sequence: int
+    event_id: str
+    type: str
+
+
+@dataclass
+class Ledger:
+    acked: dict[str, str] = field(default_factory=dict)
+    """Run → the key it was promised under."""
+    answers: dict[str, set[str]] = field(default_factory=dict)
+    """Key → every run a 202 named for it."""
+    streams: dict[str, list[list[Seen]]] = field(default_factory=dict)
+    """Run → what each followed stream gave, over all its reconnects."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """How requests were refused or failed, by status or error."""
+    raced: int = 0
+    """Cancels that were heard and may have met the run's end."""
+
+    def accept(self, key: str, run_id: str) -> None:
+        self.acked[run_id] = key
+        self.answers.setdefault(key, set()).add(run_id)
+
+    def refuse(self, why: str) -> None:
+        self.refusals[why] = self.refusals.get(why, 0) + 1

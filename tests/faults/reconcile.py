@@ -1,0 +1,150 @@
+"""What was promised against what is there: one record per invariant."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+from msgspec import Struct
+
+from ports.ids import minted
+from tests.bench.figures import percentile
+from tests.faults.clients import TERMINAL
+from tests.faults.ledger import Ledger
+from tests.faults.tools import UNSAFE, read_calls
+from tests.faults.upstream import Upstream
+from tests.faults.witness import ask
+
+OPEN: Final = ("queued", "running", "waiting", "needs_operator")
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    invariant: str
+    ok: bool
+    gates: dict[str, float]
+    """What decides: each must be at most its limit."""
+    limits: dict[str, float]
+    figures: dict[str, float | str | list[str]] = {}
+
+
+def record(
+    invariant: str,
+    gates: dict[str, float],
+    *,
+    limits: dict[str, float] | None = None,
+    **figures: float | str | list[str],
+) -> Record:
+    """Gates without a limit must be 0."""
+    allowed = {name: (limits or {}).get(name, 0.0) for name in gates}
+    ok = all(value <= allowed[name] for name, value in gates.items())
+    return Record(invariant=invariant, ok=ok, gates=gates, limits=allowed, figures=figures)
+
+
+async def promised_runs_end(dsn: str, ledger: Ledger, *, settled_s: float) -> Record:
+    rows = await ask(dsn, "SELECT id, status FROM runs")
+    found = {minted("run", row["id"]): row["status"] for row in rows}
+    lost = [run_id for run_id in ledger.acked if run_id not in found]
+    stuck = [run_id for run_id in ledger.acked if found.get(run_id) in OPEN]
+    ended = Counter(found[run_id] for run_id in ledger.acked if run_id in found)
+    return record(
+        "R1",
+        {"lost": len(lost), "stuck": len(stuck)},
+        acked=len(ledger.acked),
+        settled_s=round(settled_s, 1),
+        ended=", ".join(f"{status}={count}" for status, count in sorted(ended.items())),
+        examples=(lost + stuck)[:5],
+    )
+
+
+async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream) -> Record:
+    rows = await ask(
+        dsn, "SELECT run_id, n, count(*) AS times FROM faults.results GROUP BY run_id, n HAVING count(*) > 1"
+    )
+    calls = read_calls(str(sink))
+    keys, places = defaultdict(set), defaultdict(set)
+    for call in calls:
+        keys[call.place].add(call.key)
+        places[call.key].add((call.place, call.tool))
+    per_key = Counter(call.key for call in calls)
+    repeated_unsafe = [key for key, times in per_key.items() if times > 1 and places_tool(places[key]) == UNSAFE]
+    return record(
+        "R4",
+        {
+            "recorded_twice": len(rows),
+            "keys_per_step": max((len(found) for found in keys.values()), default=0),
+            "steps_per_key": max((len(found) for found in places.values()), default=0),
+            "unsafe_repeated": len(repeated_unsafe),
+        },
+        limits={"keys_per_step": 1, "steps_per_key": 1},
+        tool_steps=len(keys),
+        tool_calls=len(calls),
+        calls_per_step_max=max(per_key.values(), default=0),
+        model_calls=upstream.asked.total(),
+        model_calls_per_step_max=max(upstream.asked.values(), default=0),
+        model_steps_paid_twice=sum(times > 1 for times in upstream.asked.values()),
+        examples=repeated_unsafe[:5],
+    )
+
+
+def places_tool(found: set[tuple[str, str]]) -> str:
+    return min(tool for _, tool in found)
+
+
+async def nothing_is_written_by_the_stale(dsn: str, takeovers_s: Sequence[float], fenced: int) -> Record:
+    zombies = await ask(dsn, "SELECT run_id, n FROM faults.zombies")
+    claims = await ask(dsn, "SELECT count(*) FILTER (WHERE epoch > 1) AS again, count(*) AS all FROM faults.claims")
+    return record(
+        "R5",
+        {"zombie_commits": len(zombies)},
+        stale_writes_refused=fenced,
+        claims=claims[0]["all"],
+        claims_after_the_first=claims[0]["again"],
+        taken_over_from_the_stopped=len(takeovers_s),
+        takeover_p99_s=round(percentile(takeovers_s, 0.99), 1) if takeovers_s else "none",
+    )
+
+
+async def events_have_no_gaps(dsn: str, ledger: Ledger) -> Record:
+    rows = await ask(dsn, "SELECT run_id, sequence, event_id, type FROM run_events ORDER BY run_id, sequence")
+    stored: defaultdict[str, list[asyncpg.Record]] = defaultdict(list)
+    for row in rows:
+        stored[minted("run", row["run_id"])].append(row)
+    gaps = multi = 0
+    for events in stored.values():
+        types = [row["type"] for row in events]
+        gaps += [row["sequence"] for row in events] != list(range(1, len(events) + 1))
+        ends = [kind for kind in types if kind in TERMINAL]
+        multi += len(ends) > 1 or (len(ends) == 1 and types[-1] != ends[0])
+    dups = rewritten = received = 0
+    for run_id, streams in ledger.streams.items():
+        truth = {row["sequence"]: (minted("evt", row["event_id"]), row["type"]) for row in stored[run_id]}
+        for seen in streams:
+            received += len(seen)
+            sequences = [one.sequence for one in seen]
+            dups += len(sequences) - len(set(sequences))
+            gaps += sequences != sorted(sequences) or (bool(sequences) and sequences != [*range(1, len(sequences) + 1)])
+            rewritten += sum(truth.get(one.sequence) != (one.event_id, one.type) for one in seen)
+    return record(
+        "R6",
+        {"gaps": gaps, "dups": dups, "multi_terminal": multi, "rewritten": rewritten},
+        runs=len(stored),
+        events=len(rows),
+        streams=sum(len(streams) for streams in ledger.streams.values()),
+        events_received=received,
+        cancels_racing_the_end=ledger.raced,
+    )
+
+
+async def one_run_per_key(dsn: str, ledger: Ledger) -> Record:
+    rows = await ask(dsn, "SELECT (input #>> '{}')::json ->> 'marker' AS marker, count(*) AS runs FROM runs GROUP BY 1")
+    made = {row["marker"]: int(row["runs"]) for row in rows}
+    told = max((len(runs) for runs in ledger.answers.values()), default=0)
+    return record(
+        "R7",
+        {"max_runs_per_key": max(told, *made.values(), 0)},
+        limits={"max_runs_per_key": 1},
+        keys=len(ledger.answers),
+        runs=sum(made.values()),
+        runs_nobody_was_promised=sum(marker not in ledger.answers for marker in made),
+    )

@@ -1,0 +1,293 @@
+"""The node under test: the catalogue's services as processes of ours, each behind its own way to the database.
+
+Whatever dies is started again at once, as the supervisor would; a service that ends without having been told to, and
+while its database was there, is written down.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import httpx
+import psutil
+from msgspec.structs import replace
+
+from deploy import credentials, embedded_postgres
+from deploy.catalogue import HttpReady, Service, catalogue, layout_of
+from deploy.config import Config
+from deploy.internal import open_directory, operator_of
+from deploy.node import Node
+from deploy.seed import TENANT, ensure_issuer_key, seed_demo
+from ports.agent import AgentLimits, AgentSpec
+from ports.errors import Unavailable
+from ports.ids import AgentId
+from tests.faults.proxy import Proxy
+from tests.faults.tools import NAMES, REFERENCES, SINK
+from tests.faults.upstream import MODEL, Upstream
+from tests.support.http_server import served
+from tests.support.node import free_ports
+
+AGENT: Final = AgentId("agt_faults")
+WORKERS: Final = ("worker-1", "worker-2")
+DATABASE: Final = "postgres"
+_READY_SECONDS: Final = 40.0
+_RESTART_PAUSE_S: Final = 0.2
+_POLL_S: Final = 0.05
+
+
+@dataclass
+class Part:
+    """One service process, by whatever process id it has at the moment."""
+
+    service: Service
+    log: Path
+    proxy: Proxy
+    process: asyncio.subprocess.Process | None = None
+    stopped: bool = False
+    told_to_end: bool = False
+    was_ready: bool = False
+    guard: "asyncio.Task[None] | None" = None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+
+@dataclass
+class Rig:
+    node: Node
+    config: Config
+    upstream: Upstream
+    sink: Path
+    http: httpx.AsyncClient
+    parts: dict[str, Part] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    """Services that ended by themselves although nothing was done to them or their database."""
+    disturbed_until: float = 0.0
+    _database_wanted: bool = True
+
+    # --- asking --------------------------------------------------------------------------------------------------------
+
+    @property
+    def stack_a(self) -> str:
+        return f"http://127.0.0.1:{self.config.stack_a_port}"
+
+    @property
+    def superuser(self) -> str:
+        passwords = credentials.database_passwords(self.node)
+        return credentials.embedded_url("postgres", passwords.superuser, self.config.postgres_port)
+
+    def token(self) -> str:
+        tokens = credentials.load_tokens(self.node)
+        assert tokens is not None, "the node is seeded"
+        return tokens.keys["app"].api_key
+
+    async def ready(self, name: str) -> bool:
+        health = self.parts[name].service.health
+        assert isinstance(health, HttpReady)
+        try:
+            return (await self.http.get(health.url, timeout=2)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def until_ready(self, seconds: float = _READY_SECONDS, *, except_for: Collection[str] = ()) -> None:
+        """Until every service is. Raises `Unavailable` naming the one that is not."""
+        end = time.monotonic() + seconds
+        for name, part in self.parts.items():
+            if name in except_for:
+                continue
+            while not await self.ready(name):
+                if time.monotonic() > end:
+                    tail = part.log.read_text(errors="replace")[-2_000:]
+                    raise Unavailable(f"{name} is not ready after {seconds:.0f} s: {tail}")
+                await asyncio.sleep(_POLL_S)
+            part.was_ready = True
+
+    # --- doing ---------------------------------------------------------------------------------------------------------
+
+    def disturb(self, seconds: float) -> None:
+        """For so long, and some time after it, services may end because of what is done to others."""
+        self.disturbed_until = max(self.disturbed_until, time.monotonic() + seconds + 10)
+
+    def kill(self, name: str) -> None:
+        part = self.parts[name]
+        part.told_to_end = True
+        part.stopped = False
+        part.send(signal.SIGKILL)
+
+    def stop(self, name: str) -> None:
+        self.parts[name].stopped = True
+        self.parts[name].send(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        self.parts[name].stopped = False
+        self.parts[name].send(signal.SIGCONT)
+
+    def kill_database(self) -> None:
+        """The server and every process of it, as when the power goes."""
+        for process in self._database_processes():
+            with suppress(psutil.Error):
+                process.kill()
+
+    def stop_database(self) -> None:
+        for process in self._database_processes():
+            with suppress(psutil.Error):
+                process.suspend()
+
+    def resume_database(self) -> None:
+        for process in self._database_processes():
+            with suppress(psutil.Error):
+                process.resume()
+
+    def _database_processes(self) -> list[psutil.Process]:
+        main = embedded_postgres.server_process(layout_of(self.node))
+        # The server first: it makes no new process while we go through those it has.
+        return [] if main is None else [main, *main.children(recursive=True)]
+
+    async def keep_database(self) -> None:
+        """The supervisor's part for PostgreSQL."""
+        layout, port = layout_of(self.node), self.config.postgres_port
+        while self._database_wanted:
+            # Also removes what a killed server left.
+            embedded_postgres.prepare(layout, superuser_password=credentials.database_passwords(self.node).superuser)
+            process = embedded_postgres.start(layout, port)
+            await asyncio.to_thread(process.wait)
+            self.disturb(0)
+
+    async def keep(self, part: Part) -> None:
+        """The supervisor's part for a service."""
+        while True:
+            part.told_to_end = part.was_ready = False
+            with part.log.open("ab") as log:
+                part.process = await asyncio.create_subprocess_exec(
+                    *part.service.command,
+                    env=part.service.environment,
+                    cwd=part.service.working_directory,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            code = await part.process.wait()
+            if not part.told_to_end and time.monotonic() > self.disturbed_until:
+                self.unexpected.append(f"{part.service.name} ended with {code}")
+            await asyncio.sleep(_RESTART_PAUSE_S)
+
+    async def end(self) -> None:
+        for part in self.parts.values():
+            if part.guard is not None:
+                part.guard.cancel()
+        for part in self.parts.values():
+            part.send(signal.SIGCONT)
+            part.send(signal.SIGKILL)
+        await asyncio.gather(
+            *(part.process.wait() for part in self.parts.values() if part.process is not None), return_exceptions=True
+        )
+        for part in self.parts.values():
+            await part.proxy.close()
+
+
+@asynccontextmanager
+async def rig(draw: random.Random) -> AsyncIterator[Rig]:
+    """A node of its own, seeded and ready; gone at the end, its processes included."""
+    async with AsyncExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentos-faults-")))
+        upstream = Upstream()
+        model_url = await stack.enter_async_context(served(upstream))
+        ports = free_ports(6)
+        config = Config(
+            mode="dev",
+            stack_a_port=ports[0], stack_b_port=ports[1], worker_port=ports[2], postgres_port=ports[3],
+            worker_concurrency=16,
+            tokens_per_day=1_000_000_000,
+            backends=json.dumps([{"name": "scripted", "base_url": f"{model_url}/v1", "models": [{"id": MODEL}]}]),
+        )  # fmt: skip
+        node = Node.locate({"AGENTOS_HOME": str(home / "node")})
+        node.create()
+        sink = home / "calls"
+        sink.touch()
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=10))
+        made = Rig(node=node, config=config, upstream=upstream, sink=sink, http=http)
+        passwords = credentials.database_passwords(node)
+        credentials.write_embedded_urls(node, passwords, config.postgres_port)
+        ensure_issuer_key(node)
+        keeping = asyncio.create_task(made.keep_database())
+        stack.push_async_callback(_end_database, made, keeping)
+        await _set_up(made, passwords)
+        stack.push_async_callback(made.end)
+        await _start(made, ports[4], draw)
+        await made.until_ready()
+        yield made
+
+
+async def _set_up(made: Rig, passwords: credentials.DatabasePasswords) -> None:
+    owner = credentials.embedded_url("ao_owner", passwords.owner, made.config.postgres_port)
+    admin = credentials.embedded_url("postgres", passwords.superuser, made.config.postgres_port, "postgres")
+    await until_database(admin)
+    await asyncio.to_thread(embedded_postgres.set_up_database, admin, owner, passwords.roles())
+    async with open_directory(made.node) as directory:
+        await seed_demo(made.node, directory, made.config)
+        spec = AgentSpec(id=AGENT, model=MODEL, tools=NAMES, limits=AgentLimits(deadline_s=900))
+        await directory.agents.publish(operator_of(TENANT), spec)
+
+
+async def until_database(dsn: str) -> None:
+    end = time.monotonic() + _READY_SECONDS
+    while True:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=2)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            await connection.close()
+            return
+
+
+async def _start(made: Rig, second_worker_port: int, draw: random.Random) -> None:
+    listed = {service.name: service for service in catalogue(made.node, made.config, os.environ)}
+    worker = listed["stack-a-worker"]
+    tools = {"tool": {"adapter": "inproc", "config": {"tools": REFERENCES}}}
+    watched = {"AGENTOS_ADAPTERS": json.dumps(tools), SINK: str(made.sink)}
+    second = {"AGENTOS_WORKER_PORT": str(second_worker_port)}
+    services = {
+        "stack-b": listed["stack-b"],
+        "stack-a": listed["stack-a"],
+        "worker-1": replace(worker, environment=worker.environment | watched),
+        "worker-2": replace(
+            worker,
+            environment=worker.environment | watched | second,
+            health=HttpReady(url=f"http://127.0.0.1:{second_worker_port}/readyz"),
+        ),
+    }
+    direct = made.node.secret(credentials.APP_URL).read_text()
+    for name, service in services.items():
+        proxy = Proxy(lambda: made.config.postgres_port, draw)
+        url = made.node.secret(f"{credentials.APP_URL}_{name}")
+        url.touch(mode=0o600)
+        url.write_text(direct.replace(f":{made.config.postgres_port}/", f":{await proxy.start()}/"))
+        environment = service.environment | {"AGENTOS_DATABASE_URL_FILE": str(url)}
+        part = Part(
+            service=replace(service, name=name, environment=environment), log=made.node.log_of(name), proxy=proxy
+        )
+        made.parts[name] = part
+        part.guard = asyncio.create_task(made.keep(part))
+
+
+async def _end_database(made: Rig, keeping: "asyncio.Task[None]") -> None:
+    made._database_wanted = False
+    made.resume_database()
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await asyncio.to_thread(embedded_postgres.destroy, layout_of(made.node))
