@@ -409,7 +409,9 @@ class RunStateDecisions(Contract):
     async def test_a_planned_step_takes_one_more_intent_and_one_result(self, harness: RunStateHarness) -> None:
         state = await harness.open()
         run = await planned_again(state)
-        once_more = Change(steps=(replace(intent(2), again=True),))
+        once_more = Change(
+            steps=(replace(intent(2), again=True, name="other", input=None, input_digest="sha256:other"),)
+        )
 
         await state.append(ACME, run.id, run.epoch, once_more)
         begun = (await state.steps(ACME, run.id))[1]
@@ -422,9 +424,9 @@ class RunStateDecisions(Contract):
         ended = (await state.steps(ACME, run.id))[1]
         assert (begun.status, begun.epoch, begun.finished_at) == ("started", run.epoch, None)
         assert begun.started_at >= (run.started_at or begun.started_at)
-        assert (ended.status, ended.output, ended.input, ended.input_digest) == (
-            "completed",
-            42,
+        assert (ended.status, ended.output) == ("completed", 42)
+        assert (ended.name, ended.input, ended.input_digest) == (
+            intent(2).name,
             intent(2).input,
             intent(2).input_digest,
         )

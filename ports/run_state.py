@@ -47,8 +47,8 @@ Clauses (each has a test in `conformance.run_state`):
           `step.resolved`: `done` completes the step with the given output, `fail` fails it with the given message, `retry`
           makes it `planned`. When no step is unknown any more the run is `queued`, claimable at once, and its deadline
           moves by the time it has waited for the decision.
-* RUN-23  A `planned` step takes exactly one more intent, marked `again`, and then one result. Marked, an intent for any
-          other step raises `Conflict`; unmarked, it is the second intent of RUN-9.
+* RUN-23  A `planned` step takes exactly one more intent, marked `again`, which leaves its name and input as they are, and
+          then one result. Marked, an intent for any other step raises `Conflict`; unmarked, it is the second of RUN-9.
 * RUN-24  `resolve` of anything else raises `Conflict` and changes nothing. Repeated with its key and an equal fingerprint
           it returns the run as it stands and changes nothing; with another fingerprint, RUN-3.
 """

@@ -298,8 +298,10 @@ def next_step(known: Step | None, fact: StepIntent | StepResult, *, epoch: int, 
     if isinstance(fact, StepIntent):
         if fact.again and not planned:
             raise Conflict(f"step {fact.n} is not planned again")
-        if known is not None and not fact.again:
-            raise Conflict(f"step {fact.n} has an intent already")
+        if known is not None:
+            if not fact.again:
+                raise Conflict(f"step {fact.n} has an intent already")
+            return replace(known, status="started", epoch=epoch, started_at=now)
         return Step(
             n=fact.n,
             kind=fact.kind,

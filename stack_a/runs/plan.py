@@ -13,13 +13,14 @@ from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
 from ports.http import strict_json
 from ports.messages import Fault, Json
 from ports.model import ChatRequest, Message, ToolOffer, ToolRequest
-from ports.run_state import TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
+from ports.run_state import OPEN_STEP, TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
 from ports.tool import ToolSpec
 from stack_a.tools.policy import permitted
 
@@ -64,7 +65,7 @@ Action: TypeAlias = CallModel | CallTools | Finish | Settle
 
 
 def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journal: Sequence[Step]) -> Action:
-    """What to do after `journal`. Steps in it that are only `started` are planned again, with the same number and key."""
+    """What to do after `journal`. Steps in it that have no result are planned again, with the same number and key."""
     assert run.status not in TERMINAL, "a finished run has no next action"
     if run.recoveries > MAX_RECOVERIES:
         return _failed("poison", f"the run was taken over {run.recoveries} times and is given up")
@@ -73,7 +74,7 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
     steps = {step.n: step for step in journal}
     messages = list(_opening(run, agent))
     n = 1
-    while (step := steps.get(n)) is not None and step.status != "started":
+    while (step := steps.get(n)) is not None and step.status not in OPEN_STEP:
         if step.status != "completed":
             return Finish(status="failed", error=step.error)
         requests = requested_tools(step)
@@ -83,7 +84,7 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
         open_calls = [
             _planned(run, agent, tools, n + 1 + i, request)
             for i, (request, result) in enumerate(zip(requests, results, strict=True))
-            if result is None or result.status == "started"
+            if result is None or result.status in OPEN_STEP
         ]
         if open_calls:
             last = n + len(requests)
@@ -143,9 +144,10 @@ def _model_call(
         kind="model",
         name=agent.model,
         effect=MODEL_EFFECT,
-        # The messages follow from the journal; their digest proves it, at a fraction of their size.
+        # The messages follow from the journal; their digest proves it, at a fraction of their size. It is of what is asked
+        # and not of who asks, so that a fork's journal proves the same.
         input={"model": agent.model, "messages": len(messages), "tools": [offer.name for offer in request.tools]},
-        input_digest=digest(request),
+        input_digest=digest(replace(request, step_key=None)),
     )
     return CallModel(intent=intent, request=request)
 
