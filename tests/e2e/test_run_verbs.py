@@ -221,7 +221,7 @@ class TestFork:
             fork = await node.ended(answer.json()["run_id"])
 
         assert answer.status_code == 202
-        assert (fork.status, fork.output) == ("succeeded", first.output)
+        assert (fork.status, fork.output, fork.epoch) == ("succeeded", first.output, 1)
         assert talk.turns_of(fork.id) == [2]
         assert tools.calls_of(first.id) == ["2", "4", "5"]
         assert tools.calls_of(fork.id) == ["5"]
