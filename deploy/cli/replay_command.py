@@ -5,7 +5,7 @@ import asyncio
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from deploy.cli.access import tenant_id
 from deploy.cli.io import FAILED, FINE, Io
@@ -13,6 +13,7 @@ from deploy.internal import open_journals, operator_of
 from deploy.seed import TENANT
 from ports.context import DEFAULT_NAMESPACE
 from ports.ids import RunId
+from ports.run_state import Run
 from stack_a.runs.journal import read_steps
 from stack_a.runs.replay import Decision, Divergence, Replayed, replay
 
@@ -51,25 +52,32 @@ def _options(parsed: argparse.Namespace) -> Options:
 
 
 def run(options: Options, io: Io) -> int:
-    replayed, status = asyncio.run(_replayed(options, io))
+    found, replayed = asyncio.run(_replayed(options, io))
     if options.json:
-        io.json({"run_id": options.run_id, "status": status, **_members(replayed)})
+        io.json({"run_id": found.id, "status": found.status, "forked_from": found.forked_from, **asdict(replayed)})
     elif replayed.divergence is not None:
         io.out.write("\n".join(told(replayed, replayed.divergence)) + "\n")
     else:
-        ended = "" if replayed.complete else f"; the run is {status}, and its end is not in its journal"
-        io.out.write(f"{replayed.decisions} decisions, all equal{ended}\n")
+        io.out.write(agreed(found, replayed) + "\n")
     return FINE if replayed.divergence is None else FAILED
 
 
-async def _replayed(options: Options, io: Io) -> tuple[Replayed, str]:
+async def _replayed(options: Options, io: Io) -> tuple[Run, Replayed]:
     auth = replace(operator_of(tenant_id(options.tenant)), namespace=options.namespace)
     async with open_journals(io.node, io.environ) as ports:
         found = await ports.runs.load(auth, RunId(options.run_id))
         steps = await read_steps(ports.runs, auth, found.id)
         agent = await ports.agents.get(auth, found.agent_id, found.agent_version)
         tools = {spec.name: spec for spec in await ports.tools.list_tools(auth)}
-    return replay(found, agent.spec, tools, steps), found.status
+    return found, replay(found, agent.spec, tools, steps)
+
+
+def agreed(found: Run, replayed: Replayed) -> str:
+    """That nothing differs, and what of the run was not looked at."""
+    beyond = "" if replayed.complete else f"; the run is {found.status}, and its end is not in its journal"
+    origin = found.forked_from
+    before = f"; what came before them is of {origin.run_id}" if origin is not None and origin.step else ""
+    return f"{replayed.decisions} decisions, all equal{before}{beyond}"
 
 
 def told(replayed: Replayed, divergence: Divergence) -> list[str]:
@@ -84,7 +92,3 @@ def told(replayed: Replayed, divergence: Divergence) -> list[str]:
 
 def _shown(decision: Decision | None) -> str:
     return "nothing" if decision is None else f"{decision.what}  {decision.digest}"
-
-
-def _members(replayed: Replayed) -> dict[str, object]:
-    return {name: getattr(replayed, name) for name in replayed.__struct_fields__}

@@ -56,8 +56,8 @@ def retry_point(run: Run, journal: Sequence[Step]) -> int:
     A failed model call is no such result, because it ended the run; a failed tool is, because the model was told.
 
     Raises:
-        Conflict: the run did not fail and was not cancelled, or an `unsafe` tool was called after that step, which a retry
-            would call again without anybody having said so.
+        Conflict: the run did not fail and was not cancelled, or a tool that is not `pure` was called after that step. A
+            retry would call it again under another run's key, which even an `idempotent` one takes for another call.
     """
     if run.status not in {"failed", "cancelled"}:
         raise Conflict(f"run {run.id!r} is {run.status}; only a failed or cancelled run can be retried")
@@ -66,10 +66,12 @@ def retry_point(run: Run, journal: Sequence[Step]) -> int:
         if step.n != at + 1 or not _stands(step):
             break
         at = step.n
-    if risky := [step for step in journal if step.n > at and step.effect == "unsafe"]:
+    if repeated := [step for step in journal if step.n > at and step.kind == "tool" and step.effect != "pure"]:
+        first = repeated[0]
         raise Conflict(
-            f"a retry would repeat step {risky[0].n}, a call of {risky[0].name!r}, which must not be repeated unasked; "
-            f"find out what became of it, and fork the run after a step of your choice"
+            f"a retry would repeat step {first.n}, a call of {first.name!r}, which may have taken effect; "
+            f"if it shall be called again, fork the run after step {at}",
+            details={"from_step": at},
         )
     return at
 

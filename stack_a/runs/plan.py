@@ -13,7 +13,6 @@ from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
@@ -144,10 +143,9 @@ def _model_call(
         kind="model",
         name=agent.model,
         effect=MODEL_EFFECT,
-        # The messages follow from the journal; their digest proves it, at a fraction of their size. It is of what is asked
-        # and not of who asks, so that a fork's journal proves the same.
+        # The messages follow from the journal; their digest proves it, at a fraction of their size.
         input={"model": agent.model, "messages": len(messages), "tools": [offer.name for offer in request.tools]},
-        input_digest=digest(replace(request, step_key=None)),
+        input_digest=digest(request),
     )
     return CallModel(intent=intent, request=request)
 

@@ -3,6 +3,9 @@
 Pure. It calls nothing: what models and tools answered is what the journal says, and `next_action` says what has to follow
 from it. A journal that was changed, an agent or a tool that isn't what it was, or a version of this software that decides
 otherwise shows at the first step that depends on it.
+
+What a fork took over was decided by another run, maybe for somebody who may use other tools: it is a premise here, and
+replaying that run proves it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,6 +63,7 @@ def replay(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journal: S
     """Every decision of `run` again. `agent` is the version the run pins, `tools` what its worker offers."""
     # As it was while it ran: how it ended, and which workers it lost on the way, is no part of the journal.
     running = replace(run, status="running", recoveries=0)
+    taken_over = 0 if run.forked_from is None else run.forked_from.step
     ahead = {step.n: step for step in journal}
     past: dict[int, Step] = {}
     equal = 0
@@ -74,9 +78,10 @@ def replay(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journal: S
                 if step is None:
                     _check_nothing_more(run, ahead, intent)
                     return Replayed(decisions=equal, complete=False)
-                _check_intent(intent, step)
+                if step.n > taken_over:
+                    _check_intent(intent, step)
+                    equal += 1
                 past[step.n] = step
-                equal += 1
             if open_steps := [step for step in past.values() if step.status not in SETTLED_STEP]:
                 _check_stopped(run, ahead, open_steps[0])
                 return Replayed(decisions=equal, complete=False)

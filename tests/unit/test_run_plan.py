@@ -228,14 +228,3 @@ def test_a_call_that_an_operator_wants_again_is_planned_under_its_number() -> No
 
     assert isinstance(action, CallTools)
     assert [(call.intent.n, call.intent.name) for call in action.calls] == [(2, "send")]
-
-
-def test_the_digest_of_a_request_is_the_same_for_every_run_that_makes_it() -> None:
-    fork = replace(RUN, id=RunId("run_" + "f" * 32))
-
-    first, second = plan(), plan(run=fork)
-
-    assert isinstance(first, CallModel)
-    assert isinstance(second, CallModel)
-    assert first.intent.input_digest == second.intent.input_digest
-    assert first.request.step_key != second.request.step_key

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from conformance.strategies import json_values, texts
 from ports.agent import AgentLimits
+from ports.ids import RunId
 from ports.messages import Fault, Json
 from ports.run_state import Origin, Run, RunStatus, Step, StepIntent
 from ports.tool import ToolSpec
@@ -118,14 +119,28 @@ class TestEqual:
 
         assert stored.replay().divergence is None
 
-    @given(STORIES, st.data())
-    def test_a_fork_replays_although_another_run_made_its_first_steps(self, story: Story, data: st.DataObject) -> None:
-        at = data.draw(st.integers(0, len(story.journal)))
-        fork = replace(RUN, id="run_" + "f" * 32, forked_from=Origin(run_id=RUN.id, step=at))
+    @given(TURNS, st.data())
+    def test_a_fork_replays_what_it_decided_itself(self, turns: list[Turn], data: st.DataObject) -> None:
+        origin, fork_id = told(*turns), RunId("run_" + "f" * 32)
+        at = data.draw(st.integers(0, len(origin.journal)))
+        # The same story, told by a run whose requests have other keys.
+        fork = told(*turns, run=replace(RUN, id=fork_id, forked_from=Origin(run_id=RUN.id, step=at)))
+        journal = (*origin.journal[:at], *fork.journal[at:])
 
-        assert replay(replace(fork, status="queued"), LONG, TOOLS, story.journal[:at]).divergence is None
-        ended = replace(story.run, id=fork.id, forked_from=fork.forked_from)
-        assert replay(ended, LONG, TOOLS, story.journal) == Replayed(decisions=len(story.journal) + 1, complete=True)
+        replayed = replay(fork.run, LONG, TOOLS, journal)
+        begun = replay(replace(fork.run, status="queued"), LONG, TOOLS, journal[:at])
+
+        assert replayed == Replayed(decisions=len(journal) - at + 1, complete=True)
+        assert begun == Replayed(decisions=0, complete=False)
+
+    def test_a_forks_own_decisions_rest_on_what_it_took_over(self) -> None:
+        turns = (Turn(calls=(("add", "{}", 1),)), Turn(calls=(("add", "{}", 2),)))
+        fork = told(*turns, run=replace(RUN, forked_from=Origin(run_id=RUN.id, step=2)))
+
+        forged = fork.with_step(2, lambda step: replace(step, output=7))
+
+        assert where(fork.replay()) == "nowhere"
+        assert (where(forged.replay()), forged.replay().decisions) == (3, 0)
 
     @pytest.mark.parametrize("status", ["started", "unknown", "planned"])
     @pytest.mark.parametrize("n", [1, 2, 6])

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from ports.errors import Conflict
 from ports.messages import Fault
-from ports.run_state import RunStatus, Step, StepStatus
+from ports.run_state import EffectClass, RunStatus, Step, StepStatus
 from stack_a.runs.again import retry_point
 from tests.unit.test_run_plan import RUN, done, model_step
 
@@ -36,17 +36,20 @@ def test_a_failed_tool_stands_because_the_model_was_told() -> None:
 
 
 @pytest.mark.parametrize("status", ["started", "unknown", "planned"])
-def test_a_repeatable_call_without_a_result_is_made_again(status: StepStatus) -> None:
+def test_a_pure_call_without_a_result_is_made_again(status: StepStatus) -> None:
     assert retry_point(FAILED, [MODEL, without_result(ADD, status)]) == 1
 
 
 @pytest.mark.parametrize("status", ["started", "unknown", "planned"])
-def test_an_unsafe_call_without_a_result_is_not_made_again_unasked(status: StepStatus) -> None:
-    with pytest.raises(Conflict, match="step 3, a call of 'send'"):
-        retry_point(FAILED, [MODEL, ADD, without_result(SEND, status)])
+@pytest.mark.parametrize("effect", ["idempotent", "transactional", "unsafe"])
+def test_a_call_that_may_have_taken_effect_is_not_made_again_unasked(status: StepStatus, effect: EffectClass) -> None:
+    with pytest.raises(Conflict, match="step 3, a call of 'send'.*after step 2") as refusal:
+        retry_point(FAILED, [MODEL, ADD, replace(without_result(SEND, status), effect=effect)])
+
+    assert refusal.value.details == {"from_step": 2}
 
 
-def test_an_unsafe_call_that_succeeded_beside_one_that_is_repeated_is_not_made_again_unasked() -> None:
+def test_a_call_that_succeeded_beside_one_that_is_repeated_is_not_made_again_unasked() -> None:
     with pytest.raises(Conflict, match="step 3"):
         retry_point(FAILED, [MODEL, without_result(ADD, "unknown"), SEND])
 
