@@ -107,8 +107,8 @@ OPERATIONS: Final = {
         summary="Retry a failed or cancelled run",
         description=(
             "A new run that goes on after the last step that stands: what has a result is not done or paid again. "
-            "`conflict` when the run has not failed and was not cancelled, or when a tool would be called again whose call may "
-            "have taken effect: fork the run then, if that is meant. The body may be left out."
+            "`conflict` when the run has not failed and was not cancelled, or when a tool would be called again whose "
+            "call may have taken effect: fork the run then, if that is meant. The body may be left out."
         ),
         tag="runs",
         request=wire.RetryRun,

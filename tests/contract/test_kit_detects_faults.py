@@ -131,7 +131,8 @@ def test_sequences_find_a_queue_that_loses_messages_at_reopen() -> None:
         run_states.ClaimsWithoutAnEpoch, run_states.SaysStartedAtEveryClaim, run_states.ClaimsFromTheLiving,
         run_states.NeverTakesOver, run_states.ClearsTheJournalAtTakeover, run_states.RenewsOnlyOnce,
         run_states.WritesStepByStep, run_states.LeavesGaps, run_states.CancelsHeldRunsAtOnce,
-        run_states.CountsReleasesAsRecoveries, run_states.KeepsWhatWasReleased,
+        run_states.CountsReleasesAsRecoveries, run_states.KeepsWhatWasReleased, run_verbs.ForksAnEmptyJournal,
+        run_verbs.SharesTheWholeJournal, run_verbs.TakesTheStepsAway, run_verbs.DecidesAboutAnything,
     ],
 )  # fmt: skip
 def test_sequences_find_what_is_broken_in_a_run_state(broken: type[InprocRunState]) -> None:

@@ -43,7 +43,7 @@ def test_a_pure_call_without_a_result_is_made_again(status: StepStatus) -> None:
 @pytest.mark.parametrize("status", ["started", "unknown", "planned"])
 @pytest.mark.parametrize("effect", ["idempotent", "transactional", "unsafe"])
 def test_a_call_that_may_have_taken_effect_is_not_made_again_unasked(status: StepStatus, effect: EffectClass) -> None:
-    with pytest.raises(Conflict, match="step 3, a call of 'send'.*after step 2") as refusal:
+    with pytest.raises(Conflict, match=r"step 3, a call of 'send'.*after step 2") as refusal:
         retry_point(FAILED, [MODEL, ADD, replace(without_result(SEND, status), effect=effect)])
 
     assert refusal.value.details == {"from_step": 2}
