@@ -22,6 +22,7 @@ from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, TenantId
 from ports.memory import MemoryPort
+from ports.messages import Json
 from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
 from ports.queue import QueuePort
@@ -65,6 +66,10 @@ class RunStateHarness(StorageHarness[RunStatePort], Protocol):
 
     async def event_types(self, auth: AuthContext, run_id: RunId) -> Sequence[tuple[int, str]]:
         """Back door: sequence and type of everything in the run's log, read without the port under test."""
+        ...
+
+    async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json:
+        """Back door: `data` of one event of the run's log."""
         ...
 
 

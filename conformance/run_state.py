@@ -3,6 +3,7 @@
 from conformance.run_state_access import RunStateIsolation, RunStateListing, RunStateOrphans
 from conformance.run_state_appends import RunStateAppends, RunStateCancellation
 from conformance.run_state_claims import RunStateClaims, RunStateCreation
+from conformance.run_state_verbs import RunStateDecisions, RunStateForks
 
 
 class RunStateContract(
@@ -13,5 +14,7 @@ class RunStateContract(
     RunStateIsolation,
     RunStateListing,
     RunStateOrphans,
+    RunStateForks,
+    RunStateDecisions,
 ):
     """All of it; the parts are split by subject only."""

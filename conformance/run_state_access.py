@@ -12,6 +12,7 @@ from conformance.factories import SUCCEEDED, idempotency, new_run, telling
 from conformance.harness import RunStateHarness
 from conformance.people import ACME, ACME_LAB, FOREIGNERS, GLOBEX, NODE, Foreigner
 from conformance.run_state_claims import ANN, LEASE, claimed, count_runs, create
+from conformance.run_state_verbs import DONE, fork_key, resolve_key
 from ports.context import AuthContext
 from ports.cursor import encode_cursor
 from ports.errors import InvalidArgument, NotFound, PermissionDenied
@@ -29,6 +30,8 @@ CALLS: Final[dict[str, Call]] = {
     "append": lambda state, auth, run: state.append(auth, run, 1, telling("step.started")),
     "release": lambda state, auth, run: state.release(auth, run, 1),
     "cancel": lambda state, auth, run: state.cancel(auth, run, reason="mine now"),
+    "fork": lambda state, auth, run: state.fork(auth, run, 0, fork_key()),
+    "resolve": lambda state, auth, run: state.resolve(auth, run, 1, DONE, resolve_key()),
 }
 
 

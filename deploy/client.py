@@ -1,8 +1,9 @@
-"""A client of Stack A's public API, as an integrator would write it: create a run, follow its events, cancel it."""
+"""A client of Stack A's public API, as an integrator would write it: create runs, follow and read them, change
+their course."""
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ports.errors import AgentOSError, Unavailable, from_code
+from ports.run_state import MAX_PAGE
 
 TERMINAL: Final = frozenset({"run.completed", "run.failed", "run.cancelled"})
 
@@ -84,8 +86,39 @@ class RunsClient:
     def run(self, run_id: str) -> dict[str, Any]:
         return _good(self.get(f"/v1/runs/{run_id}"))
 
-    def cancel(self, run_id: str) -> dict[str, Any]:
-        return _good(self.post(f"/v1/runs/{run_id}:cancel", {}, idempotency_key=f"cli-cancel-{uuid.uuid4().hex}"))
+    def cancel(self, run_id: str, *, reason: str = "") -> dict[str, Any]:
+        return self._verb(run_id, "cancel", {"reason": reason} if reason else {})
+
+    def list_runs(self, *, limit: int, status: str = "", agent: str = "") -> list[dict[str, Any]]:
+        """The newest runs, at most `limit`."""
+        where = {"status": status, "agent_id": agent}
+        chosen = {name: value for name, value in where.items() if value}
+        items: list[dict[str, Any]] = _good(self.get("/v1/runs", limit=str(limit), **chosen))["items"]
+        return items
+
+    def steps(self, run_id: str) -> list[dict[str, Any]]:
+        """The whole journal, in order."""
+        found: list[dict[str, Any]] = []
+        cursor: dict[str, str] = {}
+        while True:
+            page = _good(self.get(f"/v1/runs/{run_id}/steps", limit=str(MAX_PAGE), **cursor))
+            found += page["items"]
+            if page["next_cursor"] is None:
+                return found
+            cursor = {"cursor": page["next_cursor"]}
+
+    def retry(self, run_id: str) -> Accepted:
+        return msgspec.convert(self._verb(run_id, "retry", {}), Accepted)
+
+    def fork(self, run_id: str, *, from_step: int) -> Accepted:
+        return msgspec.convert(self._verb(run_id, "fork", {"from_step": from_step}), Accepted)
+
+    def resolve(self, run_id: str, decision: Mapping[str, object]) -> dict[str, Any]:
+        """`decision` is the body of the request: `step`, `decision`, and what belongs to it."""
+        return self._verb(run_id, "resolve", decision)
+
+    def _verb(self, run_id: str, verb: str, body: object) -> dict[str, Any]:
+        return _good(self.post(f"/v1/runs/{run_id}:{verb}", body, idempotency_key=f"cli-{verb}-{uuid.uuid4().hex}"))
 
     def follow(self, events_url: str, *, after: str = "") -> Iterator[SseEvent]:
         """Every event after the one with id `after`, live, until the terminal one. Reconnects by itself.

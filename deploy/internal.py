@@ -4,7 +4,7 @@ For what the public API has no door to (tenants, keys, publishing an agent). The
 read this node's secrets directory.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, cast
 
@@ -14,20 +14,32 @@ from adapters.system_clock import SystemClock
 from deploy import credentials
 from deploy.config import Config
 from deploy.node import Node
-from deploy.roots.wiring import Choice, open_ports
+from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
 from ports.auth import TokenIssuer
 from ports.context import SCOPES, AuthContext
 from ports.errors import Unavailable
 from ports.ids import PrincipalId, TenantId
+from ports.messages import Json
+from ports.run_state import RunStatePort
 from ports.tenant import TenantDirectory
+from ports.tool import ToolPort
 
 OPERATOR: Final = PrincipalId("usr_operator")
+
+_ADAPTERS: Final = "AGENTOS_ADAPTERS"
+_WORKER_PORTS: Final = ("queue", "issuer", "model")
 
 
 class Directory(Struct, frozen=True, kw_only=True):
     tenants: TenantDirectory
     agents: AgentRegistry
+
+
+class Journals(Struct, frozen=True, kw_only=True):
+    runs: RunStatePort
+    agents: AgentRegistry
+    tools: ToolPort
 
 
 def operator_of(tenant: TenantId) -> AuthContext:
@@ -42,10 +54,7 @@ async def open_directory(node: Node) -> AsyncIterator[Directory]:
     Raises:
         Unavailable: the node was never set up, or its database does not answer.
     """
-    path = node.secret(credentials.APP_URL)
-    if not path.exists():
-        raise Unavailable(f"there is no node at {node.home}; start one with ./agentos up")
-    config = {"dsn": path.read_text(encoding="utf-8").strip()}
+    config = _database_of(node)
     choices = {name: Choice(adapter="postgres", config=dict(config)) for name in ("tenant", "agent")}
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         yield Directory(tenants=ports["tenant"], agents=ports["agent"])
@@ -60,3 +69,27 @@ async def open_issuer(node: Node, config: Config) -> AsyncIterator[TokenIssuer]:
     choice = Choice(adapter="tokens", config={"private_key_file": str(key), "issuer": config.issuer})
     async with open_ports({"issuer": choice}, {"issuer": None}, clock=SystemClock()) as ports:
         yield cast("TokenIssuer", ports["issuer"])
+
+
+@asynccontextmanager
+async def open_journals(node: Node, environ: Mapping[str, str]) -> AsyncIterator[Journals]:
+    """Runs and what they were decided from, for reading. `AGENTOS_ADAPTERS` says where tools come from, as to a worker.
+
+    Raises:
+        Unavailable: the node was never set up, or its database does not answer.
+    """
+    config = _database_of(node)
+    choices = {name: Choice(adapter="postgres", config=dict(config)) for name in ("run_state", "agent", "memory")}
+    choices["tool"] = Choice(adapter="builtin")
+    # A worker has ports that nothing is to be replayed with.
+    chosen = choices_from(environ.get(_ADAPTERS), {**dict.fromkeys(_WORKER_PORTS, Choice(adapter="")), **choices})
+    needs = dict.fromkeys(("run_state", "agent", "tool"))
+    async with open_ports(chosen, needs, clock=SystemClock()) as ports:
+        yield Journals(runs=ports["run_state"], agents=ports["agent"], tools=ports["tool"])
+
+
+def _database_of(node: Node) -> dict[str, Json]:
+    path = node.secret(credentials.APP_URL)
+    if not path.exists():
+        raise Unavailable(f"there is no node at {node.home}; start one with ./agentos up")
+    return {"dsn": path.read_text(encoding="utf-8").strip()}

@@ -144,6 +144,8 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "run.crashed": "a bug ended a worker's hold on a run",
     "run.fenced": "another worker holds the run; this one stopped",
     "run.finished": "a run reached a terminal status",
+    "run.forked": "a run was made that goes on from another one's journal",
+    "run.resolved": "an operator decided about a step of unknown outcome",
     "run.hint_lost": "a run was accepted and not enqueued; the sweeper will",
     "run.interrupted": "a worker let go of a run because something was unavailable",
     "worker.renew_failed": "the worker's lease could not be extended",

@@ -1,8 +1,13 @@
-"""What may be appended to a run: the rules of RunState that need no store, shared by its adapters."""
+"""What may become of a run: the rules and words of RunState that need no store, shared by its adapters."""
 
-from ports.errors import InvalidArgument
+from collections.abc import Mapping
+from typing import Final
+
+from ports.errors import Conflict, InvalidArgument
 from ports.event import TERMINAL_EVENTS
-from ports.run_state import TERMINAL, TERMINAL_EVENT, Change
+from ports.ids import RunId
+from ports.messages import Fault, Json
+from ports.run_state import TERMINAL, TERMINAL_EVENT, Change, NewEvent, Origin, Resolution, RunStatus, StepStatus
 
 
 def check_change(change: Change) -> None:
@@ -17,3 +22,46 @@ def check_change(change: Change) -> None:
         raise InvalidArgument(f"a change to {change.status!r} needs exactly one terminal event, {due}, not {endings}")
     if change.events[-1].type != due:
         raise InvalidArgument(f"{due} must be the last event of its change, not {change.events[-1].type}")
+
+
+def check_fork(at: int) -> None:
+    if at < 0:
+        raise InvalidArgument(f"a fork takes over the steps 1 to {at}, which is below 0; 0 begins anew")
+
+
+def unforkable(origin: Origin) -> Conflict:
+    return Conflict(
+        f"run {origin.run_id!r} can't be forked after step {origin.step}: not every step up to it has a result; "
+        "its steps tell which do"
+    )
+
+
+def forked_event(agent_id: str, origin: Origin) -> NewEvent:
+    """A fork's first event."""
+    lineage: dict[str, Json] = {"run_id": origin.run_id, "step": origin.step}
+    return NewEvent(type="run.created", data={"agent_id": agent_id, "forked_from": lineage})
+
+
+RESOLVED_STATUS: Final[Mapping[str, StepStatus]] = {"done": "completed", "fail": "failed", "retry": "planned"}
+"""What a step becomes, by decision."""
+
+
+def resolved_fault(resolution: Resolution) -> Fault | None:
+    if resolution.decision != "fail":
+        return None
+    return Fault(code="tool_failed", message=resolution.message or "an operator found that the call failed")
+
+
+def resolved_event(n: int, resolution: Resolution) -> NewEvent:
+    data: dict[str, Json] = {"step": n, "decision": resolution.decision}
+    if resolution.decision == "done":
+        data["output"] = resolution.output
+    if (fault := resolved_fault(resolution)) is not None:
+        data["error"] = {"code": fault.code, "message": fault.message}
+    return NewEvent(type="step.resolved", data=data)
+
+
+def unresolvable(run_id: RunId, status: RunStatus, n: int) -> Conflict:
+    if status != "needs_operator":
+        return Conflict(f"run {run_id!r} is {status} and waits for no operator")
+    return Conflict(f"step {n} of run {run_id!r} waits for no decision; its steps tell which are unknown")

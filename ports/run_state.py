@@ -34,6 +34,23 @@ Clauses (each has a test in `conformance.run_state`):
           the duration it first asked for.
 * RUN-17  `recall` gives the run that an idempotency key made, None for a key never used, and raises `Conflict`
           (`idempotency_key_reused`) for another fingerprint; it changes nothing.
+* RUN-18  `fork` returns a new run that is `queued`, with the agent version, input, context, allow-list, session and length
+          of deadline of the run it comes from, `forked_from` naming that run and the step, and `run.created`, whose data
+          say the same, as event 1. The run it comes from stays as it is.
+* RUN-19  A fork's journal begins with the steps 1 to `at` of the run it comes from, with their inputs and results; their
+          usage counts for that run only, and is zero here. The next intent is `at` + 1.
+* RUN-20  `fork` raises `Conflict` and creates nothing unless every step from 1 to `at` is there and is completed or failed;
+          `InvalidArgument` when `at` is below 0. `at` 0 begins anew.
+* RUN-21  Forking again with the same key and an equal fingerprint returns the first fork and creates nothing, also when
+          many callers race; another fingerprint is RUN-3.
+* RUN-22  `resolve` of a step whose outcome is `unknown`, in a run that `needs_operator`, records the decision and appends
+          `step.resolved`: `done` completes the step with the given output, `fail` fails it with the given message, `retry`
+          makes it `planned`. When no step is unknown any more the run is `queued`, claimable at once, and its deadline
+          moves by the time it has waited for the decision.
+* RUN-23  A `planned` step takes exactly one more intent, marked `again`, which leaves its name and input as they are, and
+          then one result. Marked, an intent for any other step raises `Conflict`; unmarked, it is the second of RUN-9.
+* RUN-24  `resolve` of anything else raises `Conflict` and changes nothing. Repeated with its key and an equal fingerprint
+          it returns the run as it stands and changes nothing; with another fingerprint, RUN-3.
 """
 
 from datetime import datetime, timedelta
@@ -56,7 +73,14 @@ TERMINAL_EVENT: Final[dict[RunStatus, str]] = {
 
 StepKind: TypeAlias = Literal["model", "tool"]
 EffectClass: TypeAlias = Literal["pure", "idempotent", "transactional", "unsafe"]
-StepStatus: TypeAlias = Literal["started", "completed", "failed", "unknown"]
+StepStatus: TypeAlias = Literal["started", "completed", "failed", "unknown", "planned"]
+"""`unknown`: interrupted, and nobody can say whether it took effect. `planned`: an operator asked for it once more."""
+
+OPEN_STEP: Final[frozenset[StepStatus]] = frozenset({"started", "planned"})
+"""Steps that have no result."""
+
+SETTLED_STEP: Final[frozenset[StepStatus]] = frozenset({"completed", "failed"})
+"""Steps whose result can be built upon."""
 
 MAX_PAGE: Final = 200
 
@@ -80,7 +104,15 @@ class NewRun(Struct, frozen=True, kw_only=True):
     tool_allowlist: tuple[str, ...] | None = None
     session_id: str | None = None
     deadline: timedelta | None = None
-    """From creation to the end, waiting included; None means the agent's own limit."""
+    """From creation to the end, waiting included, except for an operator; None means the agent's own limit."""
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """Where a fork comes from. That run may be gone by now."""
+
+    run_id: RunId
+    step: int
+    """The last step that was taken over; 0 for none."""
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -109,6 +141,7 @@ class Run(Struct, frozen=True, kw_only=True):
     output: Json = None
     error: Fault | None = None
     usage: Usage = Usage()
+    forked_from: Origin | None = None
 
     @property
     def tenant(self) -> TenantId:
@@ -124,6 +157,8 @@ class StepIntent(Struct, frozen=True, kw_only=True, tag="intent"):
     effect: EffectClass
     input: Json
     input_digest: str
+    again: bool = False
+    """Takes up a step that `resolve` made `planned`."""
 
 
 class StepResult(Struct, frozen=True, kw_only=True, tag="result"):
@@ -145,12 +180,22 @@ class Step(Struct, frozen=True, kw_only=True):
     input: Json
     input_digest: str
     epoch: int
-    """Of the attempt that wrote the last change."""
+    """Of the attempt that wrote the last change; 0 for a step that a fork took over."""
     started_at: datetime
     finished_at: datetime | None = None
     output: Json = None
     error: Fault | None = None
     usage: Usage = Usage()
+
+
+class Resolution(Struct, frozen=True, kw_only=True):
+    """What an operator found out about a step of unknown outcome, or wants done about it."""
+
+    decision: Literal["done", "fail", "retry"]
+    output: Json = None
+    """Of `done`: what the call would have answered."""
+    message: str = ""
+    """Of `fail`: what the model and the reader are told."""
 
 
 class NewEvent(Struct, frozen=True, kw_only=True):
@@ -178,6 +223,12 @@ class Created(Struct, frozen=True, kw_only=True):
     run: Run
     created: bool
     """False when the idempotency key answered with an earlier run."""
+
+
+class Resolved(Struct, frozen=True, kw_only=True):
+    run: Run
+    resolved: bool
+    """False when the idempotency key answered for an earlier decision."""
 
 
 class Orphan(Struct, frozen=True, kw_only=True):
@@ -221,7 +272,8 @@ class RunStatePort(Protocol):
         ...
 
     async def recall(self, auth: AuthContext, idempotency: Idempotency) -> Run | None:
-        """The run an earlier `create` of this principal made under this key, for repeats that would not validate today.
+        """The run that an earlier call of this principal under this key made (`create`, `fork`) or changed (`resolve`),
+        for repeats that would not validate today.
 
         Raises:
             Conflict: `idempotency_key_reused`.
@@ -284,6 +336,28 @@ class RunStatePort(Protocol):
         Raises:
             NotFound: absent or foreign.
             Conflict: `idempotency_key_reused`.
+        """
+        ...
+
+    async def fork(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
+        """A new run of the caller's that goes on after step `at` of this one.
+
+        Raises:
+            NotFound: absent or foreign.
+            Conflict: a step from 1 to `at` has no result yet; `idempotency_key_reused`.
+            Unavailable: whether the fork exists is unknown; repeating with the same key finds out.
+        """
+        ...
+
+    async def resolve(
+        self, auth: AuthContext, run_id: RunId, n: int, resolution: Resolution, idempotency: Idempotency
+    ) -> Resolved:
+        """Decide about step `n`, in the caller's name.
+
+        Raises:
+            NotFound: absent or foreign.
+            Conflict: the run or the step waits for no decision; `idempotency_key_reused`.
+            Unavailable: whether it was recorded is unknown; repeating with the same key finds out.
         """
         ...
 

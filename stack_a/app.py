@@ -22,6 +22,8 @@ from stack_a.http.health import health_routes
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
 from stack_a.http.stream import OpenStreams
+from stack_a.http.verbs import fork_run, resolve_step, retry_run
+from stack_a.runs.again import Again
 from stack_a.runs.start import Intake
 
 VERSION: Final = "1"
@@ -53,12 +55,14 @@ def create_app(deps: ApiDeps) -> App:
         deps.metrics.queue_depth(depth.ready)
 
     intake = Intake(run_state=deps.run_state, agent=deps.agent, queue=deps.queue, metrics=deps.metrics)
+    again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics)
     app = _litestar(
         [
-            create_run, list_runs, get_run, cancel_run, list_steps, follow_events, list_agents, get_agent, openapi_json,
+            create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
+            list_agents, get_agent, openapi_json,
             *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": deps, "intake": intake, "streams": OpenStreams()},
+        {"deps": deps, "intake": intake, "again": again, "streams": OpenStreams()},
     )  # fmt: skip
     return Edge(
         cast(App, app),

@@ -17,9 +17,19 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict
 from ports.ids import RunId, WorkerId
 from ports.messages import Page, Usage
-from ports.run_rules import check_change
+from ports.run_rules import (
+    RESOLVED_STATUS,
+    check_change,
+    check_fork,
+    forked_event,
+    resolved_event,
+    resolved_fault,
+    unforkable,
+    unresolvable,
+)
 from ports.run_state import (
     MAX_PAGE,
+    SETTLED_STEP,
     TERMINAL,
     Appended,
     Change,
@@ -27,8 +37,11 @@ from ports.run_state import (
     Idempotency,
     NewEvent,
     NewRun,
+    Origin,
     Orphan,
     Renewal,
+    Resolution,
+    Resolved,
     Run,
     RunFilter,
     RunStateCapabilities,
@@ -161,6 +174,44 @@ class InprocRunState:
             row.record(self._store, auth, now, NewEvent(type="run.cancelled", data={"reason": reason}))
         return own(row.run)
 
+    async def fork(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
+        check_fork(at)
+        if (known := self._runs.keyed(auth, idempotency)) is not None:
+            return Created(run=own(known.run), created=False)
+        source = self._runs.row(auth, run_id)
+        origin = Origin(run_id=run_id, step=at)
+        if not has_results(source.steps, at):
+            raise unforkable(origin)
+        now = self._clock.now()
+        run = forked(source, RunId(self._store.mint("run", now)), auth, origin, now)
+        row = RunRow(run=run, queued_at=now)
+        row.steps = {n: taken_over(source.steps[n]) for n in range(1, at + 1)}
+        row.record(self._store, auth, now, forked_event(run.agent_id, origin))
+        self._runs.rows[auth.tenant, auth.namespace, run.id] = row
+        self._runs.keys[KeyScope.of(auth, idempotency)] = (idempotency.fingerprint, row)
+        return Created(run=own(row.run), created=True)
+
+    async def resolve(
+        self, auth: AuthContext, run_id: RunId, n: int, resolution: Resolution, idempotency: Idempotency
+    ) -> Resolved:
+        row = self._runs.row(auth, run_id)
+        if (known := self._runs.keyed(auth, idempotency)) is not None:
+            return Resolved(run=own(known.run), resolved=False)
+        step = row.steps.get(n)
+        if row.run.status != "needs_operator" or step is None or step.status != "unknown":
+            raise unresolvable(run_id, row.run.status, n)
+        now = self._clock.now()
+        row.steps[n] = decided(step, resolution, now)
+        if all(one.status != "unknown" for one in row.steps.values()):
+            waited = now - (step.finished_at or now)
+            ends = None if row.run.deadline_at is None else row.run.deadline_at + waited
+            row.run = replace(row.run, status="queued", deadline_at=ends)
+            row.waited += waited
+            row.queued_at = now
+        row.record(self._store, auth, now, resolved_event(n, resolution))
+        self._runs.keys[KeyScope.of(auth, idempotency)] = (idempotency.fingerprint, row)
+        return Resolved(run=own(row.run), resolved=True)
+
     async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
         auth.require(RUNS_ANY_TENANT)
         now = self._clock.now()
@@ -191,6 +242,47 @@ def new_run(run_id: RunId, auth: AuthContext, new: NewRun, now: datetime) -> Run
     )
 
 
+def has_results(journal: dict[int, Step], at: int) -> bool:
+    """Whether every step from 1 to `at` is there and has a result to build upon."""
+    return all((step := journal.get(n)) is not None and step.status in SETTLED_STEP for n in range(1, at + 1))
+
+
+def forked(source: RunRow, run_id: RunId, auth: AuthContext, origin: Origin, now: datetime) -> Run:
+    """A new run like the one in `source` was when it was created."""
+    run = source.run
+    ends = None if run.deadline_at is None else now + (run.deadline_at - run.created_at - source.waited)
+    return Run(
+        id=run_id,
+        requester=auth,
+        agent_id=run.agent_id,
+        agent_version=run.agent_version,
+        agent_digest=run.agent_digest,
+        status="queued",
+        input=run.input,
+        context=run.context,
+        tool_allowlist=run.tool_allowlist,
+        session_id=run.session_id,
+        created_at=now,
+        deadline_at=ends,
+        forked_from=origin,
+    )
+
+
+def taken_over(step: Step) -> Step:
+    return replace(step, epoch=0, usage=Usage())
+
+
+def decided(step: Step, resolution: Resolution, now: datetime) -> Step:
+    """The step of unknown outcome after an operator's decision."""
+    return replace(
+        step,
+        status=RESOLVED_STATUS[resolution.decision],
+        finished_at=None if resolution.decision == "retry" else now,
+        output=own(resolution.output) if resolution.decision == "done" else None,
+        error=resolved_fault(resolution),
+    )
+
+
 def check_fence(run: Run, epoch: int) -> None:
     if run.status != "running" or run.epoch != epoch:
         raise Conflict(
@@ -201,9 +293,14 @@ def check_fence(run: Run, epoch: int) -> None:
 
 def next_step(known: Step | None, fact: StepIntent | StepResult, *, epoch: int, now: datetime) -> Step:
     """The step after `fact`. Raises `Conflict` for a second intent, a second result, or a result without intent."""
+    planned = known is not None and known.status == "planned"
     if isinstance(fact, StepIntent):
+        if fact.again and not planned:
+            raise Conflict(f"step {fact.n} is not planned again")
         if known is not None:
-            raise Conflict(f"step {fact.n} has an intent already")
+            if not fact.again:
+                raise Conflict(f"step {fact.n} has an intent already")
+            return replace(known, status="started", epoch=epoch, started_at=now)
         return Step(
             n=fact.n,
             kind=fact.kind,
@@ -215,7 +312,7 @@ def next_step(known: Step | None, fact: StepIntent | StepResult, *, epoch: int, 
             epoch=epoch,
             started_at=now,
         )
-    if known is None:
+    if known is None or planned:
         raise Conflict(f"step {fact.n} has no intent; write the intent before the result")
     if known.status != "started":
         raise Conflict(f"step {fact.n} has a result already")

@@ -1,7 +1,7 @@
 """The runs of a storage: their rows, journals and event logs, and the one way an event is added."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from msgspec.structs import replace
 
@@ -17,6 +17,8 @@ from ports.run_state import Idempotency, NewEvent, Run, Step
 class RunRow:
     run: Run
     queued_at: datetime
+    waited: timedelta = timedelta(0)
+    """For operators: by so much its deadline was moved."""
     steps: dict[int, Step] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     changed: Signal = field(default_factory=Signal)

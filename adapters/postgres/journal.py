@@ -12,9 +12,9 @@ StepRow: TypeAlias = dict[str, Any]
 
 
 def step_rows(facts: tuple[StepIntent | StepResult, ...]) -> tuple[list[StepRow], list[StepRow]]:
-    """The steps to insert, and the results of steps that are in the journal already.
+    """The steps to insert, and the changes of steps that are in the journal already: `was` is what each must be before.
 
-    An intent and its result in the same append become one inserted row, because a statement can't update what it inserts.
+    An intent and its result in the same append become one row, because a statement can't change a row twice.
 
     Raises:
         Conflict: a step has two intents or two results here, or its result comes before its intent.
@@ -32,8 +32,10 @@ def step_rows(facts: tuple[StepIntent | StepResult, ...]) -> tuple[list[StepRow]
             if fact.n in results:
                 raise Conflict(f"step {fact.n} has a result already")
             results[fact.n] = fact
-    new = [(intent, results.pop(n, None)) for n, intent in intents.items()]
-    return [_inserted(intent, result) for intent, result in new], [_result(result) for result in results.values()]
+    both = [(intent, results.pop(n, None)) for n, intent in intents.items()]
+    inserted = [_inserted(intent, result) for intent, result in both if not intent.again]
+    repeated = [_repeated(intent, result) for intent, result in both if intent.again]
+    return inserted, [*repeated, *(_result(result) | {"was": "started"} for result in results.values())]
 
 
 def usage_of(facts: tuple[StepIntent | StepResult, ...]) -> Usage:
@@ -57,6 +59,11 @@ def _inserted(intent: StepIntent, result: StepResult | None) -> StepRow:
         "usage": packed(Usage()),
     }
     return begun if result is None else begun | _result(result)
+
+
+def _repeated(intent: StepIntent, result: StepResult | None) -> StepRow:
+    begun = {"n": intent.n, "status": "started", "output": None, "error": None, "usage": packed(Usage())}
+    return (begun if result is None else _result(result)) | {"was": "planned"}
 
 
 def _result(result: StepResult) -> StepRow:

@@ -11,7 +11,7 @@ from ports.errors import InvalidArgument
 from ports.event import Event
 from ports.ids import AgentId, EventId, RunId, TenantId, minted
 from ports.messages import Fault, Json, Usage
-from ports.run_state import Run, Step
+from ports.run_state import Origin, Run, Step
 
 ValueT = TypeVar("ValueT")
 
@@ -54,6 +54,7 @@ def positive(duration: timedelta) -> timedelta:
 
 def run_of(row: RowMapping) -> Run:
     allowed: list[str] | None = row["tool_allowlist"]
+    origin = row["forked_from"]
     return Run(
         id=RunId(minted("run", row["id"])),
         requester=msgspec.convert(row["requester"], AuthContext),
@@ -82,6 +83,7 @@ def run_of(row: RowMapping) -> Run:
             cost_nanousd=row["cost_nanousd"],
             estimated=row["usage_estimated"],
         ),
+        forked_from=None if origin is None else Origin(run_id=RunId(minted("run", origin)), step=row["forked_step"]),
     )
 
 

@@ -30,8 +30,16 @@ from ports.context import RUNS_ANY_TENANT, AuthContext
 from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, NotFound
 from ports.ids import RunId, WorkerId, minted, uuid_of
-from ports.messages import Page
-from ports.run_rules import check_change
+from ports.messages import Page, Usage
+from ports.run_rules import (
+    RESOLVED_STATUS,
+    check_change,
+    check_fork,
+    resolved_event,
+    resolved_fault,
+    unforkable,
+    unresolvable,
+)
 from ports.run_state import (
     MAX_PAGE,
     TERMINAL,
@@ -40,8 +48,11 @@ from ports.run_state import (
     Created,
     Idempotency,
     NewRun,
+    Origin,
     Orphan,
     Renewal,
+    Resolution,
+    Resolved,
     Run,
     RunFilter,
     RunStateCapabilities,
@@ -53,6 +64,7 @@ _SQL: Final = load("run_state")
 _CAPABILITIES: Final = RunStateCapabilities(durable=True)
 _CURSOR: Final = "runs"
 _STEP_KEY: Final = "steps_pkey"
+_IDEMPOTENCY_KEY: Final = "idempotency_pkey"
 
 
 class PostgresRunState:
@@ -213,6 +225,66 @@ class PostgresRunState:
             self._database.signals.tell(run_id)
         return run
 
+    async def fork(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
+        check_fork(at)
+        origin = Origin(run_id=run_id, step=at)
+        asked = {
+            **_run_of(auth, run_id),
+            **_key_of(auth, idempotency),
+            **trace_of(auth),
+            "fingerprint": idempotency.fingerprint,
+            "requester": packed(auth),
+            # Beyond any journal is as far as any other place that is.
+            "at": position(at),
+            "no_usage": packed(Usage()),
+            "lineage": packed(origin),
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            made = await transaction.row(_SQL["fork"], asked)
+            known = None if made is not None else await _known(transaction, auth, idempotency)
+            if made is None and known is None:
+                await _loaded(transaction, auth, run_id)
+                raise unforkable(origin)
+        if made is not None:
+            return Created(run=run_of(made), created=True)
+        assert known is not None, "refused above"
+        return Created(run=known, created=False)
+
+    async def resolve(
+        self, auth: AuthContext, run_id: RunId, n: int, resolution: Resolution, idempotency: Idempotency
+    ) -> Resolved:
+        scope = _run_of(auth, run_id)
+        fault = resolved_fault(resolution)
+        asked = {
+            **scope,
+            **_key_of(auth, idempotency),
+            **trace_of(auth),
+            "n": position(n),
+            "fingerprint": idempotency.fingerprint,
+            "status": RESOLVED_STATUS[resolution.decision],
+            "output": packed(resolution.output) if resolution.decision == "done" else None,
+            "error": packed_or_null(fault),
+            "data": packed(resolved_event(n, resolution).data),
+            "action": f"step.resolve_{resolution.decision}",
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            held = await transaction.row(_SQL["hold"], scope)
+            if held is None:
+                raise _absent(run_id)
+            if (known := await _known(transaction, auth, idempotency)) is not None:
+                return Resolved(run=known, resolved=False)
+            try:
+                moved = await transaction.row(_SQL["resolve"], asked)
+            except DBAPIError as error:
+                # Not this run's, or its lock had shown the key before: somebody else's request, at the same moment.
+                if violated_constraint(error) == _IDEMPOTENCY_KEY:
+                    raise _reused(idempotency) from error
+                raise
+            if moved is None:
+                raise unresolvable(run_id, held["status"], n)
+        self._database.signals.tell(run_id)
+        return Resolved(run=run_of(moved), resolved=True)
+
     async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
         auth.require(RUNS_ANY_TENANT)
         asked = {"queued_for": queued_for, "limit": page_size(limit, MAX_PAGE)}
@@ -271,11 +343,15 @@ async def _known(transaction: Transaction, auth: AuthContext, idempotency: Idemp
     if row is None:
         return None
     if row["fingerprint"] != idempotency.fingerprint:
-        raise Conflict(
-            f"the idempotency key {idempotency.key!r} was used for another request on this route; send a new key",
-            code="idempotency_key_reused",
-        )
+        raise _reused(idempotency)
     return run_of(row)
+
+
+def _reused(idempotency: Idempotency) -> Conflict:
+    return Conflict(
+        f"the idempotency key {idempotency.key!r} was used for another request on this route; send a new key",
+        code="idempotency_key_reused",
+    )
 
 
 def _absent(run_id: RunId) -> NotFound:

@@ -13,6 +13,7 @@ from typing import Final
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, multiple, precondition, rule
+from msgspec.structs import replace
 
 from conformance.factories import idempotency, intent, new_run, result, telling
 from conformance.harness import RunStateHarness
@@ -21,7 +22,7 @@ from conformance.people import ACME, GLOBEX, NODE
 from conformance.strategies import changes
 from ports.context import AuthContext
 from ports.ids import RunId, WorkerId
-from ports.run_state import Change, NewEvent, RunFilter, RunStatePort, StepIntent
+from ports.run_state import Change, NewEvent, Origin, Resolution, RunFilter, RunStatePort, StepIntent, StepResult
 
 TICK: Final = timedelta(minutes=10)
 TENANTS: Final = st.sampled_from([ACME, GLOBEX])
@@ -29,6 +30,7 @@ WORKERS: Final = st.sampled_from([WorkerId("wrk_one"), WorkerId("wrk_two"), Work
 KEYS: Final = st.sampled_from(["key-1", "key-2"])
 FEW: Final = 3
 """How many runs there are at most, so that what happens happens to the same ones."""
+DECIDED: Final = {"done": "completed", "fail": "failed", "retry": "planned"}
 ENDS: Final = {"succeeded": "run.completed", "failed": "run.failed", "cancelled": "run.cancelled"}
 
 
@@ -52,7 +54,7 @@ class Expected:
         journal = dict(self.journal)
         for step in change.steps:
             if isinstance(step, StepIntent):
-                if step.n in journal:
+                if journal.get(step.n) != ("planned" if step.again else None):
                     return None
                 journal[step.n] = "started"
             else:
@@ -210,15 +212,84 @@ class RunStateMachine(Driven[RunStateHarness]):
         self.compare(one=one)
 
     @rule(one=runs)
+    def park(self, one: Expected) -> None:
+        """What a worker writes that finds calls begun and can't say what became of them."""
+        begun = [n for n, status in one.journal.items() if status == "started"]
+        change = Change(
+            steps=tuple(StepResult(n=n, status="unknown") for n in begun),
+            status="needs_operator",
+            events=telling("step.completed").events,
+        )
+
+        outcome = self.outcome(self.port.append(one.requester, one.id, one.epoch, change))
+
+        if one.status != "running":
+            assert outcome == "fenced"
+            return
+        assert outcome == "ok"
+        one.journal.update(dict.fromkeys(begun, "unknown"))
+        one.status, one.worker = "needs_operator", None
+        one.log.append("step.completed")
+        self.compare(one=one)
+
+    @rule(one=runs, n=st.integers(1, 4), decision=st.sampled_from(sorted(DECIDED)))
+    def resolve(self, one: Expected, n: int, decision: str) -> None:
+        waits = one.status == "needs_operator" and one.journal.get(n) == "unknown"
+        what = Resolution(decision=decision)  # type: ignore[arg-type]  # Hypothesis draws plain str
+
+        outcome = self.outcome(self.port.resolve(one.requester, one.id, n, what, idempotency()))
+
+        assert outcome == ("ok" if waits else "conflict")
+        if waits:
+            one.journal[n] = DECIDED[decision]
+            one.log.append("step.resolved")
+            if "unknown" not in one.journal.values():
+                one.status = "queued"
+        self.compare(one=one)
+
+    @rule(one=runs, worker=WORKERS)
+    def operate(self, one: Expected, worker: WorkerId) -> None:
+        """From a call that was interrupted to its repetition, so that sequences get there."""
+        self.serve(one=one, worker=worker, then="hold")
+        self.park(one=one)
+        for n in [n for n, status in one.journal.items() if status == "unknown"]:
+            self.resolve(one=one, n=n, decision="retry")
+        self.claim(one=one, worker=worker)
+        self.begin_again(one=one)
+
+    @rule(one=runs)
+    def begin_again(self, one: Expected) -> None:
+        planned = [n for n, status in one.journal.items() if status == "planned"]
+        self.append(one=one, behind=0, change=Change(steps=tuple(replace(intent(n), again=True) for n in planned)))
+
+    @precondition(lambda self: len(self.created) < FEW)
+    @rule(target=runs, one=runs, at=st.integers(-1, 3))
+    def fork(self, one: Expected, at: int) -> MultipleResults[Expected] | Expected:
+        taken = {n: one.journal.get(n) for n in range(1, at + 1)}
+        if at < 0 or not set(taken.values()) <= {"completed", "failed"}:
+            refusal = self.outcome(self.port.fork(one.requester, one.id, at, idempotency()))
+            assert refusal == ("invalid_request" if at < 0 else "conflict")
+            return multiple()
+
+        created = self.run(self.port.fork(one.requester, one.id, at, idempotency()))
+
+        assert created.run.forked_from == Origin(run_id=one.id, step=at)
+        journal = {n: status for n, status in taken.items() if status is not None}
+        expected = Expected(id=created.run.id, requester=one.requester, journal=journal)
+        self.created.append(expected)
+        self.compare(one=expected)
+        return expected
+
+    @rule(one=runs)
     def cancel(self, one: Expected) -> None:
         lapsed = one.status == "running" and not self.live(one.worker)
-        handed_back = one.status == "queued" and one.cancelling
+        handed_back = one.status in {"queued", "needs_operator"} and one.cancelling
         if lapsed or handed_back:
             return  # whether such a run ends at once or at its next claim: the clauses leave it open
 
         run = self.run(self.port.cancel(one.requester, one.id, reason="any"))
 
-        if one.status == "queued":
+        if one.status in {"queued", "needs_operator"}:
             one.status = "cancelled"
             one.log.append("run.cancelled")
         elif one.status == "running":

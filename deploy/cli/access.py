@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from deploy import credentials
 from deploy.cli.io import Io
 from deploy.internal import Directory, open_directory, open_issuer, operator_of
 from deploy.roles import scopes_of
@@ -18,6 +19,9 @@ AUDIENCES: Final = ("stack-a", "stack-b")
 MAX_PRINCIPAL_CHARS: Final = 128
 
 _PRINCIPAL: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@-]{{0,{MAX_PRINCIPAL_CHARS - 1}}}")
+
+# Which of the seeded keys stands for a role; the admin's can do whatever people can.
+_SEEDED_KEYS: Final = {"service": "app"}
 
 ResultT = TypeVar("ResultT")
 
@@ -77,3 +81,17 @@ def mint(
             return issuer.mint(bearer, audience=audience, scopes=scopes, lifetime=lifetime)
 
     return asyncio.run(minted())
+
+
+def api_token(io: Io, tenant: str | None, *, role: str = "service") -> str:
+    """What opens Stack A for a command: a key of the seeded tenant, or a token minted for another one.
+
+    Raises:
+        InvalidArgument: nobody said for whom, and no tenant is seeded.
+    """
+    tokens = credentials.load_tokens(io.node)
+    if tokens is not None and tenant in {None, tokens.tenant_id}:
+        return tokens.keys[_SEEDED_KEYS.get(role, "tenant_admin")].api_key
+    if tenant is None:
+        raise InvalidArgument("this node has no seeded tenant; say for whom with --tenant tnt_<name>")
+    return mint(io, tenant, role=role, audience="stack-a", lifetime=timedelta(hours=1))

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -10,12 +10,10 @@ from msgspec import Struct
 from rich.console import Console
 from rich.markup import escape
 
-from deploy import credentials
 from deploy.catalogue import stack_a_url
-from deploy.cli.access import mint
+from deploy.cli.access import api_token
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.client import TERMINAL, RunsClient, SseEvent
-from ports.errors import InvalidArgument
 
 _EPILOG: Final = """\
 examples:
@@ -87,7 +85,7 @@ def _options(parsed: argparse.Namespace) -> Options:
 
 def run(options: Options, io: Io) -> int:
     config = io.config()
-    with RunsClient(stack_a_url(config), _token(options, io)) as client:
+    with RunsClient(stack_a_url(config), api_token(io, options.tenant)) as client:
         accepted = client.create_run(options.agent, options.input)
         console = io.data()
         if not options.json:
@@ -216,12 +214,3 @@ def _cancelled(client: RunsClient, run_id: str, io: Io) -> bool:
         return False
     client.cancel(run_id)
     return True
-
-
-def _token(options: Options, io: Io) -> str:
-    tokens = credentials.load_tokens(io.node)
-    if tokens is not None and options.tenant in {None, tokens.tenant_id}:
-        return tokens.keys["app"].api_key
-    if options.tenant is None:
-        raise InvalidArgument("this node has no seeded tenant; say for whom: ./agentos run --tenant tnt_<name> …")
-    return mint(io, options.tenant, role="service", audience="stack-a", lifetime=timedelta(hours=1))

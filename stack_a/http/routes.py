@@ -19,6 +19,10 @@ ROUTES: Final = RouteTable(
         Route(method="GET", template="/v1/runs", access="runs:read", query=(*_PAGE, "status", "agent_id")),
         Route(method="GET", template="/v1/runs/{run_id}", access="runs:read", query=()),
         Route(method="POST", template="/v1/runs/{run_id}:cancel", access="runs:cancel", mutation=True, query=()),
+        Route(method="POST", template="/v1/runs/{run_id}:retry", access="runs:create", mutation=True, query=()),
+        Route(method="POST", template="/v1/runs/{run_id}:fork", access="runs:create", mutation=True, query=()),
+        # A person's decision about a tool call: whoever may only start and stop runs must not make up results.
+        Route(method="POST", template="/v1/runs/{run_id}:resolve", access="approvals:decide", mutation=True, query=()),
         Route(method="GET", template="/v1/runs/{run_id}/steps", access="runs:read", query=_PAGE),
         Route(method="GET", template="/v1/runs/{run_id}/events", access="runs:read", query=("after",)),
         Route(method="GET", template="/healthz", access=PUBLIC),
@@ -98,6 +102,44 @@ OPERATIONS: Final = {
         request=wire.CancelRun,
         response=wire.RunView,
         codes=("not_found",),
+    ),
+    ("POST", "/v1/runs/{run_id}:retry"): Operation(
+        summary="Retry a failed or cancelled run",
+        description=(
+            "A new run that goes on after the last step that stands: what has a result is not done or paid again. "
+            "`conflict` when the run has not failed and was not cancelled, or when a tool would be called again whose "
+            "call may have taken effect: fork the run then, if that is meant. The body may be left out."
+        ),
+        tag="runs",
+        request=wire.RetryRun,
+        response=wire.RunAccepted,
+        status=202,
+        codes=("not_found", "conflict"),
+    ),
+    ("POST", "/v1/runs/{run_id}:fork"): Operation(
+        summary="Fork a run",
+        description=(
+            "A new run with the same agent version, input and context that begins with the steps 1 to `from_step` and "
+            "their results, and goes on from there by itself. Tools called after that step will be called anew, under "
+            "the new run's keys. `conflict` when one of those steps has no result."
+        ),
+        tag="runs",
+        request=wire.ForkRun,
+        response=wire.RunAccepted,
+        status=202,
+        codes=("not_found", "conflict"),
+    ),
+    ("POST", "/v1/runs/{run_id}:resolve"): Operation(
+        summary="Decide about a step of unknown outcome",
+        description=(
+            "For a run in `needs_operator`: say what became of a step that is `unknown`, or have it called once more under "
+            "the same key. When no step is unknown any more the run goes on; its deadline moves by the time it waited. "
+            "`conflict` when the run or the step waits for no decision."
+        ),
+        tag="runs",
+        request=wire.ResolveStep,
+        response=wire.RunView,
+        codes=("not_found", "conflict"),
     ),
     ("GET", "/v1/runs/{run_id}/steps"): Operation(
         summary="List a run's steps, oldest first",

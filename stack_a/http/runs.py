@@ -40,7 +40,7 @@ async def create_run(request: HttpRequest, agent_id: PathText, intake: Intake) -
         RunRequest(
             agent_id=AgentId(agent_id),
             input=body.input,
-            idempotency=_idempotency(found, _CREATE, agent_id),
+            idempotency=idempotency_of(found, _CREATE, agent_id),
             context=body.context,
             tool_allowlist=body.tool_allowlist,
             session_id=body.session_id,
@@ -78,7 +78,7 @@ async def list_runs(
 @get("/v1/runs/{run_id:str}")
 async def get_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Response[bytes]:
     auth = exchange(request.scope).identity
-    return wire.json_response(wire.run_view(await deps.run_state.load(auth, _run_id(run_id))))
+    return wire.json_response(wire.run_view(await deps.run_state.load(auth, run_id_of(run_id))))
 
 
 @post("/v1/runs/{run_id:str}/:cancel")
@@ -86,7 +86,7 @@ async def cancel_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Resp
     found = exchange(request.scope)
     body = decoded(found.json, wire.CancelRun)
     run = await deps.run_state.cancel(
-        found.identity, _run_id(run_id), reason=body.reason, idempotency=_idempotency(found, _CANCEL, run_id)
+        found.identity, run_id_of(run_id), reason=body.reason, idempotency=idempotency_of(found, _CANCEL, run_id)
     )
     return wire.json_response(wire.run_view(run))
 
@@ -101,7 +101,7 @@ async def list_steps(
 ) -> Response[bytes]:
     auth = exchange(request.scope).identity
     after = 0 if cursor is None else decode_cursor(_STEPS, cursor, int)
-    known = _run_id(run_id)
+    known = run_id_of(run_id)
     steps = await deps.run_state.steps(auth, known, after=after, limit=limit)
     full = len(steps) == limit
     more = bool(full and await deps.run_state.steps(auth, known, after=steps[-1].n, limit=1))
@@ -124,7 +124,7 @@ async def follow_events(
     auth = found.identity
     cursor = request.headers.get("last-event-id", after)
     start = 0 if cursor is None else sse.parse_cursor(cursor, deps.event.stream_epoch)
-    known = _run_id(run_id)
+    known = run_id_of(run_id)
     # Absent, foreign or beyond the end: said with a status, before the stream begins.
     await deps.event.read(auth, known, after=start, limit=1)
     give_back = streams.take(auth)
@@ -142,7 +142,7 @@ async def follow_events(
     return Stream(body(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
-def _run_id(text: str) -> RunId:
+def run_id_of(text: str) -> RunId:
     if uuid_of("run", text) is None:
         raise NotFound(f"there is no run {text!r}")
     return RunId(text)
@@ -157,6 +157,6 @@ def _status(text: str | None) -> RunStatus | None:
     raise InvalidArgument(f"status must be one of {', '.join(get_args(RunStatus))}")
 
 
-def _idempotency(found: Exchange, route: str, *path: str) -> Idempotency:
+def idempotency_of(found: Exchange, route: str, *path: str) -> Idempotency:
     assert found.idempotency_key is not None, f"{route} is declared a mutation"
     return Idempotency(route=route, key=found.idempotency_key, fingerprint=digest([*path, found.json]))

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from litestar import Response
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ports.agent import Agent, AgentLimits
 from ports.context import AuthContext
+from ports.errors import InvalidArgument
 from ports.event import Event
 from ports.messages import Fault, Json, Usage
-from ports.run_state import Run, RunStatus, Step
+from ports.run_state import Origin, Resolution, Run, RunStatus, Step
+from ports.tool import MAX_OUTPUT_BYTES
 from stack_a.runs.start import MAX_ALLOWLIST
 
 MAX_SESSION_ID_CHARS: Final = 128
@@ -36,6 +38,28 @@ class CancelRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=500)] = ""
 
 
+class RetryRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ForkRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    from_step: Annotated[
+        int, Meta(ge=0, le=2**31 - 1, description="The last step to take over with its result; 0 begins anew.")
+    ]
+
+
+class ResolveStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    step: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    decision: Annotated[
+        Literal["done", "fail", "retry"],
+        Meta(description="It took effect; it did not and shall not; call it again, once."),
+    ]
+    output: Annotated[
+        Json | UnsetType, Meta(description="Of `done`, and required there: what the call would have answered.")
+    ] = UNSET
+    message: Annotated[str, Meta(max_length=500, description="Of `fail`: what the model is told.")] = ""
+
+
 class UsageView(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
@@ -54,6 +78,11 @@ class RunAccepted(Struct, frozen=True, kw_only=True):
     namespace: str
     created_at: datetime
     correlation_id: str
+
+
+class OriginView(Struct, frozen=True, kw_only=True):
+    run_id: str
+    step: Annotated[int, Meta(description="The last step that was taken over; 0 for none.")]
 
 
 class RunView(Struct, frozen=True, kw_only=True):
@@ -79,6 +108,7 @@ class RunView(Struct, frozen=True, kw_only=True):
     deadline_at: datetime | None
     cancel_requested_at: datetime | None
     recoveries: int
+    forked_from: Annotated[OriginView | None, Meta(description="The run that this one goes on from.")]
     correlation_id: Annotated[str, Meta(description="Of the request that created the run.")]
 
 
@@ -189,6 +219,7 @@ def run_view(run: Run) -> RunView:
         deadline_at=run.deadline_at,
         cancel_requested_at=run.cancel_requested_at,
         recoveries=run.recoveries,
+        forked_from=_origin(run.forked_from),
         correlation_id=run.requester.trace.correlation_id,
     )
 
@@ -229,6 +260,26 @@ def agent_view(agent: Agent, auth: AuthContext) -> AgentView:
 
 def deadline_of(body: CreateRun) -> timedelta | None:
     return None if body.deadline_s is None else timedelta(seconds=body.deadline_s)
+
+
+def resolution_of(body: ResolveStep) -> Resolution:
+    """Raises `InvalidArgument` for members that don't belong to the decision, and for an output no tool may give."""
+    if (body.output is not UNSET) != (body.decision == "done"):
+        raise InvalidArgument("`output` belongs to the decision `done`, which needs it", code="validation_failed")
+    if body.message and body.decision != "fail":
+        raise InvalidArgument("`message` belongs to the decision `fail`", code="validation_failed")
+    if body.output is UNSET:
+        return Resolution(decision=body.decision, message=body.message)
+    size = len(msgspec.json.encode(body.output))
+    if size > MAX_OUTPUT_BYTES:
+        raise InvalidArgument(
+            f"`output` is {size} bytes; at most {MAX_OUTPUT_BYTES} are taken", code="validation_failed"
+        )
+    return Resolution(decision=body.decision, output=body.output)
+
+
+def _origin(origin: Origin | None) -> OriginView | None:
+    return None if origin is None else OriginView(run_id=origin.run_id, step=origin.step)
 
 
 def _usage(usage: Usage) -> UsageView:

@@ -18,11 +18,11 @@ from ports.agent import AgentSpec
 from ports.errors import AgentOSError, Conflict
 from ports.messages import Fault, Json
 from ports.model import ChatReply
-from ports.run_state import MAX_PAGE, Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
+from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
 from ports.tool import ToolCall, ToolSpec
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
-from stack_a.runs.journal import Journal, fault_of
+from stack_a.runs.journal import Journal, fault_of, read_steps
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
 
@@ -90,8 +90,9 @@ class Execution:
         await self._end(journal, "failed", error=fault)
 
     async def _until_left(self) -> bool:
-        # Under the first epoch nobody has written a step yet.
-        journal = self._journal = self._journal_of(await self._written() if self.run.epoch > 1 else [])
+        # Under its first epoch nobody has written a step yet, unless it began with another run's.
+        begun = self.run.epoch > 1 or self.run.forked_from is not None
+        journal = self._journal = self._journal_of(await self._written() if begun else [])
         agent = await self._agents.of(self.run)
         tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
         while True:
@@ -124,12 +125,7 @@ class Execution:
 
     async def _written(self) -> list[Step]:
         """The journal as the store has it."""
-        steps: list[Step] = []
-        while True:
-            page = await self._deps.run_state.steps(self._auth, self.run.id, after=steps[-1].n if steps else 0)
-            steps.extend(page)
-            if len(page) < MAX_PAGE:
-                return steps
+        return await read_steps(self._deps.run_state, self._auth, self.run.id)
 
     def _journal_of(self, steps: list[Step]) -> Journal:
         return Journal(

@@ -17,6 +17,7 @@ from ports.errors import AgentOSError
 from ports.ids import RunId
 from ports.messages import Fault, Json
 from ports.run_state import (
+    MAX_PAGE,
     Appended,
     Change,
     NewEvent,
@@ -55,8 +56,10 @@ class Journal:
 
     def intend(self, intent: StepIntent, events: Sequence[NewEvent]) -> None:
         """Note an intent, unless an earlier attempt committed it already: then its events were told as well."""
-        if intent.n in self._steps:
-            return
+        if (known := self._steps.get(intent.n)) is not None:
+            if known.status != "planned":
+                return
+            intent = replace(intent, again=True)
         self._steps[intent.n] = _started(intent, self._epoch, self._clock.now())
         self._pending.append(intent)
         self._events.extend(events)
@@ -100,6 +103,16 @@ class Journal:
             appended = await self._run_state.append(self._auth, self._run_id, self._epoch, change)
             self.sound = True
             return appended
+
+
+async def read_steps(run_state: RunStatePort, auth: AuthContext, run_id: RunId) -> list[Step]:
+    """The whole journal as the store has it."""
+    steps: list[Step] = []
+    while True:
+        page = await run_state.steps(auth, run_id, after=steps[-1].n if steps else 0)
+        steps.extend(page)
+        if len(page) < MAX_PAGE:
+            return steps
 
 
 def fault_of(error: AgentOSError) -> Fault:

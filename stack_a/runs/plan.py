@@ -19,7 +19,7 @@ from ports.errors import InvalidArgument
 from ports.http import strict_json
 from ports.messages import Fault, Json
 from ports.model import ChatRequest, Message, ToolOffer, ToolRequest
-from ports.run_state import TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
+from ports.run_state import OPEN_STEP, TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
 from ports.tool import ToolSpec
 from stack_a.tools.policy import permitted
 
@@ -64,7 +64,7 @@ Action: TypeAlias = CallModel | CallTools | Finish | Settle
 
 
 def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journal: Sequence[Step]) -> Action:
-    """What to do after `journal`. Steps in it that are only `started` are planned again, with the same number and key."""
+    """What to do after `journal`. Steps in it that have no result are planned again, with the same number and key."""
     assert run.status not in TERMINAL, "a finished run has no next action"
     if run.recoveries > MAX_RECOVERIES:
         return _failed("poison", f"the run was taken over {run.recoveries} times and is given up")
@@ -73,7 +73,7 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
     steps = {step.n: step for step in journal}
     messages = list(_opening(run, agent))
     n = 1
-    while (step := steps.get(n)) is not None and step.status != "started":
+    while (step := steps.get(n)) is not None and step.status not in OPEN_STEP:
         if step.status != "completed":
             return Finish(status="failed", error=step.error)
         requests = requested_tools(step)
@@ -83,7 +83,7 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
         open_calls = [
             _planned(run, agent, tools, n + 1 + i, request)
             for i, (request, result) in enumerate(zip(requests, results, strict=True))
-            if result is None or result.status == "started"
+            if result is None or result.status in OPEN_STEP
         ]
         if open_calls:
             last = n + len(requests)

@@ -57,7 +57,7 @@ class Intake:
         if created.created:
             self._metrics.run_created(auth.tenant)
             logger.info("run.created", extra={**who(auth), "run_id": created.run.id, "agent_id": new.agent_id})
-            await self._hint(auth, created.run.id)
+            await hint(self._queue, auth, created.run.id)
         return created
 
     async def _validated(self, auth: AuthContext, request: RunRequest) -> NewRun:
@@ -77,9 +77,11 @@ class Intake:
             deadline=limit if request.deadline is None else min(limit, request.deadline),
         )
 
-    async def _hint(self, auth: AuthContext, run_id: RunId) -> None:
-        try:
-            await self._queue.enqueue(auth, msgspec.json.encode(Hint(run_id)))
-        except AgentOSError as error:
-            # The run is durable and the sweep will find it: the caller's 202 stands.
-            logger.warning("run.hint_lost", extra={"run_id": run_id, "code": error.code})
+
+async def hint(queue: QueuePort, auth: AuthContext, run_id: RunId) -> None:
+    """Tell the workers of a run that is queued."""
+    try:
+        await queue.enqueue(auth, msgspec.json.encode(Hint(run_id)))
+    except AgentOSError as error:
+        # The run is durable and the sweep will find it: what the caller was told stands.
+        logger.warning("run.hint_lost", extra={"run_id": run_id, "code": error.code})

@@ -36,7 +36,14 @@ def test_ports_import_the_standard_library_and_msgspec_only() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["stack_a.runs.plan", "stack_a.tools.policy", "stack_a.runs.tell", "stack_b.routing", "stack_b.redaction.spans"],
+    [
+        "stack_a.runs.plan",
+        "stack_a.runs.replay",
+        "stack_a.tools.policy",
+        "stack_a.runs.tell",
+        "stack_b.routing",
+        "stack_b.redaction.spans",
+    ],
 )
 def test_code_that_decides_does_no_input_or_output(module: str) -> None:
     source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()

@@ -12,12 +12,13 @@ from msgspec.structs import replace
 from adapters.postgres import agent, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
-from conformance.factories import new_run
+from conformance.factories import idempotency, intent, new_run
 from conformance.people import ACME, NODE, PLATFORM
 from ports.adapter import Given
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError
 from ports.ids import AgentId, PrincipalId, WorkerId
+from ports.run_state import Change, Resolution, StepResult, step_key
 from ports.tenant import Entitlements, NewKey
 from tests.support.postgres import Clone, cloned, execute, fetch
 
@@ -51,6 +52,14 @@ class TestAudit:
             await runs.claim(ACME, run.id, WorkerId("wrk_audit"))
             await runs.cancel(ACME, run.id, reason="x")
             await runs.cancel(ACME, run.id, reason="x")
+            forked = (await runs.fork(ACME, run.id, 0, forking := idempotency())).run
+            await runs.fork(ACME, run.id, 0, forking)
+            parked = await runs.claim(ACME, forked.id, WorkerId("wrk_audit"))
+            facts = (intent(1), StepResult(n=1, status="unknown"))
+            await runs.append(ACME, parked.id, parked.epoch, Change(steps=facts, status="needs_operator"))
+            decision, deciding = Resolution(decision="retry"), idempotency()
+            await runs.resolve(ACME, parked.id, 1, decision, deciding)
+            await runs.resolve(ACME, parked.id, 1, decision, deciding)
             for status in ("disabled", "disabled", "active"):
                 await tenants.set_status(PLATFORM, ACME.tenant, status)
 
@@ -62,6 +71,8 @@ class TestAudit:
             ("key.revoke", key.id),
             ("run.create", run.id),
             ("run.cancel", run.id),
+            ("run.fork", forked.id),
+            ("step.resolve_retry", step_key(forked.id, 1)),
             ("tenant.disable", ACME.tenant),
             ("tenant.enable", ACME.tenant),
         ]

@@ -16,7 +16,7 @@ from adapters.postgres import agent, budget, memory, queue, run_state, tenant
 from adapters.postgres import event as run_event
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
-from conformance.factories import new_run
+from conformance.factories import idempotency, new_run
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.agent import AgentRegistry, AgentSpec
@@ -27,7 +27,17 @@ from ports.event import EventPort
 from ports.ids import AgentId, PrincipalId, WorkerId
 from ports.memory import MemoryPort
 from ports.queue import Delivery, QueuePort
-from ports.run_state import Change, Idempotency, NewEvent, Run, RunFilter, RunStatePort, StepIntent
+from ports.run_state import (
+    Change,
+    Idempotency,
+    NewEvent,
+    Resolution,
+    Run,
+    RunFilter,
+    RunStatePort,
+    StepIntent,
+    StepResult,
+)
 from ports.tenant import ApiKey, Entitlements, NewKey, TenantDirectory
 from tests.support.postgres import Clone, cloned, execute, fetch
 
@@ -55,6 +65,7 @@ class Victim(Struct, frozen=True, kw_only=True):
 
     running: Run
     queued: Run
+    parked: Run
     delivery: Delivery
     hold: Hold
     key: ApiKey
@@ -103,6 +114,10 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.runs.append(
         ACME, running.id, running.epoch, Change(steps=(step,), events=(NewEvent(type="step.started"),))
     )
+    waiting = await ports.runs.create(ACME, new_run())
+    parked = await ports.runs.claim(ACME, waiting.run.id, WORKER)
+    lost = StepResult(n=1, status="unknown")
+    await ports.runs.append(ACME, parked.id, parked.epoch, Change(steps=(step, lost), status="needs_operator"))
     await ports.agents.publish(ACME, AGENT)
     await ports.memory.put(ACME, "k1", "the walrus is ours")
     hold = await ports.budget.reserve(ACME, 500, limit=LIMIT, lease=HOUR)
@@ -111,7 +126,7 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.queue.enqueue(ACME, b"leased")
     [delivery] = await ports.queue.lease(ACME, limit=1, duration=HOUR)
     await ports.queue.enqueue(ACME, b"ready")
-    return Victim(running=running, queued=queued.run, delivery=delivery, hold=hold, key=key)
+    return Victim(running=running, queued=queued.run, parked=parked, delivery=delivery, hold=hold, key=key)
 
 
 def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -149,6 +164,8 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "append": lambda: runs.append(thief, run.id, run.epoch, nothing),
         "release": lambda: done(runs.release(thief, run.id, run.epoch)),
         "claim": lambda: runs.claim(thief, other.id, WORKER),
+        "fork": lambda: runs.fork(thief, run.id, 0, idempotency()),
+        "resolve": lambda: runs.resolve(thief, victim.parked.id, 1, Resolution(decision="retry"), idempotency()),
         "cancel": lambda: runs.cancel(thief, other.id, reason="theft"),
         "agents.get": lambda: ports.agents.get(thief, AGENT.id),
         "agents.list": lambda: _items(ports.agents.list_agents(thief, limit=10)),

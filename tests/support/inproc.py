@@ -17,6 +17,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, WorkerId
+from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
 
 PortT = TypeVar("PortT")
@@ -60,6 +61,10 @@ class InprocRunStateHarness(InprocHarness[RunStatePort]):
     async def event_types(self, auth: AuthContext, run_id: RunId) -> list[tuple[int, str]]:
         row = store.store(self.config.name).table(runs.Runs).row(auth, run_id)
         return [(one.sequence, one.type) for one in row.events]
+
+    async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json:
+        row = store.store(self.config.name).table(runs.Runs).row(auth, run_id)
+        return row.events[sequence - 1].data
 
 
 class InprocEventHarness(InprocHarness[EventPort]):

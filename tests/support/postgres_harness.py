@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from adapters.postgres import event, run_state
@@ -16,6 +17,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, WorkerId, uuid_of
+from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
 from tests.support.postgres import Clone, borrow, fetch, give_back, shift_time
 
@@ -69,6 +71,16 @@ class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
             uuid_of("run", run_id),
         )
         return [(row["sequence"], row["type"]) for row in rows]
+
+    async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json:
+        [row] = await fetch(
+            self.database.admin,
+            "SELECT data FROM run_events WHERE tenant_id = $1 AND run_id = $2 AND sequence = $3",
+            auth.tenant,
+            uuid_of("run", run_id),
+            sequence,
+        )
+        return msgspec.json.decode(row["data"])
 
 
 class PostgresEventHarness(PostgresHarness[EventPort]):

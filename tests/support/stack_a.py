@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import anyio
 import httpx
+from msgspec.structs import replace
 
 from adapters.inproc import agent, event, queue, run_state, store
 from adapters.inproc.store import InprocConfig
@@ -21,7 +22,7 @@ from ports.agent import AgentSpec
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import Unauthenticated
-from ports.ids import AgentId, WorkerId
+from ports.ids import AgentId, PrincipalId, WorkerId
 from ports.model import ModelPort
 from ports.run_state import Run, RunStatePort
 from ports.tool import ToolPort
@@ -29,7 +30,9 @@ from stack_a.app import create_app
 from stack_a.deps import ApiDeps, WorkerDeps
 from stack_a.worker import Worker
 
-TOKENS = {"acme": ACME, "ben": ACME_BEN, "globex": GLOBEX}
+ACME_EDITOR = replace(ACME, principal=PrincipalId("usr_eve"), scopes=ACME.scopes | {"approvals:decide"})
+GLOBEX_EDITOR = replace(GLOBEX, scopes=GLOBEX.scopes | {"approvals:decide"})
+TOKENS = {"acme": ACME, "ben": ACME_BEN, "eve": ACME_EDITOR, "globex": GLOBEX, "globex-editor": GLOBEX_EDITOR}
 AGENT = AgentSpec(id=AgentId("agt_demo"), instructions="Help.", model="m", tools=("add", "slow", "send"))
 
 
@@ -79,6 +82,13 @@ class StackA:
     async def cancel(self, run_id: str, who: str = "acme") -> httpx.Response:
         headers = self.headers(who, **{"idempotency-key": f"cancel-{next(self._keys)}"})
         return await self.http.post(f"/v1/runs/{run_id}:cancel", headers=headers)
+
+    async def verb(
+        self, run_id: str, verb: str, who: str = "acme", *, key: str | None = None, **body: Any
+    ) -> httpx.Response:
+        """`POST /v1/runs/{run_id}:{verb}`."""
+        headers = self.headers(who, **{"idempotency-key": key or f"{verb}-{next(self._keys)}"})
+        return await self.http.post(f"/v1/runs/{run_id}:{verb}", headers=headers, json=body)
 
     async def ended(self, run_id: str, who: str = "acme") -> Run:
         """The run once its events are over."""

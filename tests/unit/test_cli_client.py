@@ -109,6 +109,40 @@ class TestCreating:
             api.create_run("agt_demo", "hello")
 
 
+class TestVerbs:
+    def test_a_journal_is_read_to_its_end(self) -> None:
+        def answer(request: httpx.Request) -> httpx.Response:
+            first = "cursor" not in request.url.params
+            return httpx.Response(
+                200, json={"items": [{"n": 1 if first else 2}], "next_cursor": "c" if first else None}
+            )
+
+        with client(answer) as api:
+            assert [step["n"] for step in api.steps("run_1")] == [1, 2]
+
+    def test_each_verb_has_its_path_its_body_and_a_key_of_its_own(self) -> None:
+        asked: list[tuple[str, object, str]] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append((request.url.path, msgspec.json.decode(request.content), request.headers["idempotency-key"]))
+            return httpx.Response(202, json={"run_id": "run_2", "status": "queued", "events_url": "/e"})
+
+        decision = {"step": 2, "decision": "retry"}
+        with client(answer) as api:
+            api.cancel("run_1", reason="enough")
+            api.retry("run_1")
+            api.fork("run_1", from_step=3)
+            api.resolve("run_1", decision)
+
+        assert [(path, body) for path, body, _ in asked] == [
+            ("/v1/runs/run_1:cancel", {"reason": "enough"}),
+            ("/v1/runs/run_1:retry", {}),
+            ("/v1/runs/run_1:fork", {"from_step": 3}),
+            ("/v1/runs/run_1:resolve", decision),
+        ]
+        assert len({key for _, _, key in asked}) == 4
+
+
 class TestShowing:
     def test_a_tool_call_is_one_line_each_way(self) -> None:
         console = Console(width=200, record=True, quiet=False, file=None)

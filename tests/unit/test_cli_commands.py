@@ -6,15 +6,19 @@ import msgspec
 import pytest
 
 from deploy.cli.main import parser
+from deploy.cli.replay_command import told
+from deploy.cli.runs_command import decision_of
 from deploy.cli.test_command import Options, steps
 from deploy.node import Node
 from deploy.roles import ROLES, scopes_of
 from ports.context import SCOPES
 from ports.errors import InvalidArgument
+from stack_a.runs.replay import Decision, Divergence, Replayed
 from tests.support.cli import agentos
 
 COMMANDS = (
-    "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "tenant", "agent", "key", "token", "test",
+    "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
+    "token", "test",
 )  # fmt: skip
 
 
@@ -63,7 +67,15 @@ class TestWithoutANode:
 
     @pytest.mark.parametrize(
         "line",
-        [("tenant", "list"), ("agent", "list"), ("key", "list"), ("token",), ("redeploy",), ("logs", "stack-a")],
+        [
+            ("tenant", "list"),
+            ("agent", "list"),
+            ("key", "list"),
+            ("replay", "run_x"),
+            ("token",),
+            ("redeploy",),
+            ("logs", "stack-a"),
+        ],
     )
     def test_what_needs_a_node_exits_3_and_says_how_to_start_one(
         self, environ: dict[str, str], line: tuple[str, ...]
@@ -229,6 +241,49 @@ class TestRoles:
     def test_an_unknown_role_is_refused_with_the_known_ones(self) -> None:
         with pytest.raises(InvalidArgument, match="tenant_admin"):
             scopes_of("root")
+
+
+class TestRunsCommand:
+    def decision(self, *line: str) -> dict[str, object]:
+        parsed = parser().parse_args(["runs", "resolve", "run_x", "--step", "2", *line])
+        return decision_of(parsed.options(parsed))
+
+    def test_each_decision_is_its_request(self) -> None:
+        assert self.decision("--done", "null") == {"step": 2, "decision": "done", "output": None}
+        assert self.decision("--fail", "no") == {"step": 2, "decision": "fail", "message": "no"}
+        assert self.decision("--retry") == {"step": 2, "decision": "retry"}
+
+    def test_an_output_that_is_not_json_is_usage(self, environ: dict[str, str]) -> None:
+        said = agentos("runs", "resolve", "run_x", "--step", "2", "--done", "yes", "--tenant", "tnt_a", environ=environ)
+
+        assert said.code == 2
+        assert "must be JSON" in said.err
+
+    @pytest.mark.parametrize("line", [[], ["--retry", "--fail", "x"]])
+    def test_a_decision_is_exactly_one(self, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            self.decision(*line)
+
+        assert "--done" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("limit", ["0", "201"])
+    def test_a_page_has_its_bounds(self, environ: dict[str, str], limit: str) -> None:
+        assert agentos("runs", "list", "--limit", limit, environ=environ).code == 2
+
+
+class TestReplayCommand:
+    def test_a_divergence_names_the_step_and_both_sides(self) -> None:
+        divergence = Divergence(
+            step=2, expected=Decision(what="tool add", digest="a1"), recorded=None, reason="it is not there"
+        )
+
+        lines = told(Replayed(decisions=1, complete=False, divergence=divergence), divergence)
+
+        assert lines == [
+            "1 decisions equal, then one differs at step 2: it is not there",
+            "  expected  tool add  a1",
+            "  recorded  nothing",
+        ]
 
 
 class TestTestCommand:

@@ -1,6 +1,7 @@
 """What an append does to the steps."""
 
 import pytest
+from msgspec.structs import replace
 
 from adapters.postgres.journal import step_rows, usage_of
 from ports.errors import Conflict, InvalidArgument
@@ -21,13 +22,22 @@ class TestStepRows:
         inserts, updates = step_rows((result(1), intent(2)))
 
         assert [(row["n"], row["status"]) for row in inserts] == [(2, "started")]
-        assert [(row["n"], row["status"]) for row in updates] == [(1, "completed")]
+        assert [(row["n"], row["was"], row["status"]) for row in updates] == [(1, "started", "completed")]
 
     def test_an_intent_with_its_result_is_one_insert(self) -> None:
         inserts, updates = step_rows((intent(1), result(1)))
 
         assert [(row["n"], row["status"], row["output"]) for row in inserts] == [(1, "completed", "1")]
         assert updates == []
+
+    def test_a_repeated_intent_is_an_update_of_what_was_planned(self) -> None:
+        inserts, updates = step_rows((replace(intent(1), again=True), replace(intent(2), again=True), result(2)))
+
+        assert inserts == []
+        assert [(row["n"], row["was"], row["status"]) for row in updates] == [
+            (1, "planned", "started"),
+            (2, "planned", "completed"),
+        ]
 
     @pytest.mark.parametrize(
         "facts",

@@ -219,3 +219,12 @@ def test_equal_journals_give_equal_actions_and_digests() -> None:
     first, second = plan(*journal), plan(*msgspec.json.decode(msgspec.json.encode(journal), type=tuple[Step, ...]))
 
     assert first == second
+
+
+def test_a_call_that_an_operator_wants_again_is_planned_under_its_number() -> None:
+    asked = replace(done(2, "tool", "send", None, effect="unsafe"), status="planned")
+
+    action = plan(model_step(1, send="{}"), asked)
+
+    assert isinstance(action, CallTools)
+    assert [(call.intent.n, call.intent.name) for call in action.calls] == [(2, "send")]

@@ -123,11 +123,14 @@ meant AS (
 ),
 done AS (
     UPDATE steps s
-    SET status = d.status, epoch = :epoch, finished_at = moved.now, output = CAST(d.output AS json),
+    SET status = d.status, epoch = :epoch, started_at = CASE d.was WHEN 'planned' THEN moved.now ELSE s.started_at END,
+        finished_at = CASE WHEN d.status <> 'started' THEN moved.now END, output = CAST(d.output AS json),
         error = CAST(d.error AS json), usage = CAST(d.usage AS json)
     FROM moved,
-         json_to_recordset(CAST(:results AS json)) AS d (n integer, status text, output text, error text, usage text)
-    WHERE s.tenant_id = :tenant AND s.run_id = moved.id AND s.n = d.n AND s.status = 'started'
+         json_to_recordset(CAST(:results AS json)) AS d (
+             n integer, was text, status text, output text, error text, usage text
+         )
+    WHERE s.tenant_id = :tenant AND s.run_id = moved.id AND s.n = d.n AND s.status = d.was
     RETURNING s.n
 ),
 told AS (
@@ -177,6 +180,110 @@ noted AS (
     FROM asked
 )
 SELECT * FROM asked;
+
+-- name: fork
+-- As `create`, of what another run was created with and of the beginning of its journal. Settled steps never change, so
+-- reading them needs no lock. Nothing at all is made when the key is taken, or a step up to `at` has no result.
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+source AS MATERIALIZED (
+    SELECT r.*
+    FROM runs r
+    WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
+      AND CAST(:at AS integer) = (
+          SELECT count(*)
+          FROM steps s
+          WHERE s.tenant_id = :tenant AND s.run_id = r.id AND s.n BETWEEN 1 AND CAST(:at AS integer)
+            AND s.status IN ('completed', 'failed')
+      )
+),
+taken AS (
+    INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
+    SELECT :tenant, :namespace, :principal, :route, :key, :fingerprint, uuidv7(), t.now FROM source, t
+    ON CONFLICT DO NOTHING
+    RETURNING run_id
+),
+made AS (
+    INSERT INTO runs (
+        tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
+        session_id, created_at, queued_at, deadline_at, last_sequence, forked_from, forked_step
+    )
+    SELECT :tenant, taken.run_id, :namespace, source.agent_id, source.agent_version, source.agent_digest,
+           CAST(:requester AS json), source.input, source.context, source.tool_allowlist, source.session_id, t.now, t.now,
+           t.now + (source.deadline_at - source.created_at - source.waited), 1, source.id, CAST(:at AS integer)
+    FROM taken, source, t
+    RETURNING *
+),
+copied AS (
+    INSERT INTO steps (
+        tenant_id, run_id, n, kind, name, effect, status, input, input_digest, epoch, started_at, finished_at, output, error,
+        usage
+    )
+    SELECT made.tenant_id, made.id, s.n, s.kind, s.name, s.effect, s.status, s.input, s.input_digest, 0, s.started_at,
+           s.finished_at, s.output, s.error, CAST(:no_usage AS json)
+    FROM made, steps s
+    WHERE s.tenant_id = :tenant AND s.run_id = :run AND s.n BETWEEN 1 AND CAST(:at AS integer)
+),
+told AS (
+    INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+    SELECT made.tenant_id, made.id, 1, 'run.created', made.created_at,
+           json_build_object('agent_id', made.agent_id, 'forked_from', CAST(:lineage AS json)), :correlation_id, :traceparent
+    FROM made
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT made.tenant_id, made.namespace, :tenant, :principal, 'run.fork', 'run_' || replace(CAST(made.id AS text), '-', ''),
+           :correlation_id
+    FROM made
+)
+SELECT * FROM made;
+
+-- name: hold
+-- The run under its lock: what the next statement of this transaction sees is the latest.
+SELECT r.* FROM runs r WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run FOR UPDATE;
+
+-- name: resolve
+-- Run under `hold`. The step moves first, and everything else hangs on that.
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+decided AS (
+    UPDATE steps s
+    SET status = :status, output = CAST(:output AS json), error = CAST(:error AS json),
+        finished_at = CASE WHEN CAST(:status AS text) <> 'planned' THEN t.now END
+    FROM runs r, t
+    WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.status = 'needs_operator'
+      AND s.tenant_id = :tenant AND s.run_id = r.id AND s.n = :n AND s.status = 'unknown'
+    RETURNING s.run_id, t.now, t.now - old.finished_at AS waited, NOT EXISTS (
+        SELECT FROM steps o
+        WHERE o.tenant_id = :tenant AND o.run_id = s.run_id AND o.n <> s.n AND o.status = 'unknown'
+    ) AS last
+),
+moved AS (
+    UPDATE runs r
+    SET last_sequence = r.last_sequence + 1,
+        status = CASE WHEN decided.last THEN 'queued' ELSE r.status END,
+        queued_at = CASE WHEN decided.last THEN decided.now ELSE r.queued_at END,
+        deadline_at = CASE WHEN decided.last THEN r.deadline_at + decided.waited ELSE r.deadline_at END,
+        waited = CASE WHEN decided.last THEN r.waited + decided.waited ELSE r.waited END
+    FROM decided
+    WHERE r.tenant_id = :tenant AND r.id = decided.run_id
+    RETURNING r.*
+),
+taken AS (
+    INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
+    SELECT moved.tenant_id, moved.namespace, :principal, :route, :key, :fingerprint, moved.id, decided.now FROM moved, decided
+),
+told AS (
+    INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+    SELECT moved.tenant_id, moved.id, moved.last_sequence, 'step.resolved', decided.now, CAST(:data AS json),
+           :correlation_id, :traceparent
+    FROM moved, decided
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT moved.tenant_id, moved.namespace, :tenant, :principal, :action,
+           'run_' || replace(CAST(moved.id AS text), '-', '') || ':' || CAST(:n AS integer), :correlation_id
+    FROM moved
+)
+SELECT * FROM moved;
 
 -- name: steps
 -- One row per step, and one without a step for a run that has none left: no row means no run.

@@ -142,6 +142,8 @@ class TestLosesEverythingAtReopen(BrokenRunState):
         {
             "test_run_event_and_key_are_there_for_a_port_opened_anew",
             "test_what_was_appended_is_there_for_a_port_opened_anew",
+            "test_a_fork_is_there_for_a_port_opened_anew",
+            "test_a_decision_is_there_for_a_port_opened_anew",
         }
     )
 
@@ -169,6 +171,7 @@ class TestCreatesWithoutAnEvent(BrokenRunState):
             "test_cancel_racing_completion_leaves_one_end",
             "test_a_run_ends_with_its_output_and_its_terminal_event_last",
             "test_a_run_nobody_holds_is_cancelled_at_once",
+            "test_a_decision_is_told",
         }
     )
 
@@ -225,6 +228,8 @@ class TestIgnoresFingerprints(BrokenRunState):
         {
             "test_a_key_reused_for_another_request_conflicts_and_changes_nothing",
             "test_recall_for_another_request_conflicts",
+            "test_a_repeated_decision_returns_the_run_as_it_stands",
+            "test_forking_again_with_the_same_key_gives_the_first_fork",
         }
     )
 
@@ -275,6 +280,7 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
             "test_a_retired_workers_runs_can_be_claimed_at_once",
             "test_a_worker_that_was_taken_over_can_write_nothing",
             "test_a_released_run_is_claimable_at_once_and_counts_no_recovery",
+            "test_a_run_that_was_decided_about_can_be_claimed_at_once",
         }
     )
 
@@ -388,6 +394,11 @@ class TestClearsTheJournalAtTakeover(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_run_whose_worker_lapsed_is_taken_over_with_its_journal",
+            "test_a_repeated_decision_returns_the_run_as_it_stands",
+            "test_a_planned_step_takes_intent_and_result_in_one_append",
+            "test_a_planned_step_takes_one_more_intent_and_one_result",
+            "test_a_fork_goes_on_with_the_next_step",
+            "test_only_a_planned_step_is_begun_again",
         }
     )
 
@@ -511,6 +522,7 @@ class TestAcceptsASecondResult(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_step_is_recorded_at_most_once_and_the_whole_append_is_refused",
+            "test_only_a_planned_step_is_begun_again",
         }
     )
 
@@ -524,6 +536,11 @@ class TestAcceptsASecondIntent(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_step_is_recorded_at_most_once_and_the_whole_append_is_refused",
+            "test_a_repeated_decision_returns_the_run_as_it_stands",
+            "test_a_planned_step_takes_intent_and_result_in_one_append",
+            "test_a_planned_step_takes_one_more_intent_and_one_result",
+            "test_a_fork_goes_on_with_the_next_step",
+            "test_only_a_planned_step_is_begun_again",
         }
     )
 
@@ -540,6 +557,7 @@ class TestWritesStepByStep(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_step_is_recorded_at_most_once_and_the_whole_append_is_refused",
+            "test_only_a_planned_step_is_begun_again",
         }
     )
 
@@ -602,6 +620,7 @@ class TestForgetsUsage(BrokenRunState):
     caught_by = frozenset(
         {
             "test_an_append_becomes_true_as_a_whole",
+            "test_a_fork_takes_over_the_steps_before_it_with_their_results",
         }
     )
 

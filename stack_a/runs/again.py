@@ -1,0 +1,80 @@
+"""Runs that go on from another run's journal, and runs that go on after an operator's decision."""
+
+import logging
+from collections.abc import Sequence
+
+from observability.logs import who
+from observability.metrics import Metrics
+from ports.context import AuthContext
+from ports.errors import Conflict
+from ports.ids import RunId
+from ports.queue import QueuePort
+from ports.run_state import Created, Idempotency, Resolution, Run, RunStatePort, Step
+from stack_a.runs.journal import read_steps
+from stack_a.runs.start import hint
+
+logger = logging.getLogger("agentos.runs")
+
+
+class Again:
+    """Retry, fork and resolve, over the run store and the queue."""
+
+    def __init__(self, *, run_state: RunStatePort, queue: QueuePort, metrics: Metrics) -> None:
+        self._run_state = run_state
+        self._queue = queue
+        self._metrics = metrics
+
+    async def retry(self, auth: AuthContext, run_id: RunId, idempotency: Idempotency) -> Created:
+        """A new run that goes on where this one went wrong. Raises `Conflict` as `retry_point` does."""
+        run = await self._run_state.load(auth, run_id)
+        at = retry_point(run, await read_steps(self._run_state, auth, run_id))
+        return await self.fork(auth, run_id, at, idempotency)
+
+    async def fork(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
+        created = await self._run_state.fork(auth, run_id, at, idempotency)
+        if created.created:
+            self._metrics.run_created(auth.tenant)
+            fields = {"run_id": created.run.id, "agent_id": created.run.agent_id, "step": at}
+            logger.info("run.forked", extra={**who(auth), **fields})
+            await hint(self._queue, auth, created.run.id)
+        return created
+
+    async def resolve(
+        self, auth: AuthContext, run_id: RunId, n: int, resolution: Resolution, idempotency: Idempotency
+    ) -> Run:
+        resolved = await self._run_state.resolve(auth, run_id, n, resolution, idempotency)
+        if resolved.resolved:
+            logger.info("run.resolved", extra={**who(auth), "run_id": run_id, "step": n, "kind": resolution.decision})
+            if resolved.run.status == "queued":
+                await hint(self._queue, resolved.run.requester, run_id)
+        return resolved.run
+
+
+def retry_point(run: Run, journal: Sequence[Step]) -> int:
+    """After which step a retry of `run` goes on: the last one before the first without a result to build upon.
+
+    A failed model call is no such result, because it ended the run; a failed tool is, because the model was told.
+
+    Raises:
+        Conflict: the run did not fail and was not cancelled, or a tool that is not `pure` was called after that step. A
+            retry would call it again under another run's key, which even an `idempotent` one takes for another call.
+    """
+    if run.status not in {"failed", "cancelled"}:
+        raise Conflict(f"run {run.id!r} is {run.status}; only a failed or cancelled run can be retried")
+    at = 0
+    for step in journal:
+        if step.n != at + 1 or not _stands(step):
+            break
+        at = step.n
+    if repeated := [step for step in journal if step.n > at and step.kind == "tool" and step.effect != "pure"]:
+        first = repeated[0]
+        raise Conflict(
+            f"a retry would repeat step {first.n}, a call of {first.name!r}, which may have taken effect; "
+            f"if it shall be called again, fork the run after step {at}",
+            details={"from_step": at},
+        )
+    return at
+
+
+def _stands(step: Step) -> bool:
+    return step.status == "completed" or (step.status == "failed" and step.kind == "tool")
