@@ -25,6 +25,7 @@ from ports.memory import MemoryPort
 from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
 from ports.queue import QueuePort
+from ports.reply_journal import ReplyJournal
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import TenantDirectory
 from ports.tool import ToolCall, ToolPort
@@ -91,6 +92,9 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 
 
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
+
+
+class ReplyJournalHarness(StorageHarness[ReplyJournal], Protocol): ...
 
 
 class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...
