@@ -11,8 +11,8 @@ Clauses (each has a test in `conformance.reply_journal`):
 * RPL-2  After `complete`, `open` with the same digest gives the outcome (`Done`) exactly as it was written, of any size.
          Completing again with the same ticket changes nothing.
 * RPL-3  `open` with another digest raises `Conflict` (`idempotency_key_reused`) and changes nothing.
-* RPL-4  An entry whose lease ended without an outcome is won by the next `open`; `possible_duplicate` says that the call may
-         have been made before. Until somebody does, its holder may still extend and complete it.
+* RPL-4  An entry whose lease ended without an outcome is won by the next `open`; `possible_duplicate` says that the call
+         may have been made before. Until somebody does, its holder may still extend and complete it.
 * RPL-5  `extend` lets the lease end that much later than now.
 * RPL-6  `abandon` ends the lease at once. When the call can't have been made (`maybe_made` is false, and nobody held the
          entry before), it is as if there had never been one.

@@ -15,7 +15,7 @@ from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.reply_journal import Done, Opened, ReplyJournal, Ticket, Won
+from ports.reply_journal import RETENTION, Done, Opened, ReplyJournal, Ticket, Won
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocHarness, closing
 
@@ -331,7 +331,7 @@ class ForgetsWhatIsHeld(InprocReplyJournal):
     async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
         now = self._clock.now()
         for row in self._rows.values():
-            if row.changed_at <= now - reply_journal.RETENTION:
+            if row.changed_at <= now - RETENTION:
                 row.lease_until = now
         return await super().open(auth, key, digest, lease=lease)
 
