@@ -166,6 +166,18 @@ class ModelHarness(Harness[ModelPort], Protocol):
         """From now on the backend does not answer."""
         ...
 
+    async def hold_backend(self) -> None:
+        """From now on chat calls wait in the backend."""
+        ...
+
+    async def release_backend(self) -> None:
+        """Those that wait go on, and no further one waits."""
+        ...
+
+    async def backend_waiting(self) -> int:
+        """Back door: how many chat calls wait in the backend at this moment."""
+        ...
+
 
 class AuthHarness(Harness[TokenVerifier], Protocol):
     """The verifier under test is for one audience; `subject` is an active tenant's principal."""
