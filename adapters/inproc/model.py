@@ -5,9 +5,9 @@ It is not a language model: `echo` repeats the last user message, `scripted` say
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -33,7 +33,7 @@ from ports.model import (
     Route,
 )
 
-Rule: TypeAlias = Callable[[AuthContext, ChatRequest], Message | Awaitable[Message]]
+Rule: TypeAlias = Callable[[AuthContext, ChatRequest], Message | Coroutine[Any, Any, Message]]
 """What to answer, at once or later. May raise anything of the error tree, as a backend would."""
 Step: TypeAlias = tuple[TenantId, str, str]
 """Tenant, namespace, step key."""
@@ -88,7 +88,7 @@ class InprocModel:
         if outcome.decision == "blocked":
             raise PermissionDenied(f"policy blocks this request: {', '.join(outcome.reasons)}", code="policy_blocked")
         if request.step_key is None:
-            return await self._answer(auth, request, outcome)
+            return await self._answer(self._rule(auth, request), request, outcome)
         return own(await self._answer_once((auth.tenant, auth.namespace, request.step_key), auth, request, outcome))
 
     async def abort(self, auth: AuthContext, step_key: str) -> None:
@@ -151,7 +151,12 @@ class InprocModel:
             return replayed(self._journal[step][1])
         first = step not in self._calls
         if first:
-            made = asyncio.create_task(self._answer(auth, request, outcome))
+            said = self._rule(auth, request)
+            if isinstance(said, Message):
+                reply = await self._answer(said, request, outcome)
+                self._journal[step] = (digest, reply)
+                return reply
+            made = asyncio.create_task(self._answer(said, request, outcome))
             self._calls[step] = (digest, made)
             made.add_done_callback(lambda task: self._ended(step, digest, task))
         call = self._calls[step][1]
@@ -165,8 +170,9 @@ class InprocModel:
         if not call.cancelled() and call.exception() is None:
             self._journal[step] = (digest, call.result())
 
-    async def _answer(self, auth: AuthContext, request: ChatRequest, outcome: PolicyOutcome) -> ChatReply:
-        said = self._rule(auth, request)
+    async def _answer(
+        self, said: Message | Coroutine[Any, Any, Message], request: ChatRequest, outcome: PolicyOutcome
+    ) -> ChatReply:
         message, finish = limited(said if isinstance(said, Message) else await said, request.max_tokens)
         return ChatReply(
             message=message,

@@ -1,8 +1,8 @@
 """Broken models."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import ClassVar
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, ClassVar
 
 import pytest
 from msgspec.structs import replace
@@ -13,7 +13,7 @@ from ports.context import AuthContext
 from ports.errors import Internal, PermissionDenied, Unavailable
 from ports.ids import TenantId
 from ports.messages import Usage
-from ports.model import ChatDelta, ChatReply, ChatRequest, Embeddings, ModelInfo, PolicyOutcome
+from ports.model import ChatDelta, ChatReply, ChatRequest, Embeddings, Message, ModelInfo, PolicyOutcome
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc_model import InprocModelHarness
 
@@ -100,7 +100,7 @@ class TestSortsInputs(BrokenModel):
 
 class AsksTheBackendForPolicy(InprocModel):
     async def policy_check(self, auth: AuthContext, request: ChatRequest) -> PolicyOutcome:
-        await self._answer(auth, request, PolicyOutcome(decision="allowed"))
+        await self._answer(self._rule(auth, request), request, PolicyOutcome(decision="allowed"))
         return await super().policy_check(auth, request)
 
 
@@ -133,9 +133,11 @@ class TestListsBackwards(BrokenModel):
 
 
 class TakesSilenceForABug(InprocModel):
-    async def _answer(self, auth: AuthContext, request: ChatRequest, outcome: PolicyOutcome) -> ChatReply:
+    async def _answer(
+        self, said: Message | Coroutine[Any, Any, Message], request: ChatRequest, outcome: PolicyOutcome
+    ) -> ChatReply:
         try:
-            return await super()._answer(auth, request, outcome)
+            return await super()._answer(said, request, outcome)
         except Unavailable as error:
             raise Internal("no answer") from error
 
