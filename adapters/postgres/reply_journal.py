@@ -43,7 +43,7 @@ class PostgresReplyJournal:
                     found = await transaction.row(_SQL["find"], entry)
                 else:
                     # Afterwards, and skipping what is locked: it never waits for another entry while it holds this one.
-                    await transaction.row(_SQL["forget"], {"retention": RETENTION, "limit": FORGOTTEN_AT_ONCE})
+                    await transaction.row(_SQL["forget"], {"limit": FORGOTTEN_AT_ONCE})
             if won is not None:
                 ticket = Ticket(key=key, lease=won["lease"].hex)
                 return Won(ticket=ticket, possible_duplicate=won["possible_duplicate"])

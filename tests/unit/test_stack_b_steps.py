@@ -215,8 +215,10 @@ class TestLeaving:
                 pass
             balance = await node.balance()
             backend.let_go.set()
-            async with stack_b(backend, reply_journal=journal) as next_one:
-                again = await ask(next_one)
+            # Not only after the lease of the one that is gone.
+            with anyio.fail_after(steps_module.LEASE.total_seconds() / 2):
+                async with stack_b(backend, reply_journal=journal) as next_one:
+                    again = await ask(next_one)
 
         assert (backend.calls, backend.cancelled) == (2, 1)
         assert balance.held == 0
@@ -359,6 +361,30 @@ class TestElsewhere:
                 await backend.stopped.wait()
 
         assert aborted is True
+
+    async def test_an_abort_ends_the_wait_as_well_as_the_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(steps_module, "LOOK_EVERY", timedelta(milliseconds=5))
+        monkeypatch.setattr(steps_module, "EXTEND_EVERY", timedelta(milliseconds=5))
+        backend, idle = HeldBackend(), HeldBackend(held=False)
+        answers: list[httpx.Response] = []
+
+        async def wait() -> None:
+            answers.append(await ask(other))
+
+        async with (
+            stack_b(backend) as node,
+            stack_b(idle, reply_journal=node.deps.reply_journal) as other,
+            left(lambda: ask(node), backend),
+        ):
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(wait)
+                    await anyio.lowlevel.checkpoint()
+                    await abort(other)
+                await backend.stopped.wait()
+
+        assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (409, "conflict")
+        assert idle.calls == 0
 
     async def test_who_only_waits_and_leaves_makes_no_call_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(steps_module, "LOOK_EVERY", timedelta(milliseconds=5))

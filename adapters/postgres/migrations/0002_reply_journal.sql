@@ -29,16 +29,16 @@ CREATE POLICY own_tenant ON model_replies TO ao_app
 GRANT SELECT, INSERT, UPDATE, DELETE ON model_replies TO ao_app, ao_admin;
 
 -- Whoever opens an entry sweeps a few old ones away, whoever's they are: no job is needed, and a tenant that went silent
--- leaves nothing behind.
+-- leaves nothing behind. How old is not the caller's to say: it must never reach what is still of use.
 GRANT CREATE ON SCHEMA agentos TO ao_def;
 GRANT SELECT, UPDATE, DELETE ON model_replies TO ao_def;
-CREATE FUNCTION ao_replies_forget(p_retention interval, p_limit integer) RETURNS void
+CREATE FUNCTION ao_replies_forget(p_limit integer) RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 BEGIN ATOMIC
     WITH due AS MATERIALIZED (
         SELECT m.tenant_id, m.namespace, m.step_key
         FROM model_replies m
-        WHERE m.changed_at <= (SELECT ao_now() - p_retention) AND (m.completed OR m.lease_until <= (SELECT ao_now()))
+        WHERE m.changed_at <= (SELECT ao_now() - interval '7 days') AND (m.completed OR m.lease_until <= (SELECT ao_now()))
         ORDER BY m.changed_at
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
@@ -47,7 +47,7 @@ BEGIN ATOMIC
     USING due
     WHERE m.tenant_id = due.tenant_id AND m.namespace = due.namespace AND m.step_key = due.step_key;
 END;
-REVOKE ALL ON FUNCTION ao_replies_forget(interval, integer) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION ao_replies_forget(interval, integer) TO ao_app;
-ALTER FUNCTION ao_replies_forget(interval, integer) OWNER TO ao_def;
+REVOKE ALL ON FUNCTION ao_replies_forget(integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ao_replies_forget(integer) TO ao_app;
+ALTER FUNCTION ao_replies_forget(integer) OWNER TO ao_def;
 REVOKE CREATE ON SCHEMA agentos FROM ao_def;

@@ -1,7 +1,8 @@
 -- Statements of the reply journal. An entry that is neither completed nor held may be won again.
 
 -- name: forget
-SELECT ao_replies_forget(CAST(:retention AS interval), :limit);
+-- Across tenants, what is older than the port's RETENTION.
+SELECT ao_replies_forget(:limit);
 
 -- name: open
 -- No row: it is somebody else's, completed, or another request's. One that is past its retention is as good as absent,
