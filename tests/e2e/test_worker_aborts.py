@@ -16,6 +16,7 @@ from ports.errors import Unavailable
 from ports.model import ChatRequest, Message
 from ports.tool import ToolPort
 from stack_a import worker as worker_module
+from stack_a.runs.execute import TELL_WITHIN
 from tests.support.stack_a import StackA, stack_a
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +114,9 @@ async def test_a_call_that_a_lost_worker_left_behind_is_ended_by_the_one_that_en
     async with node.worker(model, no_tools(clock)):
         run_id = await node.created()
         await begun(slow)
+        # By then the store knows of the call.
+        await clock.advance(TELL_WITHIN)
+        await settled()
     await node.cancel(run_id)
     went_on = slow.ended_early == 0
 
