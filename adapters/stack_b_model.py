@@ -135,7 +135,7 @@ class _Refused(Struct, frozen=True):
 class StackBModel:
     """Satisfies `ModelPort`."""
 
-    capabilities = ModelCapabilities(tools=True)
+    capabilities = ModelCapabilities(tools=True, journaled=True)
 
     def __init__(self, client: httpx.AsyncClient, issuer: TokenIssuer, clock: Clock) -> None:
         self._client = client
@@ -168,6 +168,9 @@ class StackBModel:
                     reply = _reply(answer, "".join(texts) or None, tuple(calls), choice.finish_reason)
         # `_chunks` ends only after a finish chunk.
         yield ChatDelta(reply=reply)
+
+    async def abort(self, auth: AuthContext, step_key: str) -> None:
+        await self._post(auth, "/v1/steps:cancel", {"step_key": step_key})
 
     async def embed(self, auth: AuthContext, model: str, inputs: tuple[str, ...]) -> Embeddings:
         body = {"model": model, "input": inputs, "encoding_format": "float"}

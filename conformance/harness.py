@@ -26,6 +26,7 @@ from ports.messages import Json
 from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
 from ports.queue import QueuePort
+from ports.reply_journal import ReplyJournal
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import TenantDirectory
 from ports.tool import ToolCall, ToolPort
@@ -98,6 +99,9 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
 
 
+class ReplyJournalHarness(StorageHarness[ReplyJournal], Protocol): ...
+
+
 class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...
 
 
@@ -165,6 +169,18 @@ class ModelHarness(Harness[ModelPort], Protocol):
 
     async def break_backend(self) -> None:
         """From now on the backend does not answer."""
+        ...
+
+    async def hold_backend(self) -> None:
+        """From now on chat calls wait in the backend."""
+        ...
+
+    async def release_backend(self) -> None:
+        """Those that wait go on, and no further one waits."""
+        ...
+
+    async def backend_waiting(self) -> int:
+        """Back door: how many chat calls wait in the backend at this moment."""
         ...
 
 

@@ -2,23 +2,40 @@
 
 from typing import Final
 
+import anyio
+import anyio.lowlevel
 import pytest
 from msgspec.structs import replace
 
 from conformance.clauses import clause
 from conformance.contract import Contract
 from conformance.harness import ModelHarness
-from conformance.people import ACME
-from ports.errors import PermissionDenied, Unavailable
-from ports.model import ChatDelta, ChatRequest, Message, ModelPort
+from conformance.people import ACME, GLOBEX
+from conformance.waiting import PATIENCE_S
+from ports.errors import AgentOSError, Conflict, PermissionDenied, Unavailable
+from ports.model import ChatDelta, ChatReply, ChatRequest, Message, ModelPort
 
 ABSENT: Final = "there-is-no-such-model"
+KEY: Final = "run_1:1"
 
 
 def request(harness: ModelHarness, text: str = "to be or not to be", *, step_key: str | None = None) -> ChatRequest:
     return ChatRequest(
         model=harness.chat_model, messages=(Message(role="user", content=text),), max_tokens=200, step_key=step_key
     )
+
+
+async def journaled(harness: ModelHarness) -> ModelPort:
+    model = await harness.open()
+    if not model.capabilities.journaled:
+        pytest.skip("not declared: journaled")
+    return model
+
+
+async def waiting(harness: ModelHarness, count: int) -> None:
+    """Until that many calls wait in the backend."""
+    while await harness.backend_waiting() != count:
+        await anyio.lowlevel.checkpoint()
 
 
 async def streamed(model: ModelPort, asked: ChatRequest) -> list[ChatDelta]:
@@ -156,25 +173,137 @@ class ModelContract(Contract):
             await streamed(model, request(harness))
 
     @clause("MOD-8")
-    async def test_a_repeated_step_is_answered_from_the_journal_where_there_is_one(self, harness: ModelHarness) -> None:
-        model = await harness.open()
-        if not model.capabilities.journaled:
-            pytest.skip("not declared: journaled")
+    async def test_a_repeated_step_gets_the_first_reply_where_there_is_a_journal(self, harness: ModelHarness) -> None:
+        model = await journaled(harness)
 
-        first = await model.chat(ACME, request(harness, step_key="run_1:1"))
-        again = await model.chat(ACME, request(harness, step_key="run_1:1"))
+        first = await model.chat(ACME, request(harness, step_key=KEY))
+        again = await model.chat(ACME, request(harness, step_key=KEY))
+        as_stream = (await streamed(model, request(harness, step_key=KEY)))[-1].reply
 
-        assert again == first
+        assert not first.route.replayed
+        assert again == replace(first, route=replace(first.route, replayed=True))
+        assert as_stream == again
         assert await harness.backend_calls() == 1
 
     @clause("MOD-8")
-    async def test_another_step_or_another_request_is_another_call(self, harness: ModelHarness) -> None:
+    async def test_callers_at_the_same_time_share_one_call_where_there_is_a_journal(
+        self, harness: ModelHarness
+    ) -> None:
+        model = await journaled(harness)
+        await harness.hold_backend()
+        replies: list[ChatReply] = []
+
+        async def ask() -> None:
+            replies.append(await model.chat(ACME, request(harness, step_key=KEY)))
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(ask)
+                await waiting(harness, 1)
+                await harness.release_backend()
+
+        assert len({reply.message for reply in replies}) == 1
+        assert sorted(reply.route.replayed for reply in replies) == [False, True, True, True, True]
+        assert await harness.backend_calls() == 1
+
+    @clause("MOD-8")
+    async def test_another_step_is_another_call_and_so_is_one_without_a_step(self, harness: ModelHarness) -> None:
         model = await harness.open()
 
-        await model.chat(ACME, request(harness, step_key="run_1:1"))
-        await model.chat(ACME, request(harness, step_key="run_1:2"))
-        await model.chat(ACME, request(harness, "that is the question", step_key="run_1:1"))
-        await model.chat(ACME, request(harness))
-        await model.chat(ACME, request(harness))
+        for key in ("run_1:1", "run_1:2", None, None):
+            assert not (await model.chat(ACME, request(harness, step_key=key))).route.replayed
 
-        assert await harness.backend_calls() == 5
+        assert await harness.backend_calls() == 4
+
+    @clause("MOD-8")
+    async def test_another_request_under_the_same_key_conflicts_where_there_is_a_journal(
+        self, harness: ModelHarness
+    ) -> None:
+        model = await journaled(harness)
+        await model.chat(ACME, request(harness, step_key=KEY))
+
+        with pytest.raises(Conflict) as refusal:
+            await model.chat(ACME, request(harness, "that is the question", step_key=KEY))
+
+        assert refusal.value.code == "idempotency_key_reused"
+        assert await harness.backend_calls() == 1
+
+    @clause("MOD-8")
+    async def test_a_step_of_another_tenant_is_another_call(self, harness: ModelHarness) -> None:
+        model = await harness.open()
+
+        for auth in (ACME, GLOBEX):
+            assert not (await model.chat(auth, request(harness, step_key=KEY))).route.replayed
+
+        assert await harness.backend_calls() == 2
+
+    @clause("MOD-9")
+    async def test_an_abort_ends_the_call_in_the_backend_and_frees_the_key(self, harness: ModelHarness) -> None:
+        model = await harness.open()
+        await harness.hold_backend()
+        errors: list[AgentOSError] = []
+
+        async def ask() -> None:
+            try:
+                await model.chat(ACME, request(harness, step_key=KEY))
+            except AgentOSError as error:
+                errors.append(error)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await waiting(harness, 1)
+                await model.abort(ACME, KEY)
+                await waiting(harness, 0)
+        await harness.release_backend()
+        after = await model.chat(ACME, request(harness, step_key=KEY))
+
+        assert len(errors) == 1
+        assert not errors[0].retryable
+        assert not after.route.replayed
+        assert await harness.backend_calls() == 2
+
+    @clause("MOD-9")
+    async def test_an_abort_touches_no_other_call(self, harness: ModelHarness) -> None:
+        model = await harness.open()
+        await harness.hold_backend()
+        replies: list[ChatReply] = []
+
+        async def ask() -> None:
+            replies.append(await model.chat(ACME, request(harness, step_key=KEY)))
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await waiting(harness, 1)
+                await model.abort(ACME, "run_1:2")
+                await model.abort(GLOBEX, KEY)
+                await harness.release_backend()
+
+        assert len(replies) == 1
+
+    @clause("MOD-9")
+    async def test_an_abort_of_what_has_ended_leaves_it_as_it_is(self, harness: ModelHarness) -> None:
+        model = await journaled(harness)
+        await model.chat(ACME, request(harness, step_key=KEY))
+
+        await model.abort(ACME, KEY)
+
+        assert (await model.chat(ACME, request(harness, step_key=KEY))).route.replayed
+
+    @clause("MOD-10")
+    async def test_a_call_goes_on_when_its_caller_leaves_where_there_is_a_journal(self, harness: ModelHarness) -> None:
+        model = await journaled(harness)
+        await harness.hold_backend()
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(model.chat, ACME, request(harness, step_key=KEY))
+                await waiting(harness, 1)
+                group.cancel_scope.cancel()
+            await harness.release_backend()
+            later = await model.chat(ACME, request(harness, step_key=KEY))
+
+        assert later.route.replayed
+        assert await harness.backend_calls() == 1

@@ -137,6 +137,8 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         url=stack_b_url(config),
         depends_on=database,
         memory_mib=256,
+        # 20 s for open requests, 15 s for model calls whose client has left, the rest for what they settle.
+        stop_wait_s=45,
     )
 
 
@@ -196,6 +198,7 @@ def _python_service(
     url: str,
     depends_on: tuple[str, ...],
     memory_mib: int,
+    stop_wait_s: int = 25,
 ) -> Service:
     environment = base_environment(node, environ) | {
         "PYTHONPATH": str(node.code),
@@ -217,6 +220,7 @@ def _python_service(
         depends_on=depends_on,
         resources=Resources(memory_mib=memory_mib, cpu_millis=500),
         working_directory=str(node.code),
+        stop_wait_s=stop_wait_s,
     )
 
 

@@ -11,8 +11,12 @@ Clauses (each has a test in `conformance.model`):
 * MOD-5  `policy_check` decides as `chat` would, without a model call.
 * MOD-6  `list_models` gives what the caller may use, sorted by id; `chat` accepts each of them that can chat.
 * MOD-7  A backend that does not answer raises `Unavailable`.
-* MOD-8  Two calls with the same `step_key` and an equal request are the same call: an adapter may answer the second from
-         its journal.
+* MOD-8  Two calls with the same `step_key` and an equal request, streamed or not, are the same call. Where `journaled`,
+         it is made once: whoever comes later, or at the same time, gets the same reply, and `route.replayed` says so.
+         Another request under the same key then raises `Conflict` (`idempotency_key_reused`).
+* MOD-9  `abort` ends the call under way under that key, whoever makes it: it ends in the backend too, its callers get an
+         error, and the key is free again. A key that nobody calls under is left as it is.
+* MOD-10 Where `journaled`, a call with a `step_key` goes on when its caller leaves; a later one gets its reply.
 """
 
 from collections.abc import AsyncIterator
@@ -78,6 +82,10 @@ class Route(Struct, frozen=True, kw_only=True):
     backend: str
     model: str
     attempts: tuple[Attempt, ...] = ()
+    replayed: bool = False
+    """Answered from the journal of its step: all the rest is what the first call was told, and nothing was paid again."""
+    possible_duplicate: bool = False
+    """Whoever made this step's call before was lost without a word, and may have paid for it."""
 
 
 class ChatReply(Struct, frozen=True, kw_only=True):
@@ -112,7 +120,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 class ModelCapabilities(Struct, frozen=True, kw_only=True):
     tools: bool = False
     journaled: bool = False
-    """Whether a repeated `step_key` is answered from a journal."""
+    """Whether a call with a `step_key` is made once: MOD-8 and MOD-10."""
 
 
 class ModelPort(Protocol):
@@ -129,6 +137,10 @@ class ModelPort(Protocol):
     async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply: ...
 
     def stream(self, auth: AuthContext, request: ChatRequest) -> AsyncIterator[ChatDelta]: ...
+
+    async def abort(self, auth: AuthContext, step_key: str) -> None:
+        """Returns once the backend's call has ended, as far as this process can tell."""
+        ...
 
     async def embed(self, auth: AuthContext, model: str, inputs: tuple[str, ...]) -> Embeddings: ...
 

@@ -20,6 +20,7 @@ from stack_b.http.endpoints import model_routes, operator_routes
 from stack_b.http.errors import DOCUMENTED, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
 from stack_b.pipeline import Pipeline
+from stack_b.steps import Steps
 from stack_b.tell import Tell
 
 VERSION: Final = "1"
@@ -30,18 +31,20 @@ _PROBE: Final = AuthContext(tenant=TenantId("tnt_system"), principal=PrincipalId
 
 @asynccontextmanager
 async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
-    """The gateway, its catalog kept fresh meanwhile. On the way out settlements under way are waited for."""
+    """The gateway, its catalog kept fresh meanwhile. On the way out steps and settlements under way are waited for."""
     pipeline = Pipeline(deps, Tell(deps.metrics))
+    steps = Steps(deps, pipeline)
     fresh = asyncio.create_task(deps.catalog.keep_fresh())
     try:
-        yield _app(deps, pipeline)
+        yield _app(deps, pipeline, steps)
     finally:
         fresh.cancel()
         await asyncio.wait({fresh})
+        await steps.drain()
         await pipeline.meter.drain()
 
 
-def _app(deps: StackBDeps, pipeline: Pipeline) -> App:
+def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     table = routes(deps.limits)
     openapi = document(
         title="AgentOS Stack B",
@@ -54,7 +57,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline) -> App:
     )
     app = Litestar(
         route_handlers=[
-            *model_routes(deps, pipeline),
+            *model_routes(deps, pipeline, steps),
             *operator_routes(
                 deps, {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}, msgspec.json.encode(openapi)
             ),

@@ -11,6 +11,7 @@ from ports.auth import TokenVerifier
 from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.pii import PiiCapabilities, PiiDetector
+from ports.reply_journal import ReplyJournal
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.limits import Limits
@@ -19,6 +20,7 @@ NEEDS: Final[Mapping[str, Struct | None]] = {
     "verifier": None,
     "tenant": None,
     "budget": None,
+    "reply_journal": None,
     "pii": PiiCapabilities(),
 }
 """By port; None where a port has no capabilities."""
@@ -31,6 +33,7 @@ class StackBDeps:
     verifier: TokenVerifier
     tenant: TenantDirectory
     budget: BudgetLedger
+    reply_journal: ReplyJournal
     pii: PiiDetector
     catalog: Catalog
     limits: Limits = field(default_factory=Limits)

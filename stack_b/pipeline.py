@@ -66,9 +66,13 @@ class Pipeline:
         self.balances = Balances(deps.budget, deps.clock)
         self.meter = Meter(deps.budget, deps.clock, self.balances)
 
-    async def chat(self, auth: AuthContext, call: ChatCall) -> dict[str, Json]:
+    async def admit(self, auth: AuthContext) -> None:
+        """Refuse a tenant that is not served any more, also where everything else is decided already."""
+        await self._tenants.tenant(auth)
+
+    async def chat(self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
         """The whole answer, with its receipt."""
-        trail = Trail(auth, self._deps.clock)
+        trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self._request(trail):
             ready = await self._prepared_chat(auth, call, trail)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
@@ -81,9 +85,11 @@ class Pipeline:
                 )
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
-    async def stream(self, auth: AuthContext, call: ChatCall) -> AsyncGenerator[dict[str, Json], None]:
+    async def stream(
+        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False
+    ) -> AsyncGenerator[dict[str, Json], None]:
         """The chunks of the answer; the receipt is on the finish chunk. Closing it early settles what was used."""
-        trail = Trail(auth, self._deps.clock)
+        trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         with trail.told(), self._tell.refusals():
             ready = await self._prepared_chat(auth, call, trail)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:

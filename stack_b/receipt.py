@@ -18,8 +18,9 @@ from stack_b.backends.catalog import Candidate
 class Trail:
     """Gathers one request's receipt as the request passes its stages."""
 
-    def __init__(self, auth: AuthContext, clock: Clock) -> None:
+    def __init__(self, auth: AuthContext, clock: Clock, *, possible_duplicate: bool = False) -> None:
         self._auth = auth
+        self._possible_duplicate = possible_duplicate
         self._clock = clock
         self._started = clock.monotonic()
         self._upstream_s = 0.0
@@ -96,7 +97,10 @@ class Trail:
         if self._candidate is None:
             return None
         return Route(
-            backend=self._candidate.backend.name, model=self._candidate.card.upstream, attempts=tuple(self._attempts)
+            backend=self._candidate.backend.name,
+            model=self._candidate.card.upstream,
+            attempts=tuple(self._attempts),
+            possible_duplicate=self._possible_duplicate,
         )
 
     def _known(self) -> dict[str, Json]:

@@ -3,10 +3,11 @@
 It is not a language model: `echo` repeats the last user message, `scripted` says what it was told to say.
 """
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from adapters.inproc.store import own
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
-from ports.errors import InvalidArgument, PermissionDenied, Unavailable
+from ports.errors import Conflict, InvalidArgument, PermissionDenied, Unavailable
 from ports.ids import TenantId
 from ports.messages import Usage
 from ports.model import (
@@ -32,8 +33,10 @@ from ports.model import (
     Route,
 )
 
-Rule: TypeAlias = Callable[[AuthContext, ChatRequest], Message]
-"""What to answer. May raise anything of the error tree, as a backend would."""
+Rule: TypeAlias = Callable[[AuthContext, ChatRequest], Message | Coroutine[Any, Any, Message]]
+"""What to answer, at once or later. May raise anything of the error tree, as a backend would."""
+Step: TypeAlias = tuple[TenantId, str, str]
+"""Tenant, namespace, step key."""
 
 BACKEND: Final = "inproc"
 _CAPABILITIES: Final = ModelCapabilities(tools=True, journaled=True)
@@ -73,7 +76,8 @@ class InprocModel:
     def __init__(self, config: InprocModelConfig, rule: Rule = echo) -> None:
         self._config = config
         self._rule = rule
-        self._journal: dict[tuple[TenantId, str, str, str], ChatReply] = {}
+        self._journal: dict[Step, tuple[str, ChatReply]] = {}
+        self._calls: dict[Step, tuple[str, asyncio.Task[ChatReply]]] = {}
 
     @property
     def capabilities(self) -> ModelCapabilities:
@@ -84,11 +88,14 @@ class InprocModel:
         if outcome.decision == "blocked":
             raise PermissionDenied(f"policy blocks this request: {', '.join(outcome.reasons)}", code="policy_blocked")
         if request.step_key is None:
-            return self._answer(auth, request, outcome)
-        entry = (auth.tenant, auth.namespace, request.step_key, digest_of(request))
-        if entry not in self._journal:
-            self._journal[entry] = self._answer(auth, request, outcome)
-        return own(self._journal[entry])
+            return await self._answer(self._rule(auth, request), request, outcome)
+        return own(await self._answer_once((auth.tenant, auth.namespace, request.step_key), auth, request, outcome))
+
+    async def abort(self, auth: AuthContext, step_key: str) -> None:
+        under_way = self._calls.get((auth.tenant, auth.namespace, step_key))
+        if under_way is not None:
+            under_way[1].cancel()
+            await asyncio.wait({under_way[1]})
 
     async def stream(self, auth: AuthContext, request: ChatRequest) -> AsyncIterator[ChatDelta]:
         reply = await self.chat(auth, request)
@@ -132,8 +139,41 @@ class InprocModel:
                 code="model_not_entitled",
             )
 
-    def _answer(self, auth: AuthContext, request: ChatRequest, outcome: PolicyOutcome) -> ChatReply:
-        message, finish = limited(self._rule(auth, request), request.max_tokens)
+    async def _answer_once(
+        self, step: Step, auth: AuthContext, request: ChatRequest, outcome: PolicyOutcome
+    ) -> ChatReply:
+        """The step's reply. The call that makes it is a task of its own, which callers join and may leave."""
+        known = self._journal.get(step) or self._calls.get(step)
+        digest = digest_of(request)
+        if known is not None and known[0] != digest:
+            raise Conflict(f"the step key {step[2]!r} belongs to another request", code="idempotency_key_reused")
+        if step in self._journal:
+            return replayed(self._journal[step][1])
+        first = step not in self._calls
+        if first:
+            said = self._rule(auth, request)
+            if isinstance(said, Message):
+                reply = await self._answer(said, request, outcome)
+                self._journal[step] = (digest, reply)
+                return reply
+            made = asyncio.create_task(self._answer(said, request, outcome))
+            self._calls[step] = (digest, made)
+            made.add_done_callback(lambda task: self._ended(step, digest, task))
+        call = self._calls[step][1]
+        await asyncio.wait({call})
+        if call.cancelled():
+            raise Conflict(f"the call under the step key {step[2]!r} was aborted")
+        return call.result() if first else replayed(call.result())
+
+    def _ended(self, step: Step, digest: str, call: asyncio.Task[ChatReply]) -> None:
+        del self._calls[step]
+        if not call.cancelled() and call.exception() is None:
+            self._journal[step] = (digest, call.result())
+
+    async def _answer(
+        self, said: Message | Coroutine[Any, Any, Message], request: ChatRequest, outcome: PolicyOutcome
+    ) -> ChatReply:
+        message, finish = limited(said if isinstance(said, Message) else await said, request.max_tokens)
         return ChatReply(
             message=message,
             finish_reason=finish,
@@ -145,6 +185,10 @@ class InprocModel:
             policy_outcome=outcome,
             route=Route(backend=BACKEND, model=request.model),
         )
+
+
+def replayed(reply: ChatReply) -> ChatReply:
+    return replace(reply, route=replace(reply.route, replayed=True))
 
 
 def limited(message: Message, max_tokens: int | None) -> tuple[Message, FinishReason]:

@@ -42,7 +42,7 @@ UNMATCHED: Final = "unmatched"
 _SINGLETONS: Final = frozenset(
     {
         b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"last-event-id",
-        b"traceparent", b"transfer-encoding", b"x-correlation-id", b"x-tenant-id",
+        b"traceparent", b"transfer-encoding", b"x-correlation-id", b"x-step-key", b"x-tenant-id",
     }
 )  # fmt: skip
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")

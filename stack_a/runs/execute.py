@@ -34,6 +34,8 @@ TOOL_ATTEMPTS: Final = 2
 """Of a `pure` or `idempotent` tool whose failure may pass. The other effect classes get one."""
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 8.0
+ABORT_S: Final = 5.0
+"""How long a run that has ended holds its slot until the gateway has heard that its model call is not wanted any more."""
 
 TELL_WITHIN: Final = timedelta(milliseconds=50)
 """How long the facts of repeatable steps may wait for others to share their commit. A crash within it costs a repetition
@@ -115,13 +117,30 @@ class Execution:
             case "hand_back":
                 await journal.commit()
             case "cancel":
+                asked = _asked(journal)
                 await self._end(journal, "cancelled")
+                await self._abort(asked)
             case "deadline":
+                asked = _asked(journal)
                 fault = Fault(code="run_timeout", message="the run reached its deadline")
                 await self._end(journal, "failed", error=fault)
+                await self._abort(asked)
             case "abandon":
                 pass
         return why == "hand_back"
+
+    async def _abort(self, asked: list[int]) -> None:
+        """Tell the gateway that nobody wants these model calls any more: it would finish them, and we would pay.
+
+        After the run's end was committed: a worker that was overtaken doesn't get here. What can't be told costs money,
+        and does no harm.
+        """
+        for n in asked:
+            with anyio.move_on_after(ABORT_S):
+                try:
+                    await self._deps.model.abort(self._auth, step_key(self.run.id, n))
+                except AgentOSError as error:
+                    logger.warning("step.abort_failed", extra={"run_id": self.run.id, "step": n, "code": error.code})
 
     async def _written(self) -> list[Step]:
         """The journal as the store has it."""
@@ -294,3 +313,8 @@ class Execution:
 def _first(errors: BaseExceptionGroup[AgentOSError]) -> AgentOSError:
     inner = errors.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _asked(journal: Journal) -> list[int]:
+    """The model steps under way: this worker's, or those of one that was lost."""
+    return [step.n for step in journal.steps if step.kind == "model" and step.status == "started"]

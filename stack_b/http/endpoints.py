@@ -12,37 +12,47 @@ from msgspec import Struct
 
 from ports.context import AuthContext
 from ports.errors import NotFound
-from ports.http.edge import exchange
+from ports.http.edge import decoded, exchange
 from ports.http.health import OK, Probe, states_of
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
 from stack_b.deps import StackBDeps
-from stack_b.http.parse import chat_call, embed_call
+from stack_b.http.parse import STEP_KEY, chat_call, embed_call, step_key
 from stack_b.http.replies import ChatStream, JsonReply
-from stack_b.http.wire import Health, ModelList, ModelView, Readiness
+from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
 from stack_b.pipeline import Pipeline
+from stack_b.steps import Steps
 
 Asked: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
 
 
-def model_routes(deps: StackBDeps, pipeline: Pipeline) -> list[HTTPRouteHandler]:
+def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTTPRouteHandler]:
     """Everything under `/v1`."""
 
     @post("/v1/chat/completions", status_code=200)
     async def chat(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call = chat_call(found.json, deps.limits)
+        auth, key = found.identity, _step_key(request)
         if call.stream:
             return _reply(
                 ChatStream(
-                    pipeline.stream(found.identity, call),
-                    auth=found.identity,
+                    pipeline.stream(auth, call) if key is None else steps.stream(auth, call, key),
+                    auth=auth,
                     clock=deps.clock,
                     reauthorize=found.reauthorize,
                     deadline=deps.limits.deadline,
                 )
             )
-        return _json(await pipeline.chat(found.identity, call))
+        return _json(await (pipeline.chat(auth, call) if key is None else steps.chat(auth, call, key)))
+
+    @post("/v1/steps:cancel", status_code=200)
+    async def cancel_step(request: Asked) -> ASGIApp:
+        found = exchange(request.scope)
+        auth, key = found.identity, step_key(decoded(found.json, StepBody).step_key)
+        aborted = await steps.abort(auth, key)
+        correlation_id = auth.trace.correlation_id
+        return _json(StepView(step_key=key, aborted=aborted, tenant_id=auth.tenant, correlation_id=correlation_id))
 
     @post("/v1/embeddings", status_code=200)
     async def embeddings(request: Asked) -> ASGIApp:
@@ -71,7 +81,7 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline) -> list[HTTPRouteHandler]
                 return _json(_view(candidate, auth))
         raise NotFound("there is no such model for this tenant; GET /v1/models lists what it may use")
 
-    return [chat, embeddings, policy_check, models, model]
+    return [chat, cancel_step, embeddings, policy_check, models, model]
 
 
 def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: bytes) -> list[HTTPRouteHandler]:
@@ -97,6 +107,11 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
         return _reply(JsonReply(openapi))
 
     return [healthz, readyz, metrics, document]
+
+
+def _step_key(request: Asked) -> str | None:
+    given = request.headers.get(STEP_KEY)
+    return None if given is None else step_key(given)
 
 
 def _json(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:

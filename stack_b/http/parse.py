@@ -1,5 +1,6 @@
 """From the wire to the canonical request: shape, caps, and what a client may not say. Pure."""
 
+import re
 from typing import Final
 
 from ports.errors import InvalidArgument
@@ -25,6 +26,19 @@ WIDENING: Final = (
 
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
+
+
+STEP_KEY: Final = "x-step-key"
+_STEP_KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def step_key(given: str) -> str:
+    """Raises `InvalidArgument` for what can't be one."""
+    if _STEP_KEY.fullmatch(given) is None:
+        raise InvalidArgument(
+            "a step key is 1 to 128 letters, digits and any of . _ : -", details={"path": "$.step_key"}
+        )
+    return given
 
 
 def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:

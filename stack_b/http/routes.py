@@ -25,6 +25,7 @@ def routes(limits: Limits) -> RouteTable:
         (
             # Not mutations: SDKs send no Idempotency-Key here.
             Route(method="POST", template="/v1/chat/completions", access=SCOPE, max_body_bytes=body, query=()),
+            Route(method="POST", template="/v1/steps:cancel", access=SCOPE, query=()),
             Route(method="POST", template="/v1/embeddings", access=SCOPE, max_body_bytes=body, query=()),
             Route(method="POST", template="/v1/policy/check", access=SCOPE, max_body_bytes=body, query=()),
             Route(method="GET", template="/v1/models", access=SCOPE, query=()),
@@ -50,13 +51,22 @@ OPERATIONS: Final = {
         summary="Complete a chat",
         description=(
             "OpenAI's chat completions, plus a receipt. Personal data and secrets in the request reach no backend. With "
-            "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event."
+            "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event. "
+            "With the header `X-Step-Key` the call is made once: it goes on when the client leaves, and whoever sends the "
+            "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing."
         ),
         tag="models",
         request=wire.ChatBody,
         response=wire.ChatCompletion,
         stream=wire.ChatChunk,
-        codes=_CALL_CODES,
+        codes=(*_CALL_CODES, "idempotency_in_progress", "idempotency_key_reused", "conflict"),
+    ),
+    ("POST", "/v1/steps:cancel"): Operation(
+        summary="End the call under way under a step key",
+        description="Here and in the backend. What it has used is paid; its callers get 409. Without such a call: nothing.",
+        tag="models",
+        request=wire.StepBody,
+        response=wire.StepView,
     ),
     ("POST", "/v1/embeddings"): Operation(
         summary="Embed texts",

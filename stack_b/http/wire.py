@@ -171,6 +171,18 @@ class ModelList(Struct, frozen=True, kw_only=True):
     correlation_id: str
 
 
+class StepBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    step_key: str
+
+
+class StepView(Struct, frozen=True, kw_only=True):
+    step_key: str
+    aborted: bool
+    """Whether a call was under way."""
+    tenant_id: str
+    correlation_id: str
+
+
 class BudgetView(Struct, frozen=True, kw_only=True):
     unit: Literal["tokens"]
     limit: int

@@ -1,50 +1,13 @@
 """The kit over the in-process Model port, and what is this adapter's own."""
 
 import pytest
-from msgspec import Struct
 
-from adapters.inproc.model import SPEC, InprocModel, InprocModelConfig, echo, scripted
+from adapters.inproc.model import InprocModel, InprocModelConfig, scripted
 from conformance.model import ModelContract
 from conformance.people import ACME, GLOBEX
-from ports.context import AuthContext
 from ports.errors import Unavailable
-from ports.model import ChatRequest, Message, ModelPort, ToolRequest
-
-CONFIG = InprocModelConfig(
-    chat_models=("echo", "echo-2", "globex-only"), only_for={"globex-only": (GLOBEX.tenant,)}, blocked_words=("walrus",)
-)
-
-
-class InprocModelHarness:
-    """Satisfies `ModelHarness`."""
-
-    chat_model = "echo"
-    embed_model = "echo-embed"
-    foreign_model = "globex-only"
-    blocked = ChatRequest(model="echo", messages=(Message(role="user", content="I am the Walrus"),))
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._broken = False
-
-    @property
-    def declared(self) -> Struct:
-        return SPEC.capabilities(CONFIG)
-
-    async def open(self) -> ModelPort:
-        return InprocModel(CONFIG, self._counted)
-
-    async def backend_calls(self) -> int:
-        return self._calls
-
-    async def break_backend(self) -> None:
-        self._broken = True
-
-    def _counted(self, auth: AuthContext, request: ChatRequest) -> Message:
-        if self._broken:
-            raise Unavailable("the backend is broken", code="upstream_error")
-        self._calls += 1
-        return echo(auth, request)
+from ports.model import ChatRequest, Message, ToolRequest
+from tests.support.inproc_model import InprocModelHarness
 
 
 class TestInprocModel(ModelContract):

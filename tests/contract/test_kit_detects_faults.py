@@ -17,7 +17,18 @@ from conformance.clauses import CLAUSES
 from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
-from tests.contract.broken import directories, events, ledgers, memories, queues, registries, run_states, run_verbs
+from tests.contract.broken import (
+    directories,
+    events,
+    ledgers,
+    memories,
+    models,
+    queues,
+    registries,
+    replies,
+    run_states,
+    run_verbs,
+)
 from tests.contract.broken.mutant import Mutant
 from tests.contract.broken.queues import BrokenQueueHarness
 from tests.contract.broken.run_states import BrokenRunStateHarness
@@ -31,6 +42,8 @@ SUITES: Final = {
     "event": events,
     "memory": memories,
     "budget": ledgers,
+    "reply_journal": replies,
+    "model": models,
     "agent": registries,
     "tenant": directories,
 }

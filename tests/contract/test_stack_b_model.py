@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from msgspec import Struct
@@ -50,12 +51,20 @@ class Breakable(DemoBackend):
         super().__init__(SystemClock())
         self.calls = 0
         self.broken = False
+        self.waiting = 0
+        self.let_go = anyio.Event()
+        self.let_go.set()
 
     async def models(self) -> tuple[ModelCard, ...]:
         return (*await super().models(), ModelCard(id="foreign", upstream="foreign"))
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
         self._count()
+        self.waiting += 1
+        try:
+            await self.let_go.wait()
+        finally:
+            self.waiting -= 1
         return await super().chat(model, body, max_tokens)
 
     def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[dict[str, Json], None]:
@@ -96,6 +105,15 @@ class StackBHarness:
 
     async def break_backend(self) -> None:
         self.backend.broken = True
+
+    async def hold_backend(self) -> None:
+        self.backend.let_go = anyio.Event()
+
+    async def release_backend(self) -> None:
+        self.backend.let_go.set()
+
+    async def backend_waiting(self) -> int:
+        return self.backend.waiting
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Engine, event
 
-from adapters.postgres import agent, budget, memory, queue, run_state, tenant
+from adapters.postgres import agent, budget, memory, queue, reply_journal, run_state, tenant
 from adapters.postgres import event as run_event
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
@@ -27,6 +27,7 @@ from ports.event import EventPort
 from ports.ids import AgentId, PrincipalId, WorkerId
 from ports.memory import MemoryPort
 from ports.queue import Delivery, QueuePort
+from ports.reply_journal import ReplyJournal, Ticket, Won
 from ports.run_state import (
     Change,
     Idempotency,
@@ -58,6 +59,7 @@ class Ports(Struct, frozen=True, kw_only=True):
     memory: MemoryPort
     budget: BudgetLedger
     tenants: TenantDirectory
+    replies: ReplyJournal
 
 
 class Victim(Struct, frozen=True, kw_only=True):
@@ -69,6 +71,7 @@ class Victim(Struct, frozen=True, kw_only=True):
     delivery: Delivery
     hold: Hold
     key: ApiKey
+    ticket: Ticket
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ async def without_row_level_security(database: Clone) -> None:
         database.superuser,
         "SELECT relname FROM pg_class WHERE relnamespace = 'agentos'::regnamespace AND relrowsecurity",
     )
-    assert len(tables) == 13
+    assert len(tables) == 14
     for table in tables:
         await execute(database.owner, f"ALTER TABLE agentos.{table['relname']} DISABLE ROW LEVEL SECURITY")
 
@@ -126,7 +129,11 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.queue.enqueue(ACME, b"leased")
     [delivery] = await ports.queue.lease(ACME, limit=1, duration=HOUR)
     await ports.queue.enqueue(ACME, b"ready")
-    return Victim(running=running, queued=queued.run, parked=parked, delivery=delivery, hold=hold, key=key)
+    held = await ports.replies.open(ACME, "run_1:2", "d", lease=HOUR)
+    assert isinstance(held, Won)
+    return Victim(
+        running=running, queued=queued.run, parked=parked, delivery=delivery, hold=hold, key=key, ticket=held.ticket
+    )
 
 
 def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -180,6 +187,9 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "queue.lease": lambda: ports.queue.lease(thief, limit=10, duration=HOUR),
         "queue.extend": lambda: ports.queue.extend(thief, victim.delivery, HOUR),
         "queue.release": lambda: done(ports.queue.release(thief, victim.delivery)),
+        "replies.cancel": lambda: ports.replies.cancel(thief, victim.ticket.key),
+        "replies.extend": lambda: done(ports.replies.extend(thief, victim.ticket, lease=HOUR)),
+        "replies.complete": lambda: done(ports.replies.complete(thief, victim.ticket, "forged")),
     }
 
 
@@ -225,6 +235,7 @@ class TestTwoWalls:
                 memory=await opened(memory.SPEC),
                 budget=await opened(budget.SPEC),
                 tenants=await opened(tenant.SPEC),
+                replies=await opened(reply_journal.SPEC),
             )
 
     async def test_with_both_walls_nothing_leaks(self, ports: Ports) -> None:

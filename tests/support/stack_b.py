@@ -10,7 +10,7 @@ import httpx
 from msgspec.structs import replace
 
 from adapters import regex_pii
-from adapters.inproc import budget, store, tenant
+from adapters.inproc import budget, reply_journal, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME, GLOBEX, NODE
@@ -97,7 +97,10 @@ async def stack_b(
             await directory.create(PLATFORM, CALLERS[who].tenant, name=who, entitlements=entitlements)
         catalog = Catalog(backends or (DemoBackend(given.clock),), given.clock)
         await catalog.refresh()
-        ports: dict[str, Any] = {"tenant": directory, "budget": ledger, "pii": detector, "verifier": tokens} | wrapped
+        journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
+        ports: dict[str, Any] = {
+            "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens
+        } | wrapped  # fmt: skip
         deps = StackBDeps(clock=given.clock, metrics=Metrics(), catalog=catalog, limits=limits or Limits(), **ports)
         app = await stack.enter_async_context(open_app(deps))
         http = httpx.AsyncClient(transport=httpx.ASGITransport(cast("Any", app)), base_url="http://gateway")

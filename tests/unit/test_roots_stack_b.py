@@ -34,7 +34,8 @@ def variables(tmp_path: Path) -> dict[str, str]:
 async def test_it_opens_over_chosen_adapters_and_refuses_strangers(variables: dict[str, str]) -> None:
     env = Environment(variables)
     storage = {"name": uuid.uuid4().hex}
-    choices = defaults(env) | {port: Choice(adapter="inproc", config=storage) for port in ("tenant", "budget")}
+    stored = ("tenant", "budget", "reply_journal")
+    choices = defaults(env) | {port: Choice(adapter="inproc", config=storage) for port in stored}
 
     async with create(env, choices, clock=SystemClock()) as app:
         transport = httpx.ASGITransport(cast("Any", app))

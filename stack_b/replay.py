@@ -1,0 +1,141 @@
+"""One reply in its three forms: the chunks of a stream, the whole answer that is journaled, and chunks again. Pure.
+
+A stream that was gathered and one that was never streamed look alike: whoever asks again gets the form it asked for.
+"""
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from ports.context import AuthContext
+from ports.errors import AgentOSError, InvalidArgument, from_code
+from ports.messages import Json
+from stack_b.canonical import ChatCall
+
+_RECEIPT: Final[tuple[str, ...]] = ("usage", "policy_outcome", "route", "correlation_id", "tenant_id")
+
+
+def digest_of(call: ChatCall) -> str:
+    """Of what is asked, not of how it shall be sent."""
+    asked = (call.model, call.members, call.choices, call.max_tokens)
+    return "sha256:" + hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+class Gathered:
+    """The chunks of one answer, on their way to being whole."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Json] = {}
+        self._receipt: dict[str, Json] = {}
+        self._choices: dict[int, dict[str, Json]] = {}
+
+    def add(self, chunk: dict[str, Json]) -> None:
+        self._receipt |= {name: chunk[name] for name in _RECEIPT if name in chunk}
+        self._head |= {name: value for name, value in chunk.items() if name not in {"choices", *_RECEIPT}}
+        for raw in chunk["choices"]:
+            index = raw.get("index") or 0
+            known = self._choices.get(index, {"index": index, "message": {}})
+            rest = {name: value for name, value in raw.items() if name not in {"index", "delta"}}
+            known = {name: _joined(known.get(name), rest.get(name)) for name in (known | rest)}
+            self._choices[index] = known | {"message": _with_delta(known["message"], raw.get("delta") or {})}
+
+    def reply(self) -> dict[str, Json]:
+        choices = [choice for _, choice in sorted(self._choices.items())]
+        return {**self._head, "object": "chat.completion", "choices": choices, **self._receipt}
+
+
+def is_closing(chunk: dict[str, Json]) -> bool:
+    """Whether a chunk says that the answer, or a choice of it, is whole."""
+    return not chunk["choices"] or any(choice.get("finish_reason") is not None for choice in chunk["choices"])
+
+
+def chunks_of(reply: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
+    """`reply` as one stream: what was said, what shall be called, the end; the receipt is on the last finish chunk."""
+    receipt = {name: reply[name] for name in _RECEIPT if name in reply}
+    head = {name: value for name, value in reply.items() if name not in {"choices", *_RECEIPT}}
+    head["object"] = "chat.completion.chunk"
+    said: list[dict[str, Json]] = []
+    ends: list[dict[str, Json]] = []
+    for choice in reply["choices"]:
+        kept = {name: value for name, value in choice.items() if name not in {"message", "finish_reason"}}
+        message = dict(choice["message"])
+        calls = message.pop("tool_calls", None)
+        said.append({**head, "choices": [{**kept, "delta": message, "finish_reason": None}]})
+        if calls:
+            numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+            delta = {"tool_calls": numbered}
+            said.append({**head, "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}]})
+        end = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
+        ends.append({**head, "choices": [end]})
+    ends[-1] |= receipt
+    if include_usage:
+        ends.append({**head, "choices": [], "usage": receipt["usage"]})
+    return [*said, *ends]
+
+
+def replayed(reply: dict[str, Json], auth: AuthContext) -> dict[str, Json]:
+    """What somebody is told who asked for a reply that was there already."""
+    route = {**reply["route"], "replayed": True}
+    return {**reply, "route": route, "correlation_id": auth.trace.correlation_id}
+
+
+def is_final(error: AgentOSError) -> bool:
+    """Whether asking again would be refused again: the backend has read the request, and won't have it.
+
+    What this node refuses (a budget, an entitlement, a policy) may be allowed the next time, and has cost nothing.
+    """
+    return isinstance(error, InvalidArgument) and "upstream_status" in error.details
+
+
+def may_be_paid(error: BaseException) -> bool:
+    """Whether a failed call may have cost something all the same."""
+    if not isinstance(error, AgentOSError):
+        return True
+    attempts = (error.surface.get("route") or {}).get("attempts") or ()
+    return error.code == "upstream_timeout" or any(one["tokens"] or one["reason"] == "cancelled" for one in attempts)
+
+
+def outcome_of(error: AgentOSError) -> Json:
+    return {
+        "code": error.code,
+        "message": error.message,
+        "retryable": error.retryable,
+        "details": error.details,
+        "surface": error.surface,
+    }
+
+
+def error_in(outcome: Json) -> AgentOSError:
+    error = from_code(outcome["code"], outcome["message"], details=outcome["details"], retryable=outcome["retryable"])
+    error.surface = outcome["surface"]
+    return error
+
+
+def again(error: AgentOSError) -> AgentOSError:
+    """The same refusal for another caller: an exception belongs to whoever raises it."""
+    copy = error_in(outcome_of(error))
+    copy.retry_after = error.retry_after
+    return copy
+
+
+def _with_delta(message: dict[str, Json], delta: dict[str, Json]) -> dict[str, Json]:
+    # Tool calls come whole, see `streaming`; in a message they have no index.
+    calls = [{name: value for name, value in call.items() if name != "index"} for call in delta.get("tool_calls") or ()]
+    said = {name: value for name, value in delta.items() if name not in {"role", "tool_calls"}}
+    joined: dict[str, Json] = {"role": "assistant", "content": None} | message
+    joined |= {name: _joined(joined.get(name), value) for name, value in said.items()}
+    return joined | ({"tool_calls": [*joined.get("tool_calls", ()), *calls]} if calls else {})
+
+
+def _joined(known: Json, more: Json) -> Json:
+    """Texts and lists go on, objects member by member; of anything else the last word counts."""
+    if known is None or more is None:
+        return known if more is None else more
+    if isinstance(known, dict) and isinstance(more, dict):
+        return known | {name: _joined(known.get(name), value) for name, value in more.items()}
+    if isinstance(known, str) and isinstance(more, str):
+        return known + more
+    if isinstance(known, list) and isinstance(more, list):
+        return [*known, *more]
+    return more
