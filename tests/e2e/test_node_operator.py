@@ -11,6 +11,7 @@ import anyio
 import msgspec
 import pytest
 
+from adapters.postgres.bootstrap import ADMIN
 from deploy import credentials
 from deploy.catalogue import environment_file
 from tests.support.node import ROOT, NodeUnderTest
@@ -75,7 +76,7 @@ async def park(node: NodeUnderTest, ledger: Path) -> list[str]:
     hold = ledger.with_suffix(".hold")
     hold.touch()
     with node.client() as client:
-        run_ids = [client.create_run("agt_demo", "What is 2 + 2?").run_id for _ in range(2)]
+        run_ids = [client.create_run("agt_demo", "What is 2 + 2?").run_id for _ in range(4)]
     with worker(node, ledger):
         await until(lambda: len(calls(ledger)) == len(run_ids))
     with worker(node, ledger):
@@ -86,7 +87,7 @@ async def park(node: NodeUnderTest, ledger: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def parked(node: NodeUnderTest, ledger: Path) -> list[str]:
-    """Two runs that wait for an operator."""
+    """Four runs that wait for an operator."""
     return anyio.run(park, node, ledger)
 
 
@@ -127,13 +128,32 @@ async def test_an_operator_has_an_interrupted_call_made_once_more(
     with worker(node, ledger):
         await until(lambda: status_of(node, run_id) == "succeeded")
 
-    assert [run["run_id"] for run in waiting] == [run_id]
+    assert run_id in [run["run_id"] for run in waiting]
     assert f"with the key {of_this_run}" in shown
     assert f"./agentos runs resolve {run_id} --step 2" in shown
     assert "2 decisions, all equal; the run is needs_operator" in before
     assert f"{run_id} is queued" in resolved
     assert (again.returncode, "conflict" in again.stderr) == (1, True)
     assert calls(ledger).count(of_this_run) == 2
+    assert said(node, "replay", run_id) == "4 decisions, all equal\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "decision", "result"),
+    [(2, ("--done", '{"result": 4}'), '{"result":4}'), (3, ("--fail", "it never came"), "tool_failed: it never came")],
+    ids=["done", "fail"],
+)
+async def test_an_operator_says_what_became_of_a_call(
+    node: NodeUnderTest, parked: list[str], ledger: Path, *, place: int, decision: tuple[str, ...], result: str
+) -> None:
+    run_id, before = parked[place], calls(ledger)
+
+    said(node, "runs", "resolve", run_id, "--step", "2", *decision)
+    with worker(node, ledger):
+        await until(lambda: status_of(node, run_id) == "succeeded")
+
+    assert calls(ledger) == before
+    assert result in said(node, "runs", "show", run_id)
     assert said(node, "replay", run_id) == "4 decisions, all equal\n"
 
 
@@ -151,9 +171,9 @@ async def test_a_fork_repeats_nothing_and_replay_finds_what_was_forged(
     assert f"from {origin} after step 2" in said(node, "runs", "show", run_id)
     assert "only a failed or cancelled run" in said(node, "runs", "retry", run_id, code=1)
 
-    passwords = credentials.database_passwords(node.node)
+    password = credentials.database_passwords(node.node).admin
     forge = f"UPDATE agentos.steps SET output = '{{\"result\": 5}}' WHERE n = 2 AND run_id = '{run_id[4:]}'"
-    await execute(credentials.embedded_url("ao_admin", passwords.admin, node.ports["postgres"]), forge)
+    await execute(credentials.embedded_url(ADMIN, password, node.ports["postgres"]), forge)
 
     assert "one differs at step 3" in said(node, "replay", run_id, code=1)
     found = said_json(node, "replay", run_id, code=1)
