@@ -61,7 +61,8 @@ class Worker:
         self._concurrency = concurrency
         self._slots = anyio.Semaphore(concurrency)
         self._executions: dict[RunId, Execution] = {}
-        self._claimed: set[RunId] = set()
+        self._claimed: dict[RunId, int] = {}
+        """The epoch of each run in hand, from the claim on."""
         self._renewed_at: float | None = None
         self._registered = anyio.Event()
         self._leaving = anyio.Event()
@@ -237,7 +238,7 @@ class Worker:
                 await self._deps.clock.sleep(RETRY_AFTER)
                 continue
             if run is not None:
-                self._claimed.add(run_id)
+                self._claimed[run_id] = run.epoch
             return run
 
     async def _claim_once(
@@ -250,7 +251,7 @@ class Worker:
                 return None
         run = await self._deps.run_state.load(requester, run_id)
         # Ours, unless it is another claim of this process that was answered.
-        return run if run.worker == worker and run_id not in self._claimed else None
+        return run if run.worker == worker and run.epoch != self._claimed.get(run_id) else None
 
     # --- one run -----------------------------------------------------------------------------------------------------
 
@@ -263,8 +264,10 @@ class Worker:
             with self._deps.metrics.run_active():
                 await self._until_left(execution)
         finally:
-            del self._executions[run.id]
-            self._claimed.discard(run.id)
+            # A run that was handed back may have come back to us before we are done with leaving it.
+            if self._claimed.get(run.id) == run.epoch:
+                del self._executions[run.id]
+                del self._claimed[run.id]
             self._announce()
 
     async def _until_left(self, execution: Execution) -> None:

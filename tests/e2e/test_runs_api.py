@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
+from conformance.faults import Faults
 from conformance.people import ACME
 from ports.agent import AgentSpec
 from ports.ids import AgentId
@@ -88,6 +89,27 @@ async def test_a_key_is_not_burnt_by_a_request_that_was_refused(node: StackA) ->
     accepted = await node.create(key="k")
 
     assert (refused.status_code, accepted.status_code) == (422, 202)
+
+
+async def test_a_store_that_does_not_answer_is_asked_once_and_the_client_told_to_come_back() -> None:
+    """Each question to a stalled database takes seconds: two of them are longer than anybody should wait."""
+    faults = Faults()
+    faults.inject("get", "before")
+    asked: list[str] = []
+
+    class Counting:
+        def __init__(self, port: Any) -> None:
+            self._port = port
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return getattr(self._port, name)
+
+    async with stack_a(wrap=lambda name, port: Counting(port) if name == "run_state" else faults.around(port)) as node:
+        response = await node.create()
+
+    assert (response.status_code, response.json()["error"]["retryable"]) == (503, True)
+    assert asked == []
 
 
 async def test_a_repeat_is_answered_although_the_agent_no_longer_takes_it(node: StackA) -> None:

@@ -397,6 +397,30 @@ async def test_a_claim_or_an_acknowledgement_that_is_not_answered_does_not_stran
     assert (run.status, run.epoch, tools.keys) == ("succeeded", 1, [f"{run_id}:2"])
 
 
+async def test_a_run_that_comes_back_to_its_worker_before_it_was_left_is_executed_to_its_end(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    faults = Faults()
+
+    async with stack_a(clock=clock, wrap=lambda _, given: faults.around(given)) as node:
+        run_id = await node.created()
+        # The first execution ends by handing the run back, and is still telling the queue when the sweep finds the run.
+        faults.inject("append", "before")
+        faults.inject("enqueue", "late")
+        async with node.worker(model(scripted([calls("slow"), "done"])), tools.port(clock)) as worker:
+            await until(tools.begun.is_set)
+            for _ in range(10):
+                await clock.advance(timedelta(seconds=1))
+            await until(lambda: len(tools.keys) == 2)
+            faults.let_go()
+            await clock.advance(timedelta(seconds=1))
+            active_meanwhile = worker.active
+            tools.let_go.set()
+            run = await node.ended(run_id)
+
+    assert (active_meanwhile, run.status, run.epoch) == (1, "succeeded", 2)
+
+
 async def test_a_hint_delivered_twice_executes_the_run_once(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
     run_id = await node.created()
     [delivery] = await node.api.queue.lease(worker_module.SELF, limit=1, duration=timedelta(seconds=1))
