@@ -1,4 +1,7 @@
-"""`agentos test`: every check and test of the repository, in one go, all of them even when one fails."""
+"""`agentos test`: every check and test of the repository, in one go, all of them even when one fails.
+
+`agentos test faults` is the long form of the two proofs of the engine: the simulation, and real services under faults.
+"""
 
 import argparse
 import subprocess
@@ -18,9 +21,13 @@ examples:
   ./agentos test                       everything
   ./agentos test --fast                without the tests that start servers (tests/e2e, tests/integration, tests/bench)
   ./agentos test -- -k isolation -x    what follows -- goes to pytest
+  ./agentos test faults --minutes 10   the engine simulated 2,000 times, then real services killed, stopped and cut off
 
 With CI=true in the environment nothing is skipped in silence: a test that can't run fails."""
 
+_FAULTS: Final = "faults"
+_DEFAULT_MINUTES: Final = 5.0
+_EXAMPLES: Final = "2000"
 _SLOW: Final = ("tests/e2e", "tests/integration", "tests/bench")
 
 
@@ -29,11 +36,15 @@ class Step(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     shown: bool = False
     """Whether its output is shown as it comes; else only when it fails."""
+    environment: dict[str, str] = {}
 
 
 class Options(Struct, frozen=True, kw_only=True):
     fast: bool = False
     pytest: tuple[str, ...] = ()
+    minutes: float | None = None
+    """Of faults; None for the checks and tests."""
+    seed: int | None = None
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,12 +57,25 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         allow_abbrev=False,
     )
     parser.add_argument("--fast", action="store_true", help="only what needs no server")
+    parser.add_argument("--minutes", type=float, default=None, help="with `faults`: how long, about (5)")
+    parser.add_argument("--seed", type=int, default=None, help="with `faults`: repeats the choices of an earlier run")
     parser.add_argument("pytest", nargs="*", metavar="-- pytest arguments", help="handed to pytest as they are")
-    parser.set_defaults(run=run, options=lambda parsed: Options(fast=parsed.fast, pytest=tuple(parsed.pytest)))
+    parser.set_defaults(run=run, options=_options)
+
+
+def _options(parsed: argparse.Namespace) -> Options:
+    if parsed.pytest[:1] == [_FAULTS]:
+        minutes = _DEFAULT_MINUTES if parsed.minutes is None else parsed.minutes
+        return Options(minutes=minutes, seed=parsed.seed)
+    if parsed.minutes is not None or parsed.seed is not None:
+        raise InvalidArgument("--minutes and --seed go with `agentos test faults`")
+    return Options(fast=parsed.fast, pytest=tuple(parsed.pytest))
 
 
 def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
     """What will be run, in order. Pure."""
+    if options.minutes is not None:
+        return _fault_steps(options.minutes, options.seed, str(scripts / "python"))
     # Why something was skipped is always said.
     pytest = [str(scripts / "python"), "-m", "pytest", *(options.pytest or ("-q", "-rs"))]
     if options.fast:
@@ -62,6 +86,22 @@ def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
         Step(name="types", command=(str(scripts / "mypy"),)),
         Step(name="imports", command=(str(scripts / "lint-imports"),)),
         Step(name="tests", command=tuple(pytest), shown=True),
+    )
+
+
+def _fault_steps(minutes: float, seed: int | None, python: str) -> tuple[Step, ...]:
+    seeded = () if seed is None else ("--seed", str(seed))
+    return (
+        Step(
+            name="simulation",
+            command=(python, "-m", "pytest", "-q", "tests/unit/test_engine_simulation.py"),
+            environment={"AGENTOS_SIMULATION_EXAMPLES": _EXAMPLES},
+        ),
+        Step(
+            name="faults",
+            command=(python, "-m", "tests.faults", "--minutes", f"{minutes:g}", *seeded),
+            shown=True,
+        ),
     )
 
 
@@ -80,7 +120,7 @@ def run(options: Options, io: Io) -> int:
         done = subprocess.run(  # noqa: S603 - our own tools; the arguments after -- are the caller's on purpose
             step.command,
             cwd=root,
-            env=environ,
+            env=environ | step.environment,
             check=False,
             text=True,
             stdout=None if step.shown else subprocess.PIPE,

@@ -40,7 +40,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 SHORT: Final = Plan(
-    chaos_s=8, gap_s=(0.5, 1.5), stopped_s=33, stalled_s=8, together=True, clients=4, burst=20, races=30, read_again=30
+    chaos_s=9, gap_s=(0.3, 1.2), stopped_s=32, stalled_s=8, together=True, clients=4, burst=20, races=30, read_again=30
 )
 
 
@@ -68,7 +68,7 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         say("the node is ready; load begins")
         load = [asyncio.create_task(clients.work()) for _ in range(plan.clients)]
         load.append(asyncio.create_task(clients.race(plan.races)))
-        await asyncio.sleep(3)
+        await asyncio.sleep(1.5)
 
         stopped = await _stopped(made, say) if plan.together else None
         began = time.monotonic()

@@ -47,12 +47,16 @@ async def promised_runs_end(dsn: str, ledger: Ledger, *, settled_s: float) -> Re
     lost = [run_id for run_id in ledger.acked if run_id not in found]
     stuck = [run_id for run_id in ledger.acked if found.get(run_id) in OPEN]
     ended = Counter(found[run_id] for run_id in ledger.acked if run_id in found)
+    failures = await ask(
+        dsn, "SELECT error ->> 'code' AS code, count(*) AS runs FROM runs WHERE error IS NOT NULL GROUP BY 1"
+    )
     return record(
         "R1",
         {"lost": len(lost), "stuck": len(stuck)},
         acked=len(ledger.acked),
         settled_s=round(settled_s, 1),
         ended=", ".join(f"{status}={count}" for status, count in sorted(ended.items())),
+        failures=", ".join(f"{row['code']}={row['runs']}" for row in failures),
         examples=(lost + stuck)[:5],
     )
 

@@ -301,3 +301,14 @@ class TestTestCommand:
         parsed = parser().parse_args(["test", "--fast", "--", "-k", "isolation"])
 
         assert steps(parsed.options(parsed), Path("/bin"))[-1].command[3:5] == ("-k", "isolation")
+
+    def test_faults_are_simulated_and_then_done_to_real_services(self) -> None:
+        parsed = parser().parse_args(["test", "faults", "--minutes", "3", "--seed", "7"])
+
+        simulation, faults = steps(parsed.options(parsed), Path("/bin"))
+
+        assert int(simulation.environment["AGENTOS_SIMULATION_EXAMPLES"]) >= 2_000
+        assert faults.command[1:] == ("-m", "tests.faults", "--minutes", "3", "--seed", "7")
+
+    def test_minutes_without_faults_are_usage(self, environ: dict[str, str]) -> None:
+        assert agentos("test", "--minutes", "3", environ=environ).code == 2
