@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import anyio
 
-from adapters.inproc.model import InprocModel, InprocModelConfig
+from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
 from adapters.inproc.tool import InprocTools, PythonTool
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment
@@ -35,10 +35,15 @@ _DRAIN: Final = timedelta(seconds=5)
 _STORED: Final = ("run_state", "queue", "agent")
 
 
-def first_a_tool_then_text(_auth: AuthContext, request: ChatRequest) -> Message:
-    if request.messages[-1].role == "tool":
-        return Message(role="assistant", content="done")
-    return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name=TOOL, arguments='{"n": 1}'),))
+def tools_then_text(turns: int) -> Rule:
+    """A model that asks for the tool so many times, once per turn, and then answers."""
+
+    def rule(_auth: AuthContext, request: ChatRequest) -> Message:
+        if sum(message.role == "tool" for message in request.messages) == turns:
+            return Message(role="assistant", content="done")
+        return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name=TOOL, arguments='{"n": 1}'),))
+
+    return rule
 
 
 async def _probe(_auth: AuthContext, arguments: dict[str, Json], _key: str) -> Json:
@@ -68,6 +73,7 @@ async def main(env: Environment) -> None:
     def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
         return instrument(name, port, metrics.port_call)
 
+    turns = env.number("BENCH_TOOL_TURNS", 1)
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     choices = {port: Choice(adapter="postgres", config=database) for port in _STORED}
     needs = {port: WORKER_NEEDS[port] for port in _STORED}
@@ -75,7 +81,7 @@ async def main(env: Environment) -> None:
         deps = WorkerDeps(
             clock=clock,
             metrics=metrics,
-            model=watched("model", InprocModel(InprocModelConfig(chat_models=(MODEL,)), first_a_tool_then_text)),
+            model=watched("model", InprocModel(InprocModelConfig(chat_models=(MODEL,)), tools_then_text(turns))),
             tool=watched("tool", InprocTools([PROBE], clock)),
             **ports,
         )

@@ -110,8 +110,14 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
 
 
 async def _stopped(made: Rig, say: Callable[[str], None]) -> phases.Stopped:
-    say(f"{WORKERS[0]} stands still for longer than its lease")
-    return await phases.stop_worker(made, WORKERS[0])
+    """A worker that stands still with runs in its hands: where it has none, another moment is chosen."""
+    while True:
+        say(f"{WORKERS[0]} stands still for longer than its lease")
+        stopped = await phases.stop_worker(made, WORKERS[0])
+        if stopped.held:
+            return stopped
+        made.resume(WORKERS[0])
+        await asyncio.sleep(1)
 
 
 async def _database_now(made: Rig) -> float:

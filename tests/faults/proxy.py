@@ -52,6 +52,9 @@ class Proxy:
             if self._mode != "cut":
                 with suppress(OSError):
                     await self._join(reader, writer)
+        except asyncio.CancelledError:
+            # The driver leaves. asyncio's own callback would complain about a cancelled task.
+            return
         finally:
             self._open.discard(writer)
             self._dead.discard(writer)
