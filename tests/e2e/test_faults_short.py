@@ -37,4 +37,5 @@ def test_what_was_promised_holds_under_faults(tmp_path: Path) -> None:
     figures = {one.invariant: one.figures for one in outcome.records}
     assert float(str(figures["R1"]["acked"])) >= 10
     assert float(str(figures["R17"]["requests"])) >= 3
+    assert float(str(figures["R5"]["stale_writes_refused"])) >= 1
     assert len(outcome.faults) >= 3

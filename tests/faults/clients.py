@@ -144,6 +144,13 @@ class Clients:
             return None
         return str(response.json()["status"]) if response.is_success else None
 
+    async def occupy(self, count: int, *, seconds: float) -> None:
+        """Runs with one tool call that takes so long: what a worker that stands still should have in its hands."""
+        for _ in range(count):
+            key, _ = self._new()
+            plan = {"marker": key, "turns": [["note"]], "seconds": 0.1, "tool_seconds": seconds}
+            await self.promised(key, msgspec.json.encode({"input": json.dumps(plan)}))
+
     async def new(self) -> httpx.Response:
         """One request for a run that nobody waits for: to see what is answered."""
         return await self.create(*self._new())

@@ -22,6 +22,10 @@ ENDS_WITHIN_S: Final = 60.0
 """After the last fault: R1's own bound."""
 
 
+_OCCUPIED: Final = 6
+"""Runs among two workers: one would have to be unlucky to have none."""
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     chaos_s: float
     gap_s: tuple[float, float]
@@ -35,12 +39,23 @@ class Plan(Struct, frozen=True, kw_only=True):
     clients: int = 8
     burst: int = 50
     races: int = 500
+    occupied_s: float = 75
+    """How long the calls take that the stopped worker leaves: another is still at them when it comes back, and writes."""
     read_again: int = 200
     """Runs whose events are read once more when all is over."""
 
 
 SHORT: Final = Plan(
-    chaos_s=9, gap_s=(0.3, 1.2), stopped_s=32, stalled_s=8, together=True, clients=4, burst=20, races=30, read_again=30
+    chaos_s=9,
+    gap_s=(0.3, 1.2),
+    stopped_s=28,
+    stalled_s=8,
+    occupied_s=12,
+    together=True,
+    clients=4,
+    burst=20,
+    races=30,
+    read_again=30,
 )
 
 
@@ -70,7 +85,7 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         load.append(asyncio.create_task(clients.race(plan.races)))
         await asyncio.sleep(1.5)
 
-        stopped = await _stopped(made, say) if plan.together else None
+        stopped = await _stopped(made, clients, plan, say) if plan.together else None
         began = time.monotonic()
         say(f"chaos for {plan.chaos_s:.0f} s")
         bursts = asyncio.create_task(_bursts(chaos, clients, plan, began + plan.chaos_s))
@@ -81,12 +96,12 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         say(f"PostgreSQL stands still for {plan.stalled_s:.0f} s")
         stall = await phases.stalled_database(made, clients, plan.stalled_s, except_for=spared)
         if stopped is None:
-            stopped = await _stopped(made, say)
+            stopped = await _stopped(made, clients, plan, say)
         remaining = plan.stopped_s - (await _database_now(made) - stopped.since)
         if plan.together:
             clients.stop()
         await asyncio.sleep(max(0.0, remaining))
-        took_over = await phases.takeovers(made, stopped)
+        took_over = await phases.taken_over(made, stopped)
         made.resume(stopped.name)
         clients.stop()
         say("all faults are over; waiting for the runs to end")
@@ -109,15 +124,17 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         return Outcome(seed=seed, records=records, faults=chaos.done, refusals=ledger.refusals)
 
 
-async def _stopped(made: Rig, say: Callable[[str], None]) -> phases.Stopped:
+async def _stopped(made: Rig, clients: Clients, plan: Plan, say: Callable[[str], None]) -> phases.Stopped:
     """A worker that stands still with runs in its hands: where it has none, another moment is chosen."""
     while True:
+        await clients.occupy(_OCCUPIED, seconds=plan.occupied_s)
+        # Time to be claimed.
+        await asyncio.sleep(1)
         say(f"{WORKERS[0]} stands still for longer than its lease")
         stopped = await phases.stop_worker(made, WORKERS[0])
         if stopped.held:
             return stopped
         made.resume(WORKERS[0])
-        await asyncio.sleep(1)
 
 
 async def _database_now(made: Rig) -> float:

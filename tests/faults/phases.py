@@ -16,6 +16,8 @@ from tests.faults.rig import Rig
 from tests.faults.witness import ask
 
 _ASK_EVERY_S: Final = 0.2
+_TAKEOVER_S: Final = 10.0
+"""Beyond the time that a worker stands still in any case."""
 _RECOVERY_S: Final = 20.0
 _ANSWER_S: Final = 5.5
 """A request begun so long before the database goes on must have been refused by then."""
@@ -134,6 +136,16 @@ async def stop_worker(rig: Rig, name: str) -> Stopped:
     leases = {row["id"]: row["lease_until"] for row in await ask(rig.superuser, "SELECT id, lease_until FROM workers")}
     stopped.held = {row["id"]: row["epoch"] for row in before if leases.get(row["worker"]) == row["lease_until"]}
     return stopped
+
+
+async def taken_over(rig: Rig, stopped: Stopped) -> list[float]:
+    """Like `takeovers`, as soon as there is one, or it has taken too long."""
+    end = time.monotonic() + _TAKEOVER_S
+    while time.monotonic() < end:
+        if found := await takeovers(rig, stopped):
+            return found
+        await asyncio.sleep(_ASK_EVERY_S)
+    return []
 
 
 async def takeovers(rig: Rig, stopped: Stopped) -> list[float]:

@@ -51,7 +51,7 @@ def _tool(name: str, effect: EffectClass) -> PythonTool:
         description=f"{name}, written down",
         input_schema=schema,
         effect=effect,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=120),
     )
     return PythonTool(spec=spec, act=act)
 

@@ -52,7 +52,9 @@ def said(messages: list[dict[str, Any]]) -> tuple[str, dict[str, Any], float]:
             "type": "function",
             "function": {
                 "name": name,
-                "arguments": json.dumps({"place": f"{place}/{number}", "seconds": plan["seconds"]}),
+                "arguments": json.dumps(
+                    {"place": f"{place}/{number}", "seconds": plan.get("tool_seconds", plan["seconds"])}
+                ),
             },
         }
         for number, name in enumerate(plan["turns"][turn])
