@@ -24,7 +24,7 @@ from rich.console import Console
 
 from ports.errors import Unavailable
 from tests.bench import machine
-from tests.bench.engine import on_uvloop
+from tests.bench.engine import Spent, on_uvloop
 from tests.bench.engine_load import open_load, read_phase
 from tests.bench.figures import ratio
 from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
@@ -64,7 +64,20 @@ class Measured(Struct, frozen=True, kw_only=True):
     seconds: float
     cpu_s: float
     server_cpu_s: float
+    creating_cpu_s: float
+    """Of our process that creates the runs; DBOS's create theirs themselves."""
     writes: int
+
+
+def measured(runs: int, seconds: float, before: Spent, after: Spent) -> Measured:
+    return Measured(
+        runs=runs,
+        seconds=seconds,
+        cpu_s=after.workers - before.workers,
+        server_cpu_s=after.server - before.server,
+        creating_cpu_s=after.driver - before.driver,
+        writes=after.writes - before.writes,
+    )
 
 
 class PeerBench:
@@ -94,6 +107,7 @@ class PeerBench:
                 name: ratio(done.runs, done.seconds),
                 f"{name}_cpu_ms": ratio(1_000 * done.cpu_s, done.runs),
                 f"{name}_server_ms": ratio(1_000 * done.server_cpu_s, done.runs),
+                f"{name}_creating_ms": ratio(1_000 * done.creating_cpu_s, done.runs),
                 f"{name}_writes": ratio(done.writes, done.runs),
             }
 
@@ -112,25 +126,25 @@ class PeerBench:
                 for _ in range(processes)
             ]
             name = f"dbos-{next(self._numbers)}"
-            cpu, server_cpu, writes = on_uvloop(self._load(name, at_once, workers))
+            before, after = on_uvloop(self._load(name, at_once, workers))
         phase = on_uvloop(read_phase(self._server, name))
-        return Measured(runs=phase.runs, seconds=phase.seconds, cpu_s=cpu, server_cpu_s=server_cpu, writes=writes)
+        return measured(phase.runs, phase.seconds, before, after)
 
-    async def _load(self, name: str, at_once: int, workers: Sequence[psutil.Process]) -> tuple[float, float, int]:
-        """CPU time of the workers and of the server, and transactions that write, for the phase."""
+    async def _load(self, name: str, at_once: int, workers: Sequence[psutil.Process]) -> tuple[Spent, Spent]:
+        """What was spent before the phase and after it."""
         window, seconds = 2 * at_once, self._options.seconds
         async with open_load(self._server) as load:
             await load.saturate(f"{name}-warm-up", runs=at_once, window=window, seconds=seconds)
-            before, server_before, writes_before = await self._spent(workers)
+            before = await self._spent(workers)
             await load.saturate(name, runs=1_000_000, window=window, seconds=seconds)
-            cpu, server_cpu, writes = await self._spent(workers)
-        return cpu - before, server_cpu - server_before, writes - writes_before
+            return before, await self._spent(workers)
 
-    async def _spent(self, workers: Sequence[psutil.Process]) -> tuple[float, float, int]:
-        return (
-            sum(machine.cpu_seconds(worker) for worker in workers),
-            machine.server_cpu_seconds(self._server),
-            await machine.writes(self._server),
+    async def _spent(self, workers: Sequence[psutil.Process]) -> Spent:
+        return Spent(
+            workers=sum(machine.cpu_seconds(worker) for worker in workers),
+            server=machine.server_cpu_seconds(self._server),
+            driver=machine.cpu_seconds(psutil.Process()),
+            writes=await machine.writes(self._server),
         )
 
     def _theirs(self, at_once: int, processes: int) -> Measured:
@@ -141,18 +155,13 @@ class PeerBench:
                 stack.enter_context(dbos(self._peer, url, max(1, at_once // processes), self._home))
                 for _ in range(processes)
             ]
-            _, server_before, writes_before = on_uvloop(self._spent(()))
+            before = on_uvloop(self._spent(()))
             for peer in peers:
                 _write(peer, f"{self._options.seconds}\n")
             done = [msgspec.json.decode(_line(peer, self._home), type=Done) for peer in peers]
-            _, server_cpu, writes = on_uvloop(self._spent(()))
-        return Measured(
-            runs=sum(one.runs for one in done),
-            seconds=max(one.seconds for one in done),
-            cpu_s=sum(one.cpu_s for one in done),
-            server_cpu_s=server_cpu - server_before,
-            writes=writes - writes_before,
-        )
+            after = on_uvloop(self._spent(()))
+        found = measured(sum(one.runs for one in done), max(one.seconds for one in done), before, after)
+        return msgspec.structs.replace(found, cpu_s=sum(one.cpu_s for one in done), creating_cpu_s=0.0)
 
     def _ratios(self, found: Mapping[str, float]) -> Figures:
         if self._peer is None:
@@ -177,6 +186,7 @@ def lines(options: Options) -> list[Line]:
             Line(f"{at_once} at once, {processes} process{'es' if processes > 1 else ''}"),
             Line("our five-step runs", ours, "1/s"),
             Line("  CPU of the workers per run", f"{ours}_cpu_ms", "ms"),
+            Line("  CPU of creating, per run", f"{ours}_creating_ms", "ms"),
             Line("  CPU of PostgreSQL per run", f"{ours}_server_ms", "ms"),
             Line("  transactions that write, per run", f"{ours}_writes"),
             Line("DBOS's five-step workflows", theirs, "1/s"),
