@@ -139,6 +139,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "http.completed": "a request was answered",
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",
+    "events.lagged": "an event stream was closed because its reader took nothing",
     "run.created": "a run was accepted",
     "run.adopted": "a worker took over a run that another had lost",
     "run.crashed": "a bug ended a worker's hold on a run",
