@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from adapters.postgres.blobs import leading, whole
 from adapters.postgres.engine import Database, PostgresConfig, open_database
 from adapters.postgres.rows import event_of, page_size, position, scope_of
 from adapters.postgres.statements import load
@@ -17,6 +18,8 @@ _SQL: Final = load("event")
 _CAPABILITIES: Final = EventCapabilities(durable=True)
 # What a follower has in memory at most.
 _FOLLOW_PAGE: Final = 100
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Of large bodies in what one read gives; a single event may be larger."""
 
 
 class PostgresEvents:
@@ -42,7 +45,9 @@ class PostgresEvents:
             raise _absent(run_id)
         asked = {**scope_of(auth), "run": found, "after": position(after), "limit": page_size(limit, MAX_READ)}
         async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["read"], asked)
+            found_rows = await transaction.rows(_SQL["read"], asked)
+            bounded = leading(found_rows, "data", most=_PAGE_BYTES)
+            rows = await whole(transaction, auth.tenant, bounded, ("data",))
         if not rows:
             raise _absent(run_id)
         last: int = rows[0]["last_sequence"]
