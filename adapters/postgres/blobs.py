@@ -7,12 +7,12 @@ like a reference is put aside whatever its size, so that what looks like one in 
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from adapters.postgres.engine import Transaction
-from adapters.postgres.rows import BLOB_MARK, Row, packed
+from adapters.postgres.rows import BLOB_MARK, WHOLE, Row, packed
 from adapters.postgres.statements import load
 from ports.errors import Internal
 from ports.ids import TenantId
@@ -77,6 +77,7 @@ async def whole(
     return [
         {
             **row,
+            WHOLE: True,
             **{
                 column: msgspec.json.decode(bodies[row[column][BLOB_MARK]])
                 for column in columns

@@ -19,6 +19,8 @@ Row: TypeAlias = Mapping[Any, Any]
 
 BLOB_MARK: Final = "$blob"
 """In a column, a reference to a large body, see `blobs`. `whole` puts the body in its place."""
+WHOLE: Final = "$whole"
+"""In a row whose references `whole` has replaced."""
 RUN_BODIES: Final = ("input", "context", "output")
 STEP_BODIES: Final = ("input", "output")
 
@@ -59,9 +61,10 @@ def positive(duration: timedelta) -> timedelta:
     return duration
 
 
-def body(value: Json) -> Json:
-    """A body that may be large, once it is whole: what is missing must not be taken for what was written."""
-    if isinstance(value, dict) and BLOB_MARK in value:
+def body(row: Row, column: str) -> Json:
+    """A body that may be large, once it is whole: a reference must not be taken for what was written."""
+    value: Json = row[column]
+    if isinstance(value, dict) and BLOB_MARK in value and WHOLE not in row:
         raise Internal("a large body was not fetched; read the rows through `blobs.whole`")
     return value
 
@@ -76,8 +79,8 @@ def run_of(row: Row) -> Run:
         agent_version=row["agent_version"],
         agent_digest=row["agent_digest"],
         status=row["status"],
-        input=body(row["input"]),
-        context=msgspec.convert(body(row["context"]), dict[str, Json]),
+        input=body(row, "input"),
+        context=msgspec.convert(body(row, "context"), dict[str, Json]),
         tool_allowlist=None if allowed is None else tuple(allowed),
         session_id=row["session_id"],
         created_at=row["created_at"],
@@ -89,7 +92,7 @@ def run_of(row: Row) -> Run:
         epoch=row["epoch"],
         last_sequence=row["last_sequence"],
         recoveries=row["recoveries"],
-        output=body(row["output"]),
+        output=body(row, "output"),
         error=optional(row["error"], Fault),
         usage=Usage(
             prompt_tokens=row["prompt_tokens"],
@@ -108,12 +111,12 @@ def step_of(row: Row) -> Step:
         name=row["name"],
         effect=row["effect"],
         status=row["status"],
-        input=body(row["input"]),
+        input=body(row, "input"),
         input_digest=row["input_digest"],
         epoch=row["epoch"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
-        output=body(row["output"]),
+        output=body(row, "output"),
         error=optional(row["error"], Fault),
         usage=msgspec.convert(row["usage"], Usage),
     )
@@ -127,7 +130,7 @@ def event_of(row: Row) -> Event:
         sequence=row["sequence"],
         type=row["type"],
         time=row["time"],
-        data=msgspec.convert(body(row["data"]), dict[str, Json]),
+        data=msgspec.convert(body(row, "data"), dict[str, Json]),
         correlation_id=row["correlation_id"],
         traceparent=row["traceparent"],
     )

@@ -78,7 +78,7 @@ RULES: Final[dict[str, str]] = {
     "events, agents' versions and the audit are only ever added to": """
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
-        WHERE c.relnamespace = 'agentos'::regnamespace AND (c.relname IN ('agents', 'audit_log') OR c.relname ~ '^run_events')
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~ '^(run_events|agents$|audit_log$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
     """,
