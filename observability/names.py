@@ -161,6 +161,8 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "worker.hint_failed": "a delivery could not be acted on",
     "worker.sweep_failed": "orphaned runs could not be looked for",
     "worker.adopt_failed": "an orphaned run could not be taken over",
+    "upkeep.done": "runs past their retention were removed",
+    "upkeep.failed": "old runs could not be removed now; the next round tries again",
     "backend.silent": "a model backend that used to answer does not",
     "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
     "telemetry.failed": "something could not be recorded; the work went on",
