@@ -38,7 +38,6 @@ _LINES: Final = (
             Line("commit to client p99", f"p99_ms_{count}", "ms"),
             Line("events committed", f"events_per_s_{count}", "1/s"),
             Line("CPU of the API per event", f"api_cpu_ms_{count}", "ms"),
-            Line("transactions per event", f"transactions_{count}"),
         )
     ),
     Line("100 open streams, all of one run"),
@@ -99,31 +98,20 @@ class EventsBench:
             arrivals = Arrivals()
             async with reading(port, to, arrivals):
                 held = api.memory_info().rss - before_streams
-                cpu, began, commits = machine.cpu_seconds(api), time.perf_counter(), await self._transactions()
+                cpu, began = machine.cpu_seconds(api), time.perf_counter()
                 await write(
                     runs, to, arrivals, per_second=options.per_second, seconds=options.seconds, readers_of_each=1
                 )
                 took = time.perf_counter() - began
                 used = machine.cpu_seconds(api) - cpu
-                transactions = await self._transactions() - commits
         found = {
             **latencies(arrivals, str(count)),
             f"events_per_s_{count}": ratio(arrivals.expected, took),
             f"api_cpu_ms_{count}": ratio(1_000 * used, arrivals.expected),
-            f"transactions_{count}": ratio(transactions, arrivals.expected),
         }
         if count == max(one for one in _MANY if one <= options.most):
             found["mib_per_1000"] = ratio(held / 2**20 * 1_000, count)
         return found
-
-    async def _transactions(self) -> int:
-        """Of every session, told by themselves with a delay: good for a rate, over seconds."""
-        connection = await asyncpg.connect(self._server.dsn("postgres", "postgres"))
-        try:
-            count: int = await connection.fetchval("SELECT xact_commit FROM pg_stat_database WHERE datname = 'agentos'")
-            return count
-        finally:
-            await connection.close()
 
     def _fanned_out(self, count: int) -> Figures:
         options = self._options

@@ -152,8 +152,8 @@ async def reading(port: int, opened: list[Target], arrivals: Arrivals) -> AsyncI
         for target in opened:
             _, reader = await loop.create_connection(lambda target=target: Reader(target, arrivals), "127.0.0.1", port)  # type: ignore[misc]  # the default binds the loop's value
             readers.append(reader)
-        async with asyncio.timeout(_ARRIVAL_SECONDS):
-            await asyncio.gather(*(reader.started for reader in readers))
+            async with asyncio.timeout(_ARRIVAL_SECONDS):
+                await reader.started
         yield
     finally:
         for reader in readers:
