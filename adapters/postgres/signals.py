@@ -24,7 +24,7 @@ _MAX_PAYLOAD_BYTES: Final = 7_900
 # How long a waiter trusts in hints before it looks by itself; jittered, so that waiters don't look all at once.
 _POLL_SECONDS: Final = (0.5, 1.0)
 # The same for those who are many, while hints can be heard: then only a writer that died before it could tell is missed.
-_PATIENT_POLL_SECONDS: Final = (2.5, 5.0)
+_PATIENT_POLL_SECONDS: Final = (10.0, 15.0)
 _RECONNECT_SECONDS: Final = (0.1, 1.0)
 _CLOSE_SECONDS: Final = 1.0
 
@@ -115,8 +115,15 @@ class Signals:
                 await self._wanted.wait()
                 self._wanted.clear()
                 await asyncio.sleep(BATCH_SECONDS)
-                for payload in payloads(self._take_unsent()):
-                    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+                taken = self._take_unsent()
+                try:
+                    for payload in payloads(taken):
+                        await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    # Told over the next connection: once too often does no harm.
+                    self._unsent |= taken
+                    self._wanted.set()
+                    raise
         finally:
             self._listening = False
             # From now on they look more often.

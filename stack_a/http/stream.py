@@ -29,7 +29,6 @@ logger = logging.getLogger("agentos.http")
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 REAUTHORIZE_EVERY: Final = timedelta(seconds=3)
 """With the two seconds a verifier may remember, a revocation ends open streams within five."""
-TICK: Final = timedelta(seconds=1)
 LAGGED_AFTER: Final = timedelta(seconds=30)
 """How long a reader may leave the server's write buffer full."""
 STALLED_AFTER: Final = timedelta(seconds=1)
@@ -95,7 +94,7 @@ async def frames(
     try:
         while not closing.is_set():
             upcoming = upcoming or asyncio.create_task(_next(events))
-            tick = tick or asyncio.create_task(clock.sleep(TICK))
+            tick = tick or asyncio.create_task(clock.sleep(_until_due(clock.monotonic(), authorized_at, spoke_at)))
             await asyncio.wait({upcoming, tick, leaving}, return_when=asyncio.FIRST_COMPLETED)
             now = clock.monotonic()
             if now - authorized_at >= REAUTHORIZE_EVERY.total_seconds():
@@ -119,6 +118,13 @@ async def frames(
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _until_due(now: float, authorized_at: float, spoke_at: float) -> timedelta:
+    """How long nothing needs to be done, if nothing happens."""
+    return min(
+        REAUTHORIZE_EVERY - timedelta(seconds=now - authorized_at), KEEP_ALIVE_EVERY - timedelta(seconds=now - spoke_at)
+    )
 
 
 class EventStream(Response[bytes]):

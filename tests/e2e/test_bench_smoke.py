@@ -16,6 +16,7 @@ from tests.bench.machine import ROOT
     ("bench", "figures"),
     [
         ("engine", {"runs_per_s", "commits_per_run", "claim_p50_ms", "claim_p99_ms", "worker_cpu_ms", "ratio"}),
+        ("events", {"p50_ms_1", "p99_ms_100", "p99_ms_fan", "mib_per_1000", "reference_p50_ms", "ratio"}),
         ("gateway", {"gateway_rps_16", "gateway_p99_ms_1", "gateway_cpu_us_16", "gateway_first_ms", "direct_rps_16"}),
     ],
 )
