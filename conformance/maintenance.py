@@ -17,6 +17,7 @@ from ports.errors import InvalidArgument, NotFound, PermissionDenied
 from ports.event import Event
 from ports.ids import WorkerId
 from ports.maintenance import MIN_RETENTION, MaintenancePort
+from ports.messages import Json
 from ports.run_state import Change, Idempotency, NewRun, Run, RunFilter, RunStatePort, Step
 
 RETENTION: Final = timedelta(days=30)
@@ -37,12 +38,12 @@ async def done(port: MaintenancePort) -> int:
     raise AssertionError(f"{PATIENCE_CALLS} calls did not come to an end")
 
 
-async def ended(runs: RunStatePort, auth: AuthContext = ACME, new: NewRun | None = None) -> Run:
+async def ended(runs: RunStatePort, auth: AuthContext = ACME, new: NewRun | None = None, *, output: Json = 42) -> Run:
     """A run with a step that has succeeded."""
     await runs.renew(NODE, WORKER, timedelta(hours=1))
     created = await runs.create(auth, new or new_run())
     run = await runs.claim(auth, created.run.id, WORKER)
-    await runs.append(auth, run.id, run.epoch, Change(steps=(intent(1), result(1))))
+    await runs.append(auth, run.id, run.epoch, Change(steps=(intent(1), result(1, output))))
     await runs.append(auth, run.id, run.epoch, SUCCEEDED)
     return await runs.load(auth, run.id)
 
@@ -203,6 +204,20 @@ class MaintenanceContract(Contract):
         assert removed == len(old)
         for auth, run in (*young, (GLOBEX, made_after)):
             assert (await runs.load(auth, run.id)).input == MEGABYTE
+
+    @clause("MNT-3", "MNT-6")
+    async def test_a_fork_outlives_the_run_it_comes_from_with_its_journal(self, harness: MaintenanceHarness) -> None:
+        port, runs = await harness.open(), await harness.runs()
+        old = await ended(runs, new=large(), output=MEGABYTE)
+        await harness.advance(OLD)
+        fork = (await runs.fork(ACME, old.id, 1, idempotency())).run
+
+        removed = await done(port)
+
+        [step] = await runs.steps(ACME, fork.id)
+        assert removed == 1
+        assert (await runs.load(ACME, fork.id)).input == MEGABYTE
+        assert step.output == MEGABYTE
 
 
 def large(key: Idempotency | None = None) -> NewRun:

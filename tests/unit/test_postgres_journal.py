@@ -32,7 +32,9 @@ class TestStepRows:
         assert updates == []
 
     def test_a_repeated_intent_is_an_update_of_what_was_planned(self) -> None:
-        inserts, updates = step_rows((replace(intent(1), again=True), replace(intent(2), again=True), result(2)))
+        inserts, updates = step_rows(
+            (replace(intent(1), again=True), replace(intent(2), again=True), result(2)), Outgoing()
+        )
 
         assert inserts == []
         assert [(row["n"], row["was"], row["status"]) for row in updates] == [
