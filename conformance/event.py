@@ -10,7 +10,7 @@ import pytest
 
 from conformance.clauses import clause
 from conformance.contract import Contract
-from conformance.factories import SUCCEEDED, telling
+from conformance.factories import MEGABYTE, SUCCEEDED, telling
 from conformance.harness import EventHarness
 from conformance.people import ACME, FOREIGNERS, Foreigner
 from ports.errors import InvalidArgument, NotFound
@@ -97,6 +97,23 @@ class EventContract(Contract):
 
         assert sequences(rest) == list(range(after + 1, 8))
         assert some == rest[:2]
+
+    @clause("EVE-1")
+    async def test_large_events_are_read_whole_in_as_many_reads_as_it_takes(self, harness: EventHarness) -> None:
+        port = await harness.open()
+        run = await harness.start_run(ACME)
+        texts = [MEGABYTE + str(n) for n in range(6)]
+        for text in texts:
+            await harness.append(ACME, run, Change(events=(NewEvent(type="tool.completed", data={"output": text}),)))
+        await harness.append(ACME, run, SUCCEEDED)
+
+        found: list[Event] = []
+        for _ in range(9):
+            found.extend(await port.read(ACME, run.id, after=len(found)))
+
+        large = [event.data["output"] for event in found if event.type == "tool.completed"]
+        assert len(found) == 9
+        assert [one == text for one, text in zip(large, texts, strict=True)] == [True] * 6
 
     @clause("EVE-2")
     @pytest.mark.parametrize("foreigner", FOREIGNERS, ids=lambda foreigner: foreigner.name)

@@ -11,6 +11,9 @@ AGENT_ID: Final = AgentId("agt_demo")
 DIGEST: Final = "sha256:" + "0" * 64
 ROUTE: Final = "POST /v1/agents/{agent_id}/runs"
 
+MEGABYTE: Final = "é" * 512 * 1024
+"""In UTF-8."""
+
 STEP_STARTED: Final = NewEvent(type="step.started", data={"n": 1})
 SUCCEEDED: Final = Change(status="succeeded", output="42", events=(NewEvent(type="run.completed"),))
 

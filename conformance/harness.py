@@ -21,6 +21,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, TenantId
+from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
 from ports.model import ChatRequest, ModelPort
@@ -88,6 +89,18 @@ class EventHarness(StorageHarness[EventPort], Protocol):
 
     async def elsewhere(self) -> EventPort:
         """A port over another storage."""
+        ...
+
+
+class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
+    """`advance` moves the time of `runs` and `events` as well."""
+
+    async def runs(self) -> RunStatePort:
+        """A port over the same storage."""
+        ...
+
+    async def events(self) -> EventPort:
+        """A port over the same storage."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from conformance.run_state_access import RunStateIsolation, RunStateListing, RunStateOrphans
 from conformance.run_state_appends import RunStateAppends, RunStateCancellation
+from conformance.run_state_bodies import RunStateBodies
 from conformance.run_state_claims import RunStateClaims, RunStateCreation
 from conformance.run_state_verbs import RunStateDecisions, RunStateForks
 
@@ -10,6 +11,7 @@ class RunStateContract(
     RunStateCreation,
     RunStateClaims,
     RunStateAppends,
+    RunStateBodies,
     RunStateCancellation,
     RunStateIsolation,
     RunStateListing,

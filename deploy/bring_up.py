@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from adapters.postgres.maintenance import make_event_days
 from adapters.postgres.migrate import migrate
 from deploy import config as settings
 from deploy import credentials, embedded_postgres
@@ -98,6 +99,7 @@ def migrate_database(recorder: Recorder) -> None:
             passwords = credentials.database_passwords(node)
             admin = credentials.embedded_url(SUPERUSER, passwords.superuser, config.postgres_port, SUPERUSER)
             applied = embedded_postgres.set_up_database(admin, owner_url, passwords.roles())
+        asyncio.run(make_event_days(owner_url))
         notes.changed = bool(applied)
         notes.summary = f"applied {len(applied)}: {', '.join(applied)}" if applied else "the schema is up to date"
 

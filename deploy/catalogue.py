@@ -174,6 +174,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_WORKER_HOST": "127.0.0.1",
             "AGENTOS_WORKER_PORT": str(config.worker_port),
             "AGENTOS_WORKER_CONCURRENCY": str(config.worker_concurrency),
+            "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             # The worker signs the tokens it calls Stack B with, on behalf of each run's requester; nobody else may sign.
             "AGENTOS_ISSUER_KEY_FILE": str(node.secret(credentials.ISSUER_KEY)),

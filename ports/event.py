@@ -4,7 +4,8 @@ Events are written by `RunStatePort` in the transaction of the change they tell 
 
 Clauses (each has a test in `conformance.event`):
 
-* EVE-1  `read` gives the events after the given sequence, ascending, without gaps, at most `limit`.
+* EVE-1  `read` gives the events after the given sequence, ascending, without gaps, at most `limit`; fewer where they are
+         large, so that what it gives stays bounded, but one where there is one. An event of a megabyte reads as written.
 * EVE-2  An absent run and another tenant's or namespace's raise the same `NotFound`, word for word.
 * EVE-3  `follow` yields every event after the cursor exactly once and in order, those already there and those appended
          while it runs, and ends after the terminal event.

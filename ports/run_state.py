@@ -3,7 +3,8 @@
 Clauses (each has a test in `conformance.run_state`):
 
 * RUN-1   `create` returns a run that is `queued`, with an id of the store's making and `run.created` as event 1; once it
-          returned, run, event and idempotency key survive a crash together.
+          returned, run, event and idempotency key survive a crash together. Input and context are as they were given,
+          also where they are a megabyte each.
 * RUN-2   `create` with a key already used by the same principal, in the same namespace and on the same route, and an
           equal fingerprint returns the first run and creates nothing, also when many callers race.
 * RUN-3   The same key with another fingerprint raises `Conflict` (`idempotency_key_reused`) and changes nothing.
@@ -14,6 +15,7 @@ Clauses (each has a test in `conformance.run_state`):
           and its journal is as it was.
 * RUN-7   `append` and `release` under an older epoch raise `Conflict` (`fenced`) and write nothing.
 * RUN-8   `append` is all or nothing; events get the sequence numbers after the last one, without gaps, in commit order.
+          What it writes is read as it was, also where it is a megabyte.
 * RUN-9   A step has one intent and at most one result: a second intent or a second result for a step raises `Conflict`
           and the whole append writes nothing.
 * RUN-10  An append that moves a run to a terminal status must end with exactly one terminal event; after it nothing can be

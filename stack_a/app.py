@@ -33,8 +33,8 @@ _SELF: Final = AuthContext(
 )
 
 
-def create_app(deps: ApiDeps) -> App:
-    """The public API. `deps` outlive it."""
+def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
+    """The public API. `deps` outlive it; who gives `streams` can close them all."""
     openapi = msgspec.json.encode(
         document(
             title="AgentOS Stack A",
@@ -62,7 +62,7 @@ def create_app(deps: ApiDeps) -> App:
             list_agents, get_agent, openapi_json,
             *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": deps, "intake": intake, "again": again, "streams": OpenStreams()},
+        {"deps": deps, "intake": intake, "again": again, "streams": streams or OpenStreams()},
     )  # fmt: skip
     return Edge(
         cast(App, app),

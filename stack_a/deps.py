@@ -34,6 +34,10 @@ WORKER_NEEDS: Final[Mapping[str, Struct | None]] = {
 }
 
 
+UPKEEP_NEEDS: Final[Mapping[str, Struct | None]] = {"maintenance": None}
+"""Of the process that has the worker in it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiDeps:
     clock: Clock

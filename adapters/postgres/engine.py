@@ -188,7 +188,7 @@ async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection, *, i
         except asyncio.CancelledError:
             driver.terminate()  # the pool will see that it is closed
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
             pass
         else:
             return

@@ -78,7 +78,7 @@ _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
 
 # What the driver raises by itself, without the server.
 _DRIVER: Final[tuple[tuple[type[BaseException], type[AgentOSError]], ...]] = (
-    (asyncpg.InternalClientError, Internal),
+    (asyncpg.InternalClientError, Unavailable),  # it lost track of a connection, as when the server stops just then
     (asyncpg.InterfaceWarning, Internal),
     (asyncpg.InterfaceError, Unavailable),  # the connection is closed, or being closed
     (OSError, Unavailable),  # TimeoutError and ConnectionError among them

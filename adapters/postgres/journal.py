@@ -2,6 +2,7 @@
 
 from typing import Any, TypeAlias
 
+from adapters.postgres.blobs import Outgoing
 from adapters.postgres.rows import packed, packed_or_null
 from ports.errors import Conflict
 from ports.messages import Usage
@@ -11,8 +12,9 @@ StepRow: TypeAlias = dict[str, Any]
 """Columns of one step; JSON among them as text."""
 
 
-def step_rows(facts: tuple[StepIntent | StepResult, ...]) -> tuple[list[StepRow], list[StepRow]]:
+def step_rows(facts: tuple[StepIntent | StepResult, ...], outgoing: Outgoing) -> tuple[list[StepRow], list[StepRow]]:
     """The steps to insert, and the changes of steps that are in the journal already: `was` is what each must be before.
+    Large bodies go to `outgoing`.
 
     An intent and its result in the same append become one row, because a statement can't change a row twice.
 
@@ -33,9 +35,9 @@ def step_rows(facts: tuple[StepIntent | StepResult, ...]) -> tuple[list[StepRow]
                 raise Conflict(f"step {fact.n} has a result already")
             results[fact.n] = fact
     both = [(intent, results.pop(n, None)) for n, intent in intents.items()]
-    inserted = [_inserted(intent, result) for intent, result in both if not intent.again]
-    repeated = [_repeated(intent, result) for intent, result in both if intent.again]
-    return inserted, [*repeated, *(_result(result) | {"was": "started"} for result in results.values())]
+    inserted = [_inserted(intent, result, outgoing) for intent, result in both if not intent.again]
+    repeated = [_repeated(intent, result, outgoing) for intent, result in both if intent.again]
+    return inserted, [*repeated, *(_result(result, outgoing) | {"was": "started"} for result in results.values())]
 
 
 def usage_of(facts: tuple[StepIntent | StepResult, ...]) -> Usage:
@@ -47,30 +49,30 @@ def usage_of(facts: tuple[StepIntent | StepResult, ...]) -> Usage:
     return used
 
 
-def _inserted(intent: StepIntent, result: StepResult | None) -> StepRow:
+def _inserted(intent: StepIntent, result: StepResult | None, outgoing: Outgoing) -> StepRow:
     begun = {
         "n": intent.n,
         "kind": intent.kind,
         "name": intent.name,
         "effect": intent.effect,
         "status": "started",
-        "input": packed(intent.input),
+        "input": outgoing.packed(intent.input),
         "digest": intent.input_digest,
         "usage": packed(Usage()),
     }
-    return begun if result is None else begun | _result(result)
+    return begun if result is None else begun | _result(result, outgoing)
 
 
-def _repeated(intent: StepIntent, result: StepResult | None) -> StepRow:
+def _repeated(intent: StepIntent, result: StepResult | None, outgoing: Outgoing) -> StepRow:
     begun = {"n": intent.n, "status": "started", "output": None, "error": None, "usage": packed(Usage())}
-    return (begun if result is None else _result(result)) | {"was": "planned"}
+    return (begun if result is None else _result(result, outgoing)) | {"was": "planned"}
 
 
-def _result(result: StepResult) -> StepRow:
+def _result(result: StepResult, outgoing: Outgoing) -> StepRow:
     return {
         "n": result.n,
         "status": result.status,
-        "output": packed_or_null(result.output),
+        "output": outgoing.packed_or_null(result.output),
         "error": packed_or_null(result.error),
         "usage": packed(result.usage),
     }

@@ -1,19 +1,28 @@
 """Rows to Structs, and JSON to what a column takes."""
 
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
-from sqlalchemy import RowMapping
 
 from ports.context import AuthContext
-from ports.errors import InvalidArgument
+from ports.errors import Internal, InvalidArgument
 from ports.event import Event
 from ports.ids import AgentId, EventId, RunId, TenantId, minted
 from ports.messages import Fault, Json, Usage
 from ports.run_state import Origin, Run, Step
 
 ValueT = TypeVar("ValueT")
+Row: TypeAlias = Mapping[Any, Any]
+"""By column. SQLAlchemy's own take more than names as keys, and JSON is anything."""
+
+BLOB_MARK: Final = "$blob"
+"""In a column, a reference to a large body, see `blobs`. `whole` puts the body in its place."""
+WHOLE: Final = "$whole"
+"""In a row whose references `whole` has replaced."""
+RUN_BODIES: Final = ("input", "context", "output")
+STEP_BODIES: Final = ("input", "output")
 
 
 def packed(value: Json) -> str:
@@ -52,7 +61,15 @@ def positive(duration: timedelta) -> timedelta:
     return duration
 
 
-def run_of(row: RowMapping) -> Run:
+def body(row: Row, column: str) -> Json:
+    """A body that may be large, once it is whole: a reference must not be taken for what was written."""
+    value: Json = row[column]
+    if isinstance(value, dict) and BLOB_MARK in value and WHOLE not in row:
+        raise Internal("a large body was not fetched; read the rows through `blobs.whole`")
+    return value
+
+
+def run_of(row: Row) -> Run:
     allowed: list[str] | None = row["tool_allowlist"]
     origin = row["forked_from"]
     return Run(
@@ -62,8 +79,8 @@ def run_of(row: RowMapping) -> Run:
         agent_version=row["agent_version"],
         agent_digest=row["agent_digest"],
         status=row["status"],
-        input=row["input"],
-        context=row["context"],
+        input=body(row, "input"),
+        context=msgspec.convert(body(row, "context"), dict[str, Json]),
         tool_allowlist=None if allowed is None else tuple(allowed),
         session_id=row["session_id"],
         created_at=row["created_at"],
@@ -75,7 +92,7 @@ def run_of(row: RowMapping) -> Run:
         epoch=row["epoch"],
         last_sequence=row["last_sequence"],
         recoveries=row["recoveries"],
-        output=row["output"],
+        output=body(row, "output"),
         error=optional(row["error"], Fault),
         usage=Usage(
             prompt_tokens=row["prompt_tokens"],
@@ -87,25 +104,25 @@ def run_of(row: RowMapping) -> Run:
     )
 
 
-def step_of(row: RowMapping) -> Step:
+def step_of(row: Row) -> Step:
     return Step(
         n=row["n"],
         kind=row["kind"],
         name=row["name"],
         effect=row["effect"],
         status=row["status"],
-        input=row["input"],
+        input=body(row, "input"),
         input_digest=row["input_digest"],
         epoch=row["epoch"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
-        output=row["output"],
+        output=body(row, "output"),
         error=optional(row["error"], Fault),
         usage=msgspec.convert(row["usage"], Usage),
     )
 
 
-def event_of(row: RowMapping) -> Event:
+def event_of(row: Row) -> Event:
     return Event(
         event_id=EventId(minted("evt", row["event_id"])),
         run_id=RunId(minted("run", row["run_id"])),
@@ -113,7 +130,7 @@ def event_of(row: RowMapping) -> Event:
         sequence=row["sequence"],
         type=row["type"],
         time=row["time"],
-        data=row["data"],
+        data=msgspec.convert(body(row, "data"), dict[str, Json]),
         correlation_id=row["correlation_id"],
         traceparent=row["traceparent"],
     )

@@ -1,7 +1,7 @@
 """RunStatePort over PostgreSQL: every change of a run is one short, fenced transaction."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
@@ -10,10 +10,13 @@ import msgspec
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import DBAPIError
 
+from adapters.postgres.blobs import Outgoing, whole
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.errors import violated_constraint
 from adapters.postgres.journal import step_rows, usage_of
 from adapters.postgres.rows import (
+    RUN_BODIES,
+    STEP_BODIES,
     packed,
     packed_or_null,
     page_size,
@@ -78,6 +81,7 @@ class PostgresRunState:
         return _CAPABILITIES
 
     async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        outgoing = Outgoing()
         asked = {
             **_key_of(auth, new.idempotency),
             **trace_of(auth),
@@ -86,8 +90,8 @@ class PostgresRunState:
             "agent_version": new.agent_version,
             "agent_digest": new.agent_digest,
             "requester": packed(auth),
-            "input": packed(new.input),
-            "context": packed(new.context),
+            "input": outgoing.packed(new.input),
+            "context": outgoing.packed(new.context),
             "tool_allowlist": packed_or_null(new.tool_allowlist),
             "session_id": new.session_id,
             "deadline": new.deadline,
@@ -95,9 +99,12 @@ class PostgresRunState:
         }
         async with self._database.transaction(auth.tenant) as transaction:
             made = await transaction.row(_SQL["create"], asked)
+            if made is not None:
+                await outgoing.keep(transaction, auth.tenant, made["id"])
+                run = await _whole_run(transaction, auth, made, at_hand=outgoing.bodies)
             known = None if made is not None else await _known(transaction, auth, new.idempotency)
         if made is not None:
-            return Created(run=run_of(made), created=True)
+            return Created(run=run, created=True)
         assert known is not None, "the key was taken, and keys stay"
         return Created(run=known, created=False)
 
@@ -122,15 +129,17 @@ class PostgresRunState:
             won = await transaction.row(_SQL["claim"], {**asked, **trace_of(auth)})
             if won is None:
                 raise _unclaimable(run_id, worker, await transaction.row(_SQL["standing"], asked))
+            run = await _whole_run(transaction, auth, won)
         if won["first_time"]:
             self._database.signals.tell(run_id)
-        return run_of(won)
+        return run
 
     async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
         check_change(change)
         scope = _run_of(auth, run_id)
+        outgoing = Outgoing()
         try:
-            intents, results = step_rows(change.steps)
+            intents, results = step_rows(change.steps, outgoing)
         except Conflict:
             # Whose write is fenced learns that first: what else is wrong with it does not matter any more.
             await self._check_fence(auth, run_id, epoch)
@@ -138,7 +147,7 @@ class PostgresRunState:
         asked = {
             **scope,
             **trace_of(auth),
-            **_movement(change),
+            **_movement(change, outgoing),
             "epoch": epoch,
             "intents": packed(intents),
             "results": packed(results),
@@ -154,6 +163,7 @@ class PostgresRunState:
                 raise _fenced(run_id, epoch, await transaction.row(_SQL["standing"], {**scope, "worker": None}))
             if moved["results"] != len(results):
                 raise Conflict(f"a step of run {run_id!r} has no intent, or has a result already")
+            await outgoing.keep(transaction, auth.tenant, scope["run"])
         if change.events:
             self._database.signals.tell(run_id)
         return Appended(last_sequence=moved["last_sequence"], cancel_requested=moved["cancel_requested"])
@@ -179,7 +189,8 @@ class PostgresRunState:
     ) -> tuple[Step, ...]:
         asked = {**_run_of(auth, run_id), "after": position(after), "limit": page_size(limit, MAX_PAGE)}
         async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["steps"], asked)
+            found = await transaction.rows(_SQL["steps"], asked)
+            rows = await whole(transaction, auth.tenant, found, STEP_BODIES)
         if not rows:
             raise _absent(run_id)
         return tuple(step_of(row) for row in rows if row["n"] is not None)
@@ -197,7 +208,8 @@ class PostgresRunState:
             "limit": size + 1,
         }
         async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["list"], asked)
+            found = await transaction.rows(_SQL["list"], asked)
+            rows = await whole(transaction, auth.tenant, found, RUN_BODIES)
         more = len(rows) > size
         return Page(
             items=tuple(run_of(row) for row in rows[:size]),
@@ -215,7 +227,7 @@ class PostgresRunState:
         }
         async with self._database.transaction(auth.tenant) as transaction:
             row = await transaction.row(_SQL["cancel"], asked)
-            run = run_of(row) if row is not None else await _loaded(transaction, auth, run_id)
+            run = await (_whole_run(transaction, auth, row) if row is not None else _loaded(transaction, auth, run_id))
             if idempotency is not None:
                 named = {**_key_of(auth, idempotency), "fingerprint": idempotency.fingerprint, "run": asked["run"]}
                 await transaction.rows(_SQL["remember"], named)
@@ -241,12 +253,14 @@ class PostgresRunState:
         }
         async with self._database.transaction(auth.tenant) as transaction:
             made = await transaction.row(_SQL["fork"], asked)
+            if made is not None:
+                run = await _whole_run(transaction, auth, made)
             known = None if made is not None else await _known(transaction, auth, idempotency)
             if made is None and known is None:
                 await _loaded(transaction, auth, run_id)
                 raise unforkable(origin)
         if made is not None:
-            return Created(run=run_of(made), created=True)
+            return Created(run=run, created=True)
         assert known is not None, "refused above"
         return Created(run=known, created=False)
 
@@ -255,6 +269,7 @@ class PostgresRunState:
     ) -> Resolved:
         scope = _run_of(auth, run_id)
         fault = resolved_fault(resolution)
+        outgoing = Outgoing()
         asked = {
             **scope,
             **_key_of(auth, idempotency),
@@ -262,9 +277,9 @@ class PostgresRunState:
             "n": position(n),
             "fingerprint": idempotency.fingerprint,
             "status": RESOLVED_STATUS[resolution.decision],
-            "output": packed(resolution.output) if resolution.decision == "done" else None,
+            "output": outgoing.packed(resolution.output) if resolution.decision == "done" else None,
             "error": packed_or_null(fault),
-            "data": packed(resolved_event(n, resolution).data),
+            "data": outgoing.packed(resolved_event(n, resolution).data),
             "action": f"step.resolve_{resolution.decision}",
         }
         async with self._database.transaction(auth.tenant) as transaction:
@@ -282,8 +297,10 @@ class PostgresRunState:
                 raise
             if moved is None:
                 raise unresolvable(run_id, held["status"], n)
+            await outgoing.keep(transaction, auth.tenant, scope["run"])
+            run = await _whole_run(transaction, auth, moved)
         self._database.signals.tell(run_id)
-        return Resolved(run=run_of(moved), resolved=True)
+        return Resolved(run=run, resolved=True)
 
     async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
         auth.require(RUNS_ANY_TENANT)
@@ -309,13 +326,13 @@ def _key_of(auth: AuthContext, idempotency: Idempotency) -> dict[str, Any]:
     return {**scope_of(auth), "principal": auth.principal, "route": idempotency.route, "key": idempotency.key}
 
 
-def _movement(change: Change) -> dict[str, Any]:
+def _movement(change: Change, outgoing: Outgoing) -> dict[str, Any]:
     """What an append does to the run's own row, and the events it adds."""
     usage = usage_of(change.steps)
     return {
         "status": change.status,
         "ends": change.status in TERMINAL,
-        "output": packed_or_null(change.output),
+        "output": outgoing.packed_or_null(change.output),
         "error": packed_or_null(change.error),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -324,18 +341,25 @@ def _movement(change: Change) -> dict[str, Any]:
         "event_count": len(change.events),
         "events": packed(
             [
-                {"place": place, "type": event.type, "data": packed(event.data)}
+                {"place": place, "type": event.type, "data": outgoing.packed(event.data)}
                 for place, event in enumerate(change.events, start=1)
             ]
         ),
     }
 
 
+async def _whole_run(
+    transaction: Transaction, auth: AuthContext, row: RowMapping, *, at_hand: Mapping[str, bytes] | None = None
+) -> Run:
+    [found] = await whole(transaction, auth.tenant, [row], RUN_BODIES, at_hand=at_hand)
+    return run_of(found)
+
+
 async def _loaded(transaction: Transaction, auth: AuthContext, run_id: RunId) -> Run:
     row = await transaction.row(_SQL["load"], _run_of(auth, run_id))
     if row is None:
         raise _absent(run_id)
-    return run_of(row)
+    return await _whole_run(transaction, auth, row)
 
 
 async def _known(transaction: Transaction, auth: AuthContext, idempotency: Idempotency) -> Run | None:
@@ -344,7 +368,7 @@ async def _known(transaction: Transaction, auth: AuthContext, idempotency: Idemp
         return None
     if row["fingerprint"] != idempotency.fingerprint:
         raise _reused(idempotency)
-    return run_of(row)
+    return await _whole_run(transaction, auth, row)
 
 
 def _reused(idempotency: Idempotency) -> Conflict:

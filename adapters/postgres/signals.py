@@ -23,6 +23,8 @@ BATCH_SECONDS: Final = 0.010
 _MAX_PAYLOAD_BYTES: Final = 7_900
 # How long a waiter trusts in hints before it looks by itself; jittered, so that waiters don't look all at once.
 _POLL_SECONDS: Final = (0.5, 1.0)
+# The same for those who are many, while hints can be heard: then only a writer that died before it could tell is missed.
+_PATIENT_POLL_SECONDS: Final = (10.0, 15.0)
 _RECONNECT_SECONDS: Final = (0.1, 1.0)
 _CLOSE_SECONDS: Final = 1.0
 
@@ -30,15 +32,16 @@ _CLOSE_SECONDS: Final = 1.0
 class Waiter:
     """Remembers that its topic changed, until somebody looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, poll: Callable[[], tuple[float, float]]) -> None:
         self._changed = asyncio.Event()
+        self._poll = poll
 
     def wake(self) -> None:
         self._changed.set()
 
     async def wait(self, at_most: float | None = None) -> None:
         """Until the topic changed since the last `wait`, or it is time to look anyway."""
-        poll = random.uniform(*_POLL_SECONDS)  # noqa: S311 - spreads load, guards nothing
+        poll = random.uniform(*self._poll())  # noqa: S311 - spreads load, guards nothing
         with suppress(TimeoutError):
             async with asyncio.timeout(poll if at_most is None else min(poll, at_most)):
                 await self._changed.wait()
@@ -54,6 +57,7 @@ class Signals:
         self._unsent: set[str] = set()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._listening = False
 
     def tell(self, topic: str) -> None:
         """`topic` changed and the change is committed. Never blocks, never fails."""
@@ -63,9 +67,12 @@ class Signals:
         self._run()
 
     @contextmanager
-    def waiting(self, topic: str) -> Iterator[Waiter]:
-        """A waiter for `topic`. Look at the truth after entering, not before: then no change is missed."""
-        waiter = Waiter()
+    def waiting(self, topic: str, *, patient: bool = False) -> Iterator[Waiter]:
+        """A waiter for `topic`. Look at the truth after entering, not before: then no change is missed.
+
+        A `patient` one looks by itself less often, for as long as hints can be heard.
+        """
+        waiter = Waiter(lambda: _PATIENT_POLL_SECONDS if patient and self._listening else _POLL_SECONDS)
         self._waiters.setdefault(topic, set()).add(waiter)
         self._run()
         try:
@@ -101,21 +108,35 @@ class Signals:
         try:
             connection.add_termination_listener(lambda _: self._wanted.set())
             await connection.add_listener(CHANNEL, self._heard)
+            self._listening = True
             # Nobody knows what was told before: everybody looks.
-            for topic in list(self._waiters):
-                self._wake(topic)
+            self._wake_everybody()
             while not connection.is_closed():
                 await self._wanted.wait()
                 self._wanted.clear()
                 await asyncio.sleep(BATCH_SECONDS)
-                for payload in payloads(self._take_unsent()):
-                    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+                taken = self._take_unsent()
+                try:
+                    for payload in payloads(taken):
+                        await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    # Told over the next connection: once too often does no harm.
+                    self._unsent |= taken
+                    self._wanted.set()
+                    raise
         finally:
+            self._listening = False
+            # From now on they look more often.
+            self._wake_everybody()
             # Bounded, and at once where the server does not answer.
             try:
                 await connection.close(timeout=_CLOSE_SECONDS)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection.terminate()
+
+    def _wake_everybody(self) -> None:
+        for topic in list(self._waiters):
+            self._wake(topic)
 
     def _take_unsent(self) -> set[str]:
         taken, self._unsent = self._unsent, set()

@@ -88,6 +88,7 @@ def run(options: Options, io: Io) -> int:
     with RunsClient(stack_a_url(config), api_token(io, options.tenant)) as client:
         accepted = client.create_run(options.agent, options.input)
         console = io.data()
+        told = Told(console)
         if not options.json:
             console.print(f"[bold]{escape(options.agent)}[/] [dim]{accepted.run_id}[/]")
         totals = Totals()
@@ -100,7 +101,7 @@ def run(options: Options, io: Io) -> int:
                     if options.json:
                         io.json(event.data)
                     else:
-                        show(console, event)
+                        told.show(event)
                     if event.type in TERMINAL:
                         last = event
             except KeyboardInterrupt:
@@ -108,7 +109,40 @@ def run(options: Options, io: Io) -> int:
                     io.say(f"agentos: {accepted.run_id} goes on without you")
                     raise
         view = client.run(accepted.run_id)
-    return _finish(options, io, last, totals, view)
+    return _finish(options, io, last, totals, view, told=told.text)
+
+
+class Told:
+    """Shows events as they come, the text of `model.delta` growing on its own lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._of: tuple[object, object] | None = None
+        self._open = False
+        self.text = ""
+        """What the last answer has shown of itself so far."""
+
+    def show(self, event: SseEvent) -> None:
+        if event.type != "model.delta":
+            self._close()
+            show(self._console, event)
+            return
+        body = event.body
+        of = (body.get("step"), body.get("attempt"))
+        if of != self._of:
+            self._close()
+            if self._of is not None and self._of[0] == of[0]:
+                self._console.print("  [yellow]· the answer broke off and begins again[/]")
+            self._of, self.text = of, ""
+        piece = str(body.get("text", ""))
+        self.text += piece
+        self._console.print(piece, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._open = True
+
+    def _close(self) -> None:
+        if self._open:
+            self._console.print()
+            self._open = False
 
 
 def show(console: Console, event: SseEvent) -> None:
@@ -166,7 +200,7 @@ def _model_line(body: dict[str, Any]) -> str:
     return f"  [green]✓ model[/] {escape(says)} [dim]{tokens}, {cost}{escape(backend)}[/] {took}"
 
 
-def _finish(options: Options, io: Io, last: SseEvent, totals: Totals, view: dict[str, Any]) -> int:
+def _finish(options: Options, io: Io, last: SseEvent, totals: Totals, view: dict[str, Any], *, told: str) -> int:
     seconds = elapsed(view)
     succeeded = last.type == "run.completed"
     if options.json:
@@ -184,7 +218,9 @@ def _finish(options: Options, io: Io, last: SseEvent, totals: Totals, view: dict
     console = io.data()
     console.print()
     if succeeded:
-        console.print(escape(answer(last.body.get("output"))))
+        # Shown already where it grew before the reader's eyes.
+        if (whole := answer(last.body.get("output"))) != told:
+            console.print(escape(whole))
     elif last.type == "run.cancelled":
         console.print("[yellow]The run was cancelled.[/]")
     else:

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import uvicorn
 import uvloop
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deploy.roots.sender_watch import SenderWatch
 from ports.http.edge import App
+from ports.http.sse import HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
@@ -21,6 +24,8 @@ SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
 GRACE_S: Final = 20
 """How long open requests may take to finish after SIGTERM; then they are cancelled, which settles what they hold."""
+HANG_UP_S: Final = 5
+"""How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual client pools and proxies (60 s), so that they close first."""
 
@@ -50,7 +55,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with two limits it doesn't have: on the header block, and on how slowly a request may come.
 
     A request is due from the connection's first moment, or from its own first byte, to its last. Between requests the
-    connection is idle, which is uvicorn's affair.
+    connection is idle, which is uvicorn's affair. And it can hang up on a client that doesn't read: the ASGI extension
+    `ports.http.sse.HANG_UP`.
     """
 
     window_s: ClassVar[float] = SENDER_WINDOW_S
@@ -107,8 +113,27 @@ class BoundedProtocol(HttpToolsProtocol):
             # Not `close`, which waits until what was written is read: for somebody like this, perhaps for ever.
             self.transport.abort()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        cycle.scope["extensions"] = {HANG_UP: partial(self._hang_up, cycle)}  # type: ignore[dict-item]  # not one of ASGI's own
+        super()._start_asgi_task(cycle, app)
+
+    def _hang_up(self, cycle: RequestResponseCycle, last: bytes) -> None:
+        """End a chunked response with `last` behind what the client has not read yet, waiting for nothing."""
+        if cycle.response_complete or self.transport.is_closing():
+            return
+        cycle.response_complete = True
+        cycle.message_event.set()
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+        # Closes once all is written, which a client that never reads again would put off for ever.
+        self.transport.close()
+        self.loop.call_later(HANG_UP_S, self.transport.abort)
+
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_leaving: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_leaving = on_leaving
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Stop on SIGTERM and SIGINT without raising them again, so that the caller still closes what it opened."""
@@ -126,10 +151,11 @@ class _Server(uvicorn.Server):
         # A second signal ends the grace period.
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._on_leaving()
 
 
-async def serve(app: App, *, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, then finish open requests within the grace period."""
+async def serve(app: App, *, host: str, port: int, on_leaving: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT, then call `on_leaving` and finish open requests within the grace period."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -147,7 +173,7 @@ async def serve(app: App, *, host: str, port: int) -> None:
     # What was built at start lives as long as the process: the collector needn't look at it again.
     gc.collect()
     gc.freeze()
-    await _Server(config).serve()
+    await _Server(config, on_leaving).serve()
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -13,6 +13,7 @@ from observability.logs import configure
 from observability.metrics import Metrics
 from stack_a.app import create_app
 from stack_a.deps import API_NEEDS, ApiDeps
+from stack_a.http.stream import OpenStreams
 
 AUDIENCE = "stack-a"
 
@@ -40,9 +41,11 @@ async def main(variables: Mapping[str, str]) -> None:
 
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     async with open_ports(choices, API_NEEDS, clock=clock, wrap=watched) as ports:
-        app = create_app(ApiDeps(clock=clock, metrics=metrics, **ports))
+        streams = OpenStreams()
+        app = create_app(ApiDeps(clock=clock, metrics=metrics, **ports), streams)
         host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
-        await serve(app, host=host, port=port)
+        # Readers of events resume elsewhere: nobody waits for them.
+        await serve(app, host=host, port=port, on_leaving=streams.close)
 
 
 if __name__ == "__main__":

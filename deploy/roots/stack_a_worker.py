@@ -17,8 +17,10 @@ from observability.logs import configure
 from observability.metrics import Metrics
 from ports.errors import Unavailable
 from ports.ids import WorkerId
+from ports.maintenance import MIN_RETENTION
 from stack_a.app import create_worker_app
-from stack_a.deps import WORKER_NEEDS, WorkerDeps
+from stack_a.deps import UPKEEP_NEEDS, WORKER_NEEDS, WorkerDeps
+from stack_a.upkeep import Upkeep
 from stack_a.worker import Worker
 
 DRAIN: Final = timedelta(seconds=15)
@@ -30,7 +32,10 @@ def defaults(env: Environment) -> dict[str, Choice]:
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     issuer = {"issuer": env.required("ISSUER"), "private_key_file": env.required("ISSUER_KEY_FILE")}
     return {
-        **{port: Choice(adapter="postgres", config=database) for port in ("run_state", "queue", "agent", "memory")},
+        **{
+            port: Choice(adapter="postgres", config=database)
+            for port in ("run_state", "queue", "agent", "memory", "maintenance")
+        },
         "issuer": Choice(adapter="tokens", config=issuer),
         "model": Choice(adapter="stack_b", config={"base_url": env.required("STACK_B_URL")}),
         "tool": Choice(adapter="builtin"),
@@ -46,7 +51,9 @@ async def main(variables: Mapping[str, str]) -> None:
         return instrument(name, port, metrics.port_call)
 
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
-    async with open_ports(choices, WORKER_NEEDS, clock=clock, wrap=watched) as ports:
+    retention = timedelta(days=env.number("RETENTION_DAYS", 90, least=MIN_RETENTION.days, most=3_650))
+    async with open_ports(choices, {**WORKER_NEEDS, **UPKEEP_NEEDS}, clock=clock, wrap=watched) as ports:
+        upkeep = Upkeep(ports.pop("maintenance"), clock, retention=retention)
         worker = Worker(
             WorkerDeps(clock=clock, metrics=metrics, **ports),
             new_id=lambda: WorkerId(f"wrk_{secrets.token_hex(8)}"),
@@ -61,7 +68,10 @@ async def main(variables: Mapping[str, str]) -> None:
         host, port = env.text("WORKER_HOST", "127.0.0.1"), env.number("WORKER_PORT", 8082, least=1, most=65_535)
         async with anyio.create_task_group() as group:
             group.start_soon(worker.serve)
-            await serve(app, host=host, port=port)
+            async with anyio.create_task_group() as beside:
+                beside.start_soon(upkeep.serve)
+                await serve(app, host=host, port=port)
+                beside.cancel_scope.cancel()
             await worker.drain(DRAIN)
 
 

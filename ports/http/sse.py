@@ -9,6 +9,9 @@ from ports.errors import InvalidArgument
 from ports.event import Event
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+LAGGED: Final = b": lagged\n\n"
+HANG_UP: Final = "agentos.hang_up"
+"""ASGI extension of our server: `hang_up(last)` ends a stream with `last` at once, whether the client reads or not."""
 
 _CURSOR: Final = re.compile(r"([a-z0-9]{1,32})\.(0|[1-9][0-9]{0,17})")
 

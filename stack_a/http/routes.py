@@ -41,6 +41,7 @@ LIMITS: Final = {
     "max_deadline_s": wire.MAX_DEADLINE_S,
     "max_event_streams_per_principal": stream.MAX_PER_PRINCIPAL,
     "max_event_streams_per_tenant": stream.MAX_PER_TENANT,
+    "event_stream_lag_s": int(stream.LAGGED_AFTER.total_seconds()),
 }
 
 _PAGING: Final = (
@@ -152,7 +153,10 @@ OPERATIONS: Final = {
         summary="Follow a run's events",
         description=(
             "Server-sent events, from the first or after `Last-Event-ID`, then live, until the terminal event. Each has "
-            "`id: <stream epoch>.<sequence>`; sequences run 1…n without gaps. A comment is sent every 15 s."
+            "`id: <stream epoch>.<sequence>`; sequences run 1…n without gaps. A comment is sent every 15 s. A reader that "
+            "takes nothing for 30 s is closed with the comment `lagged` and resumes. `model.delta` tells the text of a "
+            "model's reply while it grows: `step`, `attempt` and `text`; a higher attempt of a step begins its text again, "
+            "and `model.completed` has it whole."
         ),
         tag="runs",
         stream=wire.EventData,

@@ -5,7 +5,6 @@ from contextlib import aclosing
 from typing import Final, get_args
 
 from litestar import Response, get, post
-from litestar.response import Stream
 
 from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import InvalidArgument, NotFound, PermissionDenied
@@ -16,7 +15,7 @@ from ports.run_intake import RunRequest
 from ports.run_state import Idempotency, RunFilter, RunStatus
 from stack_a.http import wire
 from stack_a.http.given import Deps, HttpRequest, Intake, Limit, PathText, QueryText, Streams
-from stack_a.http.stream import frames
+from stack_a.http.stream import EventStream, frames
 from stack_a.runs.plan import digest
 
 _CREATE: Final = "POST /v1/agents/{agent_id}/runs"
@@ -119,7 +118,7 @@ async def list_steps(
 @get("/v1/runs/{run_id:str}/events")
 async def follow_events(
     request: HttpRequest, run_id: PathText, deps: Deps, streams: Streams, after: QueryText = None
-) -> Stream:
+) -> EventStream:
     found = exchange(request.scope)
     auth = found.identity
     cursor = request.headers.get("last-event-id", after)
@@ -132,14 +131,20 @@ async def follow_events(
     async def body() -> AsyncGenerator[bytes, None]:
         try:
             events = deps.event.follow(auth, known, after=start)
-            chunks = frames(events, stream_epoch=deps.event.stream_epoch, found=found, clock=deps.clock)
+            chunks = frames(
+                events,
+                stream_epoch=deps.event.stream_epoch,
+                found=found,
+                clock=deps.clock,
+                closing=streams.closing,
+            )
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
         finally:
             give_back()
 
-    return Stream(body(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    return EventStream(body(), streams.closing)
 
 
 def run_id_of(text: str) -> RunId:

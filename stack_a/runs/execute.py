@@ -15,13 +15,14 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from observability.logs import who
 from ports.agent import AgentSpec
-from ports.errors import AgentOSError, Conflict
+from ports.errors import AgentOSError, Conflict, Unavailable
 from ports.messages import Fault, Json
-from ports.model import ChatReply
+from ports.model import ChatReply, ChatRequest
 from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
 from ports.tool import ToolCall, ToolSpec
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
+from stack_a.runs.deltas import Deltas
 from stack_a.runs.journal import Journal, fault_of, read_steps
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
@@ -40,6 +41,8 @@ ABORT_S: Final = 5.0
 TELL_WITHIN: Final = timedelta(milliseconds=50)
 """How long the facts of repeatable steps may wait for others to share their commit. A crash within it costs a repetition
 under the same keys, as a crash before a result's commit always does."""
+TELL_TEXT_WITHIN: Final = timedelta(milliseconds=250)
+"""How long the words of a model may wait for more to share their commit."""
 
 REPEATABLE: Final[frozenset[EffectClass]] = frozenset({"pure", "idempotent"})
 
@@ -155,18 +158,20 @@ class Execution:
         n = call.intent.n
         journal.intend(call.intent, tell.started(call.intent))
         began = self._deps.clock.monotonic()
+        # Above every number an earlier worker may have told deltas under.
+        deltas = Deltas(n, attempts_before=(self.run.epoch - 1) * MODEL_ATTEMPTS)
 
         async def ask() -> ChatReply | AgentOSError:
             try:
-                return await self._retrying(MODEL_ATTEMPTS, lambda: self._deps.model.chat(self._auth, call.request))
+                return await self._retrying(MODEL_ATTEMPTS, lambda: self._stream(call.request, deltas))
             except AgentOSError as error:
                 return error
 
-        reply = await self._act(journal, ask)
+        reply = await self._act(journal, ask, deltas)
         if isinstance(reply, AgentOSError):
             fault = fault_of(reply)
             result = StepResult(n=n, status="failed", error=fault)
-            journal.complete(result, tell.model_failed(n, fault, self._ms_since(began)))
+            journal.complete(result, [*deltas.take(), *tell.model_failed(n, fault, self._ms_since(began))])
             self._deps.metrics.step(kind="model", status="failed", seconds=self._seconds_since(began))
             return
         if reply is None:
@@ -180,8 +185,19 @@ class Execution:
             "policy_outcome": to_builtins(reply.policy_outcome),
         }
         result = StepResult(n=n, status="completed", output=output, usage=reply.usage)
-        journal.complete(result, tell.model_completed(n, reply, self._ms_since(began)))
+        journal.complete(result, [*deltas.take(), *tell.model_completed(n, reply, self._ms_since(began))])
         self._deps.metrics.step(kind="model", status="completed", seconds=self._seconds_since(began))
+
+    async def _stream(self, request: ChatRequest, deltas: Deltas) -> ChatReply:
+        """One attempt, its text put where the journal is told from."""
+        deltas.begin()
+        reply: ChatReply | None = None
+        async for delta in self._deps.model.stream(self._auth, request):
+            deltas.add(delta.text)
+            reply = delta.reply or reply
+        if reply is None:
+            raise Unavailable("the model's answer ended before it was whole", code="upstream_error")
+        return reply
 
     async def _call_tools(
         self, journal: Journal, agent: AgentSpec, tools: dict[str, ToolSpec], calls: tuple[PlannedTool, ...]
@@ -262,7 +278,7 @@ class Execution:
         if appended is not None and appended.cancel_requested:
             self.interrupt("cancel")
 
-    async def _act(self, journal: Journal, work: Callable[[], Awaitable[T]]) -> T | None:
+    async def _act(self, journal: Journal, work: Callable[[], Awaitable[T]], deltas: Deltas | None = None) -> T | None:
         """Do `work` where `interrupt` can reach it; None when it did. Meanwhile the journal is kept told.
 
         What it raises is the store's: `work` keeps the errors of its calls to itself.
@@ -273,7 +289,7 @@ class Execution:
         try:
             async with anyio.create_task_group() as group:
                 self._acting = group.cancel_scope
-                group.start_soon(self._keep_told, journal)
+                group.start_soon(self._keep_told, journal, deltas)
                 outcome.append(await work())
                 group.cancel_scope.cancel()
         except* AgentOSError as errors:
@@ -283,12 +299,27 @@ class Execution:
             self._acting = None
         return outcome[0] if outcome else None
 
-    async def _keep_told(self, journal: Journal) -> None:
+    async def _keep_told(self, journal: Journal, deltas: Deltas | None) -> None:
         """Commit what waits, `TELL_WITHIN` after it began to wait: a call that takes longer is seen while it runs."""
+        await self._deps.clock.sleep(TELL_WITHIN)
         while True:
-            await self._deps.clock.sleep(TELL_WITHIN)
             with anyio.CancelScope(shield=True):
-                self._note(await journal.commit())
+                self._note(await journal.commit(events=deltas.take() if deltas is not None else ()))
+            if deltas is None:
+                await self._deps.clock.sleep(TELL_WITHIN)
+            else:
+                await self._text_to_tell(deltas)
+
+    async def _text_to_tell(self, deltas: Deltas) -> None:
+        async with anyio.create_task_group() as group:
+
+            async def until_due() -> None:
+                await deltas.due.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(until_due)
+            await self._deps.clock.sleep(TELL_TEXT_WITHIN)
+            group.cancel_scope.cancel()
 
     async def _retrying(self, attempts: int, call: Callable[[], Awaitable[T]]) -> T:
         policy = AsyncRetrying(

@@ -28,6 +28,7 @@ from tests.contract.broken import (
     replies,
     run_states,
     run_verbs,
+    upkeeps,
 )
 from tests.contract.broken.mutant import Mutant
 from tests.contract.broken.queues import BrokenQueueHarness
@@ -40,6 +41,7 @@ SUITES: Final = {
     "run_state": run_states,
     "run_verbs": run_verbs,
     "event": events,
+    "maintenance": upkeeps,
     "memory": memories,
     "budget": ledgers,
     "reply_journal": replies,

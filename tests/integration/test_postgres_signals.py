@@ -7,15 +7,17 @@ from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
+import asyncpg
 import pytest
 
 from adapters.postgres import event, queue, run_state, signals
 from adapters.postgres.engine import PostgresConfig
+from adapters.postgres.event import PostgresEvents
 from adapters.system_clock import SystemClock
 from conformance.factories import SUCCEEDED, new_run
 from conformance.people import ACME, NODE
 from ports.adapter import Given
-from ports.event import EventPort
+from ports.event import Event, EventPort
 from ports.ids import WorkerId
 from ports.queue import Delivery, QueuePort
 from ports.run_state import RunStatePort
@@ -82,6 +84,7 @@ class TestSignals:
         self, clone: Clone, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        monkeypatch.setattr(signals, "_PATIENT_POLL_SECONDS", NEVER)
         here, there = two
         run = (await there.runs.create(ACME, new_run())).run
         await there.runs.renew(NODE, WORKER, HOUR)
@@ -126,6 +129,7 @@ class TestSignals:
         self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(signals.Signals, "tell", lambda _self, _topic: None)
+        monkeypatch.setattr(signals, "_PATIENT_POLL_SECONDS", (0.1, 0.2))
         here, there = two
         run = (await there.runs.create(ACME, new_run())).run
         seen: list[str] = []
@@ -165,6 +169,68 @@ class TestSignals:
                 await there.queue.enqueue(ACME, b"work")
 
         assert [one.body for one in got] == [b"work"]
+
+    async def test_hints_of_a_broken_line_are_sent_over_the_next_one(
+        self, clone: Clone, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        monkeypatch.setattr(signals, "_PATIENT_POLL_SECONDS", NEVER)
+        here, there = two
+        run = (await there.runs.create(ACME, new_run())).run
+        seen: list[str] = []
+        sends = 0
+        send = asyncpg.Connection.execute
+
+        async def broken_once(connection: asyncpg.Connection, query: str, *values: object, **more: Any) -> str:
+            nonlocal sends
+            if "pg_notify" in query:
+                sends += 1
+                if sends == 1:
+                    raise asyncpg.ConnectionDoesNotExistError
+            return await send(connection, query, *values, **more)
+
+        async def follow() -> None:
+            seen.extend([one.type async for one in here.events.follow(ACME, run.id)])
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follow)
+                await listening(clone, 1)
+                monkeypatch.setattr(asyncpg.Connection, "execute", broken_once)
+                await there.runs.cancel(ACME, run.id, reason="enough")
+
+        assert seen == ["run.created", "run.cancelled"]
+        assert sends >= 2
+
+    async def test_followers_that_wake_together_read_together(
+        self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, _ = two
+        run = (await here.runs.create(ACME, new_run())).run
+        reads = 0
+        read = PostgresEvents.read
+
+        async def counted(port: PostgresEvents, *asked: Any, **more: Any) -> tuple[Event, ...]:
+            nonlocal reads
+            reads += 1
+            return await read(port, *asked, **more)
+
+        seen: list[list[str]] = []
+
+        async def follow() -> None:
+            seen.append([one.type async for one in here.events.follow(ACME, run.id)])
+
+        monkeypatch.setattr(PostgresEvents, "read", counted)
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                for _ in range(50):
+                    group.start_soon(follow)
+                await anyio.sleep(0.3)
+                before = reads
+                await here.runs.cancel(ACME, run.id, reason="enough")
+
+        assert seen == [["run.created", "run.cancelled"]] * 50
+        assert reads - before <= 5
 
     async def test_no_write_transaction_notifies(self, clone: Clone) -> None:
         rows = await fetch(

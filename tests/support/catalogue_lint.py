@@ -78,9 +78,15 @@ RULES: Final[dict[str, str]] = {
     "events, agents' versions and the audit are only ever added to": """
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
-        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN ('run_events', 'agents', 'audit_log')
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~ '^(run_events|agents$|audit_log$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
+    """,
+    "partitions are reached through their parent only": """
+        SELECT c.relname || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relispartition AND c.relkind IN ('r', 'p')
+          AND has_table_privilege('ao_app', c.oid, privilege)
     """,
     "nobody but our roles may connect": """
         SELECT d.datname FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x
@@ -122,6 +128,7 @@ BREAKAGES: Final[dict[str, str]] = {
     """,
     "ao_app can not truncate, refer to or trigger on any table": "GRANT TRUNCATE ON steps TO ao_app",
     "events, agents' versions and the audit are only ever added to": "GRANT UPDATE (data) ON run_events TO ao_app",
+    "partitions are reached through their parent only": "GRANT SELECT ON run_events_default TO ao_app",
     "nobody but our roles may connect": "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO PUBLIC', "
     "current_database()); END $$",
 }

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from adapters.inproc import event, run_state, runs, store
+from adapters.inproc import event, maintenance, run_state, runs, store
 from adapters.inproc.store import InprocConfig
 from conformance.clock import ManualClock
 from conformance.factories import new_run
@@ -17,6 +17,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, WorkerId
+from ports.maintenance import MaintenancePort
 from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
 
@@ -88,6 +89,17 @@ class InprocEventHarness(InprocHarness[EventPort]):
         other = InprocEventHarness()
         self.closing.push_async_callback(other.close)
         return await other.open()
+
+
+class InprocMaintenanceHarness(InprocHarness[MaintenancePort]):
+    def __init__(self) -> None:
+        super().__init__(maintenance.SPEC)
+
+    async def runs(self) -> RunStatePort:
+        return run_state.InprocRunState(store.store(self.config.name), self.clock)
+
+    async def events(self) -> EventPort:
+        return event.InprocEvents(store.store(self.config.name))
 
 
 HarnessT = TypeVar("HarnessT", bound=InprocHarness[Any])

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import event, run_state
+from adapters.postgres import event, maintenance, run_state
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
@@ -17,9 +17,10 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.event import EventPort
 from ports.ids import RunId, WorkerId, uuid_of
+from ports.maintenance import MaintenancePort
 from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
-from tests.support.postgres import Clone, borrow, fetch, give_back, shift_time
+from tests.support.postgres import Clone, borrow, drop, fetch, give_back, shift_time
 
 PortT = TypeVar("PortT")
 HOUR = timedelta(hours=1)
@@ -105,6 +106,23 @@ class PostgresEventHarness(PostgresHarness[EventPort]):
         other = PostgresEventHarness(await borrow())
         self.closing.push_async_callback(other.close)
         return await other.open()
+
+
+class PostgresMaintenanceHarness(PostgresHarness[MaintenancePort]):
+    """On a database of its own to the end: upkeep makes and drops tables, so nobody else may have it afterwards."""
+
+    def __init__(self, database: Clone) -> None:
+        super().__init__(maintenance.SPEC, database)
+
+    async def runs(self) -> RunStatePort:
+        return await self.closing.enter_async_context(run_state.SPEC.open(self.config, Given(clock=SystemClock())))
+
+    async def events(self) -> EventPort:
+        return await self.closing.enter_async_context(event.SPEC.open(self.config, Given(clock=SystemClock())))
+
+    async def close(self) -> None:
+        await self.closing.aclose()
+        await drop(self.database)
 
 
 HarnessT = TypeVar("HarnessT", bound=PostgresHarness[Any])

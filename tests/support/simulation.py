@@ -13,7 +13,7 @@ import random
 import selectors
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -264,6 +264,8 @@ class _Gated:
 
     def __getattr__(self, name: str) -> Any:  # stands in for every port
         found = getattr(self._port, name)
+        if inspect.isasyncgenfunction(found):
+            return self._steps(name, found)
         if not inspect.iscoroutinefunction(found):
             return found
 
@@ -274,6 +276,15 @@ class _Gated:
             return answer
 
         return call
+
+    def _steps(self, name: str, found: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+        async def stream(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
+            await self._process.gate(f"{self._name}.{name} before")
+            async for step in found(*arguments, **named):
+                yield step
+            await self._process.gate(f"{self._name}.{name} after")
+
+        return stream
 
 
 class World:

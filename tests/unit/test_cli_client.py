@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from deploy.cli.run_command import Totals, elapsed, money, short, show
+from deploy.cli.run_command import Told, Totals, elapsed, money, short, show
 from deploy.client import RunsClient, parse_events
 from ports.errors import NotFound, Unavailable
 
@@ -159,6 +159,29 @@ class TestShowing:
             '  → calculator {"expression":"2+2"}',
             '  ✓ calculator {"result":4} 3 ms',
         ]
+
+    def test_text_grows_where_it_stands_and_other_lines_stay_whole(self) -> None:
+        console = Console(width=20, file=None)
+        told = Told(console)
+        lines = (
+            frame(1, "model.delta", step=1, attempt=1, text="It is [b]")
+            + frame(2, "model.delta", step=1, attempt=2, text="It is a long [b]word[/b]")
+            + frame(3, "model.delta", step=1, attempt=2, text="\nand more")
+            + frame(4, "tool.requested", tool="t", arguments={})
+        ).splitlines()
+        with console.capture() as captured:
+            for event in parse_events(lines):
+                told.show(event)
+
+        assert captured.get().splitlines() == [
+            "It is [b]",
+            "  · the answer broke",
+            "off and begins again",
+            "It is a long [b]word[/b]",
+            "and more",
+            "  → t {}",
+        ]
+        assert told.text == "It is a long [b]word[/b]\nand more"
 
     def test_totals_add_up_over_model_calls(self) -> None:
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "cost_nanousd": 7, "estimated": True}

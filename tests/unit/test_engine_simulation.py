@@ -6,6 +6,7 @@ lease, errors of unknown effect. `AGENTOS_SIMULATION_EXAMPLES=2000` is the long 
 """
 
 import os
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from conformance.faults import Kind
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.ids import RunId, WorkerId
-from ports.model import ChatReply, ChatRequest
+from ports.model import ChatDelta, ChatRequest
 from ports.queue import Delivery
 from ports.run_state import Appended, Change, Orphan, Renewal, Run, StepIntent
 from ports.tool import ToolCall, ToolResult, ToolSpec
@@ -214,7 +215,7 @@ def test_every_promise_holds_whatever_port_call_meets_trouble(kind: Trouble) -> 
         scenario((number, kind))
 
     assert {"run_state.claim after", "run_state.append before", "run_state.append after", "queue.ack before",
-            "model.chat after", "tool.invoke before", "tool.invoke after"} <= set(gates)  # fmt: skip
+            "model.stream after", "tool.invoke before", "tool.invoke after"} <= set(gates)  # fmt: skip
 
 
 # --- the oracle sees what it should ----------------------------------------------------------------------------------
@@ -307,9 +308,9 @@ class KeyPerAttempt(Around):
 class ForgettingReplies(Around):
     """A gateway that asks its model anew each time, and gets another answer each time."""
 
-    async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
-        reply: ChatReply = await self.port.chat(auth, msgspec.structs.replace(request, step_key=None))
-        return reply
+    async def stream(self, auth: AuthContext, request: ChatRequest) -> AsyncIterator[ChatDelta]:
+        async for delta in self.port.stream(auth, msgspec.structs.replace(request, step_key=None)):
+            yield delta
 
 
 class UnsafeTakenForSafe(Around):

@@ -13,12 +13,13 @@ FOLDER: Final = files("adapters.postgres") / "sql"
 # They go through functions that cross tenants on purpose, or read what belongs to nobody.
 ACROSS_TENANTS: Final = {
     "run_state.renew", "run_state.retire", "run_state.orphans", "queue.lease_any", "queue.depth_any", "tenant.list",
-    "tenant.find_key", "event.stream_epoch", "reply_journal.forget",
+    "tenant.find_key", "event.stream_epoch", "reply_journal.forget", "maintenance.make_event_days",
+    "maintenance.forget_runs", "maintenance.drop_event_days",
 }  # fmt: skip
 
 TABLES: Final = (
     "tenants|api_keys|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
-    "budget_holds|audit_log|model_replies"
+    "budget_holds|audit_log|model_replies|blobs|blob_refs"
 )
 _READ: Final = re.compile(rf"\b(?:FROM|JOIN|UPDATE|DELETE FROM)\s+(?:{TABLES})\b(?:\s+(?:AS\s+)?(\w+))?")
 _BOUND: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (?::tenant|\w+\.tenant_id)\b")

@@ -223,6 +223,13 @@ copied AS (
     FROM made, steps s
     WHERE s.tenant_id = :tenant AND s.run_id = :run AND s.n BETWEEN 1 AND CAST(:at AS integer)
 ),
+needed AS (
+    -- The large bodies of what was copied, and perhaps of more.
+    INSERT INTO blob_refs (tenant_id, run_id, sha256)
+    SELECT made.tenant_id, made.id, b.sha256
+    FROM made, blob_refs b
+    WHERE b.tenant_id = :tenant AND b.run_id = :run
+),
 told AS (
     INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
     SELECT made.tenant_id, made.id, 1, 'run.created', made.created_at,

@@ -1,0 +1,73 @@
+"""MaintenancePort over PostgreSQL: partitions of events are made ahead and dropped whole; runs are removed in batches.
+
+A run goes first, at once with its journal, its key and the bodies nobody else needs, and with that its events are out of
+reach. Their day is dropped when no run of it is left.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+from msgspec import Struct
+
+from adapters.postgres.bootstrap import SCHEMA
+from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.statements import load
+from ports.adapter import AdapterSpec, Given
+from ports.context import RUNS_ANY_TENANT, AuthContext
+from ports.maintenance import MaintenancePort, Upkeep, check_retention
+
+_SQL: Final = load("maintenance")
+DAYS_AHEAD: Final = 7
+"""A node whose workers stood still for longer writes to the default partition until they are back."""
+BATCH: Final = 200
+"""Runs that one call removes at most; well within a statement's time."""
+
+
+class PostgresMaintenance:
+    """Satisfies `MaintenancePort`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def upkeep(self, auth: AuthContext, *, retention: timedelta) -> Upkeep:
+        auth.require(RUNS_ANY_TENANT)
+        check_retention(retention)
+        days = -(-retention // timedelta(days=1))
+        # Each in a transaction of its own: none holds up the others' locks.
+        async with self._database.transaction(auth.tenant) as transaction:
+            await transaction.rows(_SQL["make_event_days"], {"ahead": DAYS_AHEAD})
+        async with self._database.transaction(auth.tenant) as transaction:
+            [row] = await transaction.rows(_SQL["forget_runs"], {"days": days, "limit": BATCH})
+        more: bool = row["removed"] == BATCH
+        if not more:
+            async with self._database.transaction(auth.tenant) as transaction:
+                await transaction.rows(_SQL["drop_event_days"], {"days": days})
+        return Upkeep(runs_removed=row["removed"], more=more)
+
+
+async def make_event_days(dsn: str) -> int:
+    """Make the partitions of the days to come, as any role that may; how many were missing. For whoever migrates."""
+    connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30, server_settings={"search_path": SCHEMA})
+    try:
+        made: int = await connection.fetchval("SELECT ao_make_event_days($1)", DAYS_AHEAD)
+        return made
+    finally:
+        await connection.close()
+
+
+class MaintenanceCapabilities(Struct, frozen=True, kw_only=True):
+    """None yet."""
+
+
+@asynccontextmanager
+async def open_maintenance(config: PostgresConfig, _given: Given) -> AsyncIterator[MaintenancePort]:
+    async with open_database(config) as database:
+        yield PostgresMaintenance(database)
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, MaintenancePort]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: MaintenanceCapabilities(), open=open_maintenance
+)
