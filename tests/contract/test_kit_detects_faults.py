@@ -108,7 +108,7 @@ def test_every_clause_catches_a_broken_adapter(failures: dict[str, Failures], po
 
 # Sequences find by themselves what the cases were written for.
 FIND: Final = settings(
-    max_examples=600,
+    max_examples=2_500,
     stateful_step_count=40,
     derandomize=True,
     database=None,

@@ -301,6 +301,9 @@ class TestNamesWhoHeldARunLast(BrokenRunState):
     broken = NamesWhoHeldARunLast
     caught_by = frozenset(
         {
+            "test_a_repeated_decision_returns_the_run_as_it_stands",
+            "test_a_decision_is_there_for_a_port_opened_anew",
+            "test_a_decision_is_recorded_and_the_run_is_queued_again",
             "test_a_run_names_who_claimed_it_until_it_is_handed_back",
             "test_cancelling_a_terminal_run_returns_it_as_it_is",
         }
