@@ -40,7 +40,7 @@ from ports.tenant import Entitlements, TenantDirectory
 from stack_a.runs.start import Intake
 from tests.support.http_server import served
 from tests.support.postgres import Clone, cloned, fetch, shift_time
-from tests.support.scripted_upstream import completion, usage
+from tests.support.scripted_upstream import completion, delta, usage
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ISSUER: Final = "http://node.test"
@@ -82,8 +82,14 @@ class Provider:
         if not self.let_go.is_set():
             self.left += 1
             return
-        answer = json.dumps(completion("paid", usage=usage(10, TOKENS_PER_CALL - 10)).body).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+        used = usage(10, TOKENS_PER_CALL - 10)
+        if body.get("stream"):
+            chunks = (delta(role="assistant", content="paid"), delta("stop"), {**delta(), "choices": [], "usage": used})
+            lines = [*(json.dumps(chunk) for chunk in chunks), "[DONE]"]
+            kind, answer = b"text/event-stream", "".join(f"data: {line}\n\n" for line in lines).encode()
+        else:
+            kind, answer = b"application/json", json.dumps(completion("paid", usage=used).body).encode()
+        headers = [(b"content-type", kind), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
         self.answered += 1
