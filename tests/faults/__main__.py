@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import msgspec
-import uvloop
 
 from tests.faults.driver import SHORT, Outcome, drive, long
 
@@ -23,8 +22,8 @@ def main(arguments: list[str]) -> int:
     seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
     say(f"seed {seed}")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        outcome = runner.run(drive(SHORT if given.short else long(given.minutes), seed, say))
+    # Not on uvloop: httpx takes a socket that was reset while connecting for one of ours there, and fails on it.
+    outcome = asyncio.run(drive(SHORT if given.short else long(given.minutes), seed, say))
     return report(outcome, given.json)
 
 

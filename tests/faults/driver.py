@@ -83,6 +83,7 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         say("the node is ready; load begins")
         load = [asyncio.create_task(clients.work()) for _ in range(plan.clients)]
         load.append(asyncio.create_task(clients.race(plan.races)))
+        stack.push_async_callback(_end, load)
         await asyncio.sleep(1.5)
 
         stopped = await _stopped(made, clients, plan, say) if plan.together else None
@@ -135,6 +136,12 @@ async def _stopped(made: Rig, clients: Clients, plan: Plan, say: Callable[[str],
         if stopped.held:
             return stopped
         made.resume(WORKERS[0])
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _database_now(made: Rig) -> float:
