@@ -27,6 +27,8 @@ _POLL_SECONDS: Final = (0.5, 1.0)
 _PATIENT_POLL_SECONDS: Final = (10.0, 15.0)
 _RECONNECT_SECONDS: Final = (0.1, 1.0)
 _CLOSE_SECONDS: Final = 1.0
+# What a lost line may raise. The last one is the driver's word for a connection that ended in the middle of a message.
+_LOST: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Waiter:
@@ -99,7 +101,7 @@ class Signals:
 
     async def _serve(self) -> None:
         while True:
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(*_LOST):
                 await self._serve_one_connection()
             await asyncio.sleep(random.uniform(*_RECONNECT_SECONDS))  # noqa: S311 - spreads load, guards nothing
 
@@ -119,7 +121,7 @@ class Signals:
                 try:
                     for payload in payloads(taken):
                         await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                except _LOST:
                     # Told over the next connection: once too often does no harm.
                     self._unsent |= taken
                     self._wanted.set()
@@ -131,7 +133,7 @@ class Signals:
             # Bounded, and at once where the server does not answer.
             try:
                 await connection.close(timeout=_CLOSE_SECONDS)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except _LOST:
                 connection.terminate()
 
     def _wake_everybody(self) -> None:

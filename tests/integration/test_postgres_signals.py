@@ -232,6 +232,25 @@ class TestSignals:
         assert seen == [["run.created", "run.cancelled"]] * 50
         assert reads - before <= 5
 
+    async def test_a_line_that_the_driver_lost_track_of_is_built_anew(self) -> None:
+        attempts = 0
+        again = anyio.Event()
+
+        async def connect() -> asyncpg.Connection:
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1:
+                again.set()
+            raise asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+
+        line = signals.Signals(connect)
+        line.tell("run_x")
+        with anyio.fail_after(5):
+            await again.wait()
+        await line.close()
+
+        assert attempts > 1
+
     async def test_no_write_transaction_notifies(self, clone: Clone) -> None:
         rows = await fetch(
             clone.superuser, "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'agentos'::regnamespace"
