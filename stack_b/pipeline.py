@@ -131,7 +131,7 @@ class Pipeline:
         async with self._request(trail):
             tenant, candidates = await self._entitled(auth, call.model, "chat")
             decision = await decide(self._deps.pii, auth, call.members)
-            balance = await self.balances.current(auth, limit=tenant.entitlements.tokens_per_day)
+            balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
             ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
             return Verdict(
                 policy_outcome=decision.outcome,

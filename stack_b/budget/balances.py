@@ -1,7 +1,7 @@
 """What this process last knew of each tenant's window, for the `x-ratelimit-*-tokens` headers.
 
-The headers are a courtesy, not a decision: a balance is read at most once a second per tenant, and what this process
-holds and settles in between is reckoned in.
+The headers are a courtesy, not a decision: for them a balance is read at most once a second per tenant, and what this
+process holds and settles in between is reckoned in.
 """
 
 from collections import OrderedDict
@@ -33,13 +33,17 @@ class Balances:
 
     async def current(self, auth: AuthContext, *, limit: int) -> Balance:
         """The tenant's balance, at most a second old. Raises `Unavailable` when it must be read and can't."""
-        now = self._clock.now()
         known = self._known.get(auth.tenant)
-        if known is None or known.balance.limit != limit or now - known.read_at >= FRESH:
-            known = _Known(balance=await self._ledger.balance(auth, limit=limit), read_at=now)
-            self._known[auth.tenant] = known
-            if len(self._known) > MAX_TENANTS:
-                self._known.popitem(last=False)
+        if known is None or known.balance.limit != limit or self._clock.now() - known.read_at >= FRESH:
+            return await self.read(auth, limit=limit)
+        return known.balance
+
+    async def read(self, auth: AuthContext, *, limit: int) -> Balance:
+        """The tenant's balance as the ledger has it now, for an answer that is about it. Raises `Unavailable`."""
+        known = _Known(balance=await self._ledger.balance(auth, limit=limit), read_at=self._clock.now())
+        self._known[auth.tenant] = known
+        if len(self._known) > MAX_TENANTS:
+            self._known.popitem(last=False)
         return known.balance
 
     def held(self, tenant: TenantId, amount: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -250,6 +251,17 @@ async def test_policy_check_decides_and_changes_nothing() -> None:
     assert before == after
     assert upstream.requests == []
     assert absent.json()["error"]["code"] == "model_not_entitled"
+
+
+async def test_policy_check_sees_at_once_what_another_process_holds() -> None:
+    body = {"model": "agentos-demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 10}
+    async with stack_b(limit=10_000) as node:
+        before = (await node.post("/v1/policy/check", body)).json()["budget"]
+        await node.deps.budget.reserve(CALLERS["acme"], 9_999, limit=10_000, lease=timedelta(minutes=1))
+        after = (await node.post("/v1/policy/check", body)).json()["budget"]
+
+    assert (before["held"], before["fits"]) == (0, True)
+    assert (after["held"], after["fits"]) == (9_999, False)
 
 
 async def test_every_answer_tells_what_is_left_of_the_budget() -> None:
