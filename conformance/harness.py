@@ -29,7 +29,7 @@ from ports.pii import PiiDetector
 from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
 from ports.run_state import Change, Run, RunStatePort
-from ports.tenant import TenantDirectory
+from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolCall, ToolPort
 
 PortT_co = TypeVar("PortT_co", covariant=True)
@@ -55,14 +55,20 @@ class StorageHarness(Harness[PortT_co], Protocol[PortT_co]):
         ...
 
 
-class QueueHarness(StorageHarness[QueuePort], Protocol):
+class EntitlingHarness(StorageHarness[PortT_co], Protocol[PortT_co]):
+    async def entitle(self, tenant: TenantId, entitlements: Entitlements) -> None:
+        """Back door: from now on the tenant has these, as if its directory said so."""
+        ...
+
+
+class QueueHarness(EntitlingHarness[QueuePort], Protocol):
     @property
     def declared(self) -> Struct:
         """What the adapter's spec computed from the configuration: `SPEC.capabilities(config)`."""
         ...
 
 
-class RunStateHarness(StorageHarness[RunStatePort], Protocol):
+class RunStateHarness(EntitlingHarness[RunStatePort], Protocol):
     @property
     def declared(self) -> Struct: ...
 

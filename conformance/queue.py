@@ -14,7 +14,9 @@ from conformance.contract import Contract
 from conformance.harness import QueueHarness
 from conformance.people import ACME, GLOBEX, NODE
 from ports.errors import Conflict, InvalidArgument, Unsupported
+from ports.ids import TenantId
 from ports.queue import Delivery, Depth, QueuePort
+from ports.tenant import Entitlements
 
 LEASE: Final = timedelta(seconds=30)
 HALF: Final = LEASE / 2
@@ -249,6 +251,22 @@ class QueueContract(Contract):
         [again] = await queue.lease(ACME, limit=1, duration=LEASE)
         assert (again.body, again.attempt) == (b"work", 2)
 
+    @clause("QUE-9")
+    async def test_a_message_released_for_later_waits_where_the_adapter_can(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        if not queue.capabilities.delayed_delivery:
+            pytest.skip("not declared: delayed_delivery")
+        await queue.enqueue(ACME, b"work")
+        [delivery] = await queue.lease(NODE, limit=1, duration=LEASE)
+
+        await queue.release(NODE, delivery, delay=LEASE)
+
+        await harness.advance(HALF)
+        assert await queue.lease(NODE, limit=1, duration=LEASE) == []
+        await harness.advance(LEASE)
+        [again] = await queue.lease(NODE, limit=1, duration=LEASE)
+        assert (again.body, again.attempt) == (b"work", 2)
+
     @clause("QUE-10")
     async def test_depth_counts_what_is_ready_and_what_is_leased(self, harness: QueueHarness) -> None:
         queue = await harness.open()
@@ -330,6 +348,127 @@ class QueueContract(Contract):
         await harness.advance(2 * LEASE)
         deliveries = await reopened.lease(ACME, limit=10, duration=LEASE)
         assert sorted((one.body, one.attempt) for one in deliveries) == [(b"leased", 2), (b"ready", 1)]
+
+    @clause("QUE-14")
+    @pytest.mark.parametrize("limit", [1, 4])
+    async def test_a_backlog_delays_another_tenant_by_no_more_than_a_batch(
+        self, harness: QueueHarness, limit: int
+    ) -> None:
+        queue = await harness.open()
+        for n in range(40):
+            await queue.enqueue(ACME, str(n).encode())
+        before = await served(queue, limit, times=2)
+        await queue.enqueue(GLOBEX, b"one")
+
+        after = await served(queue, limit, times=2)
+
+        assert before == [ACME.tenant] * 2 * limit
+        assert GLOBEX.tenant in after
+
+    @clause("QUE-14")
+    async def test_tenants_with_messages_waiting_take_turns(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        for auth in (ACME, GLOBEX):
+            for n in range(10):
+                await queue.enqueue(auth, str(n).encode())
+
+        order = await served(queue, 1, times=12)
+
+        assert len(order) == 12
+        for end in range(1, len(order) + 1):
+            assert abs(order[:end].count(ACME.tenant) - order[:end].count(GLOBEX.tenant)) <= 1
+
+    @clause("QUE-14")
+    @pytest.mark.parametrize("limit", [1, 3])
+    async def test_within_a_tenant_the_oldest_comes_first(self, harness: QueueHarness, limit: int) -> None:
+        queue = await harness.open()
+        for n in range(9):
+            await queue.enqueue(ACME, str(n).encode())
+
+        bodies = [one.body for _ in range(9 // limit) for one in await queue.lease(NODE, limit=limit, duration=LEASE)]
+
+        assert bodies == [str(n).encode() for n in range(9)]
+
+    @clause("QUE-14")
+    async def test_what_one_tenant_does_not_need_of_a_batch_another_gets(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        for n in range(10):
+            await queue.enqueue(ACME, str(n).encode())
+        await queue.enqueue(GLOBEX, b"one")
+
+        order = await served(queue, 8, times=1)
+
+        assert (order.count(ACME.tenant), order.count(GLOBEX.tenant)) == (7, 1)
+
+    @clause("QUE-14")
+    async def test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        await queue.enqueue(ACME, b"lost")
+        await queue.lease(NODE, limit=1, duration=LEASE)
+        await harness.advance(HALF)
+        assert await queue.lease(NODE, limit=1, duration=LEASE) == []
+        await harness.advance(LEASE)
+        [again] = await queue.lease(NODE, limit=1, duration=LEASE)
+        await harness.advance(HALF)
+        assert await queue.lease(NODE, limit=1, duration=LEASE) == []
+
+        await queue.release(NODE, again)
+
+        [third] = await queue.lease(NODE, limit=1, duration=LEASE)
+        assert (third.body, third.attempt) == (b"lost", 3)
+
+    @clause("QUE-15")
+    @pytest.mark.parametrize("limit", [1, 8])
+    async def test_tenants_share_in_proportion_to_their_weights(self, harness: QueueHarness, limit: int) -> None:
+        queue = await harness.open()
+        await harness.entitle(ACME.tenant, Entitlements(weight=1))
+        await harness.entitle(GLOBEX.tenant, Entitlements(weight=3))
+        for auth in (ACME, GLOBEX):
+            for n in range(40):
+                await queue.enqueue(auth, str(n).encode())
+
+        order = await served(queue, limit, times=40 // limit)
+
+        assert 9 <= order.count(ACME.tenant) <= 11
+        assert order.count(ACME.tenant) + order.count(GLOBEX.tenant) == 40
+
+    @clause("QUE-16")
+    async def test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        await queue.enqueue(GLOBEX, b"early")
+        for n in range(40):
+            await queue.enqueue(ACME, str(n).encode())
+        await served(queue, 1, times=22)
+        for n in range(10):
+            await queue.enqueue(GLOBEX, str(n).encode())
+
+        order = await served(queue, 1, times=12)
+
+        assert 5 <= order.count(GLOBEX.tenant) <= 7
+
+    @clause("QUE-16")
+    async def test_a_tenant_that_was_served_while_alone_owes_nothing(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        for n in range(40):
+            await queue.enqueue(ACME, str(n).encode())
+        await served(queue, 1, times=20)
+        for n in range(20):
+            await queue.enqueue(GLOBEX, str(n).encode())
+
+        order = await served(queue, 1, times=12)
+
+        assert 5 <= order.count(ACME.tenant) <= 7
+
+
+async def served(queue: QueuePort, limit: int, *, times: int) -> list[TenantId]:
+    """Whose messages a worker gets in so many leases, each acknowledged."""
+    order: list[TenantId] = []
+    for _ in range(times):
+        deliveries = await queue.lease(NODE, limit=limit, duration=LEASE)
+        order += [one.requester.tenant for one in deliveries]
+        for one in deliveries:
+            await queue.ack(NODE, one)
+    return order
 
 
 async def act(queue: QueuePort, action: str, delivery: Delivery) -> None:

@@ -1,6 +1,7 @@
 """What every RunState adapter must show. Clauses: `ports.run_state`. The tests are in the modules named below."""
 
 from conformance.run_state_access import RunStateIsolation, RunStateListing, RunStateOrphans
+from conformance.run_state_admission import RunStateAdmission
 from conformance.run_state_appends import RunStateAppends, RunStateCancellation
 from conformance.run_state_bodies import RunStateBodies
 from conformance.run_state_claims import RunStateClaims, RunStateCreation
@@ -18,5 +19,6 @@ class RunStateContract(
     RunStateOrphans,
     RunStateForks,
     RunStateDecisions,
+    RunStateAdmission,
 ):
     """All of it; the parts are split by subject only."""

@@ -151,6 +151,44 @@ class TenantContract(Contract):
         with pytest.raises(NotFound):
             await directory.set_status(PLATFORM, NOBODY, "disabled")
 
+    @clause("TNT-8")
+    async def test_the_platform_replaces_a_tenants_entitlements(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        other = await directory.get(GAVIN, HOOLI)
+        wanted = Entitlements(max_active_runs=7, runs_per_minute=8, max_queued_runs=9, weight=3)
+
+        changed = await directory.set_entitlements(PLATFORM, INITECH, wanted)
+
+        assert (changed.entitlements, changed.name, changed.status) == (wanted, "Tnt_Initech", "active")
+        assert await directory.get(PETER, INITECH) == changed
+        assert await directory.get(GAVIN, HOOLI) == other
+
+    @clause("TNT-8")
+    async def test_entitling_needs_the_platforms_scope_and_an_existing_tenant(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+
+        with pytest.raises(PermissionDenied):
+            await directory.set_entitlements(PETER, INITECH, Entitlements(weight=1_000))
+        with pytest.raises(NotFound):
+            await directory.set_entitlements(PLATFORM, NOBODY, Entitlements())
+
+        assert (await directory.get(PETER, INITECH)).entitlements == ENTITLED
+
+    @clause("TNT-8")
+    @pytest.mark.parametrize("name", ["max_active_runs", "runs_per_minute", "max_queued_runs", "weight"])
+    async def test_entitlements_out_of_their_bounds_are_refused(self, harness: TenantHarness, name: str) -> None:
+        directory = await directory_of_two(harness)
+        wrong = msgspec.structs.replace(ENTITLED, **{name: 0})
+
+        with pytest.raises(InvalidArgument, match=name):
+            await directory.set_entitlements(PLATFORM, INITECH, wrong)
+        with pytest.raises(InvalidArgument, match=name):
+            await directory.create(PLATFORM, NOBODY, name="x", entitlements=wrong)
+
+        assert (await directory.get(PETER, INITECH)).entitlements == ENTITLED
+        with pytest.raises(NotFound):
+            await directory.get(PLATFORM, NOBODY)
+
     @clause("TNT-4", "TNT-5")
     async def test_an_issued_key_is_found_by_its_id_and_digest(self, harness: TenantHarness) -> None:
         directory = await directory_of_two(harness)

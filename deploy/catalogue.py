@@ -153,6 +153,8 @@ def _stack_a(node: Node, config: Config, environ: Mapping[str, str], database: t
         own={
             "AGENTOS_STACK_A_HOST": config.stack_a_host,
             "AGENTOS_STACK_A_PORT": str(config.stack_a_port),
+            "AGENTOS_MAX_QUEUE_DEPTH": str(config.max_queue_depth),
+            "AGENTOS_SLOW_DATABASE_MS": str(config.slow_database_ms),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
         },
         listens=Listening(field="stack_a_port", host=config.stack_a_host, number=config.stack_a_port),

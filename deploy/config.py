@@ -49,6 +49,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retention_days: Annotated[
         int, Meta(ge=7, le=3_650, description="Ended runs, their events and keys are removed this long after creation.")
     ] = 90
+    max_queue_depth: Annotated[
+        int,
+        Meta(ge=1, le=100_000_000, description="Runs queued, of all tenants, beyond which new ones are refused (503)."),
+    ] = 100_000
+    slow_database_ms: Annotated[
+        int, Meta(ge=10, le=4_000, description="New runs are refused (503) while a look at the queue takes longer.")
+    ] = 1_000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="How much the services log.")
     ] = "info"

@@ -77,6 +77,9 @@ class Metrics:
     def run_created(self, tenant: TenantId) -> None:
         self._count(names.RUNS_CREATED, self._tenants.label(tenant))
 
+    def run_refused(self, code: str) -> None:
+        self._count(names.RUNS_REFUSED, code)
+
     def run_claimed(self, *, waited: timedelta | None, recovered: bool) -> None:
         """`waited` is None when the run has been claimed before."""
         if waited is not None:

@@ -43,6 +43,12 @@ AUTH_FAILURES: Final = Metric(
     name="agentos_auth_failures", kind="counter", help="Requests refused for who sent them.", labels=("code",)
 )
 RUNS_CREATED: Final = Metric(name="agentos_run_creations", kind="counter", help="Runs accepted.", labels=("tenant",))
+RUNS_REFUSED: Final = Metric(
+    name="agentos_run_refusals",
+    kind="counter",
+    help="Runs not accepted for want of room: a tenant's limit, or an overloaded node.",
+    labels=("code",),
+)
 RUNS_FINISHED: Final = Metric(
     name="agentos_run_completions", kind="counter", help="Runs that reached a terminal status.", labels=("status",)
 )
@@ -129,9 +135,10 @@ PORT_ERRORS: Final = Metric(
 )
 
 METRICS: Final = (
-    HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT, RUN_RECOVERIES,
-    ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS, MODEL_DURATION, MODEL_ERRORS,
-    MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS, PORT_DURATION, PORT_ERRORS,
+    HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_REFUSED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
+    RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS,
+    MODEL_DURATION, MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS,
+    PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.

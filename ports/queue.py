@@ -12,11 +12,16 @@ Clauses (each has a test in `conformance.queue`):
 * QUE-7   `enqueue` with a `not_before` in the future raises `Unsupported` unless `capabilities.delayed_delivery`;
           otherwise the message is not leased before that time.
 * QUE-8   `extend` keeps a live lease for the given time from now.
-* QUE-9   `release` makes a message leasable at once; its `attempt` still counts.
+* QUE-9   `release` makes a message leasable at once, or after `delay` where `capabilities.delayed_delivery`; its
+          `attempt` still counts.
 * QUE-10  `depth` counts the messages not acknowledged: `ready` to be leased, and `leased`.
 * QUE-11  `lease` with `wait` returns as soon as something is ready, and empty after `wait`.
 * QUE-12  A body larger than `capabilities.max_body_bytes` raises `InvalidArgument`, and nothing is enqueued.
 * QUE-13  What was enqueued and not acknowledged is there for a port opened anew on the same storage.
+* QUE-14  A caller with `queue:any-tenant` gets tenants' messages in turn, each tenant's oldest first: however much one
+          tenant has waiting, another's message comes with the next batch or the one after it.
+* QUE-15  While several tenants have messages waiting, what each gets is in proportion to its `weight`.
+* QUE-16  A tenant that had nothing waiting comes back as an equal: it has saved no turns up, and owes none.
 """
 
 from datetime import datetime, timedelta
@@ -69,7 +74,10 @@ class QueuePort(Protocol):
     async def lease(
         self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
     ) -> list[Delivery]:
-        """Up to `limit` messages, oldest first, invisible to others for `duration`."""
+        """Up to `limit` messages, invisible to others for `duration`: the caller's own oldest first, or tenants in turn.
+
+        Where the adapter knows that a tenant has as many runs running as it may, its messages wait.
+        """
         ...
 
     async def extend(self, auth: AuthContext, delivery: Delivery, duration: timedelta) -> Delivery:
@@ -80,8 +88,8 @@ class QueuePort(Protocol):
         """The work is done: never deliver it again. Raises `Conflict` when the lease was taken over."""
         ...
 
-    async def release(self, auth: AuthContext, delivery: Delivery) -> None:
-        """Give it back for somebody else. Raises `Conflict` when the lease was taken over."""
+    async def release(self, auth: AuthContext, delivery: Delivery, *, delay: timedelta = timedelta(0)) -> None:
+        """Give it back for somebody else, now or after `delay`. Raises `Conflict` when the lease was taken over."""
         ...
 
     async def depth(self, auth: AuthContext) -> Depth: ...

@@ -53,6 +53,15 @@ Clauses (each has a test in `conformance.run_state`):
           then one result. Marked, an intent for any other step raises `Conflict`; unmarked, it is the second of RUN-9.
 * RUN-24  `resolve` of anything else raises `Conflict` and changes nothing. Repeated with its key and an equal fingerprint
           it returns the run as it stands and changes nothing; with another fingerprint, RUN-3.
+* RUN-25  `create` and `fork` raise `ResourceExhausted` with a `retry_after` where the tenant's entitlements leave no room,
+          exactly, whoever races: `rate_limited` beyond `runs_per_minute`, `concurrency_limited` while `max_queued_runs`
+          are queued. A refusal uses nothing up, neither key nor rate, and a repeat of what was accepted is never refused.
+* RUN-26  `claim` of a queued run raises `ResourceExhausted` (`concurrency_limited`) and changes nothing while
+          `max_active_runs` of the tenant are running; there are never more, whoever races. Taking a run over is not
+          refused: it counts already.
+* RUN-27  `orphans` leaves out the queued runs of a tenant that has as many running as it may: nobody could claim them.
+
+A tenant's entitlements are those its directory has (`ports.tenant`); a tenant unknown to it has the defaults.
 """
 
 from datetime import datetime, timedelta
@@ -269,6 +278,7 @@ class RunStatePort(Protocol):
 
         Raises:
             Conflict: `idempotency_key_reused`.
+            ResourceExhausted: `rate_limited`, `concurrency_limited`; `retry_after` says when there may be room.
             Unavailable: whether the run exists is unknown; repeating with the same key finds out.
         """
         ...
@@ -296,6 +306,7 @@ class RunStatePort(Protocol):
         Raises:
             NotFound: absent or foreign.
             Conflict: terminal, held by a live worker, or `worker` has no live lease.
+            ResourceExhausted: `concurrency_limited`: the tenant has as many runs running as it may. Try again later.
         """
         ...
 

@@ -9,14 +9,19 @@ Clauses (each has a test in `conformance.tenant`):
 * TNT-5  `find_key` gives the key whose id and secret digest match, and None otherwise, revoked and expired keys included.
 * TNT-6  `revoke_key` ends a key; revoking again is a no-op; a foreign or absent one raises `NotFound`.
 * TNT-7  `list_keys` names the tenant's keys and never a secret.
+* TNT-8  `set_entitlements` replaces all of a tenant's entitlements and needs the scope `admin:platform`; there being no
+         such tenant raises `NotFound`. Entitlements out of their bounds raise `InvalidArgument`, here and in `create`, and
+         change nothing.
 """
 
 from datetime import datetime
-from typing import Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from ports.context import DEFAULT_NAMESPACE, AuthContext
+from ports.errors import InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
 
@@ -28,6 +33,22 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Exact model ids, or `*` alone for every model the node serves."""
     tokens_per_day: int = 1_000_000
     """Hard budget of prompt and completion tokens per UTC day, across all keys and runs of the tenant."""
+    max_active_runs: Annotated[int, Meta(ge=1, le=1_000)] = 50
+    """Runs running at a time; what is beyond waits in the queue."""
+    runs_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
+    """Creations: a bucket that holds a minute's worth of them and refills evenly."""
+    max_queued_runs: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
+    weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    """The tenant's share of the workers while several tenants wait for them, relative to the others' weights."""
+
+
+def check_entitlements(entitlements: Entitlements) -> None:
+    """Raise `InvalidArgument` unless each is within its bounds, which decoding alone would check."""
+    try:
+        msgspec.convert(msgspec.to_builtins(entitlements), Entitlements)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        raise InvalidArgument(f"{place.rstrip('`')}: {reason}") from None
 
 
 class Tenant(Struct, frozen=True, kw_only=True):
@@ -79,6 +100,8 @@ class TenantDirectory(Protocol):
     async def set_status(
         self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]
     ) -> Tenant: ...
+
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant: ...
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         """Store a key of the caller's tenant and namespace. The caller made the secret and keeps it."""

@@ -24,6 +24,7 @@ from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, li
 from stack_a.http.stream import OpenStreams
 from stack_a.http.verbs import fork_run, resolve_step, retry_run
 from stack_a.runs.again import Again
+from stack_a.runs.shed import Shedder
 from stack_a.runs.start import Intake
 
 VERSION: Final = "1"
@@ -54,8 +55,15 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         depth = await deps.queue.depth(_SELF)
         deps.metrics.queue_depth(depth.ready)
 
-    intake = Intake(run_state=deps.run_state, agent=deps.agent, queue=deps.queue, metrics=deps.metrics)
-    again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics)
+    shedder = Shedder(deps.queue, deps.clock, deps.shedding, _SELF)
+    intake = Intake(
+        run_state=deps.run_state,
+        agent=deps.agent,
+        queue=deps.queue,
+        metrics=deps.metrics,
+        shedder=shedder,
+    )
+    again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics, shedder=shedder)
     app = _litestar(
         [
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,

@@ -1,7 +1,8 @@
 """What Stack A needs from outside: the ports, and the least each must be able to do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 from msgspec import Struct
@@ -38,6 +39,15 @@ UPKEEP_NEEDS: Final[Mapping[str, Struct | None]] = {"maintenance": None}
 """Of the process that has the worker in it."""
 
 
+class Shedding(Struct, frozen=True, kw_only=True):
+    """When the API refuses new runs, whoever asks (`stack_a.runs.shed`)."""
+
+    max_queue_depth: int = 100_000
+    """Messages of all tenants in the queue; with more, new runs are refused."""
+    slow_after: timedelta = timedelta(seconds=1)
+    """When a look at the queue takes longer, the database has enough to do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiDeps:
     clock: Clock
@@ -47,6 +57,7 @@ class ApiDeps:
     agent: AgentRegistry
     verifier: TokenVerifier
     metrics: Metrics
+    shedding: Shedding = field(default_factory=Shedding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,17 +10,17 @@ for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without anot
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import anyio
-import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
 from ports.context import QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
-from ports.errors import AgentOSError, Conflict, NotFound, Unavailable
+from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import PrincipalId, RunId, TenantId, WorkerId
 from ports.messages import Fault
 from ports.queue import Delivery
@@ -41,6 +41,8 @@ QUEUED_TOO_LONG: Final = timedelta(seconds=2)
 HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
 RETRY_AFTER: Final = timedelta(seconds=1)
+ROOM_AFTER: Final = timedelta(milliseconds=250)
+"""How long a hint is put aside whose tenant has as many runs running as it may. Queues that know don't even deliver it."""
 
 SELF: Final = AuthContext(
     tenant=TenantId("tnt_system"),
@@ -60,6 +62,8 @@ class Worker:
         self._agents = PinnedAgents(deps.agent)
         self._concurrency = concurrency
         self._slots = anyio.Semaphore(concurrency)
+        self._in_hand = 0
+        """Hints and orphans being claimed or executed."""
         self._executions: dict[RunId, Execution] = {}
         self._claimed: dict[RunId, int] = {}
         """The epoch of each run in hand, from the claim on."""
@@ -151,7 +155,21 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        return max(0, self._concurrency - len(self._executions)) if self.holds_lease else 0
+        """How much more to take. What waits here for a slot would keep others' turns waiting, and other workers idle."""
+        return max(0, self._concurrency - self._in_hand) if self.holds_lease else 0
+
+    def _take_in_hand(self, group: TaskGroup, work: Callable[[], Awaitable[None]]) -> None:
+        self._in_hand += 1
+
+        async def in_a_slot() -> None:
+            try:
+                async with self._slots:
+                    await work()
+            finally:
+                self._in_hand -= 1
+                self._announce()
+
+        group.start_soon(in_a_slot)
 
     async def _take_forever(self, group: TaskGroup) -> None:
         while True:
@@ -167,27 +185,33 @@ class Worker:
                 await self._deps.clock.sleep(RETRY_AFTER)
                 continue
             for delivery in deliveries:
-                group.start_soon(self._follow_hint, delivery)
-            # Let the claims begin before counting free slots again.
-            await anyio.lowlevel.checkpoint()
+                self._take_in_hand(group, partial(self._follow_hint, delivery))
 
     async def _follow_hint(self, delivery: Delivery) -> None:
         hint = msgspec.json.decode(delivery.body, type=Hint)
-        async with self._slots:
-            try:
-                run = await self._claim(delivery.requester, hint.run_id)
-            except AgentOSError as error:
-                # The hint comes back when its lease ends, and the sweep finds the run in any case.
-                logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
-                return
-            try:
-                # After the claim's commit: from here on the run itself says that it needs a worker.
-                await self._deps.queue.ack(SELF, delivery)
-            except AgentOSError as error:
-                # Then it comes back, and finds the run held or ended.
-                logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
-            if run is not None:
-                await self._execute(run)
+        try:
+            run = await self._claim(delivery.requester, hint.run_id)
+        except ResourceExhausted:
+            await self._put_aside(delivery)
+            return
+        except AgentOSError as error:
+            # The hint comes back when its lease ends, and the sweep finds the run in any case.
+            logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
+            return
+        try:
+            # After the claim's commit: from here on the run itself says that it needs a worker.
+            await self._deps.queue.ack(SELF, delivery)
+        except AgentOSError as error:
+            # Then it comes back, and finds the run held or ended.
+            logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
+        if run is not None:
+            await self._execute(run)
+
+    async def _put_aside(self, delivery: Delivery) -> None:
+        """Where the queue can't delay, or does not answer, the hint comes back when its lease ends."""
+        if self._deps.queue.capabilities.delayed_delivery:
+            with contextlib.suppress(AgentOSError):
+                await self._deps.queue.release(SELF, delivery, delay=ROOM_AFTER)
 
     async def _sweep_forever(self, group: TaskGroup) -> None:
         """Adopt runs whose hint was lost or whose worker is gone.
@@ -206,23 +230,27 @@ class Worker:
                 logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
                 continue
             for orphan in orphans:
-                group.start_soon(self._adopt, orphan.requester, orphan.run_id)
+                self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
 
     async def _adopt(self, requester: AuthContext, run_id: RunId) -> None:
-        async with self._slots:
-            try:
-                run = await self._claim(requester, run_id)
-            except AgentOSError as error:
-                logger.warning("worker.adopt_failed", extra={"run_id": run_id, "code": error.code})
-                return
-            if run is not None:
-                logger.info("run.adopted", extra={"run_id": run_id, "epoch": run.epoch})
-                await self._execute(run)
+        try:
+            run = await self._claim(requester, run_id)
+        except ResourceExhausted:
+            # Others of its tenant were faster; the next sweep sees.
+            return
+        except AgentOSError as error:
+            logger.warning("worker.adopt_failed", extra={"run_id": run_id, "code": error.code})
+            return
+        if run is not None:
+            logger.info("run.adopted", extra={"run_id": run_id, "epoch": run.epoch})
+            await self._execute(run)
 
     async def _claim(self, requester: AuthContext, run_id: RunId) -> Run | None:
         """None when there is nothing to do: somebody else has it, or it has ended.
 
         A claim that is not answered may have been made, and would then hold the run for as long as this worker lives.
+
+        Raises `ResourceExhausted` when there is something to do later: its tenant has as many runs running as it may.
         """
         worker, unanswered = self.id, False
         while True:

@@ -4,14 +4,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
+from fractions import Fraction
 from typing import Final
 
+from adapters.inproc.runs import Runs
 from adapters.inproc.store import InprocConfig, Signal, Store, page_size, store
+from adapters.inproc.tenant import Tenants
 from ports.adapter import AdapterSpec, Given
 from ports.clock import Clock
 from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.errors import Conflict, InvalidArgument
+from ports.ids import TenantId
 from ports.queue import Delivery, Depth, QueueCapabilities, QueuePort
 
 _CAPABILITIES: Final = QueueCapabilities(delayed_delivery=True)
@@ -41,6 +44,10 @@ class Messages:
     """A table of a `Store`: what is not acknowledged, oldest first."""
 
     rows: dict[str, Message] = field(default_factory=dict)
+    times: dict[TenantId, Fraction] = field(default_factory=dict)
+    """Each tenant's own time: it passes faster the more the tenant is served and the less its weight."""
+    time: Fraction = Fraction(0)
+    """The time that has come: of the tenant served last."""
     changed: Signal = field(default_factory=Signal)
 
 
@@ -50,6 +57,8 @@ class InprocQueue:
     def __init__(self, storage: Store, clock: Clock) -> None:
         self._store = storage
         self._messages = storage.table(Messages)
+        self._tenants = storage.table(Tenants)
+        self._runs = storage.table(Runs)
         self._clock = clock
 
     @property
@@ -60,6 +69,7 @@ class InprocQueue:
         if len(body) > _CAPABILITIES.max_body_bytes:
             raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
         now = self._clock.now()
+        self._wake(auth.tenant)
         made = Message(id=self._store.mint("msg", now), body=body, requester=auth, ready_at=max(now, not_before or now))
         self._messages.rows[made.id] = made
         self._messages.changed.fire()
@@ -71,12 +81,15 @@ class InprocQueue:
         deadline = self._clock.now() + wait
         while True:
             now = self._clock.now()
-            ready = (one for one in self._visible(auth) if one.leasable_at() <= now)
-            if taken := [self._take(one, now + duration) for one in islice(ready, size)]:
+            ready = [one for one in self._visible(auth) if one.leasable_at() <= now]
+            due = self._in_turn(ready, size) if QUEUE_ANY_TENANT in auth.scopes else ready[:size]
+            if taken := [self._take(one, now + duration) for one in due]:
                 return taken
             if now >= deadline:
                 return []
-            next_change = min((one.leasable_at() for one in self._visible(auth)), default=deadline)
+            # What is ready and was not given waits for a run of its tenant to end, which is a change of its own.
+            later = (at for one in self._visible(auth) if (at := one.leasable_at()) > now)
+            next_change = min(later, default=deadline)
             await self._messages.changed.wait(self._clock, min(next_change, deadline) - now)
 
     async def extend(self, auth: AuthContext, delivery: Delivery, duration: timedelta) -> Delivery:
@@ -88,10 +101,10 @@ class InprocQueue:
         if self._mine(auth, delivery.id) is not None:
             del self._messages.rows[self._held(auth, delivery).id]
 
-    async def release(self, auth: AuthContext, delivery: Delivery) -> None:
+    async def release(self, auth: AuthContext, delivery: Delivery, *, delay: timedelta = timedelta(0)) -> None:
         message = self._held(auth, delivery)
         message.lease = message.expires_at = None
-        message.ready_at = self._clock.now()
+        message.ready_at = self._clock.now() + delay
         self._messages.changed.fire()
 
     async def depth(self, auth: AuthContext) -> Depth:
@@ -100,6 +113,33 @@ class InprocQueue:
         return Depth(
             ready=sum(one.leasable_at() <= now for one in visible), leased=sum(one.leased(now) for one in visible)
         )
+
+    def _in_turn(self, ready: list[Message], size: int) -> list[Message]:
+        """One after the other, the oldest of the tenant whose time is least and that has room for another run."""
+        waiting: dict[TenantId, list[Message]] = {}
+        for one in reversed(ready):
+            waiting.setdefault(one.requester.tenant, []).append(one)
+        room = {tenant: self._room(tenant) for tenant in waiting}
+        due: list[Message] = []
+        while len(due) < size and (able := [one for one in waiting if waiting[one] and room[one] > 0]):
+            tenant = min(able, key=lambda one: (self._messages.times[one], one))
+            due.append(waiting[tenant].pop())
+            room[tenant] -= 1
+            self._charge(tenant)
+        return due
+
+    def _charge(self, tenant: TenantId) -> None:
+        self._messages.time = self._messages.times[tenant]
+        self._messages.times[tenant] += Fraction(1, self._tenants.entitlements(tenant).weight)
+
+    def _wake(self, tenant: TenantId) -> None:
+        """A tenant that had nothing waiting starts at the time that has come: it has saved no turns up."""
+        if all(one.requester.tenant != tenant for one in self._messages.rows.values()):
+            own = self._messages.times.get(tenant, self._messages.time)
+            self._messages.times[tenant] = max(own, self._messages.time)
+
+    def _room(self, tenant: TenantId) -> int:
+        return self._tenants.entitlements(tenant).max_active_runs - self._runs.count(tenant, "running")
 
     def _take(self, message: Message, until: datetime) -> Delivery:
         message.attempt += 1

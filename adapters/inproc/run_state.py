@@ -8,14 +8,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from adapters.inproc.queue import Messages
 from adapters.inproc.runs import KeyScope, RunRow, Runs
 from adapters.inproc.store import InprocConfig, Store, own, page_size, store
+from adapters.inproc.tenant import Tenants
 from ports.adapter import AdapterSpec, Given
 from ports.clock import Clock
 from ports.context import RUNS_ANY_TENANT, AuthContext
 from ports.cursor import decode_cursor, encode_cursor
-from ports.errors import Conflict
-from ports.ids import RunId, WorkerId
+from ports.errors import Conflict, ResourceExhausted
+from ports.ids import RunId, TenantId, WorkerId
 from ports.messages import Page, Usage
 from ports.run_rules import (
     RESOLVED_STATUS,
@@ -52,6 +54,9 @@ from ports.run_state import (
 )
 
 _CURSOR: Final = "runs"
+_MINUTE: Final = timedelta(minutes=1)
+_BACKLOG_WAIT: Final = timedelta(seconds=5)
+_PLACE_WAIT: Final = timedelta(seconds=1)
 
 
 class InprocRunState:
@@ -60,6 +65,8 @@ class InprocRunState:
     def __init__(self, storage: Store, clock: Clock) -> None:
         self._store = storage
         self._runs = storage.table(Runs)
+        self._tenants = storage.table(Tenants)
+        self._messages = storage.table(Messages)
         self._clock = clock
 
     @property
@@ -70,6 +77,7 @@ class InprocRunState:
         if (known := self._runs.keyed(auth, new.idempotency)) is not None:
             return Created(run=own(known.run), created=False)
         now = self._clock.now()
+        self._admit(auth.tenant, now)
         run = new_run(RunId(self._store.mint("run", now)), auth, new, now)
         row = RunRow(run=run, queued_at=now)
         row.record(self._store, auth, now, NewEvent(type="run.created", data={"agent_id": new.agent_id}))
@@ -101,6 +109,12 @@ class InprocRunState:
             raise Conflict(f"run {run_id!r} is {run.status} and can't be claimed")
         if self._runs.held(row, now):
             raise Conflict(f"run {run_id!r} is held by a live worker")
+        if run.status == "queued" and self._full(auth.tenant):
+            raise ResourceExhausted(
+                f"run {run_id!r} waits: {auth.tenant} has as many runs running as it may",
+                code="concurrency_limited",
+                retry_after=_PLACE_WAIT,
+            )
         row.run = replace(
             run,
             status="running",
@@ -128,6 +142,8 @@ class InprocRunState:
         row.run = changed(replace(row.run, usage=used), change, now)
         if row.run.status != "running":
             row.run = replace(row.run, worker=None)
+            # The tenant's messages may have waited for a run to end.
+            self._messages.changed.fire()
         row.record(self._store, auth, now, *change.events)
         return Appended(last_sequence=row.run.last_sequence, cancel_requested=row.run.cancel_requested_at is not None)
 
@@ -183,6 +199,7 @@ class InprocRunState:
         if not has_results(source.steps, at):
             raise unforkable(origin)
         now = self._clock.now()
+        self._admit(auth.tenant, now)
         run = forked(source, RunId(self._store.mint("run", now)), auth, origin, now)
         row = RunRow(run=run, queued_at=now)
         row.steps = {n: taken_over(source.steps[n]) for n in range(1, at + 1)}
@@ -219,10 +236,30 @@ class InprocRunState:
         lost = (
             Orphan(requester=row.run.requester, run_id=row.run.id)
             for row in rows
-            if (row.run.status == "queued" and now - row.queued_at > queued_for)
+            if (row.run.status == "queued" and now - row.queued_at > queued_for and not self._full(row.run.tenant))
             or (row.run.status == "running" and not self._runs.held(row, now))
         )
         return tuple(islice(lost, page_size(limit, MAX_PAGE)))
+
+    def _admit(self, tenant: TenantId, now: datetime) -> None:
+        """Take a token of the tenant's rate. Raises `ResourceExhausted`, having taken none, where there is no room."""
+        entitled = self._tenants.entitlements(tenant)
+        until = max(self._runs.used_until.get(tenant, now), now) + _MINUTE / entitled.runs_per_minute
+        if until - now > _MINUTE:
+            raise ResourceExhausted(
+                "runs are created faster than this tenant may; try again later", retry_after=until - now - _MINUTE
+            )
+        if self._runs.count(tenant, "queued") >= entitled.max_queued_runs:
+            raise ResourceExhausted(
+                f"{entitled.max_queued_runs:,} runs of this tenant are queued, which is its limit; "
+                "try again when some have started",
+                code="concurrency_limited",
+                retry_after=_BACKLOG_WAIT,
+            )
+        self._runs.used_until[tenant] = until
+
+    def _full(self, tenant: TenantId) -> bool:
+        return self._runs.count(tenant, "running") >= self._tenants.entitlements(tenant).max_active_runs
 
 
 def new_run(run_id: RunId, auth: AuthContext, new: NewRun, now: datetime) -> Run:

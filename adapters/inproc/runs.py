@@ -10,7 +10,7 @@ from ports.context import AuthContext
 from ports.errors import Conflict, NotFound
 from ports.event import Event
 from ports.ids import EventId, RunId, TenantId, WorkerId
-from ports.run_state import Idempotency, NewEvent, Run, Step
+from ports.run_state import Idempotency, NewEvent, Run, RunStatus, Step
 
 
 @dataclass(slots=True)
@@ -71,6 +71,8 @@ class Runs:
     keys: dict[KeyScope, tuple[str, RunRow]] = field(default_factory=dict)
     leases: dict[WorkerId, datetime] = field(default_factory=dict)
     """When each worker's lease ends."""
+    used_until: dict[TenantId, datetime] = field(default_factory=dict)
+    """Each tenant's rate of creations: its bucket is empty when it is used up to a minute ahead."""
 
     def row(self, auth: AuthContext, run_id: RunId) -> RunRow:
         """The caller's run, or the one `NotFound` for absent and foreign."""
@@ -91,6 +93,9 @@ class Runs:
                 code="idempotency_key_reused",
             )
         return row
+
+    def count(self, tenant: TenantId, status: RunStatus) -> int:
+        return sum(key[0] == tenant and row.run.status == status for key, row in self.rows.items())
 
     def held(self, row: RunRow, now: datetime) -> bool:
         """Whether a worker with a live lease holds the run."""

@@ -17,7 +17,7 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, TenantId, is_tenant_id
 from ports.messages import Page
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory, check_entitlements
 
 _PLATFORM: Final = "admin:platform"
 _TENANT_CURSOR: Final = "tenants"
@@ -37,6 +37,11 @@ class Tenants:
     keys: dict[KeyId, tuple[ApiKey, bytes]] = field(default_factory=dict)
     """Each key with the SHA-256 of its secret."""
 
+    def entitlements(self, tenant: TenantId) -> Entitlements:
+        """The tenant's, or the defaults where nobody created it here."""
+        found = self.rows.get(tenant)
+        return Entitlements() if found is None else found.entitlements
+
 
 class InprocTenants:
     """Satisfies `TenantDirectory`."""
@@ -50,6 +55,7 @@ class InprocTenants:
         auth.require(_PLATFORM)
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't name a tenant; use tnt_ and lower-case letters, digits, _ or -")
+        check_entitlements(entitlements)
         if tenant in self._tenants.rows:
             raise Conflict(f"there is a tenant {tenant!r} already")
         made = Tenant(id=tenant, name=name, status="active", entitlements=entitlements, created_at=self._clock.now())
@@ -73,6 +79,13 @@ class InprocTenants:
     async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
         auth.require(_PLATFORM)
         changed = replace(self._row(tenant), status=status)
+        self._tenants.rows[tenant] = changed
+        return changed
+
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+        auth.require(_PLATFORM)
+        check_entitlements(entitlements)
+        changed = replace(self._row(tenant), entitlements=entitlements)
         self._tenants.rows[tenant] = changed
         return changed
 

@@ -19,9 +19,12 @@ from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.errors import Conflict, InvalidArgument
 from ports.ids import TenantId, minted, uuid_of
 from ports.queue import Delivery, Depth, QueueCapabilities, QueuePort
+from ports.tenant import Entitlements
 
 _SQL: Final = load("queue")
 _CAPABILITIES: Final = QueueCapabilities(durable=True, delayed_delivery=True)
+_UNKNOWN: Final = Entitlements()
+"""What a tenant has that the directory does not know."""
 _MAX_LEASED: Final = 1_000
 """Per call of `lease`."""
 
@@ -81,10 +84,10 @@ class PostgresQueue:
         if row["existed"] and not row["acknowledged"]:
             raise _over(delivery)
 
-    async def release(self, auth: AuthContext, delivery: Delivery) -> None:
+    async def release(self, auth: AuthContext, delivery: Delivery, *, delay: timedelta = timedelta(0)) -> None:
         tenant = _owner(auth, delivery)
         async with self._database.transaction(tenant) as transaction:
-            row = await transaction.row(_SQL["release"], _lease_of(tenant, delivery))
+            row = await transaction.row(_SQL["release"], {**_lease_of(tenant, delivery), "delay": delay})
         if row is None:
             raise _over(delivery)
         self._database.signals.tell(QUEUE)
@@ -100,7 +103,7 @@ class PostgresQueue:
     async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[RowMapping]:
         async with self._database.transaction(auth.tenant) as transaction:
             if QUEUE_ANY_TENANT in auth.scopes:
-                return await transaction.rows(_SQL["lease_any"], asked)
+                return await transaction.rows(_SQL["lease_any"], {**asked, "max_active_runs": _UNKNOWN.max_active_runs})
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 
 

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -27,11 +27,12 @@ from adapters.postgres.rows import (
     step_of,
     trace_of,
 )
+from adapters.postgres.signals import QUEUE
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import RUNS_ANY_TENANT, AuthContext
 from ports.cursor import decode_cursor, encode_cursor
-from ports.errors import Conflict, NotFound
+from ports.errors import Conflict, NotFound, ResourceExhausted
 from ports.ids import RunId, WorkerId, minted, uuid_of
 from ports.messages import Page, Usage
 from ports.run_rules import (
@@ -62,12 +63,22 @@ from ports.run_state import (
     RunStatePort,
     Step,
 )
+from ports.tenant import Entitlements
 
 _SQL: Final = load("run_state")
 _CAPABILITIES: Final = RunStateCapabilities(durable=True)
 _CURSOR: Final = "runs"
 _STEP_KEY: Final = "steps_pkey"
 _IDEMPOTENCY_KEY: Final = "idempotency_pkey"
+_UNKNOWN: Final = Entitlements()
+"""What a tenant has that the directory does not know."""
+_CREATIONS: Final = {"runs_per_minute": _UNKNOWN.runs_per_minute, "max_queued_runs": _UNKNOWN.max_queued_runs}
+_ACTIVE: Final = {"max_active_runs": _UNKNOWN.max_active_runs}
+# A creation takes one of several stripes of its tenant's rate and backlog, and may come second there. Each time somebody
+# else came first, so this many in a row are a tenant at its limit.
+_ATTEMPTS: Final = 20
+_BACKLOG_WAIT: Final = timedelta(seconds=5)
+_PLACE_WAIT: Final = timedelta(seconds=1)
 
 
 class PostgresRunState:
@@ -97,16 +108,35 @@ class PostgresRunState:
             "deadline": new.deadline,
             "data": packed({"agent_id": new.agent_id}),
         }
+        return await self._admitted("create", auth, asked, new.idempotency, outgoing)
+
+    async def _admitted(
+        self,
+        statement: str,
+        auth: AuthContext,
+        asked: dict[str, Any],
+        idempotency: Idempotency,
+        outgoing: Outgoing | None = None,
+    ) -> Created:
+        """What a statement makes that needs admission, or made when its key was new."""
+        for _ in range(_ATTEMPTS):
+            with suppress(_NotMade):
+                return Created(run=await self._made(statement, auth, {**asked, **_CREATIONS}, outgoing), created=True)
+            async with self._database.transaction(auth.tenant) as transaction:
+                if (known := await _known(transaction, auth, idempotency)) is not None:
+                    return Created(run=known, created=False)
+                if (refusal := await _refusal(transaction, auth)) is not None:
+                    raise refusal
+        raise _too_fast(_PLACE_WAIT)
+
+    async def _made(self, statement: str, auth: AuthContext, asked: dict[str, Any], outgoing: Outgoing | None) -> Run:
         async with self._database.transaction(auth.tenant) as transaction:
-            made = await transaction.row(_SQL["create"], asked)
-            if made is not None:
-                await outgoing.keep(transaction, auth.tenant, made["id"])
-                run = await _whole_run(transaction, auth, made, at_hand=outgoing.bodies)
-            known = None if made is not None else await _known(transaction, auth, new.idempotency)
-        if made is not None:
-            return Created(run=run, created=True)
-        assert known is not None, "the key was taken, and keys stay"
-        return Created(run=known, created=False)
+            if (made := await transaction.row(_SQL[statement], asked)) is None:
+                raise _NotMade
+            if outgoing is None:
+                return await _whole_run(transaction, auth, made)
+            await outgoing.keep(transaction, auth.tenant, made["id"])
+            return await _whole_run(transaction, auth, made, at_hand=outgoing.bodies)
 
     async def recall(self, auth: AuthContext, idempotency: Idempotency) -> Run | None:
         async with self._database.transaction(auth.tenant) as transaction:
@@ -124,11 +154,17 @@ class PostgresRunState:
             await transaction.rows(_SQL["retire"], {"worker": worker})
 
     async def claim(self, auth: AuthContext, run_id: RunId, worker: WorkerId) -> Run:
-        asked = {**_run_of(auth, run_id), "worker": worker}
+        asked = {**_run_of(auth, run_id), "worker": worker, **_ACTIVE}
         async with self._database.transaction(auth.tenant) as transaction:
             won = await transaction.row(_SQL["claim"], {**asked, **trace_of(auth)})
             if won is None:
-                raise _unclaimable(run_id, worker, await transaction.row(_SQL["standing"], asked))
+                await _check_claimable(transaction, run_id, asked)
+                # No place is free; there may be more to be made.
+                await transaction.rows(_SQL["provide"], asked)
+                won = await transaction.row(_SQL["claim"], {**asked, **trace_of(auth)})
+            if won is None:
+                await _check_claimable(transaction, run_id, asked)
+                raise _no_room(auth, run_id)
             run = await _whole_run(transaction, auth, won)
         if won["first_time"]:
             self._database.signals.tell(run_id)
@@ -166,6 +202,8 @@ class PostgresRunState:
             await outgoing.keep(transaction, auth.tenant, scope["run"])
         if change.events:
             self._database.signals.tell(run_id)
+        if moved["made_room"]:
+            self._database.signals.tell(QUEUE)
         return Appended(last_sequence=moved["last_sequence"], cancel_requested=moved["cancel_requested"])
 
     async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool = False) -> None:
@@ -252,17 +290,13 @@ class PostgresRunState:
             "lineage": packed(origin),
         }
         async with self._database.transaction(auth.tenant) as transaction:
-            made = await transaction.row(_SQL["fork"], asked)
-            if made is not None:
-                run = await _whole_run(transaction, auth, made)
-            known = None if made is not None else await _known(transaction, auth, idempotency)
-            if made is None and known is None:
+            # Settled steps stay settled, so what can be forked now can be forked when it is admitted.
+            if await transaction.row(_SQL["forkable"], asked) is None:
+                if (known := await _known(transaction, auth, idempotency)) is not None:
+                    return Created(run=known, created=False)
                 await _loaded(transaction, auth, run_id)
                 raise unforkable(origin)
-        if made is not None:
-            return Created(run=run, created=True)
-        assert known is not None, "refused above"
-        return Created(run=known, created=False)
+        return await self._admitted("fork", auth, asked, idempotency)
 
     async def resolve(
         self, auth: AuthContext, run_id: RunId, n: int, resolution: Resolution, idempotency: Idempotency
@@ -304,7 +338,7 @@ class PostgresRunState:
 
     async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
         auth.require(RUNS_ANY_TENANT)
-        asked = {"queued_for": queued_for, "limit": page_size(limit, MAX_PAGE)}
+        asked = {"queued_for": queued_for, "limit": page_size(limit, MAX_PAGE), **_ACTIVE}
         async with self._database.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["orphans"], asked)
         return tuple(orphan_of(row) for row in rows)
@@ -375,6 +409,46 @@ def _reused(idempotency: Idempotency) -> Conflict:
     return Conflict(
         f"the idempotency key {idempotency.key!r} was used for another request on this route; send a new key",
         code="idempotency_key_reused",
+    )
+
+
+class _NotMade(Exception):
+    """A creation came to nothing: what it had taken until then is rolled back."""
+
+
+async def _refusal(transaction: Transaction, auth: AuthContext) -> ResourceExhausted | None:
+    """Why the tenant can't create a run now; None when it can."""
+    row = await transaction.row(_SQL["refusal"], {"tenant": auth.tenant, **_CREATIONS})
+    assert row is not None, "the statement always answers"
+    if row["wait"] > timedelta(0):
+        return _too_fast(row["wait"])
+    if row["full"]:
+        return ResourceExhausted(
+            f"{row['queued']:,} runs of this tenant are queued, which is its limit; try again when some have started",
+            code="concurrency_limited",
+            retry_after=_BACKLOG_WAIT,
+        )
+    return None
+
+
+def _too_fast(wait: timedelta) -> ResourceExhausted:
+    return ResourceExhausted(
+        "runs are created faster than this tenant may; try again later", code="rate_limited", retry_after=wait
+    )
+
+
+async def _check_claimable(transaction: Transaction, run_id: RunId, asked: dict[str, Any]) -> None:
+    """Raise why the run can't be claimed, unless it is a place for it that is missing."""
+    standing = await transaction.row(_SQL["standing"], asked)
+    if standing is None or not standing["live"] or standing["status"] != "queued":
+        raise _unclaimable(run_id, asked["worker"], standing)
+
+
+def _no_room(auth: AuthContext, run_id: RunId) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"run {run_id!r} waits: {auth.tenant} has as many runs running as it may",
+        code="concurrency_limited",
+        retry_after=_PLACE_WAIT,
     )
 
 

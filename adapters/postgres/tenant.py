@@ -21,7 +21,7 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id, minted, uuid_of
 from ports.messages import Page
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory, check_entitlements
 
 _SQL: Final = load("tenant")
 _PLATFORM: Final = "admin:platform"
@@ -44,6 +44,7 @@ class PostgresTenants:
         auth.require(_PLATFORM)
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't name a tenant; use tnt_ and lower-case letters, digits, _ or -")
+        check_entitlements(entitlements)
         asked = {**_noted(auth), "tenant": tenant, "name": name, "entitlements": packed(entitlements)}
         async with self._database.transaction(tenant) as transaction:
             try:
@@ -73,6 +74,12 @@ class PostgresTenants:
     async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
         auth.require(_PLATFORM)
         return _tenant(await self._one(tenant, "set_status", {**_noted(auth), "status": status}))
+
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+        auth.require(_PLATFORM)
+        check_entitlements(entitlements)
+        asked = {**_noted(auth), "entitlements": packed(entitlements)}
+        return _tenant(await self._one(tenant, "set_entitlements", asked))
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         asked = {

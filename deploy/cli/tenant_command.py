@@ -1,8 +1,9 @@
-"""`agentos tenant create|list|enable|disable`."""
+"""`agentos tenant create|list|quota|enable|disable`."""
 
 import argparse
 from typing import Final, Literal
 
+import msgspec
 from msgspec import Struct
 
 from deploy.cli.access import tenant_id, whole, with_directory
@@ -15,14 +16,24 @@ from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId
 from ports.run_state import MAX_PAGE
-from ports.tenant import ALL_MODELS, Entitlements, Tenant
+from ports.tenant import ALL_MODELS, Entitlements, Tenant, check_entitlements
 from stack_b.backends.demo import CHAT_MODEL
 
+# Member of `Entitlements` and flag, with what it means.
+_QUOTA: Final = {
+    "tokens_per_day": "hard model-token budget per UTC day",
+    "max_active_runs": "runs running at a time; others wait",
+    "runs_per_minute": "creations of runs; a minute's worth may come at once",
+    "max_queued_runs": "runs waiting to be started",
+    "weight": "share of the workers while tenants wait for them, relative to the others' weights",
+}
 _EPILOG: Final = """\
 examples:
   ./agentos tenant create tnt_acme --name "Acme" --admin-key --sample-agent
   ./agentos tenant create tnt_small --tokens-per-day 10000 --models small-model
   ./agentos tenant list
+  ./agentos tenant quota tnt_acme         what it is entitled to; with flags, changes it
+  ./agentos tenant quota tnt_acme --max-active-runs 200 --weight 3
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
 
 
@@ -30,13 +41,21 @@ class Create(Struct, frozen=True, kw_only=True):
     tenant: str
     name: str
     models: tuple[str, ...]
-    tokens_per_day: int | None
+    quota: dict[str, int]
+    """Members of `Entitlements` that were given."""
     admin_key: bool
     sample_agent: bool
     json: bool
 
 
 class ListAll(Struct, frozen=True, kw_only=True):
+    json: bool
+
+
+class Quota(Struct, frozen=True, kw_only=True):
+    tenant: str
+    quota: dict[str, int]
+    models: tuple[str, ...] | None
     json: bool
 
 
@@ -48,7 +67,7 @@ class SetStatus(Struct, frozen=True, kw_only=True):
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "tenant",
-        help="create, list, enable and disable tenants",
+        help="create, list, entitle, enable and disable tenants",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -57,7 +76,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     created.add_argument("tenant", help="tnt_ and small letters, digits, - or _")
     created.add_argument("--name", default="", help="for people")
     created.add_argument("--models", default=ALL_MODELS, help="model ids it may use, with commas (all)")
-    created.add_argument("--tokens-per-day", type=int, help="hard model-token budget per UTC day")
+    _add_quota(created)
     created.add_argument("--admin-key", action="store_true", help="also issue a key for its admin, and print it once")
     created.add_argument("--sample-agent", action="store_true", help="also publish the sample agent, agt_demo, in it")
     created.add_argument("--json", action="store_true", help="print as JSON")
@@ -65,6 +84,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     listed = verbs.add_parser("list", help="every tenant of the node")
     listed.add_argument("--json", action="store_true", help="print as JSON")
     listed.set_defaults(run=list_all, options=lambda parsed: ListAll(json=parsed.json))
+    quota_of = verbs.add_parser("quota", help="show or change what a tenant is entitled to", allow_abbrev=False)
+    quota_of.add_argument("tenant")
+    quota_of.add_argument("--models", help="model ids it may use, with commas; * for all")
+    _add_quota(quota_of)
+    quota_of.add_argument("--json", action="store_true", help="print as JSON")
+    quota_of.set_defaults(run=quota, options=_quota_options)
     for verb, status in (("enable", "active"), ("disable", "disabled")):
         changed = verbs.add_parser(verb, help=f"make a tenant {status}")
         changed.add_argument("tenant")
@@ -73,16 +98,37 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         )
 
 
-def _create_options(parsed: argparse.Namespace) -> Create:
-    tokens = parsed.tokens_per_day
-    models = tuple(model.strip() for model in parsed.models.split(",") if model.strip())
+def _add_quota(parser: argparse.ArgumentParser) -> None:
+    for name, meaning in _QUOTA.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
+
+
+def _quota_given(parsed: argparse.Namespace) -> dict[str, int]:
+    given = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
+    if "tokens_per_day" in given:
+        whole("--tokens-per-day", given["tokens_per_day"], least=0, most=MAX_TOKENS_PER_DAY)
+    check_entitlements(msgspec.structs.replace(Entitlements(), **given))
+    return given
+
+
+def _models(text: str) -> tuple[str, ...]:
+    models = tuple(model.strip() for model in text.split(",") if model.strip())
     if not models:
         raise InvalidArgument("--models names no model; write their ids with commas, or leave it out for all of them")
+    return models
+
+
+def _quota_options(parsed: argparse.Namespace) -> Quota:
+    models = None if parsed.models is None else _models(parsed.models)
+    return Quota(tenant=parsed.tenant, quota=_quota_given(parsed), models=models, json=parsed.json)
+
+
+def _create_options(parsed: argparse.Namespace) -> Create:
     return Create(
         tenant=parsed.tenant,
         name=parsed.name or parsed.tenant.removeprefix("tnt_"),
-        models=models,
-        tokens_per_day=None if tokens is None else whole("--tokens-per-day", tokens, least=0, most=MAX_TOKENS_PER_DAY),
+        models=_models(parsed.models),
+        quota=_quota_given(parsed),
         admin_key=parsed.admin_key,
         sample_agent=parsed.sample_agent,
         json=parsed.json,
@@ -92,8 +138,7 @@ def _create_options(parsed: argparse.Namespace) -> Create:
 def create(options: Create, io: Io) -> int:
     name = tenant_id(options.tenant)
     config = io.config()
-    tokens = config.tokens_per_day if options.tokens_per_day is None else options.tokens_per_day
-    entitlements = Entitlements(models=options.models, tokens_per_day=tokens)
+    entitlements = Entitlements(models=options.models, **{"tokens_per_day": config.tokens_per_day, **options.quota})
 
     sample = _sample_agent(options, config) if options.sample_agent else None
 
@@ -171,6 +216,32 @@ def list_all(options: ListAll, io: Io) -> int:
             )
             for tenant in tenants
         ),
+    )
+    return FINE
+
+
+def quota(options: Quota, io: Io) -> int:
+    name = tenant_id(options.tenant)
+    given = options.quota if options.models is None else {**options.quota, "models": options.models}
+
+    async def act(directory: Directory) -> Tenant:
+        operator = operator_of(name)
+        known = await directory.tenants.get(operator, name)
+        if not given:
+            return known
+        wanted = msgspec.structs.replace(known.entitlements, **given)
+        return await directory.tenants.set_entitlements(operator, name, wanted)
+
+    tenant = with_directory(io, act)
+    if options.json:
+        io.json(tenant)
+        return FINE
+    rows = [
+        (member.replace("_", " "), f"{getattr(tenant.entitlements, member):,}", _QUOTA[member]) for member in _QUOTA
+    ]
+    io.columns(
+        ("ENTITLEMENT", "VALUE", "WHAT IT IS"),
+        (("models", ", ".join(tenant.entitlements.models), "model ids it may use"), *rows),
     )
     return FINE
 

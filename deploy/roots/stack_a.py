@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from adapters.system_clock import SystemClock
@@ -12,7 +13,7 @@ from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
 from stack_a.app import create_app
-from stack_a.deps import API_NEEDS, ApiDeps
+from stack_a.deps import API_NEEDS, ApiDeps, Shedding
 from stack_a.http.stream import OpenStreams
 
 AUDIENCE = "stack-a"
@@ -31,6 +32,13 @@ def defaults(env: Environment) -> dict[str, Choice]:
     }
 
 
+def shedding(env: Environment) -> Shedding:
+    return Shedding(
+        max_queue_depth=env.number("MAX_QUEUE_DEPTH", 100_000, least=1, most=100_000_000),
+        slow_after=timedelta(milliseconds=env.number("SLOW_DATABASE_MS", 1_000, least=10, most=4_000)),
+    )
+
+
 async def main(variables: Mapping[str, str]) -> None:
     env = Environment(variables)
     configure("stack-a", env.text("LOG_LEVEL", "INFO"))
@@ -42,7 +50,7 @@ async def main(variables: Mapping[str, str]) -> None:
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     async with open_ports(choices, API_NEEDS, clock=clock, wrap=watched) as ports:
         streams = OpenStreams()
-        app = create_app(ApiDeps(clock=clock, metrics=metrics, **ports), streams)
+        app = create_app(ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), **ports), streams)
         host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
         # Readers of events resume elsewhere: nobody waits for them.
         await serve(app, host=host, port=port, on_leaving=streams.close)

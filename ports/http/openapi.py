@@ -30,6 +30,8 @@ _BODY_CODES: Final = (
 )  # fmt: skip
 _MUTATION_CODES: Final = ("idempotency_key_required", "idempotency_in_progress", "idempotency_key_reused")
 _EVERY_CODE: Final = ("invalid_request", "internal", "unavailable")
+_LATER: Final = frozenset({429, 503})
+"""Statuses that may say when to try again."""
 _CORRELATED: Final = {
     name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Correlation-Id", "X-Request-Id", "traceparent")
 }
@@ -116,6 +118,7 @@ def document(
             "headers": {
                 "X-Correlation-Id": _header("Names this request in logs, audit and every error."),
                 "X-Request-Id": _header("The same as X-Correlation-Id, under the name SDKs look for."),
+                "Retry-After": _header("Seconds after which it is worth trying again, where that is known."),
                 "traceparent": _header("W3C trace context: the client's trace continued, or a new one."),
             },
         },
@@ -170,10 +173,14 @@ def _refusals(codes: list[str]) -> dict[str, Json]:
     for code in codes:
         by_status.setdefault(STATUS[code], []).append(code)
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {
-        str(status): _answer("Refused: " + ", ".join(f"`{code}`" for code in named), body)
-        for status, named in sorted(by_status.items())
-    }
+    return {str(status): _refusal(status, named, body) for status, named in sorted(by_status.items())}
+
+
+def _refusal(status: int, named: list[str], body: Json) -> dict[str, Json]:
+    answer = _answer("Refused: " + ", ".join(f"`{code}`" for code in named), body)
+    if status in _LATER:
+        answer["headers"] = {**_CORRELATED, "Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    return answer
 
 
 def _answer(description: str, content: Json) -> dict[str, Json]:

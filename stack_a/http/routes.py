@@ -58,13 +58,17 @@ OPERATIONS: Final = {
         summary="Create a run",
         description=(
             "Durable once answered: the run survives any crash and ends in exactly one terminal event. Repeating with "
-            "the same Idempotency-Key and body gives the same run; with another body, `idempotency_key_reused`."
+            "the same Idempotency-Key and body gives the same run; with another body, `idempotency_key_reused`. Beyond the "
+            "tenant's rate of creations the answer is `rate_limited`, with too many of its runs queued "
+            "`concurrency_limited`, and `unavailable` while the node is overloaded; each has a `Retry-After` in seconds, "
+            "uses nothing up, and may be repeated with the same key. Runs beyond those a tenant may have running at a time "
+            "are accepted and wait."
         ),
         tag="runs",
         request=wire.CreateRun,
         response=wire.RunAccepted,
         status=202,
-        codes=("not_found",),
+        codes=("not_found", "rate_limited", "concurrency_limited"),
     ),
     ("GET", "/v1/agents"): Operation(summary="List agents", tag="agents", response=wire.AgentPage, parameters=_PAGING),
     ("GET", "/v1/agents/{agent_id}"): Operation(
@@ -115,7 +119,7 @@ OPERATIONS: Final = {
         request=wire.RetryRun,
         response=wire.RunAccepted,
         status=202,
-        codes=("not_found", "conflict"),
+        codes=("not_found", "conflict", "rate_limited", "concurrency_limited"),
     ),
     ("POST", "/v1/runs/{run_id}:fork"): Operation(
         summary="Fork a run",
@@ -128,7 +132,7 @@ OPERATIONS: Final = {
         request=wire.ForkRun,
         response=wire.RunAccepted,
         status=202,
-        codes=("not_found", "conflict"),
+        codes=("not_found", "conflict", "rate_limited", "concurrency_limited"),
     ),
     ("POST", "/v1/runs/{run_id}:resolve"): Operation(
         summary="Decide about a step of unknown outcome",

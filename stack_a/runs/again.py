@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from observability.logs import who
 from observability.metrics import Metrics
 from ports.context import AuthContext
-from ports.errors import Conflict
+from ports.errors import Conflict, ResourceExhausted, Unavailable
 from ports.ids import RunId
 from ports.queue import QueuePort
 from ports.run_state import Created, Idempotency, Resolution, Run, RunStatePort, Step
 from stack_a.runs.journal import read_steps
+from stack_a.runs.shed import Shedder
 from stack_a.runs.start import hint
 
 logger = logging.getLogger("agentos.runs")
@@ -19,10 +20,14 @@ logger = logging.getLogger("agentos.runs")
 class Again:
     """Retry, fork and resolve, over the run store and the queue."""
 
-    def __init__(self, *, run_state: RunStatePort, queue: QueuePort, metrics: Metrics) -> None:
+    def __init__(
+        self, *, run_state: RunStatePort, queue: QueuePort, metrics: Metrics, shedder: Shedder | None = None
+    ) -> None:
+        """Without a `shedder` only the tenants' own limits hold."""
         self._run_state = run_state
         self._queue = queue
         self._metrics = metrics
+        self._shedder = shedder
 
     async def retry(self, auth: AuthContext, run_id: RunId, idempotency: Idempotency) -> Created:
         """A new run that goes on where this one went wrong. Raises `Conflict` as `retry_point` does."""
@@ -31,13 +36,28 @@ class Again:
         return await self.fork(auth, run_id, at, idempotency)
 
     async def fork(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
-        created = await self._run_state.fork(auth, run_id, at, idempotency)
+        try:
+            created = await self._forked(auth, run_id, at, idempotency)
+        except (ResourceExhausted, Unavailable) as refusal:
+            self._metrics.run_refused(refusal.code)
+            raise
         if created.created:
             self._metrics.run_created(auth.tenant)
             fields = {"run_id": created.run.id, "agent_id": created.run.agent_id, "step": at}
             logger.info("run.forked", extra={**who(auth), **fields})
             await hint(self._queue, auth, created.run.id)
         return created
+
+    async def _forked(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
+        if self._shedder is not None:
+            await self._shedder.check_database()
+            try:
+                self._shedder.check_backlog()
+            except Unavailable:
+                if (earlier := await self._run_state.recall(auth, idempotency)) is None:
+                    raise
+                return Created(run=earlier, created=False)
+        return await self._run_state.fork(auth, run_id, at, idempotency)
 
     async def resolve(
         self, auth: AuthContext, run_id: RunId, n: int, resolution: Resolution, idempotency: Idempotency

@@ -14,11 +14,12 @@ from observability.logs import who
 from observability.metrics import Metrics
 from ports.agent import AgentRegistry
 from ports.context import AuthContext
-from ports.errors import AgentOSError, InvalidArgument, Unavailable
+from ports.errors import AgentOSError, InvalidArgument, ResourceExhausted, Unavailable
 from ports.ids import AgentId, RunId
 from ports.queue import QueuePort
 from ports.run_intake import RunRequest
 from ports.run_state import Created, NewRun, RunStatePort
+from stack_a.runs.shed import Shedder
 from stack_a.tools.policy import unknown
 
 logger = logging.getLogger("agentos.runs")
@@ -35,30 +36,58 @@ class Hint(Struct, frozen=True):
 class Intake:
     """`ports.run_intake.RunIntake` over the run store, the agent registry and the queue."""
 
-    def __init__(self, *, run_state: RunStatePort, agent: AgentRegistry, queue: QueuePort, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        run_state: RunStatePort,
+        agent: AgentRegistry,
+        queue: QueuePort,
+        metrics: Metrics,
+        shedder: Shedder | None = None,
+    ) -> None:
+        """Without a `shedder` only the tenants' own limits hold."""
         self._run_state = run_state
         self._agent = agent
         self._queue = queue
         self._metrics = metrics
+        self._shedder = shedder
 
     async def accept(self, auth: AuthContext, request: RunRequest) -> Created:
+        try:
+            return await self._accepted(auth, request)
+        except (ResourceExhausted, Unavailable) as refusal:
+            self._metrics.run_refused(refusal.code)
+            raise
+
+    async def _accepted(self, auth: AuthContext, request: RunRequest) -> Created:
+        if self._shedder is not None:
+            await self._shedder.check_database()
         try:
             new = await self._validated(auth, request)
         except Unavailable:
             # Whoever asks a stalled store a second time waits twice as long to hear the same.
             raise
-        except AgentOSError:
-            # A repeat is answered with what it made, even where it would not be accepted today.
-            earlier = await self._run_state.recall(auth, request.idempotency)
-            if earlier is None:
-                raise
-            return Created(run=earlier, created=False)
+        except AgentOSError as refusal:
+            return await self._earlier(auth, request, refusal)
+        if self._shedder is not None:
+            try:
+                self._shedder.check_backlog()
+            except Unavailable as refusal:
+                # The database is well: it is work that there is too much of, and a repeat adds none.
+                return await self._earlier(auth, request, refusal)
         created = await self._run_state.create(auth, new)
         if created.created:
             self._metrics.run_created(auth.tenant)
             logger.info("run.created", extra={**who(auth), "run_id": created.run.id, "agent_id": new.agent_id})
             await hint(self._queue, auth, created.run.id)
         return created
+
+    async def _earlier(self, auth: AuthContext, request: RunRequest, refusal: AgentOSError) -> Created:
+        """A repeat is answered with what it made, even where it would not be accepted today. Else raises `refusal`."""
+        earlier = await self._run_state.recall(auth, request.idempotency)
+        if earlier is None:
+            raise refusal
+        return Created(run=earlier, created=False)
 
     async def _validated(self, auth: AuthContext, request: RunRequest) -> NewRun:
         agent = await self._agent.get(auth, AgentId(request.agent_id))

@@ -4,7 +4,7 @@ import asyncio
 import random
 import statistics
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import asyncpg
@@ -15,10 +15,11 @@ from deploy.roots.wiring import Choice, open_ports
 from observability.metrics import Metrics
 from ports.agent import AgentSpec
 from ports.context import AuthContext, Trace
-from ports.errors import Unavailable
+from ports.errors import Conflict, Unavailable
 from ports.ids import AgentId, PrincipalId, TenantId
 from ports.run_intake import RunRequest
 from ports.run_state import Idempotency
+from ports.tenant import Entitlements
 from stack_a.deps import API_NEEDS
 from stack_a.runs.start import Intake
 from tests.bench.engine_worker import MODEL, TOOL
@@ -35,6 +36,11 @@ CALLER: Final = AuthContext(
         traceparent="00-0197f3c2a1b04c5d8e6f708192a3b4c5-0011223344556677-01",
     ),
 )
+_PLATFORM: Final = AuthContext(
+    tenant=CALLER.tenant, principal=PrincipalId("usr_bench"), scopes=frozenset({"admin:platform"})
+)
+# What the engine does is measured, not what a tenant may.
+_UNBOUNDED: Final = Entitlements(max_active_runs=1_000, runs_per_minute=1_000_000, max_queued_runs=10_000_000)
 _STORED: Final = ("run_state", "queue", "agent")
 _POLL_SECONDS: Final = 0.01
 _END_SECONDS: Final = 30.0
@@ -135,13 +141,16 @@ class Load:
 @asynccontextmanager
 async def open_load(server: Server) -> AsyncIterator[Load]:
     """The API's side of the engine, with its agent published."""
-    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in _STORED}
-    needs = {port: API_NEEDS[port] for port in _STORED}
+    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in (*_STORED, "tenant")}
+    needs = {port: API_NEEDS.get(port) for port in choices}
     async with open_ports(choices, needs, clock=SystemClock()) as ports:
+        with suppress(Conflict):  # there from an earlier phase
+            await ports["tenant"].create(_PLATFORM, CALLER.tenant, name="Bench", entitlements=_UNBOUNDED)
         await ports["agent"].publish(CALLER, AgentSpec(id=AGENT, model=MODEL, tools=(TOOL,)))
         watching = await asyncpg.connect(server.dsn("ao_admin"), server_settings={"search_path": "agentos"})
         try:
-            yield Load(Intake(metrics=Metrics(), **ports), watching)
+            intake = {name: ports[name] for name in _STORED}
+            yield Load(Intake(metrics=Metrics(), **intake), watching)
         finally:
             await watching.close()
 

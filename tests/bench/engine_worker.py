@@ -1,4 +1,4 @@
-"""Stack A's worker as in production, but with a model and a tool that take no time.
+"""Stack A's worker as in production, but with a model and a tool that take no time (or as long as told).
 
 Started by the bench: `python -m tests.bench.engine_worker`.
 """
@@ -31,6 +31,8 @@ from tests.bench.machine import READY
 
 MODEL: Final = "instant"
 TOOL: Final = "probe"
+TOOL_MS: Final = int(os.environ.get("AGENTOS_BENCH_TOOL_MS", "0"))
+"""How long the tool takes, for benches about waiting rather than working."""
 _DRAIN: Final = timedelta(seconds=5)
 _STORED: Final = ("run_state", "queue", "agent")
 
@@ -47,6 +49,8 @@ def tools_then_text(turns: int) -> Rule:
 
 
 async def _probe(_auth: AuthContext, arguments: dict[str, Json], _key: str) -> Json:
+    if TOOL_MS:
+        await anyio.sleep(TOOL_MS / 1_000)
     return {"n": arguments["n"]}
 
 

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, cast
 
 from msgspec import Struct
@@ -13,13 +13,21 @@ from adapters.system_clock import SystemClock
 from conformance.factories import idempotency
 from deploy.roots.wiring import Choice, open_ports
 from ports.context import RUNS_ANY_TENANT, AuthContext
-from ports.errors import Unavailable
+from ports.errors import Conflict, Unavailable
 from ports.ids import AgentId, PrincipalId, RunId, TenantId, WorkerId
 from ports.run_state import Change, NewEvent, NewRun, Run, RunStatePort
+from ports.tenant import Entitlements
 from stack_a.worker import LEASE, RENEW_EVERY
 from tests.bench.events_server import identity
 
 _PER_PRINCIPAL: Final = 50
+# For as many streams as are asked for.
+_TENANTS: Final = 1_000 // _PER_PRINCIPAL + 1
+# Readers are measured, not what a tenant may.
+_UNBOUNDED: Final = Entitlements(max_active_runs=1_000, runs_per_minute=1_000_000)
+_PLATFORM: Final = AuthContext(
+    tenant=TenantId("tnt_bench"), principal=PrincipalId("usr_bench"), scopes=frozenset({"admin:platform"})
+)
 _WORKER: Final = WorkerId("wrk_bench_events")
 _NODE: Final = AuthContext(
     tenant=TenantId("tnt_node"), principal=PrincipalId("svc_bench"), scopes=frozenset({RUNS_ANY_TENANT})
@@ -111,8 +119,13 @@ class Reader(asyncio.Protocol):
 @asynccontextmanager
 async def open_runs(dsn: str) -> AsyncIterator[RunStatePort]:
     """The writer's side, as a worker has it, with a live lease."""
-    choices = {"run_state": Choice(adapter="postgres", config={"dsn": dsn})}
-    async with open_ports(choices, {"run_state": None}, clock=SystemClock()) as ports:
+    choices = {port: Choice(adapter="postgres", config={"dsn": dsn}) for port in ("run_state", "tenant")}
+    async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
+        for number in range(_TENANTS):
+            with suppress(Conflict):  # there from an earlier part
+                await ports["tenant"].create(
+                    _PLATFORM, TenantId(f"tnt_bench{number}"), name="x", entitlements=_UNBOUNDED
+                )
         runs: RunStatePort = ports["run_state"]
         await runs.renew(_NODE, _WORKER, LEASE)
 

@@ -20,6 +20,7 @@ from conformance.report import SubjectResult
 from tests.contract.broken import (
     directories,
     events,
+    lax_run_states,
     ledgers,
     memories,
     models,
@@ -28,6 +29,7 @@ from tests.contract.broken import (
     replies,
     run_states,
     run_verbs,
+    unfair_queues,
     upkeeps,
 )
 from tests.contract.broken.mutant import Mutant
@@ -38,7 +40,9 @@ from tests.support.inproc import closing
 ROOT: Final = Path(__file__).parents[2]
 SUITES: Final = {
     "queue": queues,
+    "unfair_queues": unfair_queues,
     "run_state": run_states,
+    "lax_run_states": lax_run_states,
     "run_verbs": run_verbs,
     "event": events,
     "maintenance": upkeeps,
@@ -49,7 +53,8 @@ SUITES: Final = {
     "agent": registries,
     "tenant": directories,
 }
-PORT_OF: Final = {suite: "run_state" if suite == "run_verbs" else suite for suite in SUITES}
+_PARTS: Final = {"unfair_queues": "queue", "lax_run_states": "run_state", "run_verbs": "run_state"}
+PORT_OF: Final = {suite: _PARTS.get(suite, suite) for suite in SUITES}
 
 Failures: TypeAlias = dict[str, dict[str, set[str]]]
 """Of each broken adapter: the tests that failed, with the clauses they are for."""
@@ -82,7 +87,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failures]:
     found: dict[str, Failures] = {suite: {} for suite in SUITES}
     for result in msgspec.json.decode(report.read_bytes(), type=list[SubjectResult]):
         path, _, mutant = result.subject.rpartition("::")
-        suite = next(name for name, module in SUITES.items() if str(module.__file__).endswith(path))
+        suite = next(name for name, module in SUITES.items() if str(module.__file__).endswith(f"/{path}"))
         failed = found[suite].setdefault(mutant, {})
         for one in result.clauses:
             for test, outcome in one.tests.items():

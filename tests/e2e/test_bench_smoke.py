@@ -18,6 +18,7 @@ from tests.bench.machine import ROOT
         ("engine", {"runs_per_s", "commits_per_run", "claim_p50_ms", "claim_p99_ms", "worker_cpu_ms", "ratio"}),
         ("engine_dbos", {"ours_4_1", "ours_4_1_cpu_ms", "ours_4_1_server_ms", "ours_4_1_writes"}),
         ("events", {"p50_ms_1", "p99_ms_100", "p99_ms_fan", "mib_per_1000", "reference_p50_ms", "ratio"}),
+        ("fairness", {"idle_p95_ms", "beside_p95_ms", "capped_p95_ms", "lease_ratio", "create_racing_per_s"}),
         ("gateway", {"gateway_rps_16", "gateway_p99_ms_1", "gateway_cpu_us_16", "gateway_first_ms", "direct_rps_16"}),
     ],
 )

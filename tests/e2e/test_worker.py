@@ -1,13 +1,14 @@
 """The worker and the engine over the in-process adapters: runs end, once, whatever happens to who executes them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from adapters.inproc import queue as inproc_queue
 from adapters.inproc.model import InprocModel, InprocModelConfig, Rule, scripted
 from adapters.inproc.tool import InprocTools, PythonTool
 from conformance.clock import ManualClock
@@ -15,10 +16,12 @@ from conformance.faults import Faults, Kind
 from conformance.people import ACME
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, Unavailable
-from ports.ids import RunId
+from ports.ids import RunId, TenantId
 from ports.messages import Json
 from ports.model import ChatReply, ChatRequest, Message, ToolRequest
-from ports.run_state import Change, EffectClass, Run, RunStatus
+from ports.queue import Delivery
+from ports.run_state import TERMINAL, Change, EffectClass, Run, RunStatus
+from ports.tenant import Entitlements
 from ports.tool import ToolPort, ToolSpec
 from stack_a import worker as worker_module
 from stack_a.runs import execute as execute_module
@@ -87,6 +90,10 @@ def tools() -> Toolbox:
     return Toolbox()
 
 
+def slow_then_done(_auth: AuthContext, request: ChatRequest) -> Message:
+    return Message(role="assistant", content="done") if request.messages[-1].role == "tool" else calls("slow")
+
+
 def calls(*names: str) -> Message:
     requests = tuple(ToolRequest(id=f"call_{i}", name=name, arguments="{}") for i, name in enumerate(names))
     return Message(role="assistant", tool_calls=requests)
@@ -120,6 +127,14 @@ async def until_told(node: StackA, clock: ManualClock, run_id: str, kind: str) -
     with anyio.fail_after(5):
         while kind not in {event.type for event in await node.api.event.read(ACME, RunId(run_id))}:
             await clock.advance(execute_module.TELL_WITHIN)
+
+
+async def ended_in_time(node: StackA, clock: ManualClock, run_id: str) -> Run:
+    """The run once it has ended, with time passing until then."""
+    with anyio.fail_after(10):
+        while (run := await node.run_state.load(ACME, run_id)).status not in TERMINAL:  # type: ignore[arg-type]  # a str of the API
+            await clock.advance(worker_module.ROOM_AFTER)
+    return run
 
 
 async def log_of(node: StackA, run_id: str) -> list[dict[str, Any]]:
@@ -626,3 +641,58 @@ async def test_a_store_that_is_away_during_a_model_call_is_not_the_models_failur
         run = await node.ended(run_id)
 
     assert (run.status, run.output) == ("succeeded", {"text": "said"})
+
+
+async def test_a_full_tenants_runs_wait_while_others_go_on_and_start_when_one_ends(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    await node.entitle(ACME, Entitlements(max_active_runs=1))
+    async with node.worker(model(slow_then_done), tools.port(clock)):
+        mine = [await node.created() for _ in range(3)]
+        await until(lambda: len(tools.keys) == 1)
+        theirs = await node.created("globex")
+        await until(lambda: len(tools.keys) == 2)
+        tools.let_go.set()
+        runs = [await ended_in_time(node, clock, run_id) for run_id in mine]
+        runs.append(await node.ended(theirs, "globex"))
+
+    assert tools.most_together == 2
+    assert [(run.status, run.epoch) for run in runs] == [("succeeded", 1)] * 4
+
+
+async def test_a_hint_of_a_full_tenant_is_put_aside_and_comes_back(tools: Toolbox, clock: ManualClock) -> None:
+    class Unaware(inproc_queue.InprocQueue):
+        """Knows of no tenant's limits."""
+
+        leases = 0
+
+        def _room(self, _tenant: TenantId) -> int:
+            return 1_000
+
+        def _take(self, message: inproc_queue.Message, until: datetime) -> Delivery:
+            self.leases += 1
+            return super()._take(message, until)
+
+    unaware: list[Unaware] = []
+
+    def wrap(name: str, port: Any) -> Any:  # any port of the node
+        if name != "queue":
+            return port
+        unaware.append(Unaware(port._store, clock))
+        return unaware[0]
+
+    async with stack_a(clock=clock, wrap=wrap) as node:
+        await node.entitle(ACME, Entitlements(max_active_runs=1))
+        async with node.worker(model(slow_then_done), tools.port(clock)):
+            mine = [await node.created() for _ in range(3)]
+            await until(lambda: unaware[0].leases == 3)
+            for _ in range(10):
+                await clock.advance(worker_module.ROOM_AFTER)
+            leases, together = unaware[0].leases, tools.together
+            tools.let_go.set()
+            for run_id in mine:
+                await ended_in_time(node, clock, run_id)
+
+    # Both hints that wait came back each time, and no more often.
+    assert together == 1
+    assert 3 < leases <= 3 + 2 * 10

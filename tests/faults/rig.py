@@ -31,6 +31,7 @@ from deploy.seed import TENANT, ensure_issuer_key, seed_demo
 from ports.agent import AgentLimits, AgentSpec
 from ports.errors import Unavailable
 from ports.ids import AgentId
+from ports.tenant import Entitlements
 from tests.faults.proxy import Proxy
 from tests.faults.tools import NAMES, REFERENCES, SINK
 from tests.faults.upstream import MODEL, Upstream
@@ -237,6 +238,10 @@ async def _set_up(made: Rig, passwords: credentials.DatabasePasswords) -> None:
     await asyncio.to_thread(embedded_postgres.set_up_database, admin, owner, passwords.roles())
     async with open_directory(made.node) as directory:
         await seed_demo(made.node, directory, made.config)
+        entitled = Entitlements(
+            tokens_per_day=made.config.tokens_per_day, runs_per_minute=100_000, max_active_runs=1_000
+        )
+        await directory.tenants.set_entitlements(operator_of(TENANT), TENANT, entitled)
         spec = AgentSpec(id=AGENT, model=MODEL, tools=NAMES, limits=AgentLimits(deadline_s=900))
         await directory.agents.publish(operator_of(TENANT), spec)
 

@@ -62,6 +62,8 @@ class TestAudit:
             await runs.resolve(ACME, parked.id, 1, decision, deciding)
             for status in ("disabled", "disabled", "active"):
                 await tenants.set_status(PLATFORM, ACME.tenant, status)
+            for weight in (1, 2, 2):
+                await tenants.set_entitlements(PLATFORM, ACME.tenant, Entitlements(weight=weight))
 
         rows = await fetch(clone.admin, "SELECT * FROM audit_log ORDER BY id")
         assert [(row["action"], row["subject"]) for row in rows] == [
@@ -75,9 +77,10 @@ class TestAudit:
             ("step.resolve_retry", step_key(forked.id, 1)),
             ("tenant.disable", ACME.tenant),
             ("tenant.enable", ACME.tenant),
+            ("tenant.entitle", ACME.tenant),
         ]
         assert {row["tenant_id"] for row in rows} == {ACME.tenant}
-        assert [row["actor_tenant"] for row in rows].count(PLATFORM.tenant) == 3
+        assert [row["actor_tenant"] for row in rows].count(PLATFORM.tenant) == 4
         assert {row["principal"] for row in rows} == {ACME.principal, PLATFORM.principal}
         assert rows[1]["correlation_id"] == ACME.trace.correlation_id
 

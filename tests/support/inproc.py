@@ -10,16 +10,19 @@ from msgspec import Struct
 
 from adapters.inproc import event, maintenance, run_state, runs, store
 from adapters.inproc.store import InprocConfig
+from adapters.inproc.tenant import InprocTenants
 from conformance.clock import ManualClock
 from conformance.factories import new_run
-from conformance.people import NODE
+from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
+from ports.errors import Conflict
 from ports.event import EventPort
-from ports.ids import RunId, WorkerId
+from ports.ids import RunId, TenantId, WorkerId
 from ports.maintenance import MaintenancePort
 from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
+from ports.tenant import Entitlements
 
 PortT = TypeVar("PortT")
 HOUR = timedelta(hours=1)
@@ -49,6 +52,13 @@ class InprocHarness(Generic[PortT]):
 
     async def now(self) -> datetime:
         return self.clock.now()
+
+    async def entitle(self, tenant: TenantId, entitlements: Entitlements) -> None:
+        directory = InprocTenants(store.store(self.config.name), self.clock)
+        try:
+            await directory.create(PLATFORM, tenant, name=tenant, entitlements=entitlements)
+        except Conflict:
+            await directory.set_entitlements(PLATFORM, tenant, entitlements)
 
     async def close(self) -> None:
         await self.closing.aclose()

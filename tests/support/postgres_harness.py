@@ -9,17 +9,20 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres import event, maintenance, run_state
+from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
-from conformance.people import NODE
+from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
+from ports.errors import Conflict
 from ports.event import EventPort
-from ports.ids import RunId, WorkerId, uuid_of
+from ports.ids import RunId, TenantId, WorkerId, uuid_of
 from ports.maintenance import MaintenancePort
 from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
+from ports.tenant import Entitlements
 from tests.support.postgres import Clone, borrow, drop, fetch, give_back, shift_time
 
 PortT = TypeVar("PortT")
@@ -54,6 +57,13 @@ class PostgresHarness(Generic[PortT]):
         [row] = await fetch(self.database.admin, "SELECT ao_now() AS now")
         now: datetime = row["now"]
         return now
+
+    async def entitle(self, tenant: TenantId, entitlements: Entitlements) -> None:
+        directory = await self.closing.enter_async_context(tenants.SPEC.open(self.config, Given(clock=SystemClock())))
+        try:
+            await directory.create(PLATFORM, tenant, name=tenant, entitlements=entitlements)
+        except Conflict:
+            await directory.set_entitlements(PLATFORM, tenant, entitlements)
 
     async def close(self) -> None:
         await self.closing.aclose()

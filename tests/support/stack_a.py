@@ -12,10 +12,10 @@ import anyio
 import httpx
 from msgspec.structs import replace
 
-from adapters.inproc import agent, event, queue, run_state, store
+from adapters.inproc import agent, event, queue, run_state, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
-from conformance.people import ACME, ACME_BEN, GLOBEX
+from conformance.people import ACME, ACME_BEN, GLOBEX, PLATFORM
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.agent import AgentSpec
@@ -25,9 +25,10 @@ from ports.errors import Unauthenticated
 from ports.ids import AgentId, PrincipalId, WorkerId
 from ports.model import ModelPort
 from ports.run_state import Run, RunStatePort
+from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolPort
 from stack_a.app import create_app
-from stack_a.deps import ApiDeps, WorkerDeps
+from stack_a.deps import ApiDeps, Shedding, WorkerDeps
 from stack_a.worker import Worker
 
 ACME_EDITOR = replace(ACME, principal=PrincipalId("usr_eve"), scopes=ACME.scopes | {"approvals:decide"})
@@ -54,6 +55,7 @@ class StackA:
 
     clock: Clock
     api: ApiDeps
+    tenants: TenantDirectory
     tokens: Tokens
     http: httpx.AsyncClient
     _keys: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -61,6 +63,9 @@ class StackA:
     @property
     def run_state(self) -> RunStatePort:
         return self.api.run_state
+
+    async def entitle(self, auth: AuthContext, entitlements: Entitlements) -> None:
+        await self.tenants.create(PLATFORM, auth.tenant, name=auth.tenant, entitlements=entitlements)
 
     def headers(self, who: str = "acme", **more: str) -> dict[str, str]:
         return {"authorization": f"Bearer {who}", **more}
@@ -118,7 +123,10 @@ class StackA:
 
 @asynccontextmanager
 async def stack_a(
-    *, clock: Clock | None = None, wrap: Callable[[str, Any], Any] = lambda _, port: port
+    *,
+    clock: Clock | None = None,
+    wrap: Callable[[str, Any], Any] = lambda _, port: port,
+    shedding: Shedding | None = None,
 ) -> AsyncIterator[StackA]:
     """A Stack A of its own with the agent `agt_demo` for both tenants. `wrap` may put a fault around a port."""
     given = Given(clock=clock or SystemClock())
@@ -132,12 +140,13 @@ async def stack_a(
                 "run_state": run_state.SPEC, "event": event.SPEC, "queue": queue.SPEC, "agent": agent.SPEC
             }.items()
         }  # fmt: skip
-        api = ApiDeps(clock=given.clock, verifier=tokens, metrics=Metrics(), **opened)
+        api = ApiDeps(clock=given.clock, verifier=tokens, metrics=Metrics(), shedding=shedding or Shedding(), **opened)
+        tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
         for owner in (ACME, GLOBEX):
             await api.agent.publish(owner, AGENT)
         transport = httpx.ASGITransport(cast("Any", create_app(api)))
         http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://node"))
-        yield StackA(clock=given.clock, api=api, tokens=tokens, http=http)
+        yield StackA(clock=given.clock, api=api, tenants=tenants, tokens=tokens, http=http)
 
 
 def events_of(body: str) -> list[dict[str, Any]]:

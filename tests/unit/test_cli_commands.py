@@ -97,6 +97,13 @@ class TestWithoutANode:
         assert said.code == 2
         assert "stack-a-worker" in said.err
 
+    def test_only_what_is_given_of_a_quota_is_changed(self) -> None:
+        parsed = parser().parse_args(["tenant", "quota", "tnt_a", "--max-active-runs", "7", "--models", "m, n"])
+
+        options = parsed.options(parsed)
+
+        assert (options.tenant, options.quota, options.models) == ("tnt_a", {"max_active_runs": 7}, ("m", "n"))
+
     def test_a_name_that_is_no_tenant_is_refused_before_anything_else(self, environ: dict[str, str]) -> None:
         assert agentos("tenant", "create", "Acme Inc", environ=environ).code == 2
 

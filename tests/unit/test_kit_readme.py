@@ -11,10 +11,15 @@ README = Path(__file__).parents[2] / "conformance" / "README.md"
 
 # What the example calls `agentos_redis`: the in-process queue under another configuration.
 ADAPTER = """
+from datetime import datetime, timezone
+
 from msgspec import Struct
 
 from adapters.inproc.queue import SPEC as INPROC, InprocConfig
+from adapters.inproc.store import store
+from adapters.inproc.tenant import Tenants
 from ports.adapter import AdapterSpec
+from ports.tenant import Tenant
 
 
 class RedisConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +31,11 @@ SPEC = AdapterSpec(
     capabilities=lambda config: INPROC.capabilities(InprocConfig(name=config.socket)),
     open=lambda config, given: INPROC.open(InprocConfig(name=config.socket), given),
 )
+
+
+async def entitle(config, tenant, entitlements):
+    made = Tenant(id=tenant, name="", status="active", entitlements=entitlements, created_at=datetime.now(timezone.utc))
+    store(config.socket).table(Tenants).rows[tenant] = made
 """
 
 

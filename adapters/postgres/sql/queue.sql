@@ -1,10 +1,22 @@
 -- Statements of Queue. `visible_at` is the end of the delay or of the lease: what lies in the past is ready.
 
 -- name: enqueue
+-- Wakes its tenant where that sleeps. Where it doesn't, a key lock sees to it that it stays awake until this is committed;
+-- such locks don't wait for each other, so that one tenant's enqueues don't either. A parked tenant is looked at anyway.
+WITH due AS MATERIALIZED (SELECT t.now, greatest(t.now, CAST(:not_before AS timestamptz)) AS at FROM (SELECT ao_now() AS now) t),
+awake AS MATERIALIZED (
+    SELECT q.tenant_id FROM queue_turns q, due
+    WHERE q.tenant_id = :tenant AND (q.next_at <= due.at OR q.parked)
+    FOR KEY SHARE OF q
+),
+woken AS (
+    INSERT INTO queue_turns AS q (tenant_id, vtime, next_at, served_at)
+    SELECT :tenant, v.last_value, due.at, due.now FROM due, queue_vtime v WHERE NOT EXISTS (SELECT FROM awake)
+    ON CONFLICT (tenant_id) DO UPDATE
+    SET next_at = least(q.next_at, excluded.next_at), vtime = greatest(q.vtime, excluded.vtime), served_at = excluded.served_at
+)
 INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at)
-SELECT :tenant, :namespace, CAST(:requester AS json), CAST(:body AS bytea),
-       greatest(t.now, CAST(:not_before AS timestamptz))
-FROM (SELECT ao_now() AS now) t;
+SELECT :tenant, :namespace, CAST(:requester AS json), CAST(:body AS bytea), due.at FROM due;
 
 -- name: lease
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
@@ -23,8 +35,8 @@ WHERE m.tenant_id = :tenant AND m.id = picked.id
 RETURNING m.*;
 
 -- name: lease_any
--- Across tenants, for workers.
-SELECT * FROM ao_queue_lease(:limit, CAST(:duration AS interval));
+-- Across tenants in turn, for workers.
+SELECT * FROM ao_queue_lease_in_turn(:limit, CAST(:duration AS interval), :max_active_runs);
 
 -- name: extend
 UPDATE queue_messages m
@@ -33,10 +45,27 @@ WHERE m.tenant_id = :tenant AND m.id = :message AND m.lease = CAST(:lease AS uui
 RETURNING m.*;
 
 -- name: release
-UPDATE queue_messages m
-SET visible_at = ao_now(), lease = NULL
-WHERE m.tenant_id = :tenant AND m.id = :message AND m.lease = CAST(:lease AS uuid)
-RETURNING m.id;
+-- Wakes its tenant like `enqueue`.
+WITH due AS MATERIALIZED (SELECT t.now, t.now + CAST(:delay AS interval) AS at FROM (SELECT ao_now() AS now) t),
+given_back AS (
+    UPDATE queue_messages m
+    SET visible_at = due.at, lease = NULL
+    FROM due
+    WHERE m.tenant_id = :tenant AND m.id = :message AND m.lease = CAST(:lease AS uuid)
+    RETURNING m.id
+),
+awake AS MATERIALIZED (
+    SELECT q.tenant_id FROM queue_turns q, due
+    WHERE q.tenant_id = :tenant AND (q.next_at <= due.at OR q.parked)
+    FOR KEY SHARE OF q
+),
+woken AS (
+    INSERT INTO queue_turns AS q (tenant_id, vtime, next_at, served_at)
+    SELECT :tenant, v.last_value, due.at, due.now FROM given_back, due, queue_vtime v WHERE NOT EXISTS (SELECT FROM awake)
+    ON CONFLICT (tenant_id) DO UPDATE
+    SET next_at = least(q.next_at, excluded.next_at), vtime = greatest(q.vtime, excluded.vtime), served_at = excluded.served_at
+)
+SELECT id FROM given_back;
 
 -- name: ack
 -- Says whether the message is still there under another lease.

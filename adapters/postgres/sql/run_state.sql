@@ -1,24 +1,35 @@
 -- Statements of RunState. Each names tenant and namespace; each change is one statement, so one round trip.
 
 -- name: create
--- The key, the run, its first event and the audit, or nothing at all when the key is taken. Whoever makes the same key at
--- the same moment waits here for the other's commit.
+-- Admission, then the key, the run, its first event and the audit; or no row, and then whoever asked rolls back: nothing was
+-- used up. A key that was used before asks for no admission. Whoever makes the same key at the same moment waits for the
+-- other's commit.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+admitted AS MATERIALIZED (
+    SELECT ao_admit_run(:tenant, CAST(:runs_per_minute AS integer), CAST(:max_queued_runs AS integer)) AS stripe
+    FROM t
+    WHERE NOT EXISTS (
+        SELECT FROM idempotency i
+        WHERE i.tenant_id = :tenant AND i.namespace = :namespace AND i.principal = :principal AND i.route = :route
+          AND i.key = :key
+    )
+),
 taken AS (
     INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
-    SELECT :tenant, :namespace, :principal, :route, :key, :fingerprint, uuidv7(), t.now FROM t
+    SELECT :tenant, :namespace, :principal, :route, :key, :fingerprint, uuidv7(), t.now FROM admitted, t
+    WHERE admitted.stripe IS NOT NULL
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ),
 made AS (
     INSERT INTO runs (
         tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
-        session_id, created_at, queued_at, deadline_at, last_sequence
+        session_id, created_at, queued_at, deadline_at, last_sequence, backlog_stripe
     )
     SELECT :tenant, taken.run_id, :namespace, :agent_id, :agent_version, :agent_digest, CAST(:requester AS json),
            CAST(:input AS json), CAST(:context AS json), CAST(:tool_allowlist AS json), :session_id, t.now, t.now,
-           t.now + CAST(:deadline AS interval), 1
-    FROM taken, t
+           t.now + CAST(:deadline AS interval), 1, admitted.stripe
+    FROM taken, admitted, t
     RETURNING *
 ),
 told AS (
@@ -33,6 +44,31 @@ noted AS (
     FROM made
 )
 SELECT * FROM made;
+
+-- name: refusal
+-- Why a creation was refused: how long until the rate has a token, and whether the backlog is full. Neither: it lost a race.
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+quota AS MATERIALIZED (
+    SELECT coalesce(CAST(x.entitlements ->> 'runs_per_minute' AS integer), CAST(:runs_per_minute AS integer)) AS per_minute,
+           coalesce(CAST(x.entitlements ->> 'max_queued_runs' AS integer), CAST(:max_queued_runs AS integer)) AS queued
+    FROM t
+    LEFT JOIN tenants x ON x.tenant_id = :tenant
+),
+spill AS MATERIALIZED (
+    SELECT coalesce(sum(greatest(0, b.queued - coalesce(s.share, 0))), 0) AS queued
+    FROM quota, LATERAL (SELECT z.stripe, z.queued FROM run_backlogs z WHERE z.tenant_id = :tenant) b
+    LEFT JOIN LATERAL ao_stripes(quota.queued, 100) s ON s.stripe = b.stripe
+)
+SELECT quota.per_minute, quota.queued,
+       (SELECT min(greatest(b.used_until, t.now) + 60000000 / s.share * interval '1 microsecond' - interval '1 minute' - t.now)
+        FROM t, ao_stripes(quota.per_minute, 60) s
+        LEFT JOIN run_rates b ON b.tenant_id = :tenant AND b.stripe = s.stripe) AS wait,
+       NOT EXISTS (
+           SELECT FROM ao_stripes(quota.queued, 100) s
+           LEFT JOIN run_backlogs b ON b.tenant_id = :tenant AND b.stripe = s.stripe
+           WHERE coalesce(b.queued, 0) < s.share - spill.queued
+       ) AS full
+FROM quota, spill;
 
 -- name: known
 -- The run that a key made, with the fingerprint it was made with.
@@ -60,7 +96,29 @@ FROM runs r
 WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run;
 
 -- name: claim
+-- A place first, the lowest free one that nobody is just taking, so that neither does this wait. The k-th free place is to be
+-- had while k more runs are within the limit, which also holds where the limit was lowered below what is running. A run that is
+-- taken over has its place already.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+places AS MATERIALIZED (
+    SELECT s.n, s.run_id IS NULL AS free, count(*) FILTER (WHERE s.run_id IS NULL) OVER (ORDER BY s.n) AS k
+    FROM run_slots s
+    WHERE s.tenant_id = :tenant
+),
+room AS MATERIALIZED (
+    SELECT coalesce(CAST(x.entitlements ->> 'max_active_runs' AS integer), CAST(:max_active_runs AS integer))
+           - (SELECT count(*) FROM places WHERE NOT places.free) AS left
+    FROM t
+    LEFT JOIN tenants x ON x.tenant_id = :tenant
+),
+place AS MATERIALIZED (
+    SELECT s.n
+    FROM places p, room, run_slots s
+    WHERE p.free AND p.k <= room.left AND s.tenant_id = :tenant AND s.n = p.n AND s.run_id IS NULL
+    ORDER BY p.n
+    LIMIT 1
+    FOR UPDATE OF s SKIP LOCKED
+),
 won AS (
     UPDATE runs r
     SET status = 'running',
@@ -68,16 +126,22 @@ won AS (
         epoch = r.epoch + 1,
         recoveries = r.recoveries + CASE r.status WHEN 'running' THEN 1 ELSE 0 END,
         started_at = coalesce(r.started_at, t.now),
-        last_sequence = r.last_sequence + CASE WHEN r.started_at IS NULL THEN 1 ELSE 0 END
+        last_sequence = r.last_sequence + CASE WHEN r.started_at IS NULL THEN 1 ELSE 0 END,
+        slot = CASE r.status WHEN 'running' THEN r.slot ELSE (SELECT place.n FROM place) END
     FROM t
     WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
       AND (
-          r.status = 'queued'
+          r.status = 'queued' AND EXISTS (SELECT FROM place)
           OR r.status = 'running'
           AND NOT EXISTS (SELECT FROM workers w WHERE w.id = r.worker_id AND w.lease_until > t.now)
       )
       AND EXISTS (SELECT FROM workers w WHERE w.id = :worker AND w.lease_until > t.now)
-    RETURNING old.started_at IS NULL AS first_time, new.*
+    RETURNING old.started_at IS NULL AS first_time, old.status = 'queued' AS placed, new.*
+),
+held AS (
+    UPDATE run_slots s SET run_id = won.id
+    FROM won
+    WHERE s.tenant_id = :tenant AND s.n = won.slot AND won.placed
 ),
 told AS (
     INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
@@ -86,6 +150,19 @@ told AS (
     WHERE won.first_time
 )
 SELECT * FROM won;
+
+-- name: provide
+-- More places for a tenant that uses all it has had so far: as many again, up to its limit.
+INSERT INTO run_slots (tenant_id, n)
+SELECT :tenant, n
+FROM (SELECT coalesce(max(s.n), 0) AS made FROM run_slots s WHERE s.tenant_id = :tenant) so_far,
+     (
+         SELECT coalesce(CAST(x.entitlements ->> 'max_active_runs' AS integer), CAST(:max_active_runs AS integer)) AS most
+         FROM (SELECT) nobody
+         LEFT JOIN tenants x ON x.tenant_id = :tenant
+     ) quota,
+     generate_series(made + 1, least(most, made + greatest(8, made))) AS n
+ON CONFLICT DO NOTHING;
 
 -- name: append
 -- The fenced write: the run moves first, under its epoch, and everything else hangs on that. Its row lock makes the order
@@ -140,7 +217,11 @@ told AS (
     FROM moved,
          json_to_recordset(CAST(:events AS json)) AS e (place integer, type text, data text)
 )
-SELECT moved.last_sequence, moved.cancel_requested, (SELECT count(*) FROM done) AS results FROM moved;
+SELECT moved.last_sequence, moved.cancel_requested, (SELECT count(*) FROM done) AS results,
+       -- Whether the tenant's queue waited for a run to end.
+       coalesce(CAST(:status AS text), 'running') <> 'running'
+       AND EXISTS (SELECT FROM queue_turns q WHERE q.tenant_id = :tenant AND q.parked) AS made_room
+FROM moved;
 
 -- name: release
 UPDATE runs r
@@ -181,9 +262,22 @@ noted AS (
 )
 SELECT * FROM asked;
 
+-- name: forkable
+-- Whether the run is there with a result for each step up to `at`.
+SELECT r.id
+FROM runs r
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
+  AND CAST(:at AS integer) = (
+      SELECT count(*)
+      FROM steps s
+      WHERE s.tenant_id = :tenant AND s.run_id = r.id AND s.n BETWEEN 1 AND CAST(:at AS integer)
+        AND s.status IN ('completed', 'failed')
+  );
+
 -- name: fork
--- As `create`, of what another run was created with and of the beginning of its journal. Settled steps never change, so
--- reading them needs no lock. Nothing at all is made when the key is taken, or a step up to `at` has no result.
+-- As `create`, admission included, of what another run was created with and of the beginning of its journal. Settled steps
+-- never change, so reading them needs no lock. Nothing at all is made when the key is taken, or a step up to `at` has no
+-- result.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
 source AS MATERIALIZED (
     SELECT r.*
@@ -196,21 +290,32 @@ source AS MATERIALIZED (
             AND s.status IN ('completed', 'failed')
       )
 ),
+admitted AS MATERIALIZED (
+    SELECT ao_admit_run(:tenant, CAST(:runs_per_minute AS integer), CAST(:max_queued_runs AS integer)) AS stripe
+    FROM source
+    WHERE NOT EXISTS (
+        SELECT FROM idempotency i
+        WHERE i.tenant_id = :tenant AND i.namespace = :namespace AND i.principal = :principal AND i.route = :route
+          AND i.key = :key
+    )
+),
 taken AS (
     INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
-    SELECT :tenant, :namespace, :principal, :route, :key, :fingerprint, uuidv7(), t.now FROM source, t
+    SELECT :tenant, :namespace, :principal, :route, :key, :fingerprint, uuidv7(), t.now FROM admitted, t
+    WHERE admitted.stripe IS NOT NULL
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ),
 made AS (
     INSERT INTO runs (
         tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
-        session_id, created_at, queued_at, deadline_at, last_sequence, forked_from, forked_step
+        session_id, created_at, queued_at, deadline_at, last_sequence, forked_from, forked_step, backlog_stripe
     )
     SELECT :tenant, taken.run_id, :namespace, source.agent_id, source.agent_version, source.agent_digest,
            CAST(:requester AS json), source.input, source.context, source.tool_allowlist, source.session_id, t.now, t.now,
-           t.now + (source.deadline_at - source.created_at - source.waited), 1, source.id, CAST(:at AS integer)
-    FROM taken, source, t
+           t.now + (source.deadline_at - source.created_at - source.waited), 1, source.id, CAST(:at AS integer),
+           admitted.stripe
+    FROM taken, admitted, source, t
     RETURNING *
 ),
 copied AS (
@@ -324,4 +429,4 @@ SELECT ao_worker_retire(:worker);
 
 -- name: orphans
 -- Across tenants: the sweeper serves them all.
-SELECT id, requester FROM ao_orphans(CAST(:queued_for AS interval), :limit);
+SELECT id, requester FROM ao_orphans_with_room(CAST(:queued_for AS interval), :limit, :max_active_runs);

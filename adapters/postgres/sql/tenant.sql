@@ -30,6 +30,21 @@ SELECT * FROM changed
 UNION ALL
 SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant AND NOT EXISTS (SELECT FROM changed);
 
+-- name: set_entitlements
+-- As `set_status`: what is so already is not noted.
+WITH changed AS (
+    UPDATE tenants t SET entitlements = CAST(:entitlements AS json)
+    WHERE t.tenant_id = :tenant AND CAST(t.entitlements AS text) <> CAST(:entitlements AS text)
+    RETURNING t.*
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'tenant.entitle', changed.tenant_id, :correlation_id FROM changed
+)
+SELECT * FROM changed
+UNION ALL
+SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant AND NOT EXISTS (SELECT FROM changed);
+
 -- name: list
 -- Across tenants, for the platform.
 SELECT * FROM ao_tenant_list(:after, :limit);

@@ -98,6 +98,8 @@ class TestInventsTenants(BrokenTenants):
             "test_a_caller_gets_its_own_tenant_or_not_found",
             "test_what_concerns_others_needs_the_platforms_scope",
             "test_the_platform_disables_and_enables_a_tenant",
+            "test_entitling_needs_the_platforms_scope_and_an_existing_tenant",
+            "test_entitlements_out_of_their_bounds_are_refused",
         }
     )
 
@@ -304,5 +306,75 @@ class TestLosesEverythingAtReopen(BrokenTenants):
     caught_by = frozenset(
         {
             "test_tenants_and_keys_are_there_for_a_directory_opened_anew",
+        }
+    )
+
+
+class EntitlesNobody(InprocTenants):
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+        known = self._tenants.rows.get(tenant)
+        changed = await super().set_entitlements(auth, tenant, entitlements)
+        if known is not None:
+            self._tenants.rows[tenant] = known
+        return changed
+
+
+class TestEntitlesNobody(BrokenTenants):
+    broken = EntitlesNobody
+    caught_by = frozenset(
+        {
+            "test_the_platform_replaces_a_tenants_entitlements",
+        }
+    )
+
+
+class EntitlesForAnybody(InprocTenants):
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+        del auth
+        return await super().set_entitlements(PLATFORM, tenant, entitlements)
+
+
+class TestEntitlesForAnybody(BrokenTenants):
+    broken = EntitlesForAnybody
+    caught_by = frozenset(
+        {
+            "test_entitling_needs_the_platforms_scope_and_an_existing_tenant",
+        }
+    )
+
+
+class MergesEntitlements(InprocTenants):
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+        known = self._row(tenant).entitlements if tenant in self._tenants.rows else entitlements
+        return await super().set_entitlements(auth, tenant, replace(entitlements, models=known.models))
+
+
+class TestMergesEntitlements(BrokenTenants):
+    broken = MergesEntitlements
+    caught_by = frozenset(
+        {
+            "test_the_platform_replaces_a_tenants_entitlements",
+        }
+    )
+
+
+class ClampsEntitlements(InprocTenants):
+    async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant:
+        return await super().create(auth, tenant, name=name, entitlements=clamped(entitlements))
+
+    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+        return await super().set_entitlements(auth, tenant, clamped(entitlements))
+
+
+def clamped(entitlements: Entitlements) -> Entitlements:
+    least = {name: max(1, getattr(entitlements, name)) for name in ("max_active_runs", "runs_per_minute", "weight")}
+    return replace(entitlements, max_queued_runs=max(1, entitlements.max_queued_runs), **least)
+
+
+class TestClampsEntitlements(BrokenTenants):
+    broken = ClampsEntitlements
+    caught_by = frozenset(
+        {
+            "test_entitlements_out_of_their_bounds_are_refused",
         }
     )

@@ -25,6 +25,9 @@ class BrokenQueueHarness(InprocHarness[QueuePort]):
         self._broken = broken
         self._forgetful = forgetful
 
+    async def open(self) -> QueuePort:
+        return self._broken(store(self.config.name), self.clock)
+
     async def reopen(self) -> QueuePort:
         return self._broken(Store("") if self._forgetful else store(self.config.name), self.clock)
 
@@ -72,7 +75,21 @@ class ServesItsOwnTenantOnly(InprocQueue):
 
 class TestServesItsOwnTenantOnly(BrokenQueue):
     broken = ServesItsOwnTenantOnly
-    caught_by = frozenset({"test_a_worker_serves_every_tenant", "test_a_message_is_leased_with_its_body_and_requester"})
+    caught_by = frozenset(
+        {
+            "test_a_worker_serves_every_tenant",
+            "test_a_message_is_leased_with_its_body_and_requester",
+            "test_what_one_tenant_does_not_need_of_a_batch_another_gets",
+            "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_a_message_released_for_later_waits_where_the_adapter_can",
+            "test_a_backlog_delays_another_tenant_by_no_more_than_a_batch",
+            "test_tenants_share_in_proportion_to_their_weights",
+            "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
+            "test_a_tenant_that_was_served_while_alone_owes_nothing",
+            "test_within_a_tenant_the_oldest_comes_first",
+            "test_tenants_with_messages_waiting_take_turns",
+        }
+    )
 
 
 class ForgetsAcks(InprocQueue):
@@ -91,6 +108,7 @@ class TestForgetsAcks(BrokenQueue):
             "test_an_extended_delivery_can_be_acknowledged",
             "test_depth_counts_what_is_ready_and_what_is_leased",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
+            "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
         }
     )
 
@@ -162,6 +180,8 @@ class TestDeliversWhatIsLeased(BrokenQueue):
             "test_a_lease_that_was_taken_over_conflicts",
             "test_another_tenants_delivery_can_be_neither_extended_nor_released",
             "test_extend_keeps_the_lease_for_the_given_time_from_now",
+            "test_within_a_tenant_the_oldest_comes_first",
+            "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
         }
     )
 
@@ -184,6 +204,7 @@ class TestNeverDeliversAgain(BrokenQueue):
             "test_depth_counts_what_is_ready_and_what_is_leased",
             "test_a_waiting_lease_returns_as_soon_as_another_lease_runs_out",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
+            "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
         }
     )
 
@@ -199,6 +220,7 @@ class TestDeliversTheNewestFirst(BrokenQueue):
         {
             "test_messages_come_oldest_first_and_no_more_than_asked_for",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
+            "test_within_a_tenant_the_oldest_comes_first",
         }
     )
 
@@ -217,6 +239,8 @@ class TestCountsNoAttempts(BrokenQueue):
             "test_a_released_message_is_leasable_at_once_as_the_next_attempt",
             "test_a_waiting_lease_returns_as_soon_as_another_lease_runs_out",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
+            "test_a_message_released_for_later_waits_where_the_adapter_can",
+            "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
         }
     )
 
@@ -272,7 +296,8 @@ class TestExtendsNothing(BrokenQueue):
 
 
 class ReleasesNothing(InprocQueue):
-    async def release(self, auth: AuthContext, delivery: Delivery) -> None:
+    async def release(self, auth: AuthContext, delivery: Delivery, *, delay: timedelta = timedelta(0)) -> None:
+        del delay
         self._held(auth, delivery)
 
 
@@ -281,6 +306,7 @@ class TestReleasesNothing(BrokenQueue):
     caught_by = frozenset(
         {
             "test_a_released_message_is_leasable_at_once_as_the_next_attempt",
+            "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
         }
     )
 

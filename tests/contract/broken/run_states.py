@@ -191,6 +191,8 @@ class TestIgnoresIdempotency(BrokenRunState):
             "test_a_repeated_key_returns_the_run_as_it_is_by_now",
             "test_racing_creates_with_one_key_make_one_run",
             "test_a_key_reused_for_another_request_conflicts_and_changes_nothing",
+            "test_racing_repeats_use_up_what_one_does",
+            "test_a_repeat_is_never_refused_and_uses_nothing_up",
         }
     )
 
@@ -210,6 +212,8 @@ class TestChecksThenCreates(BrokenRunState):
     caught_by = frozenset(
         {
             "test_racing_creates_with_one_key_make_one_run",
+            "test_racing_repeats_use_up_what_one_does",
+            "test_a_repeat_is_never_refused_and_uses_nothing_up",
         }
     )
 
@@ -258,6 +262,7 @@ class TestRecallCreates(BrokenRunState):
     caught_by = frozenset(
         {
             "test_recall_gives_the_run_a_key_made_and_creates_nothing",
+            "test_a_refusal_uses_up_neither_key_nor_room",
         }
     )
 
@@ -280,6 +285,7 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
             "test_a_retired_workers_runs_can_be_claimed_at_once",
             "test_a_worker_that_was_taken_over_can_write_nothing",
             "test_a_released_run_is_claimable_at_once_and_counts_no_recovery",
+            "test_taking_a_run_over_needs_no_room_and_makes_none",
             "test_a_run_that_was_decided_about_can_be_claimed_at_once",
         }
     )
@@ -381,6 +387,7 @@ class TestNeverTakesOver(BrokenRunState):
             "test_a_retired_workers_runs_can_be_claimed_at_once",
             "test_a_worker_that_was_taken_over_can_write_nothing",
             "test_a_worker_that_takes_over_learns_of_the_cancellation",
+            "test_taking_a_run_over_needs_no_room_and_makes_none",
         }
     )
 
@@ -677,6 +684,9 @@ class TestOnlyAsksToCancel(BrokenRunState):
             "test_a_key_that_cancelled_one_run_does_not_cancel_another",
             "test_a_repeated_key_returns_the_run_as_it_is_by_now",
             "test_a_run_nobody_holds_is_cancelled_at_once",
+            "test_a_backlog_has_room_again_when_a_run_was_started_or_cancelled",
+            "test_a_refusal_uses_up_neither_key_nor_room",
+            "test_a_backlog_limit_that_was_lowered_holds_for_what_is_queued_already",
         }
     )
 
@@ -819,6 +829,7 @@ class TestOverlooksLapsedWorkers(BrokenRunState):
     caught_by = frozenset(
         {
             "test_orphans_are_runs_queued_for_too_long_and_runs_of_lapsed_workers",
+            "test_a_lapsed_run_of_a_tenant_without_room_is_an_orphan",
         }
     )
 
@@ -870,6 +881,8 @@ class TestKeepsWhatWasReleased(BrokenRunState):
             "test_a_run_names_who_claimed_it_until_it_is_handed_back",
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_a_released_run_is_claimable_at_once_and_counts_no_recovery",
+            "test_a_run_handed_back_makes_room_for_another",
+            "test_a_run_handed_back_is_queued_like_any_other",
         }
     )
 

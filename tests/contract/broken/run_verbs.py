@@ -166,6 +166,7 @@ class TestForksAgain(BrokenRunState):
             "test_forking_again_with_the_same_key_gives_the_first_fork",
             "test_racing_forks_with_one_key_make_one_run",
             "test_a_key_reused_for_another_fork_conflicts",
+            "test_a_fork_needs_room_like_any_other_run",
         }
     )
 

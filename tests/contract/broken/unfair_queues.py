@@ -1,0 +1,123 @@
+"""Broken queues: those that are unfair."""
+
+from datetime import timedelta
+from fractions import Fraction
+
+from adapters.inproc.queue import InprocQueue, Message
+from ports.context import AuthContext
+from ports.ids import TenantId
+from ports.queue import Delivery
+from tests.contract.broken.queues import BrokenQueue
+
+
+class ServesTheOldestFirst(InprocQueue):
+    def _in_turn(self, ready: list[Message], size: int) -> list[Message]:
+        return ready[:size]
+
+
+class TestServesTheOldestFirst(BrokenQueue):
+    broken = ServesTheOldestFirst
+    caught_by = frozenset(
+        {
+            "test_a_backlog_delays_another_tenant_by_no_more_than_a_batch",
+            "test_tenants_with_messages_waiting_take_turns",
+            "test_what_one_tenant_does_not_need_of_a_batch_another_gets",
+            "test_tenants_share_in_proportion_to_their_weights",
+            "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
+            "test_a_tenant_that_was_served_while_alone_owes_nothing",
+        }
+    )
+
+
+class ServesTheNewestOfATenant(InprocQueue):
+    def _in_turn(self, ready: list[Message], size: int) -> list[Message]:
+        return super()._in_turn(ready[::-1], size)
+
+
+class TestServesTheNewestOfATenant(BrokenQueue):
+    broken = ServesTheNewestOfATenant
+    caught_by = frozenset({"test_within_a_tenant_the_oldest_comes_first"})
+
+
+class ServesOneTenantPerBatch(InprocQueue):
+    def _in_turn(self, ready: list[Message], size: int) -> list[Message]:
+        due = super()._in_turn(ready, size)
+        return [one for one in due if one.requester.tenant == due[0].requester.tenant]
+
+
+class TestServesOneTenantPerBatch(BrokenQueue):
+    broken = ServesOneTenantPerBatch
+    caught_by = frozenset(
+        {
+            "test_a_worker_serves_every_tenant",
+            "test_what_one_tenant_does_not_need_of_a_batch_another_gets",
+            "test_tenants_share_in_proportion_to_their_weights",
+        }
+    )
+
+
+class IgnoresWeights(InprocQueue):
+    def _charge(self, tenant: TenantId) -> None:
+        self._messages.time = self._messages.times[tenant]
+        self._messages.times[tenant] += 1
+
+
+class TestIgnoresWeights(BrokenQueue):
+    broken = IgnoresWeights
+    caught_by = frozenset({"test_tenants_share_in_proportion_to_their_weights"})
+
+
+class TakesWeightsForCosts(InprocQueue):
+    def _charge(self, tenant: TenantId) -> None:
+        self._messages.time = self._messages.times[tenant]
+        self._messages.times[tenant] += self._tenants.entitlements(tenant).weight
+
+
+class TestTakesWeightsForCosts(BrokenQueue):
+    broken = TakesWeightsForCosts
+    caught_by = frozenset({"test_tenants_share_in_proportion_to_their_weights"})
+
+
+class SavesTurnsUp(InprocQueue):
+    def _wake(self, tenant: TenantId) -> None:
+        self._messages.times.setdefault(tenant, Fraction(0))
+
+
+class TestSavesTurnsUp(BrokenQueue):
+    broken = SavesTurnsUp
+    caught_by = frozenset(
+        {
+            "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
+            "test_a_tenant_that_was_served_while_alone_owes_nothing",
+        }
+    )
+
+
+class PutsNewcomersLast(InprocQueue):
+    def _wake(self, tenant: TenantId) -> None:
+        self._messages.times.setdefault(tenant, self._messages.time + len(self._messages.rows))
+
+
+class TestPutsNewcomersLast(BrokenQueue):
+    broken = PutsNewcomersLast
+    caught_by = frozenset(
+        {
+            "test_a_backlog_delays_another_tenant_by_no_more_than_a_batch",
+            "test_tenants_with_messages_waiting_take_turns",
+            "test_what_one_tenant_does_not_need_of_a_batch_another_gets",
+            "test_tenants_share_in_proportion_to_their_weights",
+            "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
+            "test_a_tenant_that_was_served_while_alone_owes_nothing",
+        }
+    )
+
+
+class ForgetsDelays(InprocQueue):
+    async def release(self, auth: AuthContext, delivery: Delivery, *, delay: timedelta = timedelta(0)) -> None:
+        del delay
+        await super().release(auth, delivery)
+
+
+class TestForgetsDelays(BrokenQueue):
+    broken = ForgetsDelays
+    caught_by = frozenset({"test_a_message_released_for_later_waits_where_the_adapter_can"})

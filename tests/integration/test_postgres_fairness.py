@@ -1,0 +1,391 @@
+"""Fairness over PostgreSQL, with production's worker: limits exact, turns kept, nobody forgotten, leases cheap."""
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+import anyio
+import anyio.lowlevel
+import asyncpg
+import msgspec
+import pytest
+
+from adapters.inproc.model import InprocModel, InprocModelConfig
+from adapters.inproc.tool import InprocTools, PythonTool
+from adapters.postgres import agent, event, queue, run_state, tenant
+from adapters.postgres.engine import PostgresConfig, open_database
+from adapters.postgres.statements import load
+from adapters.system_clock import SystemClock
+from conformance.factories import idempotency
+from conformance.people import ACME, GLOBEX, NODE, PLATFORM
+from observability.metrics import Metrics
+from ports.adapter import Given
+from ports.agent import AgentRegistry, AgentSpec
+from ports.context import AuthContext
+from ports.errors import ResourceExhausted
+from ports.event import EventPort
+from ports.ids import AgentId, RunId, WorkerId
+from ports.messages import Json
+from ports.model import ChatRequest, Message, ToolRequest
+from ports.queue import QueuePort
+from ports.run_intake import RunRequest
+from ports.run_state import RunFilter, RunStatePort
+from ports.tenant import Entitlements, TenantDirectory
+from ports.tool import ToolSpec
+from stack_a.deps import WorkerDeps
+from stack_a.runs.start import Intake
+from stack_a.worker import Worker
+from tests.support.postgres import Clone, cloned, execute, fetch, shift_time
+
+PATIENCE_S: Final = 60
+AGENT: Final = AgentSpec(id=AgentId("agt_fair"), model="m", tools=("count",))
+LEASE: Final = timedelta(minutes=1)
+
+
+def first_a_tool_then_text(_auth: AuthContext, request: ChatRequest) -> Message:
+    if request.messages[-1].role == "tool":
+        return Message(role="assistant", content="done")
+    return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name="count", arguments="{}"),))
+
+
+@dataclass(kw_only=True)
+class Node:
+    """The ports of one database and what the agent's tool saw: how many of each tenant's runs were in it at once."""
+
+    database: Clone
+    runs: RunStatePort
+    events: EventPort
+    queue: QueuePort
+    agents: AgentRegistry
+    tenants: TenantDirectory
+    inside: dict[str, int] = field(default_factory=dict)
+    most: dict[str, int] = field(default_factory=dict)
+    gate: anyio.Event = field(default_factory=anyio.Event)
+
+    async def entitle(self, auth: AuthContext, entitlements: Entitlements) -> None:
+        await self.tenants.create(PLATFORM, auth.tenant, name=auth.tenant, entitlements=entitlements)
+        await self.agents.publish(auth, AGENT)
+
+    async def create(self, auth: AuthContext) -> RunId:
+        intake = Intake(run_state=self.runs, agent=self.agents, queue=self.queue, metrics=Metrics())
+        return (await intake.accept(auth, RunRequest(agent_id=AGENT.id, input="x", idempotency=idempotency()))).run.id
+
+    async def ended(self, auth: AuthContext, run: RunId) -> None:
+        async for _ in self.events.follow(auth, run):
+            pass
+
+    @asynccontextmanager
+    async def worker(self, *, concurrency: int) -> AsyncIterator[None]:
+        clock = SystemClock()
+        schema: dict[str, Json] = {"type": "object", "additionalProperties": False}
+        spec = ToolSpec(name="count", description="c", input_schema=schema, effect="pure")
+        deps = WorkerDeps(
+            clock=clock,
+            run_state=self.runs,
+            queue=self.queue,
+            agent=self.agents,
+            model=InprocModel(InprocModelConfig(chat_models=("m",)), first_a_tool_then_text),
+            tool=InprocTools([PythonTool(spec=spec, act=self._count)], clock),
+            metrics=Metrics(),
+        )
+        made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid4().hex}"), concurrency=concurrency)
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.serve)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _count(self, auth: AuthContext, _arguments: dict[str, Json], _key: str) -> Json:
+        self.inside[auth.tenant] = self.inside.get(auth.tenant, 0) + 1
+        self.most[auth.tenant] = max(self.most.get(auth.tenant, 0), self.inside[auth.tenant])
+        try:
+            await self.gate.wait()
+            # Let others come in, if they may.
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+        finally:
+            self.inside[auth.tenant] -= 1
+        return None
+
+    async def until_inside(self, auth: AuthContext, count: int) -> None:
+        while self.inside.get(auth.tenant, 0) < count:
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.anyio
+class TestFairness:
+    @pytest.fixture
+    async def node(self) -> AsyncIterator[Node]:
+        async with cloned() as database, AsyncExitStack() as stack:
+            config, given = PostgresConfig(dsn=database.app), Given(clock=SystemClock())
+
+            async def opened(spec: Any) -> Any:  # a spec of any port
+                return await stack.enter_async_context(spec.open(config, given))
+
+            yield Node(
+                database=database,
+                runs=await opened(run_state.SPEC),
+                events=await opened(event.SPEC),
+                queue=await opened(queue.SPEC),
+                agents=await opened(agent.SPEC),
+                tenants=await opened(tenant.SPEC),
+            )
+
+    async def test_never_more_runs_are_active_than_the_tenant_may_have_and_all_end(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements(max_active_runs=5))
+        node.gate.set()
+
+        with anyio.fail_after(PATIENCE_S):
+            async with node.worker(concurrency=8), node.worker(concurrency=8):
+                runs = [await node.create(ACME) for _ in range(40)]
+                for run in runs:
+                    await node.ended(ACME, run)
+
+        assert 1 <= node.most[ACME.tenant] <= 5
+        # By the store's own account as well: starts and ends in the order they were committed.
+        assert await most_active(node.database) <= 5
+
+    async def test_a_full_tenant_keeps_no_slot_from_others_and_goes_on_when_a_run_of_it_ends(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements(max_active_runs=2))
+        await node.entitle(GLOBEX, Entitlements())
+
+        with anyio.fail_after(PATIENCE_S):
+            async with node.worker(concurrency=4):
+                blocked = [await node.create(ACME) for _ in range(10)]
+                await node.until_inside(ACME, 2)
+                others = [await node.create(GLOBEX) for _ in range(2)]
+                await node.until_inside(GLOBEX, 2)
+                node.gate.set()
+                for auth, run in [(ACME, one) for one in blocked] + [(GLOBEX, one) for one in others]:
+                    await node.ended(auth, run)
+
+        assert node.most == {ACME.tenant: 2, GLOBEX.tenant: 2}
+        # Nobody went round in circles meanwhile: every hint was leased once or twice.
+        rows = await fetch(node.database.admin, "SELECT max(epoch) AS epochs FROM runs")
+        assert rows[0]["epochs"] == 1
+
+    async def test_a_parked_tenants_messages_are_leased_at_once_when_a_run_ends(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements(max_active_runs=1))
+        worker = WorkerId("wrk_one")
+        await node.runs.renew(NODE, worker, LEASE)
+        first, _ = await node.create(ACME), await node.create(ACME)
+        [hint] = await node.queue.lease(NODE, limit=1, duration=LEASE)
+        await node.runs.claim(ACME, first, worker)
+        await node.queue.ack(NODE, hint)
+        assert await node.queue.lease(NODE, limit=8, duration=LEASE) == []
+
+        await node.runs.release(ACME, first, 1)
+
+        assert len(await node.queue.lease(NODE, limit=8, duration=LEASE)) == 1
+
+    async def test_a_backlog_of_ten_thousand_delays_another_tenants_run_by_a_few(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements())
+        await node.entitle(GLOBEX, Entitlements())
+        await backlog(node.database, ACME, 10_000)
+        node.gate.set()
+        ahead: list[int] = []
+
+        with anyio.fail_after(PATIENCE_S):
+            async with node.worker(concurrency=4):
+                for _ in range(10):
+                    run = await node.create(GLOBEX)
+                    await node.ended(GLOBEX, run)
+                    ahead.append(await started_meanwhile(node.database, ACME, run))
+
+        # All four slots may just have been taken, and the next batch leased.
+        assert max(ahead) <= 12
+
+    async def test_one_tenants_racing_creations_get_all_the_room_there_is_and_no_more(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements(runs_per_minute=240, max_queued_runs=333))
+        refused: list[ResourceExhausted] = []
+
+        async def create() -> None:
+            for _ in range(20):
+                try:
+                    await node.create(ACME)
+                except ResourceExhausted as refusal:
+                    refused.append(refusal)
+
+        began = await now(node.database)
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                for _ in range(15):
+                    group.start_soon(create)
+        took = await now(node.database) - began
+
+        accepted = 300 - len(refused)
+        assert {refusal.code for refusal in refused} == {"rate_limited"}
+        assert 240 <= accepted <= 240 + took.total_seconds() * 4 + 1
+
+    async def test_the_count_of_queued_runs_is_right_whatever_became_of_them(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements())
+        node.gate.set()
+
+        with anyio.fail_after(PATIENCE_S):
+            runs = [await node.create(ACME) for _ in range(20)]
+            for run in runs[:5]:
+                await node.runs.cancel(ACME, run, reason="x")
+            async with node.worker(concurrency=4):
+                for run in runs[5:15]:
+                    await node.ended(ACME, run)
+            await anyio.lowlevel.checkpoint()
+
+        queued = len((await node.runs.list_runs(ACME, RunFilter(status="queued"), limit=200)).items)
+        running = len((await node.runs.list_runs(ACME, RunFilter(status="running"), limit=200)).items)
+        [row] = await fetch(
+            node.database.admin,
+            "SELECT (SELECT sum(queued) FROM run_backlogs) AS queued, "
+            "(SELECT count(*) FROM run_slots WHERE run_id IS NOT NULL) AS running",
+        )
+        assert (row["queued"], row["running"]) == (queued, running)
+
+    async def test_a_tenant_does_not_fall_asleep_while_a_message_of_it_is_on_its_way(self, node: Node) -> None:
+        await node.queue.enqueue(ACME, b"first")
+        [first] = await node.queue.lease(NODE, limit=1, duration=LEASE)
+        await node.queue.ack(NODE, first)
+        await shift_time(node.database, timedelta(seconds=1))
+        asked = {
+            "tenant": ACME.tenant,
+            "namespace": ACME.namespace,
+            "requester": msgspec.json.encode(ACME).decode(),
+            "body": b"second",
+            "not_before": None,
+        }
+
+        async with (
+            open_database(PostgresConfig(dsn=node.database.app)) as database,
+            database.transaction(ACME.tenant) as enqueueing,
+        ):
+            await enqueueing.rows(load("queue")["enqueue"], asked)
+            before = await node.queue.lease(NODE, limit=1, duration=LEASE)
+
+        [after] = await node.queue.lease(NODE, limit=1, duration=LEASE)
+        assert (before, after.body) == ([], b"second")
+
+    async def test_no_message_is_forgotten_while_tenants_fall_asleep_and_wake(self, node: Node) -> None:
+        """Enqueues race with leases that put their tenants to sleep: time jumps, so that they sleep at every look."""
+        people = (ACME, GLOBEX, msgspec.structs.replace(ACME, tenant=NODE.tenant))
+        taken: set[bytes] = set()
+        expected = 3 * 100
+
+        async def enqueue(auth: AuthContext, bodies: range) -> None:
+            for n in bodies:
+                await node.queue.enqueue(auth, f"{auth.tenant}-{n}".encode())
+
+        async def lease() -> None:
+            while len(taken) < expected:
+                for one in await node.queue.lease(NODE, limit=3, duration=10_000 * LEASE):
+                    taken.add(one.body)
+                    await node.queue.ack(NODE, one)
+
+        async def pass_time() -> None:
+            shift = timedelta(0)
+            while len(taken) < expected:
+                shift += timedelta(milliseconds=200)
+                await shift_time(node.database, shift)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(pass_time)
+                for _ in range(3):
+                    group.start_soon(lease)
+                for auth, who in itertools.product(people, range(4)):
+                    group.start_soon(enqueue, auth, range(25 * who, 25 * (who + 1)))
+
+        assert len(taken) == expected
+        assert (await node.queue.depth(NODE)).ready == 0
+
+    async def test_a_lease_reads_as_much_with_ten_thousand_tenants_as_with_one(self, node: Node) -> None:
+        alone = await blocks_of_a_lease(node.database, tenants=1, messages=100)
+        among_many = await blocks_of_a_lease(node.database, tenants=10_000, messages=100_000)
+
+        assert among_many <= 2 * alone
+
+
+async def now(database: Clone) -> Any:
+    [row] = await fetch(database.admin, "SELECT ao_now() AS now")
+    return row["now"]
+
+
+async def most_active(database: Clone) -> int:
+    """The most runs that were between `run.started` and their end at a moment."""
+    [row] = await fetch(
+        database.admin,
+        """
+        SELECT max(active) AS most FROM (
+            SELECT sum(change) OVER (ORDER BY at, change) AS active FROM (
+                SELECT started_at AS at, 1 AS change FROM runs UNION ALL SELECT finished_at, -1 FROM runs
+            ) changes
+        ) sums
+        """,
+    )
+    return int(row["most"])
+
+
+async def started_meanwhile(database: Clone, auth: AuthContext, run: RunId) -> int:
+    """Runs of `auth` that started between the creation and the start of `run`."""
+    [row] = await fetch(
+        database.admin,
+        """
+        SELECT count(*) AS runs FROM runs a, runs b
+        WHERE a.tenant_id = $1 AND b.id = $2::text::uuid AND a.started_at BETWEEN b.created_at AND b.started_at
+        """,
+        auth.tenant,
+        run.removeprefix("run_"),
+    )
+    return int(row["runs"])
+
+
+async def backlog(database: Clone, auth: AuthContext, size: int) -> None:
+    """Queue so many runs of `auth` with their hints, in one statement instead of so many requests."""
+    requester = msgspec.json.encode(auth).decode()
+    await execute(
+        database.superuser,
+        f"""
+        SET search_path = agentos;
+        WITH made AS (
+            INSERT INTO runs (tenant_id, namespace, agent_id, agent_version, agent_digest, requester, input, context,
+                              created_at, queued_at, last_sequence)
+            SELECT a.tenant_id, 'default', a.id, a.version, a.digest, '{requester}', '"x"', '{{}}', now(), now(), 1
+            FROM agents a, generate_series(1, {size}) WHERE a.tenant_id = '{auth.tenant}'
+            RETURNING id
+        ),
+        told AS (
+            INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
+            SELECT '{auth.tenant}', id, 1, 'run.created', now(), '{{}}', '', '' FROM made
+        )
+        INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at)
+        SELECT '{auth.tenant}', 'default', '{requester}',
+               convert_to('{{"run_id":"run_' || replace(id::text, '-', '') || '"}}', 'UTF8'), now()
+        FROM made;
+        INSERT INTO queue_turns (tenant_id, vtime, next_at, served_at) VALUES ('{auth.tenant}', 0, now(), now());
+        """,
+    )
+
+
+async def blocks_of_a_lease(database: Clone, *, tenants: int, messages: int) -> int:
+    """How many blocks of tables and indexes a lease of one message reads: its cost, however busy the machine is."""
+    await execute(
+        database.superuser,
+        f"""
+        SET search_path = agentos;
+        DELETE FROM queue_messages; DELETE FROM queue_turns;
+        INSERT INTO queue_turns (tenant_id, vtime, next_at, served_at)
+        SELECT 'tnt_' || n, 0, now(), now() FROM generate_series(1, {tenants}) n;
+        INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at)
+        SELECT 'tnt_' || 1 + n % {tenants}, 'default', '{{}}', 'x', now() FROM generate_series(1, {messages}) n;
+        """,
+    )
+    await execute(database.superuser, "VACUUM ANALYZE agentos.queue_messages, agentos.queue_turns")
+    lease = "SELECT * FROM ao_queue_lease_in_turn(1, interval '1 minute', 50)"
+    connection = await asyncpg.connect(database.superuser, server_settings={"search_path": "agentos"})
+    try:
+        for _ in range(3):  # the first ones plan, which reads the catalogue
+            told = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {lease}")
+    finally:
+        await connection.close()
+    [plan] = msgspec.json.decode(told)
+    return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
