@@ -1,23 +1,19 @@
 """EventPort over PostgreSQL: the store is read beyond the cursor, a wake-up says when to look again."""
 
-import asyncio
-import copy
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
-
-from msgspec import Struct
-from msgspec.structs import replace
+from typing import Final
 
 from adapters.postgres.blobs import leading, whole
 from adapters.postgres.engine import Database, PostgresConfig, open_database
 from adapters.postgres.rows import event_of, page_size, position, scope_of
+from adapters.postgres.shared_pages import SharedPages
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound
 from ports.event import MAX_READ, TERMINAL_EVENTS, Event, EventCapabilities, EventPort
-from ports.ids import RunId, TenantId, uuid_of
+from ports.ids import RunId, uuid_of
 
 _SQL: Final = load("event")
 _CAPABILITIES: Final = EventCapabilities(durable=True)
@@ -33,7 +29,7 @@ class PostgresEvents:
     def __init__(self, database: Database, stream_epoch: str) -> None:
         self._database = database
         self._stream_epoch = stream_epoch
-        self._pages = _SharedPages(lambda auth, run_id, after: self.read(auth, run_id, after=after, limit=_FOLLOW_PAGE))
+        self._pages = SharedPages(lambda auth, run_id, after: self.read(auth, run_id, after=after, limit=_FOLLOW_PAGE))
 
     @property
     def capabilities(self) -> EventCapabilities:
@@ -78,43 +74,6 @@ class PostgresEvents:
                 # What somebody else began to read may be older than what woke us.
                 if not page.events and page.ours:
                     await waiter.wait()
-
-
-_Place: TypeAlias = tuple[TenantId, str, RunId, int]
-
-
-class _Page(Struct, frozen=True):
-    events: tuple[Event, ...]
-    ours: bool
-    """Whether it was read for who asked; else for another, a moment earlier."""
-
-
-class _SharedPages:
-    """Followers of one run who are equally far read together: a hundred who wake at once cost one read."""
-
-    def __init__(self, read: Callable[[AuthContext, RunId, int], Coroutine[Any, Any, tuple[Event, ...]]]) -> None:
-        self._read = read
-        self._under_way: dict[_Place, asyncio.Task[tuple[Event, ...]]] = {}
-
-    async def read(self, auth: AuthContext, run_id: RunId, after: int) -> _Page:
-        key = (auth.tenant, auth.namespace, run_id, after)
-        task = self._under_way.get(key)
-        if ours := task is None:
-            task = asyncio.create_task(self._read(auth, run_id, after))
-            self._under_way[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
-        # A follower that leaves does not take it from the others.
-        events = await asyncio.shield(task)
-        if not ours:
-            # What one reader does to an event reaches nobody else.
-            events = tuple(replace(event, data=copy.deepcopy(event.data)) for event in events)
-        return _Page(events, ours)
-
-    def _forget(self, key: _Place, done: asyncio.Task[tuple[Event, ...]]) -> None:
-        del self._under_way[key]
-        if not done.cancelled():
-            # Whoever waits raises it; where everybody has left it is nobody's.
-            done.exception()
 
 
 def _absent(run_id: RunId) -> NotFound:
