@@ -6,10 +6,9 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import RowMapping
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.rows import packed, page_size, scope_of
+from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.agent import Agent, AgentRegistry, AgentSpec, digest_of
@@ -68,7 +67,7 @@ class PostgresAgents:
         return Page(items=shown, next_cursor=encode_cursor(_CURSOR, (shown[-1].spec.id,)) if more else None)
 
 
-def _agent(row: RowMapping) -> Agent:
+def _agent(row: Row) -> Agent:
     return Agent(
         spec=msgspec.convert(row["spec"], AgentSpec),
         version=row["version"],

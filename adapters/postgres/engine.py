@@ -9,18 +9,18 @@ server would block for ever.
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, cast
 
 import asyncpg
 import msgspec
+from asyncpg.pool import PoolConnectionProxy
 from msgspec import Struct
-from sqlalchemy import RowMapping, TextClause, event
-from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from adapters.postgres.errors import translated
 from adapters.postgres.migrate import packaged, pending
+from adapters.postgres.rows import Row
 from adapters.postgres.signals import Signals
+from adapters.postgres.statements import Statement
 from ports.errors import Internal, InvalidArgument, Unavailable
 from ports.ids import TenantId, is_tenant_id
 
@@ -28,6 +28,11 @@ from ports.ids import TenantId, is_tenant_id
 CALL_SECONDS: Final = 4.5
 CONNECT_SECONDS: Final = 3.0
 _CLEANUP_SECONDS: Final = 1.0
+_STATEMENTS: Final = 256
+"""Prepared per connection at most."""
+
+Driver: TypeAlias = asyncpg.Connection
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 
 SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "agentos",
@@ -55,14 +60,14 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Transaction:
     """Statements inside one open transaction of one tenant."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def rows(self, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[RowMapping]:
-        result = await self._connection.execute(statement, dict(parameters))
-        return result.mappings().all() if result.returns_rows else ()
+    async def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
+        found = await self._connection.fetch(statement.sql, *statement.arguments(parameters))
+        return cast("Sequence[Row]", found)  # a Record is a mapping in all but name
 
-    async def row(self, statement: TextClause, parameters: Mapping[str, Any]) -> RowMapping | None:
+    async def row(self, statement: Statement, parameters: Mapping[str, Any]) -> Row | None:
         """The first row, or None."""
         found = await self.rows(statement, parameters)
         return found[0] if found else None
@@ -73,17 +78,9 @@ class Database:
 
     def __init__(self, config: PostgresConfig) -> None:
         self._dsn = config.dsn
-        self.engine: AsyncEngine = create_async_engine(
-            "postgresql+asyncpg://",  # the driver reads the DSN itself, TLS options included
-            async_creator=self._connect,
-            pool_size=config.pool_size,
-            max_overflow=0,
-            pool_timeout=CONNECT_SECONDS,
-            json_deserializer=msgspec.json.decode,
-            # Transactions are ours, see `transaction`.
-            isolation_level="AUTOCOMMIT",
+        self.pool: asyncpg.Pool = asyncpg.create_pool(
+            connect=self._connect, min_size=0, max_size=config.pool_size, init=_prepare, reset=_nothing_to_reset
         )
-        event.listen(self.engine.sync_engine, "checkout", _refuse_unfit)
         self.signals = Signals(self._connect)
         self._checked = False
         self._checking = asyncio.Lock()
@@ -94,6 +91,7 @@ class Database:
             if not self._checked:
                 with translated():
                     async with asyncio.timeout(CALL_SECONDS):
+                        await self.pool
                         await _check_role_and_schema(self._connect)
                 self._checked = True
 
@@ -102,31 +100,33 @@ class Database:
         """A transaction that sees `tenant`'s rows only, or nobody's; committed at the end, rolled back by any exception."""
         begin = _begin(tenant)
         with translated():
-            async with asyncio.timeout(CALL_SECONDS), self.engine.connect() as connection:
-                driver = await _driver(connection)
+            async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
-                    await driver.execute(begin)
+                    await connection.execute(begin)
                     yield Transaction(connection)
-                    await _commit(driver)
+                    await _commit(connection)
                 except BaseException as error:
-                    await _abandon(connection, driver, interrupted=not isinstance(error, Exception))
+                    await _abandon(connection, interrupted=not isinstance(error, Exception))
                     raise
 
     async def close(self) -> None:
         await self.signals.close()
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self.engine.dispose()
+                await self.pool.close()
         except TimeoutError:
             # The server does not answer: the sockets close with the process.
-            await self.engine.dispose(close=False)
+            self.pool.terminate()
 
-    async def _connect(self) -> asyncpg.Connection:
+    async def _connect(self, *_: Any, **__: Any) -> Driver:  # the pool's own arguments say nothing that we don't know
         return await asyncpg.connect(
             self._dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=CALL_SECONDS,
             server_settings=dict(SERVER_SETTINGS),
+            # All of ours are prepared once per connection, and stay.
+            statement_cache_size=_STATEMENTS,
+            max_cached_statement_lifetime=0,
         )
 
 
@@ -166,27 +166,30 @@ def _begin(tenant: TenantId | None) -> str:
     return f"BEGIN; SET LOCAL app.tenant_id = '{tenant}'"
 
 
-async def _driver(connection: AsyncConnection) -> asyncpg.Connection:
-    raw = await connection.get_raw_connection()
-    driver = raw.driver_connection
-    assert isinstance(driver, asyncpg.Connection)
-    return driver
+async def _prepare(connection: Connection) -> None:
+    """Of each new connection: JSON comes and goes as its text."""
+    for kind in ("json", "jsonb"):
+        await connection.set_type_codec(kind, schema="pg_catalog", encoder=str, decoder=msgspec.json.decode)
 
 
-async def _commit(driver: asyncpg.Connection) -> None:
+async def _nothing_to_reset(_connection: Connection) -> None:
+    """Of each connection that goes back: everything was local to its transaction, and the driver sees that that is over."""
+
+
+async def _commit(connection: Connection) -> None:
     # A transaction in which a statement failed answers COMMIT with ROLLBACK, and no error.
-    if (answer := await driver.execute("COMMIT")) != "COMMIT":
+    if (answer := await connection.execute("COMMIT")) != "COMMIT":
         raise Internal(f"the database answered COMMIT with {answer!r}: a statement before it had failed")
 
 
-async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection, *, interrupted: bool) -> None:
+async def _abandon(connection: Connection, *, interrupted: bool) -> None:
     """Leave the transaction behind: rolled back when the server just said no, else together with its connection."""
     if not interrupted:
         try:
             async with asyncio.timeout(_CLEANUP_SECONDS):
-                await driver.execute("ROLLBACK")
+                await connection.execute("ROLLBACK")
         except asyncio.CancelledError:
-            driver.terminate()  # the pool will see that it is closed
+            connection.terminate()  # the pool will see that it is closed
             raise
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
             pass
@@ -194,15 +197,7 @@ async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection, *, i
             return
     # A statement may still be on its way. Waiting for it could take as long as it likes; the server rolls back when the
     # socket closes.
-    driver.terminate()
-    await connection.invalidate()
-
-
-def _refuse_unfit(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:  # SQLAlchemy's internals have no types
-    """Pool hook: a connection the server closed, or with a transaction left open, is replaced by a new one."""
-    driver: asyncpg.Connection = dbapi_connection.driver_connection
-    if driver.is_closed() or driver.is_in_transaction():
-        raise DisconnectionError("the pooled connection is not usable any more")
+    connection.terminate()
 
 
 async def _check_role_and_schema(connect: Any) -> None:  # a bound method: a Callable of a vendor's connection

@@ -1,4 +1,4 @@
-"""From PostgreSQL's errors, asyncpg's and SQLAlchemy's to ours: the one place.
+"""From PostgreSQL's errors and asyncpg's to ours: the one place.
 
 The server's errors are told apart by SQLSTATE, whose first two characters are a class; the exact code wins over the class.
 Messages of the server may quote values, so none of them reaches ours; the cause stays attached for the log.
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Final
 
 import asyncpg
-from sqlalchemy import exc as alchemy
 
 from ports.errors import AgentOSError, Conflict, Internal, InvalidArgument, Unavailable
 
@@ -84,16 +83,7 @@ _DRIVER: Final[tuple[tuple[type[BaseException], type[AgentOSError]], ...]] = (
     (OSError, Unavailable),  # TimeoutError and ConnectionError among them
 )
 
-_ALCHEMY: Final[tuple[tuple[type[BaseException], type[AgentOSError]], ...]] = (
-    (alchemy.TimeoutError, Unavailable),  # the pool is exhausted
-    (alchemy.DisconnectionError, Unavailable),
-    (alchemy.SQLAlchemyError, Internal),
-    (alchemy.EmulatedDBAPIException, Internal),  # SQLAlchemy's own layer over the driver, without a cause inside
-)
-
-
 _FOREIGN: Final = (
-    alchemy.SQLAlchemyError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -108,32 +98,24 @@ def error_class(kind: type[BaseException]) -> type[AgentOSError] | None:
         return _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2])
     if issubclass(kind, asyncpg.InterfaceError) and issubclass(kind, ValueError):
         return Internal  # a parameter of the wrong type, or a DSN that makes no sense
-    for known, ours in (*_DRIVER, *_ALCHEMY):
+    for known, ours in _DRIVER:
         if issubclass(kind, known):
             return ours
     # The bare bases, which carry whatever SQLSTATE the driver has no class for.
     return Internal if issubclass(kind, asyncpg.PostgresError) else None
 
 
-def cause_of(error: BaseException) -> BaseException:
-    """The driver's exception inside SQLAlchemy's wrapping, or the error itself."""
-    if isinstance(error, alchemy.DBAPIError) and error.orig is not None:
-        return error.orig.__cause__ or error.orig
-    return error
-
-
 def translate(error: BaseException) -> AgentOSError | None:
     """Our error for `error`; None when it isn't the database's."""
-    cause = cause_of(error)
-    sqlstate = getattr(cause, "sqlstate", None)
-    ours = error_class(type(cause)) or error_class(type(error))
-    if isinstance(cause, asyncpg.PostgresError) and sqlstate is not None:
+    sqlstate = getattr(error, "sqlstate", None)
+    ours = error_class(type(error))
+    if isinstance(error, asyncpg.PostgresError) and sqlstate is not None:
         ours = _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Internal)
-    if isinstance(cause.__cause__, UnicodeEncodeError):
+    if isinstance(error.__cause__, UnicodeEncodeError):
         ours = InvalidArgument
     if ours is None:
         return None
-    shown = f" (SQLSTATE {sqlstate})" if sqlstate else f" ({type(cause).__name__})"
+    shown = f" (SQLSTATE {sqlstate})" if sqlstate else f" ({type(error).__name__})"
     return ours(_TEXTS[ours] + shown)
 
 
@@ -149,9 +131,3 @@ def translated() -> Iterator[None]:
         if ours is None:
             raise
         raise ours from error
-
-
-def violated_constraint(error: alchemy.DBAPIError) -> str | None:
-    """The name of the unique constraint that `error` broke, for those who expect it."""
-    cause = cause_of(error)
-    return cause.constraint_name if isinstance(cause, asyncpg.UniqueViolationError) else None

@@ -4,10 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from sqlalchemy import RowMapping
-
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.rows import packed, page_size, scope_of
+from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from adapters.postgres.words import words, words_in
 from ports.adapter import AdapterSpec, Given
@@ -65,7 +63,7 @@ class PostgresMemory:
             return await transaction.row(_SQL["forget"], {**scope_of(auth), "key": key}) is not None
 
 
-def _item(row: RowMapping) -> MemoryItem:
+def _item(row: Row) -> MemoryItem:
     return MemoryItem(key=row["key"], value=row["value"], metadata=row["metadata"], updated_at=row["updated_at"])
 
 

@@ -8,10 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import RowMapping
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.rows import packed, page_size, positive
+from adapters.postgres.rows import Row, packed, page_size, positive
 from adapters.postgres.signals import QUEUE
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -100,7 +99,7 @@ class PostgresQueue:
         assert row is not None, "an aggregate always has a row"
         return Depth(ready=row["ready"], leased=row["leased"])
 
-    async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[RowMapping]:
+    async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
         async with self._database.transaction(auth.tenant) as transaction:
             if QUEUE_ANY_TENANT in auth.scopes:
                 return await transaction.rows(_SQL["lease_any"], {**asked, "max_active_runs": _UNKNOWN.max_active_runs})
@@ -121,7 +120,7 @@ def _lease_of(tenant: TenantId, delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _delivery(row: RowMapping) -> Delivery:
+def _delivery(row: Row) -> Delivery:
     return Delivery(
         id=minted("msg", row["id"]),
         lease=minted("lse", row["lease"]),

@@ -7,10 +7,9 @@ from datetime import timedelta
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import RowMapping
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.rows import packed, positive, scope_of
+from adapters.postgres.rows import Row, packed, positive, scope_of
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
@@ -79,7 +78,7 @@ def _held(auth: AuthContext, ticket: Ticket) -> dict[str, Any]:
     return {**scope_of(auth), "key": ticket.key, "lease": uuid.UUID(hex=ticket.lease)}
 
 
-def _standing(row: RowMapping, key: str, digest: str) -> Opened:
+def _standing(row: Row, key: str, digest: str) -> Opened:
     if row["digest"] != digest:
         raise Conflict(
             f"the step key {key!r} belongs to another request; a step's request never changes, another step has another "

@@ -14,8 +14,8 @@ from ports.messages import Fault, Json, Usage
 from ports.run_state import Origin, Run, Step
 
 ValueT = TypeVar("ValueT")
-Row: TypeAlias = Mapping[Any, Any]
-"""By column. SQLAlchemy's own take more than names as keys, and JSON is anything."""
+Row: TypeAlias = Mapping[str, Any]
+"""By column."""
 
 BLOB_MARK: Final = "$blob"
 """In a column, a reference to a large body, see `blobs`. `whole` puts the body in its place."""

@@ -6,17 +6,16 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
+import asyncpg
 import msgspec
-from sqlalchemy import RowMapping
-from sqlalchemy.exc import DBAPIError
 
 from adapters.postgres.blobs import Outgoing, whole
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.errors import violated_constraint
 from adapters.postgres.journal import step_rows, usage_of
 from adapters.postgres.rows import (
     RUN_BODIES,
     STEP_BODIES,
+    Row,
     packed,
     packed_or_null,
     page_size,
@@ -191,8 +190,8 @@ class PostgresRunState:
         async with self._database.transaction(auth.tenant) as transaction:
             try:
                 moved = await transaction.row(_SQL["append"], asked)
-            except DBAPIError as error:
-                if violated_constraint(error) == _STEP_KEY:
+            except asyncpg.UniqueViolationError as error:
+                if error.constraint_name == _STEP_KEY:
                     raise Conflict(f"a step of run {run_id!r} has an intent already") from error
                 raise
             if moved is None:
@@ -324,9 +323,9 @@ class PostgresRunState:
                 return Resolved(run=known, resolved=False)
             try:
                 moved = await transaction.row(_SQL["resolve"], asked)
-            except DBAPIError as error:
+            except asyncpg.UniqueViolationError as error:
                 # Not this run's, or its lock had shown the key before: somebody else's request, at the same moment.
-                if violated_constraint(error) == _IDEMPOTENCY_KEY:
+                if error.constraint_name == _IDEMPOTENCY_KEY:
                     raise _reused(idempotency) from error
                 raise
             if moved is None:
@@ -344,7 +343,7 @@ class PostgresRunState:
         return tuple(orphan_of(row) for row in rows)
 
 
-def orphan_of(row: RowMapping) -> Orphan:
+def orphan_of(row: Row) -> Orphan:
     return Orphan(requester=msgspec.convert(row["requester"], AuthContext), run_id=RunId(minted("run", row["id"])))
 
 
@@ -383,7 +382,7 @@ def _movement(change: Change, outgoing: Outgoing) -> dict[str, Any]:
 
 
 async def _whole_run(
-    transaction: Transaction, auth: AuthContext, row: RowMapping, *, at_hand: Mapping[str, bytes] | None = None
+    transaction: Transaction, auth: AuthContext, row: Row, *, at_hand: Mapping[str, bytes] | None = None
 ) -> Run:
     [found] = await whole(transaction, auth.tenant, [row], RUN_BODIES, at_hand=at_hand)
     return run_of(found)
@@ -456,7 +455,7 @@ def _absent(run_id: RunId) -> NotFound:
     return NotFound(f"there is no run {run_id!r}")
 
 
-def _unclaimable(run_id: RunId, worker: WorkerId, standing: RowMapping | None) -> Conflict | NotFound:
+def _unclaimable(run_id: RunId, worker: WorkerId, standing: Row | None) -> Conflict | NotFound:
     if standing is None:
         return _absent(run_id)
     if not standing["live"]:
@@ -466,7 +465,7 @@ def _unclaimable(run_id: RunId, worker: WorkerId, standing: RowMapping | None) -
     return Conflict(f"run {run_id!r} is {standing['status']} and can't be claimed")
 
 
-def _fenced(run_id: RunId, epoch: int, standing: RowMapping | None) -> Conflict | NotFound:
+def _fenced(run_id: RunId, epoch: int, standing: Row | None) -> Conflict | NotFound:
     if standing is None:
         return _absent(run_id)
     return Conflict(

@@ -1,14 +1,37 @@
 """Named statements from `sql/*.sql`.
 
 A statement begins with `-- name: <name>` and ends where the next one begins. Parameters are `:name`; a cast of one is
-written `CAST(:name AS type)`.
+written `CAST(:name AS type)`. SQLAlchemy writes them as the driver wants them, once, when a module is loaded.
 """
 
+from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any, Final
 
-from sqlalchemy import TextClause, text
+from msgspec import Struct
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql.asyncpg import PGCompiler_asyncpg, PGDialect_asyncpg
 
-_MARK = "-- name:"
+_MARK: Final = "-- name:"
+_DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # it has no types
+
+
+class Statement(Struct, frozen=True):
+    sql: str
+    """With `$1`, `$2`, …"""
+    names: tuple[str, ...]
+    """What `$1`, `$2`, … are called."""
+
+    def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """The values in their order; those that the statement has no use for are left out."""
+        return [parameters[name] for name in self.names]
+
+
+def statement(source: str) -> Statement:
+    """`source` with its `:name` parameters numbered."""
+    compiled = text(source).compile(dialect=_DIALECT)
+    assert isinstance(compiled, PGCompiler_asyncpg)
+    return Statement(compiled.string, tuple(compiled.positiontup or ()))
 
 
 def parse(source: str) -> dict[str, str]:
@@ -22,7 +45,7 @@ def parse(source: str) -> dict[str, str]:
     return found
 
 
-def load(file: str) -> dict[str, TextClause]:
+def load(file: str) -> dict[str, Statement]:
     """The statements of `sql/<file>.sql`."""
     source = (files("adapters.postgres") / "sql" / f"{file}.sql").read_text(encoding="utf-8")
-    return {name: text(body) for name, body in parse(source).items()}
+    return {name: statement(body) for name, body in parse(source).items()}

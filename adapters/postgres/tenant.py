@@ -6,14 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
+import asyncpg
 import msgspec
 from msgspec import Struct
-from sqlalchemy import RowMapping
-from sqlalchemy.exc import DBAPIError
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.errors import violated_constraint
-from adapters.postgres.rows import packed, page_size
+from adapters.postgres.rows import Row, packed, page_size
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
@@ -49,8 +47,8 @@ class PostgresTenants:
         async with self._database.transaction(tenant) as transaction:
             try:
                 row = await transaction.row(_SQL["create"], asked)
-            except DBAPIError as error:
-                if violated_constraint(error) == "tenants_pkey":
+            except asyncpg.UniqueViolationError as error:
+                if error.constraint_name == "tenants_pkey":
                     raise Conflict(f"there is a tenant {tenant!r} already") from error
                 raise
         assert row is not None, "an insert returns its row"
@@ -123,7 +121,7 @@ class PostgresTenants:
             next_cursor=None if last is None else encode_cursor(_KEY_CURSOR, (last,)),
         )
 
-    async def _one(self, tenant: TenantId, statement: str, asked: dict[str, Any]) -> RowMapping:
+    async def _one(self, tenant: TenantId, statement: str, asked: dict[str, Any]) -> Row:
         """The row of a statement that has none when there is no such tenant."""
         row = None
         if is_tenant_id(tenant):
@@ -144,7 +142,7 @@ def _noted(auth: AuthContext) -> dict[str, Any]:
     }
 
 
-def _tenant(row: RowMapping) -> Tenant:
+def _tenant(row: Row) -> Tenant:
     return Tenant(
         id=TenantId(row["tenant_id"]),
         name=row["name"],
@@ -154,7 +152,7 @@ def _tenant(row: RowMapping) -> Tenant:
     )
 
 
-def _key(row: RowMapping, *, revocable: bool) -> ApiKey:
+def _key(row: Row, *, revocable: bool) -> ApiKey:
     """The key in `row`, which says when it was revoked only where revoked keys are shown."""
     return ApiKey(
         id=KeyId(minted("key", row["id"])),

@@ -7,11 +7,11 @@ from typing import Final
 
 import anyio
 import anyio.lowlevel
+import asyncpg
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.statements import statement
 from ports.errors import AgentOSError, Conflict, Internal, InvalidArgument
 from ports.ids import TenantId
 from tests.support.postgres import Clone, cloned
@@ -20,11 +20,11 @@ SEED: Final = 20_261_120
 ROUNDS: Final = 400
 TENANTS: Final = tuple(TenantId(f"tnt_{name}") for name in ("acme", "globex", "initech"))
 
-INSERT: Final = text("INSERT INTO tenants (tenant_id, name, entitlements) VALUES (:tenant, 'x', '{}')")
-SEEN: Final = text("SELECT tenant_id FROM tenants")
-BOUND: Final = text("SELECT current_setting('app.tenant_id', true) AS tenant")
-BROKEN: Final = text("SELECT 1 / 0")
-SLOW: Final = text("SELECT pg_sleep(1)")
+INSERT: Final = statement("INSERT INTO tenants (tenant_id, name, entitlements) VALUES (:tenant, 'x', '{}')")
+SEEN: Final = statement("SELECT tenant_id FROM tenants")
+BOUND: Final = statement("SELECT current_setting('app.tenant_id', true) AS tenant")
+BROKEN: Final = statement("SELECT 1 / 0")
+SLOW: Final = statement("SELECT pg_sleep(1)")
 
 
 @pytest.mark.anyio
@@ -70,9 +70,8 @@ class TestContextBleed:
         assert strays == 0
 
     async def test_a_transaction_left_open_is_not_handed_on(self, database: Database) -> None:
-        async with database.engine.connect() as connection:
-            await connection.exec_driver_sql("BEGIN")
-            await connection.exec_driver_sql("SET LOCAL app.tenant_id = 'tnt_acme'")
+        async with database.pool.acquire() as connection:
+            await connection.execute("BEGIN; SET LOCAL app.tenant_id = 'tnt_acme'")
 
         async with database.transaction(None) as transaction:
             assert await transaction.rows(SEEN, {}) == []
@@ -83,7 +82,7 @@ class TestContextBleed:
         async def carry_on() -> None:
             async with database.transaction(fresh) as transaction:
                 await transaction.rows(INSERT, {"tenant": fresh})
-                with suppress(DBAPIError):
+                with suppress(asyncpg.PostgresError):
                     await transaction.rows(BROKEN, {})
 
         with pytest.raises(Internal, match="ROLLBACK"):
@@ -99,7 +98,7 @@ class TestContextBleed:
                 pass
 
     async def test_injected_sql_can_not_change_the_tenant_inside_a_query(self, database: Database) -> None:
-        switch = text("SELECT set_config('app.tenant_id', 'tnt_globex', true)")
+        switch = statement("SELECT set_config('app.tenant_id', 'tnt_globex', true)")
 
         with pytest.raises(Internal):
             async with database.transaction(TENANTS[0]) as transaction:

@@ -9,10 +9,10 @@ import anyio.lowlevel
 import anyio.to_thread
 import psutil
 import pytest
-from sqlalchemy import text
 
 from adapters.postgres import event, queue, run_state
 from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.statements import statement
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
 from conformance.people import ACME
@@ -25,7 +25,7 @@ from tests.support.postgres_node import Node
 
 # The adapters' own deadline of 4.5 s, and room for a busy machine.
 PATIENCE_S: Final = 20
-ONE: Final = text("SELECT 1 AS one")
+ONE: Final = statement("SELECT 1 AS one")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ class TestPool:
             "TimeZone": "UTC",
             "search_path": "agentos",
         }
-        query = text(
+        query = statement(
             "SELECT name, current_setting(name) AS value FROM pg_settings WHERE name IN "
             "('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'TimeZone', 'search_path')"
         )
@@ -210,7 +210,7 @@ class TestOutages:
                 open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as other,
                 other.transaction(ACME.tenant) as transaction,
             ):
-                await transaction.rows(text("SELECT 1 FROM runs WHERE tenant_id = 'tnt_acme' FOR UPDATE"), {})
+                await transaction.rows(statement("SELECT 1 FROM runs WHERE tenant_id = 'tnt_acme' FOR UPDATE"), {})
 
                 with anyio.fail_after(PATIENCE_S), pytest.raises(Unavailable):
                     await runs.cancel(ACME, run.id, reason="blocked")

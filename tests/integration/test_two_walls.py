@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+import asyncpg
 import pytest
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import Engine, event
 
 from adapters.postgres import agent, budget, memory, queue, reply_journal, run_state, tenant
 from adapters.postgres import event as run_event
@@ -84,16 +84,17 @@ def without_predicates() -> Iterator[Stripped]:
     """Every `tenant_id = <parameter>` of every statement becomes a truism."""
     stripped = Stripped()
 
-    def strip(_c: Any, _cur: Any, statement: str, parameters: Any, _ctx: Any, _many: bool) -> tuple[str, Any]:
-        text, count = _PREDICATE.subn(r"CAST(\1 AS text) IS NOT NULL", statement)
+    async def fetch_stripped(
+        self: Any, query: str, *arguments: Any, **options: Any
+    ) -> Any:  # the driver's own signature
+        text, count = _PREDICATE.subn(r"CAST(\1 AS text) IS NOT NULL", query)
         stripped.predicates += count
-        return text, parameters
+        return await as_written(self, text, *arguments, **options)
 
-    event.listen(Engine, "before_cursor_execute", strip, retval=True)
-    try:
+    as_written = asyncpg.Connection.fetch
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "fetch", fetch_stripped)
         yield stripped
-    finally:
-        event.remove(Engine, "before_cursor_execute", strip)
 
 
 async def without_row_level_security(database: Clone) -> None:

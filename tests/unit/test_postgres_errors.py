@@ -4,9 +4,8 @@ import inspect
 
 import asyncpg
 import pytest
-from sqlalchemy import exc as alchemy
 
-from adapters.postgres.errors import error_class, translate, translated, violated_constraint
+from adapters.postgres.errors import error_class, translate, translated
 from ports.errors import AgentOSError, Conflict, Internal, InvalidArgument, Unavailable
 
 
@@ -23,18 +22,6 @@ class TestCompleteness:
 
         assert ours is not None
         assert issubclass(ours, AgentOSError)
-
-    @pytest.mark.parametrize(
-        "kind",
-        [one for one in exceptions_of(alchemy) if one.__module__ == "sqlalchemy.exc"],
-        ids=lambda kind: kind.__name__,
-    )
-    def test_each_of_sqlalchemys_exceptions_has_one_of_ours(self, kind: type[BaseException]) -> None:
-        # Mixins say something about other classes; nobody raises them.
-        if not issubclass(kind, alchemy.SQLAlchemyError | alchemy.EmulatedDBAPIException):
-            assert not issubclass(kind, Exception) or kind.__name__ == "DontWrapMixin"
-        else:
-            assert error_class(kind) is not None
 
 
 class TestTranslation:
@@ -57,8 +44,7 @@ class TestTranslation:
             (asyncpg.InterfaceError("connection is closed"), Unavailable),
             (ConnectionResetError("x"), Unavailable),
             (ConnectionRefusedError("x"), Unavailable),
-            (alchemy.TimeoutError("x"), Unavailable),
-            (alchemy.ArgumentError("x"), Internal),
+            (TimeoutError("x"), Unavailable),
         ],
         ids=lambda one: one.__name__ if isinstance(one, type) else type(one).__name__,
     )
@@ -69,16 +55,6 @@ class TestTranslation:
             raise theirs
 
         assert raised.value.__cause__ is theirs
-
-    def test_what_sqlalchemy_wraps_is_told_by_what_is_inside(self) -> None:
-        inside = asyncpg.UniqueViolationError("x")
-        inside.constraint_name = "steps_pkey"
-        adapted = Exception("adapted")
-        adapted.__cause__ = inside
-        wrapped = alchemy.DBAPIError("SELECT", {}, adapted)
-
-        assert isinstance(translate(wrapped), Conflict)
-        assert violated_constraint(wrapped) == "steps_pkey"
 
     def test_the_text_never_quotes_the_server(self) -> None:
         told = translate(asyncpg.UniqueViolationError('Key (principal)=(usr_ann@example.com) "already" exists'))
