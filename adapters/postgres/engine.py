@@ -1,9 +1,9 @@
 """Connections, transactions and the tenant they are bound to.
 
-The ports of one process that are configured alike share one pool. Every statement runs in a transaction that is bound to
-one tenant by `SET LOCAL`, sent together with BEGIN in one message: it ends with the transaction, so that no connection
-goes back to the pool with somebody's identity. Every call has a deadline of ours, because the driver has none: a stopped
-server would block for ever.
+The ports of one process that are configured alike share one pool. Every statement runs in a transaction, and while that is
+bound to one tenant by `SET LOCAL`. The first binding is sent together with BEGIN in one message, and the last ends with the
+transaction, so that no connection goes back to the pool with somebody's identity. Every call has a deadline of ours,
+because the driver has none: a stopped server would block for ever.
 """
 
 import asyncio
@@ -44,6 +44,10 @@ SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "transaction_timeout": "15000",
     # Our statements are short; compiling them costs more than it saves.
     "jit": "off",
+    # They go by index from row to row. A plan made while a table was empty may not be another, because it is kept.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
 }
 
 
@@ -58,10 +62,17 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Transaction:
-    """Statements inside one open transaction of one tenant."""
+    """Statements inside one open transaction, bound to one tenant at a time."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, tenant: TenantId | None) -> None:
         self._connection = connection
+        self._tenant = tenant
+
+    async def bind(self, tenant: TenantId) -> None:
+        """From here on it sees `tenant`'s rows, and no longer those of whom it was bound to."""
+        if tenant != self._tenant:
+            await self._connection.execute(_bound(tenant))
+            self._tenant = tenant
 
     async def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
         found = await self._connection.fetch(statement.sql, *statement.arguments(parameters))
@@ -103,7 +114,7 @@ class Database:
             async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
                     await connection.execute(begin)
-                    yield Transaction(connection)
+                    yield Transaction(connection, tenant)
                     await _commit(connection)
                 except BaseException as error:
                     await _abandon(connection, interrupted=not isinstance(error, Exception))
@@ -158,12 +169,14 @@ async def open_database(config: PostgresConfig) -> AsyncIterator[Database]:
 
 def _begin(tenant: TenantId | None) -> str:
     """One message: it can't happen that a transaction is open and not bound."""
-    if tenant is None:
-        return "BEGIN"
+    return "BEGIN" if tenant is None else f"BEGIN; {_bound(tenant)}"
+
+
+def _bound(tenant: TenantId) -> str:
     if not is_tenant_id(tenant):
         raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
     # Safe as a literal: `is_tenant_id` allows letters, digits, - and _ only.
-    return f"BEGIN; SET LOCAL app.tenant_id = '{tenant}'"
+    return f"SET LOCAL app.tenant_id = '{tenant}'"
 
 
 async def _prepare(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """QueuePort over PostgreSQL: `FOR UPDATE SKIP LOCKED`, and a wake-up instead of frequent polling."""
 
 import asyncio
+import base64
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,10 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.rows import Row, packed, page_size, positive
 from adapters.postgres.signals import QUEUE
 from adapters.postgres.statements import load
+from adapters.postgres.together import Together
 from ports.adapter import AdapterSpec, Given
 from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.errors import Conflict, InvalidArgument
@@ -33,6 +35,8 @@ class PostgresQueue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue)
+        self._acks: Together[dict[str, Any], bool] = Together(database, _ack)
 
     @property
     def capabilities(self) -> QueueCapabilities:
@@ -41,15 +45,13 @@ class PostgresQueue:
     async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
         if len(body) > _CAPABILITIES.max_body_bytes:
             raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
-        asked = {
-            "tenant": auth.tenant,
+        row = {
             "namespace": auth.namespace,
             "requester": packed(auth),
-            "body": body,
+            "body": base64.b64encode(body).decode(),
             "not_before": not_before,
         }
-        async with self._database.transaction(auth.tenant) as transaction:
-            await transaction.rows(_SQL["enqueue"], asked)
+        await self._enqueues(auth.tenant, row, order="")
         self._database.signals.tell(QUEUE)
 
     async def lease(
@@ -70,23 +72,23 @@ class PostgresQueue:
     async def extend(self, auth: AuthContext, delivery: Delivery, duration: timedelta) -> Delivery:
         tenant = _owner(auth, delivery)
         async with self._database.transaction(tenant) as transaction:
-            row = await transaction.row(_SQL["extend"], {**_lease_of(tenant, delivery), "duration": positive(duration)})
+            row = await transaction.row(
+                _SQL["extend"], {"tenant": tenant, **_lease_of(delivery), "duration": positive(duration)}
+            )
         if row is None:
             raise _over(delivery)
         return _delivery(row)
 
     async def ack(self, auth: AuthContext, delivery: Delivery) -> None:
         tenant = _owner(auth, delivery)
-        async with self._database.transaction(tenant) as transaction:
-            row = await transaction.row(_SQL["ack"], _lease_of(tenant, delivery))
-        assert row is not None, "the statement always answers"
-        if row["existed"] and not row["acknowledged"]:
-            raise _over(delivery)
+        if await self._acks(tenant, _lease_of(delivery), order=delivery.id):
+            return
+        raise _over(delivery)
 
     async def release(self, auth: AuthContext, delivery: Delivery, *, delay: timedelta = timedelta(0)) -> None:
         tenant = _owner(auth, delivery)
         async with self._database.transaction(tenant) as transaction:
-            row = await transaction.row(_SQL["release"], {**_lease_of(tenant, delivery), "delay": delay})
+            row = await transaction.row(_SQL["release"], {"tenant": tenant, **_lease_of(delivery), "delay": delay})
         if row is None:
             raise _over(delivery)
         self._database.signals.tell(QUEUE)
@@ -106,15 +108,30 @@ class PostgresQueue:
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 
 
+async def _enqueue(transaction: Transaction, tenant: TenantId, asks: Sequence[dict[str, Any]]) -> list[None]:
+    await transaction.rows(_SQL["enqueue"], {"tenant": tenant, "asks": packed(_placed(asks))})
+    return [None] * len(asks)
+
+
+async def _ack(transaction: Transaction, tenant: TenantId, asks: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each message is gone: now, or it was before."""
+    rows = await transaction.rows(_SQL["ack"], {"tenant": tenant, "asks": packed(_placed(asks))})
+    gone = {row["place"]: row["acknowledged"] or not row["existed"] for row in rows}
+    return [gone[place] for place in range(len(asks))]
+
+
+def _placed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"place": place, **row} for place, row in enumerate(rows)]
+
+
 def _owner(auth: AuthContext, delivery: Delivery) -> TenantId:
     """In whose name the message may be touched: its own tenant's for a worker, the caller's for everybody else."""
     return delivery.requester.tenant if QUEUE_ANY_TENANT in auth.scopes else auth.tenant
 
 
-def _lease_of(tenant: TenantId, delivery: Delivery) -> dict[str, Any]:
+def _lease_of(delivery: Delivery) -> dict[str, Any]:
     """Which lease, as parameters; ids that can't be ours name no message."""
     return {
-        "tenant": tenant,
         "message": uuid_of("msg", delivery.id) or uuid.UUID(int=0),
         "lease": uuid_of("lse", delivery.lease) or uuid.UUID(int=0),
     }

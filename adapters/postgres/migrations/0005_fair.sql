@@ -83,10 +83,10 @@ BEGIN ATOMIC
     FROM (SELECT least(16, greatest(1, p_total / p_each)) AS many) split, generate_series(0, many - 1) AS n;
 END;
 
--- Takes a token of the tenant's rate and a place in its backlog, and gives the stripe of the place; NULL when there is no room
--- for either, or somebody else was faster: then the caller rolls back, and nothing was taken. In this order, because each
--- statement waits for whoever has the row it needs. As the caller, so with the caller's row-level security.
-CREATE FUNCTION ao_admit_run(p_tenant text, p_per_minute integer, p_queued integer) RETURNS smallint
+-- Takes tokens of the tenant's rate and places in its backlog, and gives the stripe of the places; NULL when one stripe has not
+-- room enough for all, or somebody else was faster: then the caller rolls back, and nothing was taken. In this order, because
+-- each statement waits for whoever has the row it needs. As the caller, so with the caller's row-level security.
+CREATE FUNCTION ao_admit_runs(p_tenant text, p_per_minute integer, p_queued integer, p_count integer) RETURNS smallint
     LANGUAGE sql VOLATILE SET search_path = agentos, pg_temp
 BEGIN ATOMIC
     WITH t AS MATERIALIZED (SELECT ao_now() AS now),
@@ -99,7 +99,7 @@ BEGIN ATOMIC
     bucket AS MATERIALIZED (
         SELECT s.stripe, s.step
         FROM quota,
-             LATERAL (SELECT z.stripe, 60000000 / z.share * interval '1 microsecond' AS step
+             LATERAL (SELECT z.stripe, CAST(p_count AS bigint) * (60000000 / z.share) * interval '1 microsecond' AS step
                       FROM ao_stripes(quota.per_minute, 60) z) s
         LEFT JOIN run_rates b ON b.tenant_id = p_tenant AND b.stripe = s.stripe
         CROSS JOIN t
@@ -127,14 +127,14 @@ BEGIN ATOMIC
         SELECT s.stripe, s.share - spill.queued AS share
         FROM paid, quota, spill, LATERAL ao_stripes(quota.queued, 100) s
         LEFT JOIN run_backlogs b ON b.tenant_id = p_tenant AND b.stripe = s.stripe
-        WHERE coalesce(b.queued, 0) < s.share - spill.queued
+        WHERE coalesce(b.queued, 0) + p_count <= s.share - spill.queued
         ORDER BY random()
         LIMIT 1
     )
     INSERT INTO run_backlogs AS b (tenant_id, stripe, queued)
-    SELECT p_tenant, lane.stripe, 1 FROM lane
-    ON CONFLICT (tenant_id, stripe) DO UPDATE SET queued = b.queued + 1
-    WHERE b.queued < (SELECT lane.share FROM lane)
+    SELECT p_tenant, lane.stripe, p_count FROM lane
+    ON CONFLICT (tenant_id, stripe) DO UPDATE SET queued = b.queued + p_count
+    WHERE b.queued + p_count <= (SELECT lane.share FROM lane)
     RETURNING b.stripe;
 END;
 

@@ -1,9 +1,17 @@
 -- Statements of Queue. `visible_at` is the end of the delay or of the lease: what lies in the past is ready.
 
 -- name: enqueue
--- Wakes its tenant where that sleeps. Where it doesn't, a key lock sees to it that it stays awake until this is committed;
--- such locks don't wait for each other, so that one tenant's enqueues don't either. A parked tenant is looked at anyway.
-WITH due AS MATERIALIZED (SELECT t.now, greatest(t.now, CAST(:not_before AS timestamptz)) AS at FROM (SELECT ao_now() AS now) t),
+-- Several messages of one tenant, or one. Wakes the tenant where it sleeps. Where it doesn't, a key lock sees to it that it
+-- stays awake until this is committed; such locks don't wait for each other, so that one tenant's enqueues don't either. A
+-- parked tenant is looked at anyway.
+WITH asked AS MATERIALIZED (
+    SELECT a.place, a.namespace, a.requester, a.body, t.now, greatest(t.now, a.not_before) AS at
+    FROM (SELECT ao_now() AS now) t,
+         json_to_recordset(CAST(:asks AS json)) AS a (
+             place integer, namespace text, requester text, body text, not_before timestamptz
+         )
+),
+due AS MATERIALIZED (SELECT min(a.now) AS now, min(a.at) AS at FROM asked a),
 awake AS MATERIALIZED (
     SELECT q.tenant_id FROM queue_turns q, due
     WHERE q.tenant_id = :tenant AND (q.next_at <= due.at OR q.parked)
@@ -16,7 +24,7 @@ woken AS (
     SET next_at = least(q.next_at, excluded.next_at), vtime = greatest(q.vtime, excluded.vtime), served_at = excluded.served_at
 )
 INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at)
-SELECT :tenant, :namespace, CAST(:requester AS json), CAST(:body AS bytea), due.at FROM due;
+SELECT :tenant, a.namespace, CAST(a.requester AS json), decode(a.body, 'base64'), a.at FROM asked a ORDER BY a.place;
 
 -- name: lease
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
@@ -68,14 +76,20 @@ woken AS (
 SELECT id FROM given_back;
 
 -- name: ack
--- Says whether the message is still there under another lease.
-WITH gone AS (
+-- Of several messages of one tenant, or of one: says of each whether it is still there under another lease.
+WITH asked AS MATERIALIZED (
+    SELECT a.*
+    FROM json_to_recordset(CAST(:asks AS json)) AS a (place integer, message uuid, lease uuid)
+),
+gone AS (
     DELETE FROM queue_messages m
-    WHERE m.tenant_id = :tenant AND m.id = :message AND m.lease = CAST(:lease AS uuid)
-    RETURNING m.id
+    USING asked a
+    WHERE m.tenant_id = :tenant AND m.id = a.message AND m.lease = a.lease
+    RETURNING a.place
 )
-SELECT EXISTS (SELECT FROM gone) AS acknowledged,
-       EXISTS (SELECT FROM queue_messages m WHERE m.tenant_id = :tenant AND m.id = :message) AS existed;
+SELECT a.place, EXISTS (SELECT FROM gone WHERE gone.place = a.place) AS acknowledged,
+       EXISTS (SELECT FROM queue_messages m WHERE m.tenant_id = :tenant AND m.id = a.message) AS existed
+FROM asked a;
 
 -- name: depth
 SELECT count(*) FILTER (WHERE m.visible_at <= t.now) AS ready,

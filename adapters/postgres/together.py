@@ -1,0 +1,107 @@
+"""Calls of one kind that come while others are on their way are committed together.
+
+A transaction costs three round trips and a wait for the disk, whatever is in it. Nobody waits for company: a call goes at
+once while a lane is free, and what comes in the meantime goes together with the next. So a batch is as large as the load
+makes it. Within one, each tenant's calls are made under that tenant's own binding.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from adapters.postgres.engine import CALL_SECONDS, Database, Transaction
+from ports.errors import Unavailable
+from ports.ids import TenantId
+
+AskT = TypeVar("AskT")
+AnswerT = TypeVar("AnswerT")
+
+Act: TypeAlias = Callable[[Transaction, TenantId, Sequence[AskT]], Awaitable[Sequence[AnswerT | Exception]]]
+
+MOST: Final = 32
+"""Calls in one batch: the locks of all are held until its commit."""
+LANES: Final = 2
+"""Batches of one kind under way at once in this process, so that one that waits for a lock does not hold up the others."""
+
+
+class _Call(Struct, Generic[AskT, AnswerT], frozen=True, eq=False):
+    tenant: TenantId
+    ask: AskT
+    order: str
+    answer: asyncio.Future[AnswerT]
+
+
+class Together(Generic[AskT, AnswerT]):
+    """Commits what `act` does for one or more asks of one tenant.
+
+    `act` gives each ask its answer, or the exception that is for it alone, in the order of the asks. When it raises,
+    nothing of the whole batch is kept, and each call is made again by itself; only that the database does not answer is
+    told to all.
+    """
+
+    def __init__(self, database: Database, act: Act[AskT, AnswerT], *, most: int = MOST) -> None:
+        self._database = database
+        self._act = act
+        self._most = most
+        self._waiting: deque[_Call[AskT, AnswerT]] = deque()
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, tenant: TenantId, ask: AskT, *, order: str) -> AnswerT:
+        """`order` is that of the calls in a batch, and with it of their locks: two batches never wait for each other.
+
+        Raises what is for this call, and `Unavailable` when it had to wait too long; then it may or may not have been made.
+        """
+        call = _Call(tenant, ask, order, asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        if len(self._lanes) < LANES:
+            lane = asyncio.create_task(self._serve())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                answer: AnswerT = await call.answer
+                return answer
+        except TimeoutError as error:
+            raise Unavailable("the database did not answer in time; whether it acted is unknown") from error
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+            # Whoever left, or waited long enough, while others were served does not want it any more.
+            await self._make([call for call in calls if not call.answer.done()])
+
+    async def _make(self, calls: list[_Call[AskT, AnswerT]]) -> None:
+        if not calls:
+            return
+        [found] = await asyncio.gather(self._committed(calls), return_exceptions=True)
+        if isinstance(found, BaseException):
+            if len(calls) > 1 and not isinstance(found, Unavailable):
+                for call in calls:
+                    await self._make([call])
+                return
+            found = [found] * len(calls)
+        for call, answer in zip(calls, found, strict=True):
+            if call.answer.done():
+                continue  # left meanwhile
+            if isinstance(answer, BaseException):
+                call.answer.set_exception(answer)
+            else:
+                call.answer.set_result(answer)
+
+    async def _committed(self, calls: list[_Call[AskT, AnswerT]]) -> list[AnswerT | BaseException]:
+        calls.sort(key=lambda call: (call.tenant, call.order))
+        answers: list[AnswerT | BaseException] = []
+        async with self._database.transaction(calls[0].tenant) as transaction:
+            for tenant, asks in _by_tenant(calls):
+                await transaction.bind(tenant)
+                answers += await self._act(transaction, tenant, asks)
+        return answers
+
+
+def _by_tenant(calls: list[_Call[AskT, AnswerT]]) -> Iterator[tuple[TenantId, list[AskT]]]:
+    for tenant, group in groupby(calls, key=lambda call: call.tenant):
+        yield tenant, [call.ask for call in group]
