@@ -290,24 +290,13 @@ class Worker:
         self._deps.metrics.run_claimed(waited=waited, recovered=run.recoveries > 0)
         try:
             with self._deps.metrics.run_active():
-                await self._until_left(execution)
+                await self._proceed(execution)
         finally:
             # A run that was handed back may have come back to us before we are done with leaving it.
             if self._claimed.get(run.id) == run.epoch:
                 del self._executions[run.id]
                 del self._claimed[run.id]
             self._announce()
-
-    async def _until_left(self, execution: Execution) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._expire, execution)
-            await self._proceed(execution)
-            group.cancel_scope.cancel()
-
-    async def _expire(self, execution: Execution) -> None:
-        if execution.run.deadline_at is not None:
-            await self._deps.clock.sleep(execution.run.deadline_at - self._deps.clock.now())
-            execution.interrupt("deadline")
 
     async def _proceed(self, execution: Execution) -> None:
         run = execution.run

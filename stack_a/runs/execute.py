@@ -6,7 +6,7 @@ and nothing more is written; or this worker hands it back.
 
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
@@ -63,6 +63,10 @@ class Execution:
         self._auth = run.requester
         self._interruption: Interruption | None = "cancel" if run.cancel_requested_at else None
         self._acting: anyio.CancelScope | None = None
+        self._deltas: Deltas | None = None
+        """Of the model call under way."""
+        self._began = anyio.Event()
+        """Set while there is something under way that may take long."""
         self._usage = run.usage
         self._journal: Journal | None = None
 
@@ -80,7 +84,7 @@ class Execution:
     async def proceed(self) -> bool:
         """Whether the run is still this worker's, to be handed back. Raises the store's errors, except being fenced."""
         try:
-            return await self._until_left()
+            return await self._attended()
         except Conflict as error:
             if error.code != "fenced":
                 raise
@@ -93,6 +97,25 @@ class Execution:
         if journal is None or not journal.sound:
             journal = self._journal_of(await self._written())
         await self._end(journal, "failed", error=fault)
+
+    async def _attended(self) -> bool:
+        """Go on until the run is left, while others keep its journal told and look at its deadline."""
+        left: list[bool] = []
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._keep_told)
+                if self.run.deadline_at is not None:
+                    group.start_soon(self._expire, self.run.deadline_at)
+                left.append(await self._until_left())
+                group.cancel_scope.cancel()
+        except* AgentOSError as errors:
+            # Several tasks may meet the same trouble: one of them tells enough.
+            raise _first(errors) from None
+        return left[0]
+
+    async def _expire(self, deadline: datetime) -> None:
+        await self._deps.clock.sleep(deadline - self._deps.clock.now())
+        self.interrupt("deadline")
 
     async def _until_left(self) -> bool:
         # Under its first epoch nobody has written a step yet, unless it began with another run's.
@@ -167,7 +190,7 @@ class Execution:
             except AgentOSError as error:
                 return error
 
-        reply = await self._act(journal, ask, deltas)
+        reply = await self._act(ask, deltas)
         if isinstance(reply, AgentOSError):
             fault = fault_of(reply)
             result = StepResult(n=n, status="failed", error=fault)
@@ -227,11 +250,14 @@ class Execution:
                     self._note(await journal.commit())
 
         async def every() -> None:
+            if len(todo) == 1:
+                await one(todo[0])
+                return
             async with anyio.create_task_group() as group:
                 for call in todo:
                     group.start_soon(one, call)
 
-        await self._act(journal, every)
+        await self._act(every)
 
     async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> StepResult:
         n = call.intent.n
@@ -278,36 +304,36 @@ class Execution:
         if appended is not None and appended.cancel_requested:
             self.interrupt("cancel")
 
-    async def _act(self, journal: Journal, work: Callable[[], Awaitable[T]], deltas: Deltas | None = None) -> T | None:
+    async def _act(self, work: Callable[[], Awaitable[T]], deltas: Deltas | None = None) -> T | None:
         """Do `work` where `interrupt` can reach it; None when it did. Meanwhile the journal is kept told.
 
         What it raises is the store's: `work` keeps the errors of its calls to itself.
         """
         if self._interruption is not None:
             return None
-        outcome: list[T] = []
-        try:
-            async with anyio.create_task_group() as group:
-                self._acting = group.cancel_scope
-                group.start_soon(self._keep_told, journal, deltas)
-                outcome.append(await work())
-                group.cancel_scope.cancel()
-        except* AgentOSError as errors:
-            # Several tasks may meet the same trouble: one of them tells enough.
-            raise _first(errors) from None
-        finally:
-            self._acting = None
-        return outcome[0] if outcome else None
+        with anyio.CancelScope() as scope:
+            self._acting, self._deltas = scope, deltas
+            self._began.set()
+            try:
+                return await work()
+            finally:
+                self._acting, self._deltas, self._began = None, None, anyio.Event()
+        return None
 
-    async def _keep_told(self, journal: Journal, deltas: Deltas | None) -> None:
+    async def _keep_told(self) -> None:
         """Commit what waits, `TELL_WITHIN` after it began to wait: a call that takes longer is seen while it runs."""
-        await self._deps.clock.sleep(TELL_WITHIN)
         while True:
-            with anyio.CancelScope(shield=True):
-                self._note(await journal.commit(events=deltas.take() if deltas is not None else ()))
-            if deltas is None:
-                await self._deps.clock.sleep(TELL_WITHIN)
-            else:
+            await self._began.wait()
+            assert self._journal is not None, "what begins is in it"
+            if self._deltas is None:
+                await self._journal.news.wait()
+            await self._deps.clock.sleep(TELL_WITHIN)
+            while self._acting is not None:
+                deltas = self._deltas
+                with anyio.CancelScope(shield=True):
+                    self._note(await self._journal.commit(events=deltas.take() if deltas is not None else ()))
+                if deltas is None:
+                    break
                 await self._text_to_tell(deltas)
 
     async def _text_to_tell(self, deltas: Deltas) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError
+from ports.errors import AgentOSError, Unavailable
 from ports.ids import RunId
 from ports.messages import Fault, Json
 from ports.run_state import (
@@ -47,6 +47,8 @@ class Journal:
         self._pending: list[StepIntent | StepResult] = []
         self._events: list[NewEvent] = []
         self._committing = anyio.Lock()
+        self.news = anyio.Event()
+        """Set while something waits for a commit."""
         self.sound = True
         """False after a write that failed: this journal may be behind the store or ahead of it. Read the run again."""
 
@@ -62,6 +64,7 @@ class Journal:
             intent = replace(intent, again=True)
         self._steps[intent.n] = _started(intent, self._epoch, self._clock.now())
         self._pending.append(intent)
+        self.news.set()
         self._events.extend(events)
 
     def complete(self, result: StepResult, events: Sequence[NewEvent]) -> None:
@@ -74,6 +77,7 @@ class Journal:
             finished_at=self._clock.now(),
         )
         self._pending.append(result)
+        self.news.set()
         self._events.extend(events)
 
     async def commit(
@@ -91,12 +95,16 @@ class Journal:
             Unavailable: whether it was written is unknown.
         """
         async with self._committing:
+            if not self.sound:
+                # The write before this one failed while we waited for it: what we build on may not be there.
+                raise Unavailable("an earlier write of this run's journal failed; the run must be read again")
             self._events.extend(events)
             change = Change(
                 steps=tuple(self._pending), events=tuple(self._events), status=status, output=output, error=error
             )
             self._pending.clear()
             self._events.clear()
+            self.news = anyio.Event()
             if change == _NOTHING:
                 return None
             self.sound = False
