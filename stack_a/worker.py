@@ -185,9 +185,9 @@ class Worker:
                 await self._deps.clock.sleep(RETRY_AFTER)
                 continue
             for delivery in deliveries:
-                self._take_in_hand(group, partial(self._follow_hint, delivery))
+                self._take_in_hand(group, partial(self._follow_hint, delivery, group))
 
-    async def _follow_hint(self, delivery: Delivery) -> None:
+    async def _follow_hint(self, delivery: Delivery, group: TaskGroup) -> None:
         hint = msgspec.json.decode(delivery.body, type=Hint)
         try:
             run = await self._claim(delivery.requester, hint.run_id)
@@ -198,14 +198,17 @@ class Worker:
             # The hint comes back when its lease ends, and the sweep finds the run in any case.
             logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
             return
+        # After the claim's commit: from here on the run itself says that it needs a worker. It doesn't wait for that.
+        group.start_soon(self._acknowledge, delivery, hint.run_id)
+        if run is not None:
+            await self._execute(run)
+
+    async def _acknowledge(self, delivery: Delivery, run_id: RunId) -> None:
         try:
-            # After the claim's commit: from here on the run itself says that it needs a worker.
             await self._deps.queue.ack(SELF, delivery)
         except AgentOSError as error:
             # Then it comes back, and finds the run held or ended.
-            logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
-        if run is not None:
-            await self._execute(run)
+            logger.warning("worker.hint_failed", extra={"run_id": run_id, "code": error.code})
 
     async def _put_aside(self, delivery: Delivery) -> None:
         """Where the queue can't delay, or does not answer, the hint comes back when its lease ends."""

@@ -1,26 +1,30 @@
 """AgentRegistry over PostgreSQL."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
+from adapters.postgres.together import Together
 from ports.adapter import AdapterSpec, Given
 from ports.agent import Agent, AgentRegistry, AgentSpec, digest_of
 from ports.context import AuthContext
 from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import NotFound
-from ports.ids import AgentId
+from ports.ids import AgentId, TenantId
 from ports.messages import Page
 
 _SQL: Final = load("agent")
 _CURSOR: Final = "agents"
 _MAX_PAGE: Final = 200
+
+_Ask: TypeAlias = tuple[str, AgentId, int | None]
+"""Namespace, agent, version."""
 
 
 class AgentCapabilities(Struct, frozen=True, kw_only=True):
@@ -32,6 +36,7 @@ class PostgresAgents:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._together: Together[_Ask, Agent] = Together(database, _get)
 
     async def publish(self, auth: AuthContext, spec: AgentSpec) -> Agent:
         agent = {**scope_of(auth), "agent": spec.id}
@@ -49,13 +54,7 @@ class PostgresAgents:
         return _agent(row)
 
     async def get(self, auth: AuthContext, agent_id: AgentId, version: int | None = None) -> Agent:
-        asked = {**scope_of(auth), "agent": agent_id, "version": version}
-        async with self._database.transaction(auth.tenant) as transaction:
-            row = await transaction.row(_SQL["get"], asked)
-        if row is None:
-            named = "" if version is None else f" in version {version}"
-            raise NotFound(f"there is no agent {agent_id!r}{named}")
-        return _agent(row)
+        return await self._together(auth.tenant, (auth.namespace, agent_id, version), order=agent_id)
 
     async def list_agents(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Agent]:
         size = page_size(limit, _MAX_PAGE)
@@ -65,6 +64,23 @@ class PostgresAgents:
         shown = tuple(_agent(row) for row in rows[:size])
         more = len(rows) > size
         return Page(items=shown, next_cursor=encode_cursor(_CURSOR, (shown[-1].spec.id,)) if more else None)
+
+
+async def _get(transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask]) -> list[Agent | Exception]:
+    """What several ask for is read once."""
+    found: dict[_Ask, Agent | Exception] = {}
+    for ask in asks:
+        if ask not in found:
+            namespace, agent_id, version = ask
+            asked = {"tenant": tenant, "namespace": namespace, "agent": agent_id, "version": version}
+            row = await transaction.row(_SQL["get"], asked)
+            found[ask] = _absent(agent_id, version) if row is None else _agent(row)
+    return [found[ask] for ask in asks]
+
+
+def _absent(agent_id: AgentId, version: int | None) -> NotFound:
+    named = "" if version is None else f" in version {version}"
+    return NotFound(f"there is no agent {agent_id!r}{named}")
 
 
 def _agent(row: Row) -> Agent:

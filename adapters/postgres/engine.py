@@ -44,10 +44,8 @@ SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "transaction_timeout": "15000",
     # Our statements are short; compiling them costs more than it saves.
     "jit": "off",
-    # They go by index from row to row. A plan made while a table was empty may not be another, because it is kept.
+    # They find rows by index. A plan made while a table was empty may not do otherwise, because it is kept.
     "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
 }
 
 

@@ -284,11 +284,11 @@ class IntentsWithResults(Around):
         self.held: dict[RunId, tuple[StepIntent, ...]] = {}
 
     async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
-        intents = tuple(step for step in change.steps if isinstance(step, StepIntent))
-        results = tuple(step for step in change.steps if not isinstance(step, StepIntent))
+        results = {step.n for step in change.steps if not isinstance(step, StepIntent)}
+        early = [step for step in change.steps if isinstance(step, StepIntent) and step.n not in results]
         due = self.held.pop(run_id, ())
-        self.held[run_id] = intents
-        written = msgspec.structs.replace(change, steps=(*due, *results))
+        self.held[run_id] = tuple(early)
+        written = msgspec.structs.replace(change, steps=(*due, *(step for step in change.steps if step not in early)))
         appended: Appended = await self.port.append(auth, run_id, epoch, written)
         return appended
 
