@@ -20,6 +20,8 @@ from ports.tenant import Entitlements
 _SQL: Final = load("run_claim")
 _LIMITS: Final = {"max_active_runs": Entitlements().max_active_runs}
 """What a tenant has that the directory does not know."""
+_PROVISIONS: Final = 2
+"""Tries to make more places: whoever makes some at the same moment also takes them."""
 _PLACE_WAIT: Final = timedelta(seconds=1)
 
 
@@ -53,9 +55,12 @@ class Claims:
 async def _claim(transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask]) -> list[_Taken | Exception]:
     taken = await _won(transaction, tenant, asks, range(len(asks)))
     refused = await _refused(transaction, asks, taken)
-    if waiting := [place for place, why in refused.items() if isinstance(why, ResourceExhausted)]:
+    for _ in range(_PROVISIONS):
+        waiting = [place for place, why in refused.items() if isinstance(why, ResourceExhausted)]
+        if not waiting:
+            break
         # No place is free; there may be more to be made.
-        await transaction.rows(_SQL["provide"], {"tenant": tenant, **_LIMITS})
+        await transaction.rows(_SQL["provide"], {"tenant": tenant, "wanted": len(waiting), **_LIMITS})
         taken |= await _won(transaction, tenant, asks, waiting)
         refused = await _refused(transaction, asks, taken)
     return [taken.get(place) or refused[place] for place in range(len(asks))]

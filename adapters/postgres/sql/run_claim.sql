@@ -91,7 +91,7 @@ told AS (
 SELECT * FROM won;
 
 -- name: provide
--- More places for a tenant that uses all it has had so far: as many again, up to its limit.
+-- More places for a tenant that uses all it has had so far: as many again, or as are wanted, up to its limit.
 INSERT INTO run_slots (tenant_id, n)
 SELECT :tenant, n
 FROM (SELECT coalesce(max(s.n), 0) AS made FROM run_slots s WHERE s.tenant_id = :tenant) so_far,
@@ -100,5 +100,5 @@ FROM (SELECT coalesce(max(s.n), 0) AS made FROM run_slots s WHERE s.tenant_id = 
          FROM (SELECT) nobody
          LEFT JOIN tenants x ON x.tenant_id = :tenant
      ) quota,
-     generate_series(made + 1, least(most, made + greatest(8, made))) AS n
+     generate_series(made + 1, least(most, made + greatest(8, made, CAST(:wanted AS integer)))) AS n
 ON CONFLICT DO NOTHING;

@@ -1,0 +1,202 @@
+"""Calls that come together are committed together, and nobody is the worse for the company."""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from datetime import timedelta
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.abc import TaskGroup
+from msgspec.structs import replace
+
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.run_state import PostgresRunState
+from adapters.postgres.statements import statement
+from adapters.postgres.together import LANES, Together
+from conformance.factories import idempotency, new_run
+from conformance.people import ACME, GLOBEX, NODE
+from ports.errors import AgentOSError, Conflict, Unavailable
+from ports.ids import TenantId, WorkerId
+from ports.run_state import Change, NewEvent, StepIntent, StepResult
+from tests.support.postgres import Clone, cloned, fetch
+
+PATIENCE_S = 30
+WORKER = WorkerId("wrk_together")
+SEEN = statement("SELECT tenant_id FROM tenants ORDER BY tenant_id")
+INSERT = statement("INSERT INTO tenants (tenant_id, name, entitlements) VALUES (:tenant, 'x', '{}')")
+BROKEN = statement("SELECT 1 / 0")
+SLOW = statement("SELECT pg_sleep(10)")
+
+pytestmark = pytest.mark.anyio
+
+
+class Asked:
+    """What is done for each ask: tenants seen, or trouble."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[TenantId, str]]] = []
+        self.gate = anyio.Event()
+
+    async def __call__(self, transaction: Transaction, tenant: TenantId, asks: Sequence[str]) -> list[str | Exception]:
+        self.batches.append([(tenant, ask) for ask in asks])
+        if "first" in asks:
+            await self.gate.wait()
+        if "broken" in asks:
+            await transaction.rows(BROKEN, {})
+        if "slow" in asks:
+            await transaction.rows(SLOW, {})
+        if "refused with all" in asks:
+            raise Conflict("one of them is wrong")
+        seen = ",".join(row["tenant_id"] for row in await transaction.rows(SEEN, {}))
+        return [Conflict("this one alone") if ask == "refused" else seen for ask in asks]
+
+
+@pytest.fixture
+async def clone() -> AsyncIterator[Clone]:
+    async with cloned() as clone:
+        yield clone
+
+
+@pytest.fixture
+async def database(clone: Clone) -> AsyncIterator[Database]:
+    async with open_database(PostgresConfig(dsn=clone.app)) as database:
+        for tenant in (ACME.tenant, GLOBEX.tenant):
+            async with database.transaction(tenant) as transaction:
+                await transaction.rows(INSERT, {"tenant": tenant})
+        yield database
+
+
+async def outcome(call: Awaitable[object]) -> object:
+    try:
+        return await call
+    except AgentOSError as error:
+        return error.code
+
+
+async def occupy(group: TaskGroup, together: Together[str, str], asked: Asked) -> None:
+    """Every lane, until the gate opens."""
+    for lane in range(LANES):
+        group.start_soon(outcome, together(ACME.tenant, "first", order=""))
+        while len(asked.batches) == lane:
+            await anyio.lowlevel.checkpoint()
+
+
+async def all_at_once(together: Together[str, str], asked: Asked, *asks: tuple[TenantId, str]) -> list[object]:
+    """The outcomes of `asks`, which come while every lane is busy."""
+    outcomes: dict[int, object] = {}
+
+    async def call(place: int, tenant: TenantId, ask: str) -> None:
+        outcomes[place] = await outcome(together(tenant, ask, order=ask))
+
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as group:
+            await occupy(group, together, asked)
+            for place, (tenant, ask) in enumerate(asks):
+                group.start_soon(call, place, tenant, ask)
+            await anyio.lowlevel.checkpoint()
+            asked.gate.set()
+    return [outcomes[place] for place in range(len(asks))]
+
+
+async def test_what_comes_while_the_lanes_are_busy_goes_in_one_batch(database: Database) -> None:
+    asked = Asked()
+    together = Together(database, asked)
+
+    await all_at_once(together, asked, *[(ACME.tenant, f"ask {n}") for n in range(10)])
+
+    assert [len(batch) for batch in asked.batches] == [1] * LANES + [10]
+
+
+async def test_each_tenant_of_a_batch_sees_its_own_only(database: Database) -> None:
+    asked = Asked()
+    together = Together(database, asked)
+    mixed = [(ACME.tenant, "a"), (GLOBEX.tenant, "b"), (ACME.tenant, "c"), (GLOBEX.tenant, "d")]
+
+    seen = await all_at_once(together, asked, *mixed)
+
+    assert seen == [tenant for tenant, _ in mixed]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"), [("refused", "conflict"), ("refused with all", "conflict"), ("broken", "internal")]
+)
+async def test_what_is_wrong_with_one_is_told_to_that_one(database: Database, trouble: str, code: str) -> None:
+    asked = Asked()
+    together = Together(database, asked)
+
+    outcomes = await all_at_once(
+        together, asked, (ACME.tenant, "a"), (ACME.tenant, trouble), (GLOBEX.tenant, "z"), (TenantId("tnt_'"), "odd")
+    )
+
+    assert outcomes == [ACME.tenant, code, GLOBEX.tenant, "invalid_request"]
+
+
+async def test_who_leaves_is_not_served_and_takes_nobody_along(database: Database) -> None:
+    asked = Asked()
+    together = Together(database, asked)
+    left = anyio.CancelScope()
+
+    async def leave() -> None:
+        with left:
+            await together(ACME.tenant, "left", order="left")
+
+    async with anyio.create_task_group() as group:
+        await occupy(group, together, asked)
+        group.start_soon(leave)
+        await anyio.lowlevel.checkpoint()
+        left.cancel()
+        await anyio.lowlevel.checkpoint()
+        asked.gate.set()
+        assert await together(ACME.tenant, "stayed", order="stayed") == ACME.tenant
+
+    assert (ACME.tenant, "left") not in [ask for batch in asked.batches for ask in batch]
+
+
+async def test_no_call_waits_longer_than_it_may_whoever_is_before_it(database: Database) -> None:
+    together = Together(database, Asked())
+    slow = [(ACME.tenant, "slow")] * LANES
+
+    with anyio.fail_after(PATIENCE_S):
+        began = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for tenant, ask in slow:
+                group.start_soon(outcome, together(tenant, ask, order=ask))
+                await anyio.lowlevel.checkpoint()
+            with pytest.raises(Unavailable):
+                await together(ACME.tenant, "behind", order="behind")
+            waited = anyio.current_time() - began
+
+    assert waited < 6
+
+
+async def test_a_burst_of_whole_runs_costs_fewer_commits_than_runs(clone: Clone, database: Database) -> None:
+    """The real statements, of two tenants at once; the server counts."""
+    runs = PostgresRunState(database)
+    await runs.renew(NODE, WORKER, timedelta(minutes=1))
+
+    async def one(number: int) -> None:
+        auth = (ACME, GLOBEX)[number % 2]
+        run = (await runs.create(auth, replace(new_run(), idempotency=idempotency(key=f"k-{number}")))).run
+        claimed = await runs.claim(auth, run.id, WORKER)
+        intent = StepIntent(n=1, kind="model", name="m", effect="idempotent", input={"n": number}, input_digest="d")
+        steps = (intent, StepResult(n=1, status="completed", output={"n": number}))
+        end = NewEvent(type="run.completed", data={"number": number})
+        change = Change(steps=steps, status="succeeded", output=number, events=(end,))
+        await runs.append(auth, run.id, claimed.epoch, change)
+        assert (await runs.load(auth, run.id)).output == number
+        assert [step.output for step in await runs.steps(auth, run.id)] == [{"n": number}]
+
+    before = await writes(clone)
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as group:
+            for number in range(60):
+                group.start_soon(one, number)
+
+    assert await writes(clone) - before < 60
+
+
+async def writes(clone: Clone) -> int:
+    """Transactions that wrote, so far."""
+    [row] = await fetch(clone.admin, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS n")
+    count: int = row["n"]
+    return count
