@@ -6,12 +6,13 @@ Started by the bench: `python -m tests.bench.engine_worker`.
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
 import anyio
 
-from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
+from adapters.inproc.model import InprocModel, InprocModelConfig
 from adapters.inproc.tool import InprocTools, PythonTool
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment
@@ -22,8 +23,8 @@ from observability.logs import configure
 from observability.metrics import Metrics
 from ports.context import AuthContext
 from ports.ids import WorkerId
-from ports.messages import Json
-from ports.model import ChatRequest, Message, ToolRequest
+from ports.messages import Json, Usage
+from ports.model import ChatReply, ChatRequest, Message, PolicyOutcome, Route, ToolRequest
 from ports.tool import ToolSpec
 from stack_a.deps import WORKER_NEEDS, WorkerDeps
 from stack_a.worker import Worker
@@ -37,7 +38,7 @@ _DRAIN: Final = timedelta(seconds=5)
 _STORED: Final = ("run_state", "queue", "agent")
 
 
-def tools_then_text(turns: int) -> Rule:
+def tools_then_text(turns: int) -> Callable[[AuthContext, ChatRequest], Message]:
     """A model that asks for the tool so many times, once per turn, and then answers."""
 
     def rule(_auth: AuthContext, request: ChatRequest) -> Message:
@@ -46,6 +47,24 @@ def tools_then_text(turns: int) -> Rule:
         return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name=TOOL, arguments='{"n": 1}'),))
 
     return rule
+
+
+class InstantModel(InprocModel):
+    """Takes no time, and keeps nothing: what is measured is the engine's own."""
+
+    def __init__(self, rule: Callable[[AuthContext, ChatRequest], Message]) -> None:
+        super().__init__(InprocModelConfig(chat_models=(MODEL,)), rule)
+        self._says = rule
+
+    async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
+        message = self._says(auth, request)
+        return ChatReply(
+            message=message,
+            finish_reason="tool_calls" if message.tool_calls else "stop",
+            usage=Usage(prompt_tokens=8, completion_tokens=2),
+            policy_outcome=PolicyOutcome(decision="allowed"),
+            route=Route(backend=MODEL, model=MODEL),
+        )
 
 
 async def _probe(_auth: AuthContext, arguments: dict[str, Json], _key: str) -> Json:
@@ -85,7 +104,7 @@ async def main(env: Environment) -> None:
         deps = WorkerDeps(
             clock=clock,
             metrics=metrics,
-            model=watched("model", InprocModel(InprocModelConfig(chat_models=(MODEL,)), tools_then_text(turns))),
+            model=watched("model", InstantModel(tools_then_text(turns))),
             tool=watched("tool", InprocTools([PROBE], clock)),
             **ports,
         )
