@@ -15,6 +15,8 @@ CODES: Final[frozenset[str]] = frozenset(get_args(Lack))
 
 _ANSWER_SECONDS: Final = 5.0
 _OK: Final = 200
+_ENOUGH: Final = 1_000_000
+"""Tokens a day that do for a demo."""
 
 
 class BudgetView(Struct, frozen=True, kw_only=True):
@@ -92,13 +94,13 @@ def no_budget(tenant: str, lack: str, budget: BudgetView | None, message: str = 
             f"{whose}is held by other calls ({lack}): {stands}",
             next_command="./agentos validate   (when they have ended; what was cut off lets go within 11 minutes)",
         )
-    elsewhere = "./agentos tenant create tnt_<name> --sample-agent"
     if lack == "request_exceeds_budget":
         return NoBudget(
             f"{whose}is too small for the sample run ({lack}): {stands}",
-            next_command=f"{elsewhere} --tokens-per-day 1000000   (a budget is fixed when its tenant is made)",
+            next_command=f"./agentos tenant quota {tenant} --tokens-per-day {_ENOUGH}",
         )
+    more = f"./agentos tenant quota {tenant} --tokens-per-day {2 * budget.limit if budget else _ENOUGH}"
     return NoBudget(
         f"{whose}is spent ({lack}): {stands}",
-        next_command=f"./agentos validate   (after it starts anew {renewed}; to go on today: {elsewhere})",
+        next_command=f"./agentos validate   (after it starts anew {renewed}; to go on today: {more})",
     )

@@ -50,6 +50,7 @@ def test_a_spent_budget_is_told_with_its_numbers_and_when_it_starts_anew() -> No
     assert "the token budget of tnt_demo is spent (budget_exceeded)" in str(told)
     assert "of 1,000,000 tokens a UTC day, 999,936 are spent" in str(told)
     assert told.next_command.startswith("./agentos validate   (after it starts anew at 2026-11-21 00:00 UTC")
+    assert "./agentos tenant quota tnt_demo --tokens-per-day 2000000" in told.next_command
 
 
 def test_a_held_budget_is_told_with_what_to_wait_for() -> None:
@@ -63,7 +64,7 @@ def test_a_budget_that_never_suffices_is_told_with_a_command_that_helps() -> Non
     told = no_budget("tnt_demo", "request_exceeds_budget", view(limit=100))
 
     assert "too small" in str(told)
-    assert told.next_command.startswith("./agentos tenant create tnt_<name> --sample-agent --tokens-per-day ")
+    assert told.next_command == "./agentos tenant quota tnt_demo --tokens-per-day 1000000"
 
 
 def test_without_the_gateway_s_numbers_the_run_s_own_words_are_told() -> None:

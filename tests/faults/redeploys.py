@@ -1,0 +1,142 @@
+"""R22: a node that is redeployed again and again under load: `python -m tests.faults.redeploys --times 20`.
+
+A real node with the command line of an operator. Its clients do what every client does: they try again what was not
+answered, or answered 503, with the same idempotency key.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+
+from tests.faults.reconcile import Record, record
+from tests.support.node import NodeUnderTest
+
+_CLIENTS: Final = 2
+_PAUSE_S: Final = 0.2
+_SETTLE_S: Final = 60.0
+_TIMES: Final = 20
+_DONE: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Load:
+    """Clients that create runs until told to stop, and remember what they were promised."""
+
+    def __init__(self, node: NodeUnderTest) -> None:
+        self._node = node
+        self._ends = asyncio.Event()
+        self.acked: list[str] = []
+        self.answers: Counter[int] = Counter()
+        self.unanswered = 0
+        """Requests that met no listener, or one that went away before it answered."""
+
+    def end(self) -> None:
+        self._ends.set()
+
+    async def create(self, client: int) -> None:
+        number = 0
+        async with httpx.AsyncClient(
+            base_url=self._node.stack_a,
+            headers={"Authorization": f"Bearer {self._node.app_key()}"},
+            timeout=10,
+            trust_env=False,
+        ) as http:
+            while not self._ends.is_set():
+                number += 1
+                await self._one(http, f"redeploy-{client}-{number}")
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _one(self, http: httpx.AsyncClient, key: str) -> None:
+        while True:
+            try:
+                answer = await http.post(
+                    "/v1/agents/agt_demo/runs", json={"input": "What is 6 * 7?"}, headers={"Idempotency-Key": key}
+                )
+            except httpx.TransportError:
+                self.unanswered += 1
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            self.answers[answer.status_code] += 1
+            if answer.status_code == httpx.codes.ACCEPTED:
+                self.acked.append(answer.json()["run_id"])
+                return
+            await asyncio.sleep(float(answer.headers.get("Retry-After", _PAUSE_S)))
+
+    async def unfinished(self) -> dict[str, str]:
+        """Runs that were promised and are not there, or have no end after a while, with how they stand."""
+        left = dict.fromkeys(self.acked, "not asked")
+        over = time.monotonic() + _SETTLE_S
+        async with httpx.AsyncClient(
+            base_url=self._node.stack_a, headers={"Authorization": f"Bearer {self._node.app_key()}"}, trust_env=False
+        ) as http:
+            while left and time.monotonic() < over:
+                for run_id in list(left):
+                    answer = await http.get(f"/v1/runs/{run_id}")
+                    left[run_id] = answer.json().get("status", f"answered {answer.status_code}")
+                    if left[run_id] in _DONE:
+                        del left[run_id]
+                await asyncio.sleep(1)
+        return left
+
+
+async def redeployed(node: NodeUnderTest, times: int) -> Record:
+    load = Load(node)
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        clients = [group.create_task(load.create(client)) for client in range(_CLIENTS)]
+        failed = 0
+        for _ in range(times):
+            done = await asyncio.to_thread(node.agentos, "redeploy")
+            failed += done.returncode != 0
+        load.end()
+        await asyncio.wait(clients)
+    left = await load.unfinished()
+    answered = load.answers.total()
+    errors = sum(count for status, count in load.answers.items() if status >= 500)
+    return record(
+        "R22",
+        {"lost": len(left), "share_of_5xx": errors / answered if answered else 1.0, "redeploys_failed": failed},
+        limits={"share_of_5xx": 0.001},
+        redeploys=times,
+        acked=len(load.acked),
+        twice=len(load.acked) - len(set(load.acked)),
+        answers=", ".join(f"{status}={count}" for status, count in sorted(load.answers.items())),
+        unanswered=load.unanswered,
+        seconds=round(time.monotonic() - began, 1),
+        examples=[f"{run_id} {status}" for run_id, status in left.items()][:5],
+    )
+
+
+def _entitle(node: NodeUnderTest) -> None:
+    """What is asked of the node is what it is able to do, not what a tenant may."""
+    more = ("--runs-per-minute", "1000000", "--max-queued-runs", "1000000", "--tokens-per-day", "1000000000")
+    done = node.agentos("tenant", "quota", "tnt_demo", *more)
+    assert done.returncode == 0, done.stderr
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.redeploys", description=__doc__)
+    parser.add_argument("--times", type=int, default=_TIMES, help="redeploys (%(default)s)")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="agentos-redeploys-") as place:
+        node = NodeUnderTest(Path(place) / "home")
+        try:
+            node.up()
+            _entitle(node)
+            found = asyncio.run(redeployed(node, given.times))
+        finally:
+            node.agentos("nuke", "--hard", "--yes-really")
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    return 0 if found.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
