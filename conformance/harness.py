@@ -142,6 +142,8 @@ class ToolSamples(Struct, frozen=True, kw_only=True):
     write: ToolCall | None = None
     read: ToolCall | None = None
     """`read` gives another output once the same tenant's `write` was called."""
+    reconcilable: ToolCall | None = None
+    """Of a tool that can tell what became of an interrupted call."""
 
 
 class ToolHarness(Harness[ToolPort], Protocol):

@@ -19,7 +19,7 @@ from conformance.waiting import PATIENCE_S, while_time_passes
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unsupported
 from ports.messages import Json
-from ports.tool import ToolCall, ToolPort
+from ports.tool import ToolCall, ToolPort, ToolResult
 
 TIMEOUT: Final = timedelta(seconds=20)
 SHORT: Final = timedelta(milliseconds=50)
@@ -36,6 +36,11 @@ def sample(harness: ToolHarness, name: str) -> ToolCall:
 async def output_of(tools: ToolPort, auth: AuthContext, call: ToolCall) -> Json:
     with anyio.fail_after(PATIENCE_S):
         return (await tools.invoke(auth, call, timeout=TIMEOUT)).output
+
+
+async def reconciled(tools: ToolPort, auth: AuthContext, call: ToolCall) -> ToolResult | None:
+    with anyio.fail_after(PATIENCE_S):
+        return await tools.reconcile(auth, call.name, call.key)
 
 
 @pytest.mark.anyio
@@ -173,6 +178,7 @@ class ToolContract(Contract):
             assert spec.input_schema["type"] == "object", spec.name
             assert spec.input_schema["additionalProperties"] is False, spec.name
 
+    @clause("TOO-10")
     async def test_an_adapter_that_can_not_reconcile_says_so(self, harness: ToolHarness) -> None:
         tools = await harness.open()
         if tools.capabilities.reconcile:
@@ -181,9 +187,39 @@ class ToolContract(Contract):
         with pytest.raises(Unsupported):
             await tools.reconcile(ACME, harness.samples.good.name, "run_0:1")
 
-    async def test_an_adapter_that_reconciles_knows_nothing_of_a_call_never_made(self, harness: ToolHarness) -> None:
+    @clause("TOO-10")
+    async def test_what_a_call_did_is_told_by_its_key(self, harness: ToolHarness) -> None:
         tools = await harness.open()
         if not tools.capabilities.reconcile:
             pytest.skip("not declared: reconcile")
+        call = sample(harness, "reconcilable")
+        before = await reconciled(tools, ACME, call)
 
-        assert await tools.reconcile(ACME, harness.samples.good.name, "run_never:1") is None
+        output = await output_of(tools, ACME, call)
+
+        acted = await harness.effects()
+        assert before is None
+        assert await reconciled(tools, ACME, call) == ToolResult(output=output)
+        assert await reconciled(tools, ACME, replace(call, key=f"{call.key}0")) is None
+        assert await harness.effects() == acted
+
+    @clause("TOO-10")
+    @pytest.mark.parametrize("foreigner", FOREIGNERS, ids=lambda foreigner: foreigner.name)
+    async def test_what_became_of_a_call_is_told_to_those_whose_it_was(
+        self, harness: ToolHarness, foreigner: Foreigner
+    ) -> None:
+        tools = await harness.open()
+        if not tools.capabilities.reconcile:
+            pytest.skip("not declared: reconcile")
+        call = sample(harness, "reconcilable")
+
+        await output_of(tools, ACME, call)
+
+        assert await reconciled(tools, foreigner.auth, call) is None
+
+    @clause("TOO-2", "TOO-10")
+    async def test_an_unknown_tool_can_not_be_reconciled(self, harness: ToolHarness) -> None:
+        tools = await harness.open()
+
+        with pytest.raises(NotFound):
+            await tools.reconcile(ACME, ABSENT.name, ABSENT.key)

@@ -12,6 +12,8 @@ Clauses (each has a test in `conformance.tool`):
 * TOO-7  A tool that keeps data keeps it per tenant and namespace.
 * TOO-8  For `pure` and `idempotent` tools two calls with the same key have the effect of one.
 * TOO-9  Every `input_schema` is a valid JSON Schema of type `object` with `additionalProperties` false.
+* TOO-10 `reconcile` of a call that took effect gives its output, and None of one that did not, whoever else's call has the
+         same key; a tool that keeps no record raises `Unsupported`, as all do unless `capabilities.reconcile`.
 """
 
 from datetime import timedelta
@@ -50,7 +52,7 @@ class ToolResult(Struct, frozen=True, kw_only=True):
 
 class ToolCapabilities(Struct, frozen=True, kw_only=True):
     reconcile: bool = False
-    """Whether the adapter can tell what became of an interrupted call."""
+    """Whether the adapter can tell of one of its tools at least what became of an interrupted call."""
 
 
 class ToolPort(Protocol):
@@ -77,6 +79,8 @@ class ToolPort(Protocol):
         """What the interrupted call with `key` did; None when it did nothing.
 
         Raises:
-            Unsupported: `capabilities.reconcile` is false.
+            Unsupported: the tool keeps no record of its calls, or `capabilities.reconcile` is false.
+            NotFound: as the clauses say.
+            Unavailable: it can't be told now.
         """
         ...
