@@ -161,6 +161,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "step.extend_failed": "the lease of a model call under way could not be extended",
     "step.not_abandoned": "the journal could not be told that a model call failed; its lease ends by itself",
     "step.not_journaled": "a model's reply was given out although the journal could not keep it",
+    "step.reconcile_failed": "a tool could not say what became of an interrupted call; an operator is asked",
     "worker.renew_failed": "the worker's lease could not be extended",
     "worker.fenced_itself": "the worker stopped because its lease may have lapsed",
     "worker.lease_failed": "the queue could not be asked for work",

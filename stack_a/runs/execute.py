@@ -7,6 +7,7 @@ and nothing more is written; or this worker hands it back.
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
@@ -15,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from observability.logs import who
 from ports.agent import AgentSpec
-from ports.errors import AgentOSError, Conflict, Unavailable
+from ports.errors import AgentOSError, Conflict, NotFound, Unavailable, Unsupported
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
 from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
@@ -273,17 +274,37 @@ class Execution:
 
     async def _settle(self, journal: Journal, steps: tuple[Step, ...]) -> bool:
         """Find out what became of interrupted unsafe calls. False when only an operator can say; the run is parked."""
-        unknown = False
+        results: list[tuple[Step, StepResult]] = []
         for step in steps:
-            result = StepResult(n=step.n, status="unknown", error=_INTERRUPTED)
-            if self._deps.tool.capabilities.reconcile:
-                told = await self._deps.tool.reconcile(self._auth, step.name, step_key(self.run.id, step.n))
-                if told is not None:
-                    result = StepResult(n=step.n, status="completed", output=told.output)
-            unknown = unknown or result.status == "unknown"
+            result = await self._act(partial(self._reconciled, step))
+            if result is None:
+                # Interrupted. Nothing of this is written: who interrupts says what becomes of the run.
+                return True
+            results.append((step, result))
+        for step, result in results:
             journal.complete(result, tell.tool_completed(step.name, result, 0))
+        unknown = any(result.status == "unknown" for _, result in results)
         await journal.commit(status="needs_operator" if unknown else None)
         return not unknown
+
+    async def _reconciled(self, step: Step) -> StepResult:
+        """What the tool says it did. Where it has no record, or can't be asked, a person has to look."""
+        key = step_key(self.run.id, step.n)
+        if self._deps.tool.capabilities.reconcile:
+            try:
+                told = await self._retrying(
+                    TOOL_ATTEMPTS, lambda: self._deps.tool.reconcile(self._auth, step.name, key)
+                )
+            except (NotFound, Unsupported):
+                told = None
+            except AgentOSError as error:
+                logger.warning(
+                    "step.reconcile_failed", extra={"run_id": self.run.id, "step": step.n, "code": error.code}
+                )
+                told = None
+            if told is not None:
+                return StepResult(n=step.n, status="completed", output=told.output)
+        return StepResult(n=step.n, status="unknown", error=_INTERRUPTED)
 
     async def _end(
         self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None
