@@ -3,6 +3,7 @@
 A description, not a mechanism. The process runtime renders it for supervisord; other runtimes read the same list.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -178,6 +179,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_WORKER_CONCURRENCY": str(config.worker_concurrency),
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
+            **_tools(config),
             # The worker signs the tokens it calls Stack B with, on behalf of each run's requester; nobody else may sign.
             "AGENTOS_ISSUER_KEY_FILE": str(node.secret(credentials.ISSUER_KEY)),
         },
@@ -225,6 +227,15 @@ def _python_service(
         working_directory=str(node.code),
         stop_wait_s=stop_wait_s,
     )
+
+
+def _tools(config: Config) -> dict[str, str]:
+    """Where the worker finds the commands; by their digest a changed file makes it another service, which `up` restarts."""
+    if not config.tools_file:
+        return {}
+    path = Path(config.tools_file)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return {"AGENTOS_TOOLS_FILE": config.tools_file, "AGENTOS_TOOLS_SHA256": digest}
 
 
 def environment_file(node: Node, service: str) -> Path:

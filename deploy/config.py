@@ -93,6 +93,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             f"kind ({' or '.join(KINDS)}; may be left out), base_url, api_key (reference), models}}."
         ),
     ] = ""
+    tools_file: Annotated[
+        str,
+        Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),
+    ] = ""
 
 
 class Effective(Struct, frozen=True, kw_only=True):

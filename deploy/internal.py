@@ -14,6 +14,7 @@ from adapters.system_clock import SystemClock
 from deploy import credentials
 from deploy.config import Config
 from deploy.node import Node
+from deploy.roots.tools import tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
 from ports.auth import TokenIssuer
@@ -72,15 +73,17 @@ async def open_issuer(node: Node, config: Config) -> AsyncIterator[TokenIssuer]:
 
 
 @asynccontextmanager
-async def open_journals(node: Node, environ: Mapping[str, str]) -> AsyncIterator[Journals]:
-    """Runs and what they were decided from, for reading. `AGENTOS_ADAPTERS` says where tools come from, as to a worker.
+async def open_journals(node: Node, environ: Mapping[str, str], *, tools_file: str) -> AsyncIterator[Journals]:
+    """Runs and what they were decided from, for reading.
+
+    `AGENTOS_ADAPTERS` and `tools_file` say where tools come from, as to a worker.
 
     Raises:
         Unavailable: the node was never set up, or its database does not answer.
     """
     config = _database_of(node)
     choices = {name: Choice(adapter="postgres", config=dict(config)) for name in ("run_state", "agent", "memory")}
-    choices["tool"] = Choice(adapter="builtin")
+    choices["tool"] = tools_of_a_node(tools_file)
     # A worker has ports that nothing is to be replayed with.
     chosen = choices_from(environ.get(_ADAPTERS), {**dict.fromkeys(_WORKER_PORTS, Choice(adapter="")), **choices})
     needs = dict.fromkeys(("run_state", "agent", "tool"))

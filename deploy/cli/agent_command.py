@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,8 @@ from deploy.agent_spec import MAX_SPEC_BYTES, parse_spec, render_spec
 from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
 from deploy.internal import Directory, operator_of
-from deploy.seed import TENANT, TOOLS
+from deploy.seed import TENANT
+from deploy.tool_file import offered
 from ports.agent import Agent, AgentSpec
 from ports.errors import InvalidArgument, NotFound
 from ports.ids import AgentId
@@ -79,7 +81,7 @@ def _show_options(parsed: argparse.Namespace) -> Show:
 
 def publish(options: Publish, io: Io) -> int:
     tenant = tenant_id(options.tenant)
-    spec = _spec_at(options.spec)
+    spec = _spec_at(options.spec, offered(io.config(), io.environ))
 
     async def act(directory: Directory) -> tuple[bool, Agent]:
         operator = operator_of(tenant)
@@ -149,7 +151,7 @@ def show(options: Show, io: Io) -> int:
     return FINE
 
 
-def _spec_at(path: str) -> AgentSpec:
+def _spec_at(path: str, tools: Collection[str]) -> AgentSpec:
     """Raises `InvalidArgument` when there is no usable agent; the text names the file."""
     place = "standard input" if path == "-" else path
     try:
@@ -158,7 +160,7 @@ def _spec_at(path: str) -> AgentSpec:
     except OSError as error:
         raise InvalidArgument(f"{place} can't be read: {error.strerror}") from None
     try:
-        return parse_spec(raw, tools=TOOLS)
+        return parse_spec(raw, tools=tools)
     except InvalidArgument as error:
         raise InvalidArgument(
             f"{place}: {error.message} (`./agentos agent show agt_demo` prints a whole one)"

@@ -4,7 +4,7 @@ import argparse
 
 from msgspec import Struct
 
-from deploy import bring_up, config, smoke
+from deploy import bring_up, config, smoke, tool_file
 from deploy.action import Failed, Recorder, exclusive
 from deploy.catalogue import catalogue
 from deploy.cli.io import FAILED, FINE, UNREACHABLE, Io, TerminalProgress, show_failure
@@ -33,7 +33,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(options: Options, io: Io) -> int:
     node = io.node
     settings = io.config()
-    if found := config.problems(settings) or config.dangling(settings, io.environ):
+    if found := config.problems(settings) or [
+        *config.dangling(settings, io.environ),
+        *tool_file.problems(settings, io.environ),
+    ]:
         raise InvalidArgument("; ".join(found))
     supervisor = Supervisor(node)
     if not supervisor.alive():

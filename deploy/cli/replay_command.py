@@ -64,7 +64,7 @@ def run(options: Options, io: Io) -> int:
 
 async def _replayed(options: Options, io: Io) -> tuple[Run, Replayed]:
     auth = replace(operator_of(tenant_id(options.tenant)), namespace=options.namespace)
-    async with open_journals(io.node, io.environ) as ports:
+    async with open_journals(io.node, io.environ, tools_file=io.config().tools_file) as ports:
         found = await ports.runs.load(auth, RunId(options.run_id))
         steps = await read_steps(ports.runs, auth, found.id)
         agent = await ports.agents.get(auth, found.agent_id, found.agent_version)

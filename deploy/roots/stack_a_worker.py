@@ -11,6 +11,7 @@ import anyio
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment
 from deploy.roots.server import run, serve
+from deploy.roots.tools import tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
@@ -38,7 +39,7 @@ def defaults(env: Environment) -> dict[str, Choice]:
         },
         "issuer": Choice(adapter="tokens", config=issuer),
         "model": Choice(adapter="stack_b", config={"base_url": env.required("STACK_B_URL")}),
-        "tool": Choice(adapter="builtin"),
+        "tool": tools_of_a_node(env.text("TOOLS_FILE")),
     }
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -64,6 +64,10 @@ class Provider:
     def total(self) -> int:
         return self.calls.total()
 
+    def deltas(self, _body: dict[str, Any]) -> list[dict[str, Any]]:
+        """What it streams as its answer to a request."""
+        return [delta(role="assistant", content="paid"), delta("stop")]
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
@@ -84,7 +88,7 @@ class Provider:
             return
         used = usage(10, TOKENS_PER_CALL - 10)
         if body.get("stream"):
-            chunks = (delta(role="assistant", content="paid"), delta("stop"), {**delta(), "choices": [], "usage": used})
+            chunks = (*self.deltas(body), {**delta(), "choices": [], "usage": used})
             lines = [*(json.dumps(chunk) for chunk in chunks), "[DONE]"]
             kind, answer = b"text/event-stream", "".join(f"data: {line}\n\n" for line in lines).encode()
         else:
@@ -174,7 +178,7 @@ class RealStacks:
         self.agents: AgentRegistry
         self.tenants: TenantDirectory
 
-    async def open(self, stack: AsyncExitStack, key: Path) -> None:
+    async def open(self, stack: AsyncExitStack, key: Path, agent_spec: AgentSpec) -> None:
         given = Given(clock=SystemClock())
         config = PostgresConfig(dsn=self.database.app)
 
@@ -191,13 +195,13 @@ class RealStacks:
         self.model = await opened(MODEL, StackBModelConfig(base_url=self.gateway.url), knowing)
         entitlements = Entitlements(models=("*",), tokens_per_day=LIMIT)
         await self.tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=entitlements)
-        await self.agents.publish(ACME, AGENT)
+        await self.agents.publish(ACME, agent_spec)
 
-    async def created(self, text: str) -> RunId:
-        """A run whose only step is one model call that ends with `text`."""
+    async def created(self, text: str, **more: Any) -> RunId:
+        """A run whose first step is a model call that ends with `text`. `more` is of `RunRequest`."""
         intake = Intake(run_state=self.runs, agent=self.agents, queue=self.queue, metrics=Metrics())
         idempotency = Idempotency(route="test", key=text, fingerprint=text)
-        made = await intake.accept(ACME, RunRequest(agent_id=AGENT.id, input=text, idempotency=idempotency))
+        made = await intake.accept(ACME, RunRequest(agent_id=AGENT.id, input=text, idempotency=idempotency, **more))
         return made.run.id
 
     async def run(self, run_id: RunId) -> Run:
@@ -219,11 +223,18 @@ class RealStacks:
 
 
 @asynccontextmanager
-async def real_stacks(home: Path, ports: list[int]) -> AsyncIterator[RealStacks]:
+async def real_stacks(
+    home: Path,
+    ports: list[int],
+    *,
+    provider: Provider | None = None,
+    agent: AgentSpec = AGENT,
+    worker_environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[RealStacks]:
     """Both services, not started yet, over a new database with one tenant and one agent."""
     key, public, dsn = home / "issuer.pem", home / "jwks.json", home / "dsn"
     public.write_text(json.dumps(issuer.jwks(issuer.generate_key(key))))
-    provider = Provider()
+    provider = provider or Provider()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(cloned())
         upstream = await stack.enter_async_context(served(provider))
@@ -249,12 +260,13 @@ async def real_stacks(home: Path, ports: list[int]) -> AsyncIterator[RealStacks]
                 "AGENTOS_ISSUER_KEY_FILE": str(key),
                 "AGENTOS_STACK_B_URL": gateway.url,
                 "AGENTOS_WORKER_PORT": str(ports[1]),
+                **(worker_environment or {}),
             },
             home / "worker.log",
             port=ports[1],
         )
         made = RealStacks(database, provider, gateway, worker)
-        await made.open(stack, key)
+        await made.open(stack, key, agent)
         stack.push_async_callback(gateway.end)
         stack.push_async_callback(worker.end)
         yield made

@@ -42,7 +42,10 @@ match talent:
         answer(sorted(path.read_text() for path in own.iterdir()))
     case "flood":
         answer("x" * 2_000)
-    case "wait" | "stubborn" | "tidy":
+    case "wait" | "stubborn" | "tidy" | "send":
+        if talent == "send":
+            kept.write_text("sent")
+            tell("effects")
         if talent == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if talent == "tidy":
