@@ -23,9 +23,7 @@ REMEDY: Final = "docs/tools.md has an example of a whole file"
 
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 Scope: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z]+:[a-z_-]+\Z")]
-Command: TypeAlias = Annotated[
-    tuple[Annotated[str, Meta(pattern=r"^[^\x00]+\Z")], ...], Meta(min_length=1, max_length=64)
-]
+Command: TypeAlias = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
 
 
 class DeclaredTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
