@@ -29,6 +29,7 @@ from tests.contract.broken import (
     replies,
     run_states,
     run_verbs,
+    tools,
     unfair_queues,
     upkeeps,
 )
@@ -50,6 +51,7 @@ SUITES: Final = {
     "budget": ledgers,
     "reply_journal": replies,
     "model": models,
+    "tool": tools,
     "agent": registries,
     "tenant": directories,
 }
