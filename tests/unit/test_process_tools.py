@@ -130,7 +130,7 @@ class TestRun:
     async def test_a_program_that_waits_for_all_its_children_has_none_of_ours(self) -> None:
         waiting = "import os\ntry:\n os.wait()\nexcept ChildProcessError:\n print('none')"
 
-        ended = await ran(f'{sys.executable} -I -c "{waiting}"')
+        ended = await ran(f'exec {sys.executable} -I -c "{waiting}"', within=5)
 
         assert ended is not None
         assert ended.output == b"none\n"
