@@ -24,6 +24,9 @@ from ports.errors import AgentOSError, InvalidArgument
 from ports.tool import ToolCall, ToolPort
 from tests.support.command_tools import NO_ARGUMENTS, alive, declared, takes, written
 
+NAP: Final = f"61.{os.getpid()}"
+"""Seconds that nobody else sleeps."""
+
 LOOPS: Final = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"),
@@ -98,10 +101,10 @@ class TestRun:
     @pytest.mark.parametrize(
         "script",
         [
-            "sleep 61.5; true",
-            "sleep 61.5 & sleep 61.5",
-            "trap '' TERM; sleep 61.5 & sleep 61.5; sleep 61.5",
-            "trap '' TERM; (trap '' TERM; sleep 61.5 </dev/null >/dev/null 2>&1 &) ; sleep 61.5; sleep 61.5",
+            f"sleep {NAP}; true",
+            f"sleep {NAP} & sleep {NAP}",
+            f"trap '' TERM; sleep {NAP} & sleep {NAP}; sleep {NAP}",
+            f"trap '' TERM; (trap '' TERM; sleep {NAP} </dev/null >/dev/null 2>&1 &) ; sleep {NAP}; sleep {NAP}",
         ],
         ids=["one", "a child beside it", "deaf to SIGTERM", "a grandchild without its streams"],
     )
@@ -112,7 +115,7 @@ class TestRun:
         assert sleeping() == []
 
     async def test_what_it_left_running_ends_with_it(self) -> None:
-        ended = await ran("sleep 61.5 & echo answered")
+        ended = await ran(f"sleep {NAP} & echo answered")
 
         assert ended is not None
         assert ended.output == b"answered\n"
@@ -120,9 +123,9 @@ class TestRun:
 
     async def test_children_of_a_shell_that_ended_have_the_time_to_tidy_up(self, tmp_path: Path) -> None:
         # The shell ends on SIGTERM; its child needs a while.
-        child = f"sh -c 'trap \"sleep 0.3; touch {tmp_path}/tidied; exit\" TERM; sleep 61.5 & wait'"
+        child = f"sh -c 'trap \"sleep 0.3; touch {tmp_path}/tidied; exit\" TERM; sleep {NAP} & wait'"
 
-        await ran(f"{child} & wait", within=0.5)
+        await ran(f"{child} & wait", within=1.5)
 
         assert (tmp_path / "tidied").exists()
         assert sleeping() == []
@@ -137,11 +140,11 @@ class TestRun:
 
 
 def sleeping() -> list[int]:
-    """The `sleep 61.5` of these tests that are alive."""
+    """The naps of these tests that are not over."""
     return [
         process.pid
         for process in psutil.process_iter(["cmdline", "status"])
-        if process.info["cmdline"] == ["sleep", "61.5"] and process.info["status"] != psutil.STATUS_ZOMBIE
+        if process.info["cmdline"] == ["sleep", NAP] and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
 
 
