@@ -63,5 +63,8 @@ class EventPort(Protocol):
     ) -> tuple[Event, ...]: ...
 
     def follow(self, auth: AuthContext, run_id: RunId, *, after: int = 0) -> AsyncIterator[Event]:
-        """Everything after `after`, then live. Close the iterator to stop. Errors are raised by the first step."""
+        """Everything after `after`, then live. Close the iterator to stop. Errors are raised by the first step.
+
+        The events may be shared with others who follow the run: they are to be read, not changed.
+        """
         ...

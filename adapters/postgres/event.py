@@ -7,7 +7,7 @@ from typing import Final
 from adapters.postgres.blobs import leading, whole
 from adapters.postgres.engine import Database, PostgresConfig, open_database
 from adapters.postgres.rows import event_of, page_size, position, scope_of
-from adapters.postgres.shared_pages import SharedPages
+from adapters.postgres.shared_pages import Page, SharedPages
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
@@ -29,7 +29,7 @@ class PostgresEvents:
     def __init__(self, database: Database, stream_epoch: str) -> None:
         self._database = database
         self._stream_epoch = stream_epoch
-        self._pages = SharedPages(lambda auth, run_id, after: self.read(auth, run_id, after=after, limit=_FOLLOW_PAGE))
+        self._pages = SharedPages(lambda auth, run_id, after: self._page(auth, run_id, after, _FOLLOW_PAGE))
 
     @property
     def capabilities(self) -> EventCapabilities:
@@ -42,10 +42,13 @@ class PostgresEvents:
     async def read(
         self, auth: AuthContext, run_id: RunId, *, after: int = 0, limit: int = MAX_READ
     ) -> tuple[Event, ...]:
+        return (await self._page(auth, run_id, after, page_size(limit, MAX_READ))).events
+
+    async def _page(self, auth: AuthContext, run_id: RunId, after: int, limit: int) -> Page:
         found = uuid_of("run", run_id)
         if found is None:
             raise _absent(run_id)
-        asked = {**scope_of(auth), "run": found, "after": position(after), "limit": page_size(limit, MAX_READ)}
+        asked = {**scope_of(auth), "run": found, "after": position(after), "limit": limit}
         async with self._database.transaction(auth.tenant) as transaction:
             found_rows = await transaction.rows(_SQL["read"], asked)
             bounded = leading(found_rows, "data", most=_PAGE_BYTES)
@@ -55,7 +58,10 @@ class PostgresEvents:
         last: int = rows[0]["last_sequence"]
         if not 0 <= after <= last:
             raise InvalidArgument(f"sequence {after} is not one of this run's; it has 1 to {last}")
-        return tuple(event_of(row) for row in rows if row["event_id"] is not None)
+        return Page(
+            events=tuple(event_of(row) for row in rows if row["event_id"] is not None),
+            more=len(rows) == limit or len(rows) < len(found_rows),
+        )
 
     async def follow(self, auth: AuthContext, run_id: RunId, *, after: int = 0) -> AsyncIterator[Event]:
         with self._database.signals.waiting(run_id, patient=True) as waiter:
@@ -65,14 +71,15 @@ class PostgresEvents:
                     return
             cursor = after
             while True:
-                page = await self._pages.read(auth, run_id, cursor)
-                for event in page.events:
+                turn = await self._pages.read(auth, run_id, cursor)
+                for event in turn.page.events:
                     yield event
                     if event.type in TERMINAL_EVENTS:
                         return
                     cursor = event.sequence
-                # What somebody else began to read may be older than what woke us.
-                if not page.events and page.ours:
+                # What somebody else began to read may be older than what woke us. A page that is fresh and not full was all
+                # there was; what came since has woken the waiter.
+                if turn.fresh and not turn.page.more:
                     await waiter.wait()
 
 

@@ -1,12 +1,10 @@
 """Followers of one run who are equally far read together: a hundred who wake at once cost one read."""
 
 import asyncio
-import copy
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ports.context import AuthContext
 from ports.event import Event
@@ -17,34 +15,53 @@ _Place: TypeAlias = tuple[TenantId, str, RunId, int]
 
 class Page(Struct, frozen=True):
     events: tuple[Event, ...]
-    ours: bool
-    """Whether it was read for who asked; else for another, who began a moment earlier."""
+    """The same objects for all who read together."""
+    more: bool
+    """Whether there were events beyond these, which one read does not give."""
+
+
+class Turn(Struct, frozen=True):
+    """A page, as one of those who read together got it."""
+
+    page: Page
+    fresh: bool
+    """Whether the read began after it was asked for; else what woke the caller may be younger than the page."""
+
+
+class _Read:
+    """One read and whether it has begun."""
+
+    def __init__(self, reading: Coroutine[None, None, Page]) -> None:
+        self.begun = False
+        self.task = asyncio.create_task(self._run(reading))
+
+    async def _run(self, reading: Coroutine[None, None, Page]) -> Page:
+        self.begun = True
+        return await reading
 
 
 class SharedPages:
-    def __init__(self, read: Callable[[AuthContext, RunId, int], Coroutine[Any, Any, tuple[Event, ...]]]) -> None:
+    def __init__(self, read: Callable[[AuthContext, RunId, int], Coroutine[None, None, Page]]) -> None:
         self._read = read
-        self._under_way: dict[_Place, asyncio.Task[tuple[Event, ...]]] = {}
+        self._under_way: dict[_Place, _Read] = {}
 
-    async def read(self, auth: AuthContext, run_id: RunId, after: int) -> Page:
+    async def read(self, auth: AuthContext, run_id: RunId, after: int) -> Turn:
         """The events after `after`, from a read that was not over yet when this was called."""
         key = (auth.tenant, auth.namespace, run_id, after)
-        task = self._under_way.get(key)
+        read = self._under_way.get(key)
         # One that is over is not joined: its page may be old, and awaiting it would not let anybody else run.
-        if ours := task is None or task.done():
-            task = asyncio.create_task(self._read(auth, run_id, after))
-            self._under_way[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
+        if read is None or read.task.done():
+            read = _Read(self._read(auth, run_id, after))
+            self._under_way[key] = read
+            made = read
+            read.task.add_done_callback(lambda _: self._forget(key, made))
+        fresh = not read.begun
         # A follower that leaves does not take it from the others.
-        events = await asyncio.shield(task)
-        if not ours:
-            # What one reader does to an event reaches nobody else.
-            events = tuple(replace(event, data=copy.deepcopy(event.data)) for event in events)
-        return Page(events, ours)
+        return Turn(await asyncio.shield(read.task), fresh)
 
-    def _forget(self, key: _Place, done: asyncio.Task[tuple[Event, ...]]) -> None:
-        if self._under_way.get(key) is done:
+    def _forget(self, key: _Place, read: _Read) -> None:
+        if self._under_way.get(key) is read:
             del self._under_way[key]
-        if not done.cancelled():
+        if not read.task.cancelled():
             # Whoever waits raises it; where everybody has left it is nobody's.
-            done.exception()
+            read.task.exception()
