@@ -8,8 +8,9 @@ server commits per second when asked for nothing but small synchronous transacti
 import argparse
 import asyncio
 import itertools
+import secrets
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,8 +21,9 @@ import uvloop
 from msgspec import Struct
 from rich.console import Console
 
+from ports.context import AuthContext
 from tests.bench import machine
-from tests.bench.engine_load import Phase, open_load, read_phase
+from tests.bench.engine_load import CALLER, Phase, open_load, read_phase
 from tests.bench.figures import ratio
 from tests.bench.harness import (
     Figures,
@@ -95,9 +97,12 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 class EngineBench:
-    def __init__(self, server: Server, home: Path, options: Options) -> None:
+    def __init__(
+        self, server: Server, home: Path, options: Options, callers: Sequence[AuthContext] = (CALLER,)
+    ) -> None:
         self._server = server
         self._home = home
+        self._callers = callers
         self._options = options
         self._numbers = itertools.count(1)
         self._dsn_file = home / "database_url"
@@ -139,6 +144,18 @@ class EngineBench:
             "half_commits_per_run": found.commits_per_run,
         }
 
+    def cost(self) -> Figures:
+        """Of a run with the engine saturated, on fresh workers. The database may hold runs of another bench."""
+        name = f"cost-{secrets.token_hex(8)}"
+        with self._workers() as workers:
+            before, after, _ = on_uvloop(self._drive(name, None, workers))
+        phase = on_uvloop(read_phase(self._server, name))
+        return {
+            "runs_per_s": ratio(phase.runs, phase.seconds),
+            "worker_cpu_ms": ratio(1_000 * (after.workers - before.workers), phase.runs),
+            "server_cpu_ms": ratio(1_000 * (after.server - before.server), phase.runs),
+        }
+
     def _measured(self, per_second: float | None) -> Measured:
         """One phase, saturated or at a rate, on fresh workers: when they end, PostgreSQL has counted all they did."""
         name = f"phase-{next(self._numbers)}"
@@ -157,7 +174,7 @@ class EngineBench:
         options = self._options
         # Twice what the workers take: they never wait for us.
         window = 2 * options.concurrency * options.workers
-        async with open_load(self._server) as load:
+        async with open_load(self._server, self._callers) as load:
             await load.saturate(f"{name}-warm-up", runs=options.warm_up, window=window, seconds=options.seconds)
             before = await self._spent(workers)
             if per_second is None:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -63,8 +63,9 @@ class Phase(Struct, frozen=True, kw_only=True):
 class Load:
     """Creates runs in one session per phase. Every run of this database is ours."""
 
-    def __init__(self, intake: Intake, watching: asyncpg.Connection) -> None:
+    def __init__(self, intake: Intake, watching: asyncpg.Connection, callers: Sequence[AuthContext]) -> None:
         self._intake = intake
+        self._callers = callers
         self._watching = watching
         self.polls = 0
         """Transactions of our own looking, to be taken off what is counted."""
@@ -134,13 +135,14 @@ class Load:
         key = f"{phase}-{number}"
         idempotency = Idempotency(route="POST /v1/agents/{agent_id}/runs", key=key, fingerprint=key)
         await self._intake.accept(
-            CALLER, RunRequest(agent_id=AGENT, input="Probe once.", idempotency=idempotency, session_id=phase)
+            self._callers[number % len(self._callers)],
+            RunRequest(agent_id=AGENT, input="Probe once.", idempotency=idempotency, session_id=phase),
         )
 
 
 @asynccontextmanager
-async def open_load(server: Server) -> AsyncIterator[Load]:
-    """The API's side of the engine, with its agent published."""
+async def open_load(server: Server, callers: Sequence[AuthContext] = (CALLER,)) -> AsyncIterator[Load]:
+    """The API's side of the engine, with its agent published. Runs are of `callers` in turn, who have what `CALLER` has."""
     choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in (*_STORED, "tenant")}
     needs = {port: API_NEEDS.get(port) for port in choices}
     async with open_ports(choices, needs, clock=SystemClock()) as ports:
@@ -150,7 +152,7 @@ async def open_load(server: Server) -> AsyncIterator[Load]:
         watching = await asyncpg.connect(server.dsn("ao_admin"), server_settings={"search_path": "agentos"})
         try:
             intake = {name: ports[name] for name in _STORED}
-            yield Load(Intake(metrics=Metrics(), **intake), watching)
+            yield Load(Intake(metrics=Metrics(), **intake), watching, callers)
         finally:
             await watching.close()
 

@@ -43,6 +43,7 @@ _LINES: Final = (
     Line("100 open streams, all of one run"),
     Line("commit to client p50", "p50_ms_fan", "ms"),
     Line("commit to client p99", "p99_ms_fan", "ms"),
+    Line("CPU of the API per event and reader", "cpu_us_fan", "µs"),
     Line("memory"),
     Line("of the API per 1,000 open streams", "mib_per_1000", "MiB"),
     Line("reference: a notification from one connection to another"),
@@ -116,7 +117,7 @@ class EventsBench:
     def _fanned_out(self, count: int) -> Figures:
         options = self._options
 
-        async def drive(port: int) -> Figures:
+        async def drive(api: psutil.Process, port: int) -> Figures:
             async with open_runs(self._server.dsn("ao_app")) as runs:
                 [target] = await targets(runs, 1)
                 arrivals = Arrivals()
@@ -124,6 +125,7 @@ class EventsBench:
                     msgspec.structs.replace(target, token=target.token + str(number // 50)) for number in range(count)
                 ]
                 async with reading(port, several, arrivals):
+                    cpu = machine.cpu_seconds(api)
                     await write(
                         runs,
                         [target],
@@ -132,10 +134,11 @@ class EventsBench:
                         seconds=options.seconds,
                         readers_of_each=count,
                     )
-            return latencies(arrivals, "fan")
+                    used = machine.cpu_seconds(api) - cpu
+            return {**latencies(arrivals, "fan"), "cpu_us_fan": ratio(1e6 * used, arrivals.expected)}
 
-        with self._api() as (_, port):
-            return on_uvloop(drive(port))
+        with self._api() as (api, port):
+            return on_uvloop(drive(api, port))
 
     @contextmanager
     def _api(self) -> Iterator[tuple[psutil.Process, int]]:

@@ -32,9 +32,8 @@ class Believing:
 
 def identity(token: str) -> AuthContext:
     tenant, _, principal = token.partition("/")
-    return AuthContext(
-        tenant=TenantId(tenant), principal=PrincipalId(principal), scopes=frozenset({"runs:create", "runs:read"})
-    )
+    scopes = frozenset({"runs:create", "runs:read", "tools:invoke", "models:invoke"})
+    return AuthContext(tenant=TenantId(tenant), principal=PrincipalId(principal), scopes=scopes)
 
 
 async def main(env: Environment, port: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.bench.__main__ import BENCHES, says
 from tests.bench.harness import Record
 from tests.bench.machine import ROOT
 
@@ -17,8 +18,10 @@ from tests.bench.machine import ROOT
     [
         ("engine", {"runs_per_s", "commits_per_run", "claim_p50_ms", "claim_p99_ms", "worker_cpu_ms", "ratio"}),
         ("engine_dbos", {"ours_4_1", "ours_4_1_cpu_ms", "ours_4_1_server_ms", "ours_4_1_writes"}),
-        ("events", {"p50_ms_1", "p99_ms_100", "p99_ms_fan", "mib_per_1000", "reference_p50_ms", "ratio"}),
+        ("events", {"p50_ms_1", "p99_ms_100", "p99_ms_fan", "cpu_us_fan", "mib_per_1000", "reference_p50_ms", "ratio"}),
         ("fairness", {"idle_p95_ms", "beside_p95_ms", "capped_p95_ms", "lease_ratio", "create_racing_per_s"}),
+        ("scale", {"tenants_3_cpu_ratio", "finished_50_cpu_ratio", "again_cpu_ratio", "finished_50_time_ratio"}),
+        ("waiting", {"api_mib", "worker_mib", "tables_mib_per_1000"}),
         ("gateway", {"gateway_rps_16", "gateway_p99_ms_1", "gateway_cpu_us_16", "gateway_first_ms", "direct_rps_16"}),
     ],
 )
@@ -42,3 +45,17 @@ def test_a_smoke_run_measures_everything_beside_its_reference(bench: str, figure
     assert record.conditions["postgres"]["fsync"] == "on"
     assert f"{bench}: medians of 1 interleaved rounds" in done.stdout
     assert all(sentence in " ".join(done.stdout.split()) for sentence in record.missing)
+
+
+def test_every_bench_is_listed_with_what_it_says() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "tests.bench"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+    runnable = {
+        path.stem
+        for path in (ROOT / "tests" / "bench").glob("*.py")
+        if "def parse(" in path.read_text(encoding="utf-8")
+    }
+    assert set(BENCHES) == runnable
+    assert all(f"tests.bench.{bench} " in listed and says(bench) for bench in BENCHES)

@@ -22,10 +22,12 @@ class Reads:
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
         self.count = 0
+        self.begun = asyncio.Event()
         self.may_answer = asyncio.Event()
 
     async def __call__(self, _auth: AuthContext, _run: RunId, _after: int) -> Page:
         self.count += 1
+        self.begun.set()
         await self.may_answer.wait()
         if self.count <= self.failures:
             raise Unavailable("the store is away")
@@ -51,8 +53,7 @@ async def test_what_had_not_begun_when_it_was_joined_is_fresh_and_what_had_is_no
 
     async with asyncio.TaskGroup() as group:
         before = [group.create_task(pages.read(ANN, RUN, 3)) for _ in range(2)]
-        while reads.count == 0:
-            await asyncio.sleep(0)
+        await reads.begun.wait()
         during = group.create_task(pages.read(ANN, RUN, 3))
         await asyncio.sleep(0)
         reads.may_answer.set()
