@@ -62,7 +62,8 @@ def callers(count: int) -> tuple[AuthContext, ...]:
 
 async def add_tenants(server: Server, count: int) -> float:
     """Tenants like `CALLER`'s, which has had runs; the seconds it took."""
-    tenant = {"tenant_id": "old.tenant_id || '_' || copy.n"}
+    # Asleep, as who has nothing waiting is.
+    tenant = {"tenant_id": "old.tenant_id || '_' || copy.n", "next_at": "'infinity'"}
     source = (
         f"(SELECT n FROM generate_series(1, {count - 1}) AS n) AS copy, %s old WHERE old.tenant_id = '{CALLER.tenant}'"
     )

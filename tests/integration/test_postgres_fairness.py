@@ -301,6 +301,35 @@ class TestFairness:
         assert len(taken) == expected
         assert (await node.queue.depth(NODE)).ready == 0
 
+    async def test_ten_thousand_tenants_that_are_awake_for_nothing_do_not_hide_one_that_has_a_message(
+        self, node: Node
+    ) -> None:
+        await execute(
+            node.database.superuser,
+            """
+            INSERT INTO agentos.queue_turns (tenant_id, vtime, next_at, served_at)
+            SELECT 'tnt_idle' || n, 0, now(), now() - interval '1 hour' FROM generate_series(1, 10000) n;
+            SELECT setval('agentos.queue_vtime', 1000000);
+            """,
+        )
+        await node.queue.enqueue(ACME, b"work")
+        found: list[bytes] = []
+
+        with anyio.fail_after(PATIENCE_S):
+            calls = 0
+            while not found:
+                calls += 1
+                found = [one.body for one in await node.queue.lease(NODE, limit=1, duration=LEASE)]
+
+        [awake] = await fetch(
+            node.database.superuser, "SELECT count(*) AS n FROM queue_turns WHERE next_at < 'infinity' AND tenant_id <> $1",
+            ACME.tenant,
+        )  # fmt: skip
+        # Each call sends some hundreds to sleep and keeps that; none gives up with nothing done.
+        assert found == [b"work"]
+        assert calls <= 40
+        assert awake["n"] == 0
+
     async def test_a_lease_reads_as_much_with_ten_thousand_tenants_as_with_one(self, node: Node) -> None:
         alone = await blocks_of_a_lease(node.database, tenants=1, messages=100)
         among_many = await blocks_of_a_lease(node.database, tenants=10_000, messages=100_000)

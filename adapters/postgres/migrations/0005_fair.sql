@@ -181,6 +181,9 @@ DECLARE
     v_done    text[] := '{}';
     v_empty   text[] := '{}';
     v_full    text[] := '{}';
+    v_asleep  text[];
+    -- So many who have nothing are sent to sleep before more are looked at: looking remembers them all.
+    v_many    CONSTANT integer := 256;
     -- Served in this call, once per entry: who, with how many messages, at what cost.
     v_charged text[] := '{}';
     v_counts  integer[] := '{}';
@@ -188,126 +191,135 @@ DECLARE
     v_turn    record;
 BEGIN
     LOOP
-        v_found := false;
-        FOR v_turn IN
-            WITH served AS MATERIALIZED (
-                SELECT c.tenant_id, sum(c.count) AS count, CAST(sum(c.cost) AS bigint) AS cost
-                FROM unnest(v_charged, v_counts, v_costs) AS c (tenant_id, count, cost)
-                GROUP BY c.tenant_id
-            ),
-            near AS MATERIALIZED (
-                SELECT q.tenant_id, q.vtime
-                FROM queue_turns q
-                WHERE q.next_at <= v_now AND q.next_at < 'infinity' AND q.tenant_id <> ALL (v_done)
-                ORDER BY q.vtime
-                LIMIT least(v_left, 64)
-            ),
-            entitled AS MATERIALIZED (
-                SELECT near.tenant_id, near.vtime + coalesce(served.cost, 0) AS vtime,
-                       CAST(1000000 / coalesce(CAST(x.entitlements ->> 'weight' AS integer), 1) AS bigint) AS cost,
-                       coalesce(CAST(x.entitlements ->> 'max_active_runs' AS integer), p_active)
-                       - coalesce(served.count, 0) - (
-                           SELECT count(*) FROM run_slots s WHERE s.tenant_id = near.tenant_id AND s.run_id IS NOT NULL
-                       ) AS room
-                FROM near
-                LEFT JOIN served ON served.tenant_id = near.tenant_id
-                LEFT JOIN tenants x ON x.tenant_id = near.tenant_id
-            ),
-            due AS (
-                SELECT e.tenant_id
-                FROM entitled e, generate_series(1, least(e.room, v_left)) AS k
-                ORDER BY e.vtime + (k - 1) * e.cost, e.tenant_id
-                LIMIT v_left
-            )
-            SELECT e.tenant_id, e.vtime, e.cost, e.room,
-                   (SELECT count(*) FROM due WHERE due.tenant_id = e.tenant_id) AS share
-            FROM entitled e
-            ORDER BY e.vtime
         LOOP
-            v_found := true;
-            IF v_turn.room <= 0 THEN
-                IF v_turn.tenant_id <> ALL (v_charged) THEN
-                    v_full := v_full || v_turn.tenant_id;
-                END IF;
-                v_done := v_done || v_turn.tenant_id;
-                CONTINUE;
-            END IF;
-            CONTINUE WHEN v_turn.share = 0;
-            RETURN QUERY
-                WITH picked AS MATERIALIZED (
-                    SELECT m.id
-                    FROM queue_messages m
-                    WHERE m.tenant_id = v_turn.tenant_id AND m.visible_at <= v_now
-                    ORDER BY m.id
-                    LIMIT v_turn.share
-                    FOR UPDATE OF m SKIP LOCKED
+            v_found := false;
+            FOR v_turn IN
+                WITH served AS MATERIALIZED (
+                    SELECT c.tenant_id, sum(c.count) AS count, CAST(sum(c.cost) AS bigint) AS cost
+                    FROM unnest(v_charged, v_counts, v_costs) AS c (tenant_id, count, cost)
+                    GROUP BY c.tenant_id
+                ),
+                near AS MATERIALIZED (
+                    SELECT q.tenant_id, q.vtime
+                    FROM queue_turns q
+                    WHERE q.next_at <= v_now AND q.next_at < 'infinity' AND q.tenant_id <> ALL (v_done)
+                    ORDER BY q.vtime
+                    LIMIT least(v_left, 64)
+                ),
+                entitled AS MATERIALIZED (
+                    SELECT near.tenant_id, near.vtime + coalesce(served.cost, 0) AS vtime,
+                           CAST(1000000 / coalesce(CAST(x.entitlements ->> 'weight' AS integer), 1) AS bigint) AS cost,
+                           coalesce(CAST(x.entitlements ->> 'max_active_runs' AS integer), p_active)
+                           - coalesce(served.count, 0) - (
+                               SELECT count(*) FROM run_slots s WHERE s.tenant_id = near.tenant_id AND s.run_id IS NOT NULL
+                           ) AS room
+                    FROM near
+                    LEFT JOIN served ON served.tenant_id = near.tenant_id
+                    LEFT JOIN tenants x ON x.tenant_id = near.tenant_id
+                ),
+                due AS (
+                    SELECT e.tenant_id
+                    FROM entitled e, generate_series(1, least(e.room, v_left)) AS k
+                    ORDER BY e.vtime + (k - 1) * e.cost, e.tenant_id
+                    LIMIT v_left
                 )
-                UPDATE queue_messages m
-                SET lease = uuidv7(), visible_at = v_now + p_duration, attempt = m.attempt + 1
-                FROM picked
-                WHERE m.tenant_id = v_turn.tenant_id AND m.id = picked.id
-                RETURNING m.*;
-            GET DIAGNOSTICS v_taken = ROW_COUNT;
-            IF v_taken > 0 THEN
-                v_charged := v_charged || v_turn.tenant_id;
-                v_counts := v_counts || v_taken;
-                v_costs := v_costs || v_taken * v_turn.cost;
-                v_reached := greatest(v_reached, v_turn.vtime);
-                v_left := v_left - v_taken;
-            ELSIF v_turn.tenant_id <> ALL (v_charged) THEN
-                v_empty := v_empty || v_turn.tenant_id;
-            END IF;
-            IF v_taken < v_turn.share THEN
-                v_done := v_done || v_turn.tenant_id;
-            END IF;
+                SELECT e.tenant_id, e.vtime, e.cost, e.room,
+                       (SELECT count(*) FROM due WHERE due.tenant_id = e.tenant_id) AS share
+                FROM entitled e
+                ORDER BY e.vtime
+            LOOP
+                v_found := true;
+                IF v_turn.room <= 0 THEN
+                    IF v_turn.tenant_id <> ALL (v_charged) THEN
+                        v_full := v_full || v_turn.tenant_id;
+                    END IF;
+                    v_done := v_done || v_turn.tenant_id;
+                    CONTINUE;
+                END IF;
+                CONTINUE WHEN v_turn.share = 0;
+                RETURN QUERY
+                    WITH picked AS MATERIALIZED (
+                        SELECT m.id
+                        FROM queue_messages m
+                        WHERE m.tenant_id = v_turn.tenant_id AND m.visible_at <= v_now
+                        ORDER BY m.id
+                        LIMIT v_turn.share
+                        FOR UPDATE OF m SKIP LOCKED
+                    )
+                    UPDATE queue_messages m
+                    SET lease = uuidv7(), visible_at = v_now + p_duration, attempt = m.attempt + 1
+                    FROM picked
+                    WHERE m.tenant_id = v_turn.tenant_id AND m.id = picked.id
+                    RETURNING m.*;
+                GET DIAGNOSTICS v_taken = ROW_COUNT;
+                IF v_taken > 0 THEN
+                    v_charged := v_charged || v_turn.tenant_id;
+                    v_counts := v_counts || v_taken;
+                    v_costs := v_costs || v_taken * v_turn.cost;
+                    v_reached := greatest(v_reached, v_turn.vtime);
+                    v_left := v_left - v_taken;
+                ELSIF v_turn.tenant_id <> ALL (v_charged) THEN
+                    v_empty := v_empty || v_turn.tenant_id;
+                END IF;
+                IF v_taken < v_turn.share THEN
+                    v_done := v_done || v_turn.tenant_id;
+                END IF;
+            END LOOP;
+            EXIT WHEN v_left <= 0 OR NOT v_found OR cardinality(v_empty) >= v_many;
         END LOOP;
-        EXIT WHEN v_left <= 0 OR NOT v_found;
-    END LOOP;
 
-    IF v_charged <> '{}' THEN
-        PERFORM 1 FROM queue_turns q WHERE q.tenant_id = ANY (v_charged) ORDER BY q.tenant_id FOR NO KEY UPDATE;
-        UPDATE queue_turns q SET vtime = q.vtime + c.cost, served_at = v_now
+        IF v_charged <> '{}' THEN
+            PERFORM 1 FROM queue_turns q WHERE q.tenant_id = ANY (v_charged) ORDER BY q.tenant_id FOR NO KEY UPDATE;
+            UPDATE queue_turns q SET vtime = q.vtime + c.cost, served_at = v_now
+            FROM (
+                SELECT u.tenant_id, CAST(sum(u.cost) AS bigint) AS cost
+                FROM unnest(v_charged, v_costs) AS u (tenant_id, cost)
+                GROUP BY u.tenant_id
+            ) c
+            WHERE q.tenant_id = c.tenant_id;
+            PERFORM setval('queue_vtime', greatest(v_reached, v.last_value)) FROM queue_vtime v;
+        END IF;
+
+        -- Whoever is full is looked at when a run of it ends, and every second in case that went unnoticed.
+        IF v_full <> '{}' THEN
+            UPDATE queue_turns q SET next_at = v_now + interval '1 second', parked = true
+            WHERE q.tenant_id IN (
+                SELECT f.tenant_id FROM queue_turns f WHERE f.tenant_id = ANY (v_full) FOR NO KEY UPDATE SKIP LOCKED
+            );
+        END IF;
+
+        -- Whoever has nothing now saves no turns up.
+        IF v_empty <> '{}' THEN
+            UPDATE queue_turns q SET vtime = (SELECT v.last_value FROM queue_vtime v)
+            WHERE q.tenant_id IN (
+                SELECT e.tenant_id FROM queue_turns e
+                WHERE e.tenant_id = ANY (v_empty) AND e.vtime < (SELECT v.last_value FROM queue_vtime v)
+                FOR NO KEY UPDATE SKIP LOCKED
+            );
+        END IF;
+
+        -- Whoever had nothing for a while sleeps until something is enqueued, or a lease or delay ends. Not at once: under
+        -- load the next message is near, and waking is a write that enqueues wait for. An enqueue holds a key lock: then
+        -- there is something on its way and nobody goes to sleep; and who sleeps holds a lock that the enqueue waits for. The
+        -- statement that looks comes after the one that locks, so it sees whatever was committed before.
+        SELECT array_agg(l.tenant_id) INTO v_asleep
         FROM (
-            SELECT u.tenant_id, CAST(sum(u.cost) AS bigint) AS cost
-            FROM unnest(v_charged, v_costs) AS u (tenant_id, cost)
-            GROUP BY u.tenant_id
-        ) c
-        WHERE q.tenant_id = c.tenant_id;
-        PERFORM setval('queue_vtime', greatest(v_reached, v.last_value)) FROM queue_vtime v;
-    END IF;
-
-    -- Whoever is full is looked at when a run of it ends, and every second in case that went unnoticed.
-    IF v_full <> '{}' THEN
-        UPDATE queue_turns q SET next_at = v_now + interval '1 second', parked = true
-        WHERE q.tenant_id IN (
-            SELECT f.tenant_id FROM queue_turns f WHERE f.tenant_id = ANY (v_full) FOR NO KEY UPDATE SKIP LOCKED
-        );
-    END IF;
-
-    -- Whoever has nothing now saves no turns up.
-    IF v_empty <> '{}' THEN
-        UPDATE queue_turns q SET vtime = (SELECT v.last_value FROM queue_vtime v)
-        WHERE q.tenant_id IN (
-            SELECT e.tenant_id FROM queue_turns e
-            WHERE e.tenant_id = ANY (v_empty) AND e.vtime < (SELECT v.last_value FROM queue_vtime v)
-            FOR NO KEY UPDATE SKIP LOCKED
-        );
-    END IF;
-
-    -- Whoever had nothing for a while sleeps until something is enqueued, or a lease or delay ends. Not at once: under load
-    -- the next message is near, and waking is a write that enqueues wait for. An enqueue holds a key lock: then there is
-    -- something on its way and nobody goes to sleep; and who sleeps holds a lock that the enqueue waits for. The statement
-    -- that looks comes after the one that locks, so it sees whatever was committed before.
-    FOR v_turn IN
-        SELECT q.tenant_id FROM queue_turns q
-        WHERE q.tenant_id = ANY (v_empty) AND q.served_at < v_now - interval '100 milliseconds'
-        FOR UPDATE SKIP LOCKED
-    LOOP
+            SELECT q.tenant_id FROM queue_turns q
+            WHERE q.tenant_id = ANY (v_empty) AND q.served_at < v_now - interval '100 milliseconds'
+            FOR UPDATE SKIP LOCKED
+        ) l;
         UPDATE queue_turns q
         SET next_at = coalesce(
-            (SELECT min(m.visible_at) FROM queue_messages m WHERE m.tenant_id = v_turn.tenant_id), 'infinity'
+            (SELECT min(m.visible_at) FROM queue_messages m WHERE m.tenant_id = q.tenant_id), 'infinity'
         )
-        WHERE q.tenant_id = v_turn.tenant_id;
+        WHERE q.tenant_id = ANY (v_asleep);
+
+        -- Behind so many may be one who has something. Not for ever: the next call goes on from here.
+        EXIT WHEN v_left < p_limit OR cardinality(v_empty) < v_many OR v_asleep IS NULL
+            OR ao_now() > v_now + interval '500 milliseconds';
+        v_done := '{}';
+        v_empty := '{}';
+        v_full := '{}';
     END LOOP;
 END
 $$;
