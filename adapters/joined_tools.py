@@ -104,7 +104,8 @@ async def open_joined_tools(config: JoinedToolsConfig, given: Given) -> AsyncIte
         opened: list[tuple[str, ToolPort]] = []
         for part in config.parts:
             spec, own = _chosen(part)
-            its = Given(clock=given.clock, ports={name: given.ports[name] for name in spec.needs})
+            ports = {name: given.ports[name] for name in spec.needs}
+            its = Given(clock=given.clock, ports=ports, committed_with_runs=given.committed_with_runs)
             opened.append((part.adapter, await closing.enter_async_context(spec.open(own, its))))
         await check_names(opened)
         yield JoinedTools([port for _, port in opened])

@@ -80,6 +80,10 @@ class RunStateHarness(EntitlingHarness[RunStatePort], Protocol):
         """Back door: `data` of one event of the run's log."""
         ...
 
+    async def memory(self) -> MemoryPort:
+        """A port over the same storage. Asked for only where `declared.transactional`."""
+        ...
+
 
 class EventHarness(StorageHarness[EventPort], Protocol):
     @property
@@ -139,6 +143,8 @@ class ToolSamples(Struct, frozen=True, kw_only=True):
     """Has an output larger than the tool's `max_output_bytes`."""
     repeatable: ToolCall | None = None
     """Of a `pure` or `idempotent` tool with an effect that `ToolHarness.effects` counts."""
+    transactional: ToolCall | None = None
+    """Of a `transactional` tool. `ToolHarness.effects` would count what it did."""
     write: ToolCall | None = None
     read: ToolCall | None = None
     """`read` gives another output once the same tenant's `write` was called."""

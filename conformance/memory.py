@@ -182,8 +182,9 @@ class MemoryContract(Contract):
         most = memory.capabilities.max_value_bytes
         await memory.put(ACME, "k" * MAX_KEY_CHARS, "x" * (most - 2))
 
-        with pytest.raises(InvalidArgument):
-            await memory.put(ACME, "k" * (MAX_KEY_CHARS + 1), "text")
+        for key in ("k" * (MAX_KEY_CHARS + 1), "", "a\x00b", "a\ud800b"):
+            with pytest.raises(InvalidArgument):
+                await memory.put(ACME, key, "text")
         with pytest.raises(InvalidArgument):
             await memory.put(ACME, "k1", "x" * (most - 1))
 

@@ -6,12 +6,14 @@ from conformance.run_state_appends import RunStateAppends, RunStateCancellation
 from conformance.run_state_bodies import RunStateBodies
 from conformance.run_state_claims import RunStateClaims, RunStateCreation
 from conformance.run_state_verbs import RunStateDecisions, RunStateForks
+from conformance.run_state_writes import RunStateWrites
 
 
 class RunStateContract(
     RunStateCreation,
     RunStateClaims,
     RunStateAppends,
+    RunStateWrites,
     RunStateBodies,
     RunStateCancellation,
     RunStateIsolation,

@@ -169,6 +169,31 @@ class ToolContract(Contract):
         assert await harness.effects() == once
         assert second == first
 
+    @clause("TOO-11")
+    async def test_a_transactional_tool_tells_what_it_would_write_and_does_not_act(self, harness: ToolHarness) -> None:
+        tools = await harness.open()
+        call = sample(harness, "transactional")
+        before = await harness.effects()
+
+        with anyio.fail_after(PATIENCE_S):
+            first = await tools.invoke(ACME, call, timeout=TIMEOUT)
+            second = await tools.invoke(ACME, call, timeout=TIMEOUT)
+
+        assert (await tools.describe(ACME, call.name)).effect == "transactional"
+        assert first.writes
+        assert second == first
+        assert await harness.effects() == before
+
+    @clause("TOO-11")
+    async def test_a_tool_that_is_not_transactional_has_no_writes(self, harness: ToolHarness) -> None:
+        tools = await harness.open()
+        effects = {spec.name: spec.effect for spec in await tools.list_tools(ACME)}
+
+        for name in ("good", "repeatable", "write", "read"):
+            call: ToolCall | None = getattr(harness.samples, name)
+            if call is not None and effects[call.name] != "transactional":
+                assert (await tools.invoke(ACME, call, timeout=TIMEOUT)).writes == (), call.name
+
     @clause("TOO-9")
     async def test_every_schema_is_of_an_object_that_takes_nothing_else(self, harness: ToolHarness) -> None:
         tools = await harness.open()

@@ -28,6 +28,9 @@ class Given:
     clock: Clock
     ports: Mapping[str, Any] = field(default_factory=dict)
     """The ports the spec names in `needs`, already open. They outlive the adapter."""
+    committed_with_runs: frozenset[str] = frozenset()
+    """Ports whose changes the run store can commit together with a step's result. A tool that changes nothing else may be
+    `transactional`; every other tool acts by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

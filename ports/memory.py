@@ -9,7 +9,8 @@ Clauses (each has a test in `conformance.memory`):
 * MEM-4  `search` with `metadata` finds only items that hold all the given pairs.
 * MEM-5  After `forget` an item is neither got nor found; forgetting an absent key is a no-op. It says whether it was there.
 * MEM-6  A caller sees its own tenant's and namespace's items only; equal keys elsewhere are other items.
-* MEM-7  A key over `MAX_KEY_CHARS` or a value over `capabilities.max_value_bytes` raises `InvalidArgument`.
+* MEM-7  A key over `MAX_KEY_CHARS`, empty, or with a NUL or a lone surrogate in it raises `InvalidArgument`, and so does a
+         value over `capabilities.max_value_bytes`.
 * MEM-8  What was put is there for a port opened anew on the same storage.
 """
 
@@ -30,6 +31,14 @@ class MemoryItem(Struct, frozen=True, kw_only=True):
     value: Json
     metadata: dict[str, str] = {}
     updated_at: datetime
+
+
+class MemoryWrite(Struct, frozen=True, kw_only=True):
+    """What a `put` takes, as data: for whoever makes it true together with something else."""
+
+    key: str
+    value: Json
+    metadata: dict[str, str] = {}
 
 
 class Match(Struct, frozen=True, kw_only=True):

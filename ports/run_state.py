@@ -60,6 +60,9 @@ Clauses (each has a test in `conformance.run_state`):
           `max_active_runs` of the tenant are running; there are never more, whoever races. Taking a run over is not
           refused: it counts already.
 * RUN-27  `orphans` leaves out the queued runs of a tenant that has as many running as it may: nobody could claim them.
+* RUN-28  Where `transactional`, the `writes` of an append are true with it or not at all: then the Memory port has them,
+          under the run's tenant and namespace, as if put one after the other. One that Memory would not take raises
+          `InvalidArgument`. Where not `transactional`, an append with writes raises `Unsupported` and writes nothing.
 
 A tenant's entitlements are those its directory has (`ports.tenant`); a tenant unknown to it has the defaults.
 """
@@ -71,6 +74,7 @@ from msgspec import Struct
 
 from ports.context import AuthContext
 from ports.ids import AgentId, RunId, TenantId, WorkerId
+from ports.memory import MemoryWrite
 from ports.messages import Fault, Json, Page, Usage
 
 RunStatus: TypeAlias = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "needs_operator"]
@@ -223,6 +227,8 @@ class Change(Struct, frozen=True, kw_only=True):
     """The status to move to; None leaves it. Usage of step results is added to the run's."""
     output: Json = None
     error: Fault | None = None
+    writes: tuple[MemoryWrite, ...] = ()
+    """Effects of the transactional steps whose results are among `steps`."""
 
 
 class Appended(Struct, frozen=True, kw_only=True):
@@ -260,6 +266,8 @@ class RunFilter(Struct, frozen=True, kw_only=True):
 class RunStateCapabilities(Struct, frozen=True, kw_only=True):
     durable: bool = False
     """Whether what was acknowledged survives the end of this process."""
+    transactional: bool = False
+    """Whether `append` takes `Change.writes`. They go to the Memory port of the same adapter and configuration."""
 
 
 def step_key(run: RunId, n: int) -> str:
@@ -316,7 +324,8 @@ class RunStatePort(Protocol):
         Raises:
             NotFound: absent or foreign.
             Conflict: `fenced`: the epoch is not the current one or the run is not running. `conflict`: a step twice.
-            InvalidArgument: a terminal status without its terminal event last, or the reverse.
+            InvalidArgument: a terminal status without its terminal event last, or the reverse; a write that Memory refuses.
+            Unsupported: writes, where `capabilities.transactional` is false.
         """
         ...
 

@@ -14,6 +14,8 @@ Clauses (each has a test in `conformance.tool`):
 * TOO-9  Every `input_schema` is a valid JSON Schema of type `object` with `additionalProperties` false.
 * TOO-10 `reconcile` of a call that took effect gives its output, and None of one that did not, whoever else's call has the
          same key; a tool that keeps no record raises `Unsupported`, as all do unless `capabilities.reconcile`.
+* TOO-11 A `transactional` tool does not act: what it would do is in the `writes` of its result, and whoever records the
+         result makes them true together with it. No other tool has `writes`.
 """
 
 from datetime import timedelta
@@ -22,6 +24,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from ports.context import AuthContext
+from ports.memory import MemoryWrite
 from ports.messages import Json
 from ports.run_state import EffectClass
 
@@ -48,6 +51,8 @@ class ToolCall(Struct, frozen=True, kw_only=True):
 
 class ToolResult(Struct, frozen=True, kw_only=True):
     output: Json
+    writes: tuple[MemoryWrite, ...] = ()
+    """The effect of a `transactional` tool: as yet nothing of it is true."""
 
 
 class ToolCapabilities(Struct, frozen=True, kw_only=True):

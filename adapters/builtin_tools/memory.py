@@ -4,13 +4,15 @@ import hashlib
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from adapters.builtin_tools.tool import Arguments, Tool, bad_arguments, object_schema
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
-from ports.memory import MAX_KEY_CHARS, Match, MemoryPort
+from ports.memory import MAX_KEY_CHARS, Match, MemoryPort, MemoryWrite
+from ports.memory_rules import checked
 from ports.messages import Json
-from ports.tool import ToolCall, ToolSpec
+from ports.tool import ToolCall, ToolResult, ToolSpec
 
 MAX_TEXT_CHARS: Final = 16_000
 MAX_FOUND: Final = 20
@@ -58,7 +60,9 @@ SEARCH: Final = ToolSpec(
 )
 
 
-def memory_put(memory: MemoryPort) -> Tool:
+def memory_put(memory: MemoryPort, *, with_result: bool) -> Tool:
+    """`with_result`: the run store remembers, in the commit of the step's result. Otherwise the tool does."""
+
     async def act(auth: AuthContext, arguments: Arguments, call: ToolCall) -> Json:
         key = arguments.get("key") or _key_of(call)
         try:
@@ -67,7 +71,15 @@ def memory_put(memory: MemoryPort) -> Tool:
             raise bad_arguments(error.message) from error
         return {"key": key, "stored": True}
 
-    return Tool(spec=PUT, act=act)
+    async def plan(_auth: AuthContext, arguments: Arguments, call: ToolCall) -> ToolResult:
+        write = MemoryWrite(key=arguments.get("key") or _key_of(call), value=arguments["text"])
+        try:
+            checked(write.key, write.value, max_value_bytes=memory.capabilities.max_value_bytes)
+        except InvalidArgument as error:
+            raise bad_arguments(error.message) from error
+        return ToolResult(output={"key": write.key, "stored": True}, writes=(write,))
+
+    return Tool(spec=replace(PUT, effect="transactional"), act=plan) if with_result else Tool(spec=PUT, act=act)
 
 
 def memory_search(memory: MemoryPort) -> Tool:

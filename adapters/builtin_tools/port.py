@@ -62,20 +62,21 @@ class BuiltinTools:
         bound = asyncio.timeout(limit.total_seconds())
         try:
             async with bound:
-                output = await tool.act(auth, arguments, call)
+                answer = await tool.act(auth, arguments, call)
         except TimeoutError as error:
             if not bound.expired():
                 raise
             raise Unavailable(
                 f"{call.name} took longer than {limit.total_seconds():g} s", code="tool_timeout"
             ) from error
-        size = _size(call.name, output)
+        result = answer if isinstance(answer, ToolResult) else ToolResult(output=answer)
+        size = _size(call.name, result.output)
         if size > tool.spec.max_output_bytes:
             raise ResourceExhausted(
                 f"{call.name} answered {size} bytes; at most {tool.spec.max_output_bytes} are taken",
                 code="tool_response_too_large",
             )
-        return ToolResult(output=output)
+        return result
 
     async def reconcile(self, _auth: AuthContext, name: str, key: str) -> ToolResult | None:  # noqa: ARG002  # the port's signature
         raise Unsupported(f"{self._tool(name).spec.name} keeps no record of its calls; repeat the call instead")
@@ -102,7 +103,7 @@ async def open_builtin_tools(config: BuiltinToolsConfig, given: Given) -> AsyncI
             calculator(),
             clock_tool(given.clock),
             http_get,
-            memory_put(memory),
+            memory_put(memory, with_result="memory" in given.committed_with_runs),
             memory_search(memory),
             text_stats(),
         )

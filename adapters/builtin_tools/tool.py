@@ -13,6 +13,7 @@ Arguments: TypeAlias = dict[str, Json]
 """Already checked against the tool's schema."""
 
 Act: TypeAlias = Callable[[AuthContext, Arguments, ToolCall], Awaitable[Json]]
+"""Gives the output; or, of a `transactional` tool, a `ToolResult` with what it would write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,18 +4,17 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from typing import Final
-
-import msgspec
 
 from adapters.inproc.store import InprocConfig, Store, own, page_size, store
 from ports.adapter import AdapterSpec, Given
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import InvalidArgument
 from ports.ids import TenantId
-from ports.memory import MAX_KEY_CHARS, MAX_MATCHES, Match, MemoryCapabilities, MemoryItem, MemoryPort
+from ports.memory import MAX_MATCHES, Match, MemoryCapabilities, MemoryItem, MemoryPort, MemoryWrite
+from ports.memory_rules import checked
 from ports.messages import Json
 
 _CAPABILITIES: Final = MemoryCapabilities()
@@ -28,12 +27,22 @@ class Items:
 
     rows: dict[tuple[TenantId, str, str], MemoryItem] = field(default_factory=dict)
 
+    def put(self, auth: AuthContext, write: MemoryWrite, now: datetime) -> None:
+        self.rows[auth.tenant, auth.namespace, write.key] = MemoryItem(
+            key=write.key, value=own(write.value), metadata=dict(write.metadata), updated_at=now
+        )
+
+
+def check(write: MemoryWrite) -> None:
+    checked(write.key, write.value, max_value_bytes=_CAPABILITIES.max_value_bytes)
+
 
 class InprocMemory:
     """Satisfies `MemoryPort`."""
 
     def __init__(self, storage: Store, clock: Clock) -> None:
-        self._rows = storage.table(Items).rows
+        self._items = storage.table(Items)
+        self._rows = self._items.rows
         self._clock = clock
 
     @property
@@ -41,14 +50,9 @@ class InprocMemory:
         return _CAPABILITIES
 
     async def put(self, auth: AuthContext, key: str, value: Json, *, metadata: dict[str, str] | None = None) -> None:
-        if not 0 < len(key) <= MAX_KEY_CHARS:
-            raise InvalidArgument(f"a memory key has 1 to {MAX_KEY_CHARS} characters, not {len(key)}")
-        size = len(msgspec.json.encode(value))
-        if size > _CAPABILITIES.max_value_bytes:
-            raise InvalidArgument(f"a value of {size} bytes is over the limit of {_CAPABILITIES.max_value_bytes}")
-        self._rows[auth.tenant, auth.namespace, key] = MemoryItem(
-            key=key, value=own(value), metadata=dict(metadata or {}), updated_at=self._clock.now()
-        )
+        write = MemoryWrite(key=key, value=value, metadata=metadata or {})
+        check(write)
+        self._items.put(auth, write, self._clock.now())
 
     async def get(self, auth: AuthContext, key: str) -> MemoryItem | None:
         return own(self._rows.get((auth.tenant, auth.namespace, key)))

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from adapters.inproc import memory
 from adapters.inproc.queue import Messages
 from adapters.inproc.runs import KeyScope, RunRow, Runs
 from adapters.inproc.store import InprocConfig, Store, own, page_size, store
@@ -53,6 +54,7 @@ from ports.run_state import (
     StepResult,
 )
 
+_CAPABILITIES: Final = RunStateCapabilities(transactional=True)
 _CURSOR: Final = "runs"
 _MINUTE: Final = timedelta(minutes=1)
 _BACKLOG_WAIT: Final = timedelta(seconds=5)
@@ -67,11 +69,12 @@ class InprocRunState:
         self._runs = storage.table(Runs)
         self._tenants = storage.table(Tenants)
         self._messages = storage.table(Messages)
+        self._items = storage.table(memory.Items)
         self._clock = clock
 
     @property
     def capabilities(self) -> RunStateCapabilities:
-        return RunStateCapabilities()
+        return _CAPABILITIES
 
     async def create(self, auth: AuthContext, new: NewRun) -> Created:
         if (known := self._runs.keyed(auth, new.idempotency)) is not None:
@@ -138,7 +141,11 @@ class InprocRunState:
         for fact in change.steps:
             steps[fact.n] = next_step(steps.get(fact.n), fact, epoch=epoch, now=now)
             used = used.plus(fact.usage if isinstance(fact, StepResult) else Usage())
+        for write in change.writes:
+            memory.check(write)
         row.steps = steps
+        for write in change.writes:
+            self._items.put(auth, write, now)
         row.run = changed(replace(row.run, usage=used), change, now)
         if row.run.status != "running":
             row.run = replace(row.run, worker=None)
@@ -387,5 +394,5 @@ async def open_run_state(config: InprocConfig, given: Given) -> AsyncIterator[Ru
 
 
 SPEC: Final[AdapterSpec[InprocConfig, RunStatePort]] = AdapterSpec(
-    config=InprocConfig, capabilities=lambda _: RunStateCapabilities(), open=open_run_state
+    config=InprocConfig, capabilities=lambda _: _CAPABILITIES, open=open_run_state
 )

@@ -26,7 +26,8 @@ from ports.messages import Json
 from ports.tool import ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpec
 
 Act: TypeAlias = Callable[[AuthContext, dict[str, Json], str], Awaitable[Json]]
-"""Takes who asks, the checked arguments and the key of the effect."""
+"""Takes who asks, the checked arguments and the key of the effect. Gives the output; or, of a `transactional` tool, a
+`ToolResult` with what it would write."""
 
 
 class InprocToolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +71,9 @@ class InprocTools:
         work = asyncio.ensure_future(tool.act(auth, own(call.arguments), call.key))
         if not await ended_within(work, limit, self._clock):
             raise Unavailable(f"{call.name} took longer than {limit.total_seconds():g} s", code="tool_timeout")
-        return ToolResult(output=checked_output(tool.spec, work.result()))
+        answer = work.result()
+        result = answer if isinstance(answer, ToolResult) else ToolResult(output=answer)
+        return ToolResult(output=checked_output(tool.spec, result.output), writes=result.writes)
 
     async def reconcile(self, _auth: AuthContext, name: str, _key: str) -> ToolResult | None:
         raise Unsupported(f"{self._tool(name).spec.name} keeps no record of its calls; repeat the call instead")

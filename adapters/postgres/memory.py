@@ -1,17 +1,17 @@
 """MemoryPort over PostgreSQL, found by words."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from adapters.postgres.words import words, words_in
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
-from ports.errors import InvalidArgument
-from ports.memory import MAX_KEY_CHARS, MAX_MATCHES, Match, MemoryCapabilities, MemoryItem, MemoryPort
+from ports.memory import MAX_MATCHES, Match, MemoryCapabilities, MemoryItem, MemoryPort, MemoryWrite
+from ports.memory_rules import checked
 from ports.messages import Json
 
 _SQL: Final = load("memory")
@@ -29,17 +29,9 @@ class PostgresMemory:
         return _CAPABILITIES
 
     async def put(self, auth: AuthContext, key: str, value: Json, *, metadata: dict[str, str] | None = None) -> None:
-        if not 0 < len(key) <= MAX_KEY_CHARS:
-            raise InvalidArgument(f"a memory key has 1 to {MAX_KEY_CHARS} characters, not {len(key)}")
-        body = packed(value)
-        if (size := len(body.encode())) > _CAPABILITIES.max_value_bytes:
-            raise InvalidArgument(f"a value of {size} bytes is over the limit of {_CAPABILITIES.max_value_bytes}")
-        said = sorted(words_in(value))
-        scope = {**scope_of(auth), "key": key}
+        write = MemoryWrite(key=key, value=value, metadata=metadata or {})
         async with self._database.transaction(auth.tenant) as transaction:
-            item = {**scope, "value": body, "metadata": packed(metadata or {}), "count": len(said)}
-            await transaction.rows(_SQL["put"], item)
-            await transaction.rows(_SQL["index"], {**scope, "words": packed(said)})
+            await remember(transaction, auth, (write,))
 
     async def get(self, auth: AuthContext, key: str) -> MemoryItem | None:
         async with self._database.transaction(auth.tenant) as transaction:
@@ -61,6 +53,19 @@ class PostgresMemory:
     async def forget(self, auth: AuthContext, key: str) -> bool:
         async with self._database.transaction(auth.tenant) as transaction:
             return await transaction.row(_SQL["forget"], {**scope_of(auth), "key": key}) is not None
+
+
+async def remember(transaction: Transaction, auth: AuthContext, writes: Sequence[MemoryWrite]) -> None:
+    """Put all of `writes`. In the order of their keys, so that no two transactions wait for each other."""
+    latest = {write.key: write for write in writes}
+    for key in sorted(latest):
+        write = latest[key]
+        body = checked(key, write.value, max_value_bytes=_CAPABILITIES.max_value_bytes)
+        said = sorted(words_in(write.value))
+        scope = {**scope_of(auth), "key": key}
+        item = {**scope, "value": body, "metadata": packed(write.metadata), "count": len(said)}
+        await transaction.rows(_SQL["put"], item)
+        await transaction.rows(_SQL["index"], {**scope, "words": packed(said)})
 
 
 def _item(row: Row) -> MemoryItem:

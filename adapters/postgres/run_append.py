@@ -10,6 +10,7 @@ from msgspec import Struct
 from adapters.postgres.blobs import Outgoing
 from adapters.postgres.engine import Database, Transaction
 from adapters.postgres.journal import StepRow, step_rows, usage_of
+from adapters.postgres.memory import remember
 from adapters.postgres.rows import packed, packed_or_null, trace_of
 from adapters.postgres.run_reads import fenced, run_scope, run_uuid, standing
 from adapters.postgres.signals import QUEUE
@@ -18,6 +19,7 @@ from adapters.postgres.together import Together
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.ids import RunId, TenantId
+from ports.memory import MemoryWrite
 from ports.run_state import TERMINAL, Appended, Change
 
 _SQL: Final = load("run_append")
@@ -74,12 +76,24 @@ class Appends:
             events=[{"type": event.type, "data": outgoing.packed(event.data)} for event in change.events],
             outgoing=outgoing,
         )
-        written = await self._together(auth.tenant, ask, order=run_id)
+        if change.writes:
+            written = await self._with_writes(auth, ask, change.writes)
+        else:
+            written = await self._together(auth.tenant, ask, order=run_id)
         if change.events:
             self._database.signals.tell(run_id)
         if written.made_room:
             self._database.signals.tell(QUEUE)
         return written.appended
+
+    async def _with_writes(self, auth: AuthContext, ask: _Ask, writes: Sequence[MemoryWrite]) -> _Written:
+        """By itself: items of memory have locks too, in another order than runs."""
+        async with self._database.transaction(auth.tenant) as transaction:
+            [answer] = await _append(transaction, auth.tenant, [ask])
+            if isinstance(answer, Exception):
+                raise answer
+            await remember(transaction, auth, writes)
+        return answer
 
     async def release(self, auth: AuthContext, run_id: RunId, epoch: int, *, troubled: bool) -> None:
         asked = {**run_scope(auth, run_id), "epoch": epoch, "troubled": int(troubled)}

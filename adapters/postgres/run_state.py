@@ -65,7 +65,7 @@ from ports.run_state import (
 from ports.tenant import Entitlements
 
 _SQL: Final = load("run_state")
-_CAPABILITIES: Final = RunStateCapabilities(durable=True)
+_CAPABILITIES: Final = RunStateCapabilities(durable=True, transactional=True)
 _CURSOR: Final = "runs"
 _IDEMPOTENCY_KEY: Final = "idempotency_pkey"
 _LIMITS: Final = {"max_active_runs": Entitlements().max_active_runs}

@@ -18,6 +18,7 @@ from ports.capabilities import missing
 from ports.clock import Clock
 from ports.errors import InvalidArgument
 from ports.messages import Json
+from ports.run_state import RunStateCapabilities
 
 Wrap: TypeAlias = Callable[[str, Any], Any]
 """(port name, port) → the port as its users shall see it: instrumentation goes here."""
@@ -71,10 +72,12 @@ async def open_ports(
             that need each other in a circle.
     """
     plan = _plan(choices, needs)
+    committed = _committed_with_runs(choices, plan)
     opened: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
         for port, (spec, config) in plan.items():
-            given = Given(clock=clock, ports={name: opened[name] for name in spec.needs})
+            ports = {name: opened[name] for name in spec.needs}
+            given = Given(clock=clock, ports=ports, committed_with_runs=committed)
             opened[port] = wrap(port, await stack.enter_async_context(spec.open(config, given)))
         yield {port: opened[port] for port in needs}
 
@@ -95,6 +98,22 @@ def _plan(
         return {port: specs[port] for port in order}
     except CycleError as error:
         raise InvalidArgument(f"adapters need each other in a circle: {' → '.join(error.args[1])}") from None
+
+
+def _committed_with_runs(
+    choices: Mapping[str, Choice], plan: Mapping[str, tuple[AdapterSpec[Any, Any], Struct]]
+) -> frozenset[str]:
+    """The ports whose changes the run store commits with a step's result: Memory, where both are one store.
+
+    That is where adapter and configuration are equal. What only might be one store is not: a write would be lost.
+    """
+    if "run_state" not in plan or "memory" not in plan:
+        return frozenset()
+    spec, config = plan["run_state"]
+    abilities = spec.capabilities(config)
+    able = isinstance(abilities, RunStateCapabilities) and abilities.transactional
+    one_store = choices["memory"].adapter == choices["run_state"].adapter and plan["memory"][1] == config
+    return frozenset({"memory"}) if able and one_store else frozenset()
 
 
 def _chosen(port: str, choices: Mapping[str, Choice], need: Struct | None) -> tuple[AdapterSpec[Any, Any], Struct]:

@@ -76,8 +76,9 @@ def retry_point(run: Run, journal: Sequence[Step]) -> int:
     A failed model call is no such result, because it ended the run; a failed tool is, because the model was told.
 
     Raises:
-        Conflict: the run did not fail and was not cancelled, or a tool that is not `pure` was called after that step. A
-            retry would call it again under another run's key, which even an `idempotent` one takes for another call.
+        Conflict: the run did not fail and was not cancelled, or a tool was called after that step that may have taken
+            effect. A retry would call it again under another run's key, which even an `idempotent` one takes for another
+            call.
     """
     if run.status not in {"failed", "cancelled"}:
         raise Conflict(f"run {run.id!r} is {run.status}; only a failed or cancelled run can be retried")
@@ -86,7 +87,7 @@ def retry_point(run: Run, journal: Sequence[Step]) -> int:
         if step.n != at + 1 or not _stands(step):
             break
         at = step.n
-    if repeated := [step for step in journal if step.n > at and step.kind == "tool" and step.effect != "pure"]:
+    if repeated := [step for step in journal if step.n > at and step.kind == "tool" and _may_have_acted(step)]:
         first = repeated[0]
         raise Conflict(
             f"a retry would repeat step {first.n}, a call of {first.name!r}, which may have taken effect; "
@@ -94,6 +95,10 @@ def retry_point(run: Run, journal: Sequence[Step]) -> int:
             details={"from_step": at},
         )
     return at
+
+
+def _may_have_acted(step: Step) -> bool:
+    return step.effect != "pure" and (step.effect != "transactional" or step.status == "completed")
 
 
 def _stands(step: Step) -> bool:

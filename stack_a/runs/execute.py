@@ -16,7 +16,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from observability.logs import who
 from ports.agent import AgentSpec
-from ports.errors import AgentOSError, Conflict, NotFound, Unavailable, Unsupported
+from ports.errors import AgentOSError, Conflict, Internal, NotFound, Unavailable, Unsupported
+from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
 from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
@@ -33,7 +34,7 @@ logger = logging.getLogger("agentos.runs")
 MODEL_ATTEMPTS: Final = 6
 """With the back-off below about 15 s in all: the time a gateway takes to restart."""
 TOOL_ATTEMPTS: Final = 2
-"""Of a `pure` or `idempotent` tool whose failure may pass. The other effect classes get one."""
+"""Of a repeatable tool whose failure may pass. An unsafe one gets one."""
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 8.0
 ABORT_S: Final = 5.0
@@ -45,7 +46,11 @@ under the same keys, as a crash before a result's commit always does."""
 TELL_TEXT_WITHIN: Final = timedelta(milliseconds=250)
 """How long the words of a model may wait for more to share their commit."""
 
-REPEATABLE: Final[frozenset[EffectClass]] = frozenset({"pure", "idempotent"})
+REPEATABLE: Final[frozenset[EffectClass]] = frozenset({"pure", "idempotent", "transactional"})
+"""A call without a recorded result may be made again: of a transactional one nothing has become true."""
+CAN_WAIT: Final[frozenset[EffectClass]] = frozenset({"pure", "idempotent"})
+"""A result may wait for others to share its commit. Not an unsafe tool's, which could not be told after a crash; nor a
+transactional one's, whose effect is in that commit and may be what the next step looks for."""
 
 Interruption: TypeAlias = Literal["abandon", "cancel", "deadline", "hand_back"]
 
@@ -241,12 +246,12 @@ class Execution:
         async def one(call: PlannedTool) -> None:
             async with limiter:
                 began = self._deps.clock.monotonic()
-                result = await self._invoke(call, tools[call.intent.name])
-            journal.complete(result, tell.tool_completed(call.intent.name, result, self._ms_since(began)))
+                result, writes = await self._invoke(call, tools[call.intent.name])
+            journal.complete(result, tell.tool_completed(call.intent.name, result, self._ms_since(began)), writes)
             seconds, code = self._seconds_since(began), result.error.code if result.error else None
             self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
             self._deps.metrics.tool_call(tool=call.intent.name, seconds=seconds, error_code=code)
-            if call.intent.effect not in REPEATABLE:
+            if call.intent.effect not in CAN_WAIT:
                 with anyio.CancelScope(shield=True):
                     self._note(await journal.commit())
 
@@ -260,7 +265,8 @@ class Execution:
 
         await self._act(every)
 
-    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> StepResult:
+    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> tuple[StepResult, tuple[MemoryWrite, ...]]:
+        """What came of the call, and what becomes true with that."""
         n = call.intent.n
         wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, n))
         attempts = TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1
@@ -268,9 +274,11 @@ class Execution:
             result = await self._retrying(
                 attempts, lambda: self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
             )
+            if result.writes and spec.effect != "transactional":
+                raise Internal(f"{spec.name} has writes, and is not transactional", code="tool_bad_output")
         except AgentOSError as error:
-            return StepResult(n=n, status="failed", error=fault_of(error))
-        return StepResult(n=n, status="completed", output=result.output)
+            return StepResult(n=n, status="failed", error=fault_of(error)), ()
+        return StepResult(n=n, status="completed", output=result.output), result.writes
 
     async def _settle(self, journal: Journal, steps: tuple[Step, ...]) -> bool:
         """Find out what became of interrupted unsafe calls. False when only an operator can say; the run is parked."""

@@ -15,6 +15,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Unavailable
 from ports.ids import RunId
+from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.run_state import (
     MAX_PAGE,
@@ -46,6 +47,7 @@ class Journal:
         self._steps = {step.n: step for step in steps}
         self._pending: list[StepIntent | StepResult] = []
         self._events: list[NewEvent] = []
+        self._writes: list[MemoryWrite] = []
         self._committing = anyio.Lock()
         self.news = anyio.Event()
         """Set while something waits for a commit."""
@@ -67,7 +69,8 @@ class Journal:
         self.news.set()
         self._events.extend(events)
 
-    def complete(self, result: StepResult, events: Sequence[NewEvent]) -> None:
+    def complete(self, result: StepResult, events: Sequence[NewEvent], writes: Sequence[MemoryWrite] = ()) -> None:
+        """Note a result, and what becomes true with it."""
         self._steps[result.n] = replace(
             self._steps[result.n],
             status=result.status,
@@ -79,6 +82,7 @@ class Journal:
         self._pending.append(result)
         self.news.set()
         self._events.extend(events)
+        self._writes.extend(writes)
 
     async def commit(
         self,
@@ -100,11 +104,17 @@ class Journal:
                 raise Unavailable("an earlier write of this run's journal failed; the run must be read again")
             self._events.extend(events)
             change = Change(
-                steps=tuple(self._pending), events=tuple(self._events), status=status, output=output, error=error
+                steps=tuple(self._pending),
+                events=tuple(self._events),
+                status=status,
+                output=output,
+                error=error,
+                writes=tuple(self._writes),
             )
             self._pending.clear()
             self._events.clear()
             self.news = anyio.Event()
+            self._writes.clear()
             if change == _NOTHING:
                 return None
             self.sound = False

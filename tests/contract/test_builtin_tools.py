@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from typing import ClassVar
 
 import anyio
 import anyio.lowlevel
@@ -24,12 +25,20 @@ from tests.support.http_origin import Origin, serving
 
 
 class BuiltinToolsHarness:
-    def __init__(self, closing: AsyncExitStack, origin: Origin, remembered: MemoryPort) -> None:
+    def __init__(
+        self,
+        closing: AsyncExitStack,
+        origin: Origin,
+        remembered: MemoryPort,
+        *,
+        committed: frozenset[str] = frozenset(),
+    ) -> None:
         self._closing = closing
         self._origin = origin
         self._memory = remembered
         self._config = BuiltinToolsConfig(allow_private=(f"127.0.0.1:{origin.port}",))
         self._clock = ManualClock()
+        self._committed = committed
 
     @property
     def declared(self) -> Struct:
@@ -42,13 +51,14 @@ class BuiltinToolsHarness:
             good=ToolCall(name="calculator", arguments={"expression": "17.5 % of 2340"}, key="run_1:2"),
             bad_arguments=ToolCall(name="memory_put", arguments={"text": 7}, key="run_1:3"),
             slow=ToolCall(name="http_get", arguments={"url": f"http://127.0.0.1:{self._origin.port}/"}, key="run_1:4"),
-            repeatable=put,
-            write=put,
+            repeatable=None if self._committed else put,
+            transactional=put if self._committed else None,
+            write=None if self._committed else put,
             read=ToolCall(name="memory_search", arguments={"query": "tea"}, key="run_1:5"),
         )
 
     async def open(self) -> ToolPort:
-        given = Given(clock=self._clock, ports={"memory": self._memory})
+        given = Given(clock=self._clock, ports={"memory": self._memory}, committed_with_runs=self._committed)
         return await self._closing.enter_async_context(SPEC.open(self._config, given))
 
     async def advance(self, delta: timedelta) -> None:
@@ -66,6 +76,8 @@ class BuiltinToolsHarness:
 
 
 class TestBuiltinTools(ToolContract):
+    committed: ClassVar[frozenset[str]] = frozenset()
+
     @pytest.fixture
     async def harness(self) -> AsyncIterator[BuiltinToolsHarness]:
         storage = InprocConfig(name=uuid.uuid4().hex)
@@ -74,5 +86,11 @@ class TestBuiltinTools(ToolContract):
             memory.SPEC.open(storage, Given(clock=ManualClock())) as remembered,
             AsyncExitStack() as closing,
         ):
-            yield BuiltinToolsHarness(closing, origin, remembered)
+            yield BuiltinToolsHarness(closing, origin, remembered, committed=self.committed)
         store.drop(storage.name)
+
+
+class TestBuiltinToolsBesideTheirRunStore(TestBuiltinTools):
+    """Where the run store commits what memory is told."""
+
+    committed = frozenset({"memory"})

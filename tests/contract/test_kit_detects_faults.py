@@ -29,6 +29,7 @@ from tests.contract.broken import (
     replies,
     run_states,
     run_verbs,
+    run_writes,
     tools,
     unfair_queues,
     upkeeps,
@@ -45,6 +46,7 @@ SUITES: Final = {
     "run_state": run_states,
     "lax_run_states": lax_run_states,
     "run_verbs": run_verbs,
+    "run_writes": run_writes,
     "event": events,
     "maintenance": upkeeps,
     "memory": memories,
@@ -55,7 +57,12 @@ SUITES: Final = {
     "agent": registries,
     "tenant": directories,
 }
-_PARTS: Final = {"unfair_queues": "queue", "lax_run_states": "run_state", "run_verbs": "run_state"}
+_PARTS: Final = {
+    "unfair_queues": "queue",
+    "lax_run_states": "run_state",
+    "run_verbs": "run_state",
+    "run_writes": "run_state",
+}
 PORT_OF: Final = {suite: _PARTS.get(suite, suite) for suite in SUITES}
 
 Failures: TypeAlias = dict[str, dict[str, set[str]]]

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from adapters.inproc import event, maintenance, run_state, runs, store
+from adapters.inproc import event, maintenance, memory, run_state, runs, store
 from adapters.inproc.store import InprocConfig
 from adapters.inproc.tenant import InprocTenants
 from conformance.clock import ManualClock
@@ -20,6 +20,7 @@ from ports.errors import Conflict
 from ports.event import EventPort
 from ports.ids import RunId, TenantId, WorkerId
 from ports.maintenance import MaintenancePort
+from ports.memory import MemoryPort
 from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements
@@ -76,6 +77,9 @@ class InprocRunStateHarness(InprocHarness[RunStatePort]):
     async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json:
         row = store.store(self.config.name).table(runs.Runs).row(auth, run_id)
         return row.events[sequence - 1].data
+
+    async def memory(self) -> MemoryPort:
+        return memory.InprocMemory(store.store(self.config.name), self.clock)
 
 
 class InprocEventHarness(InprocHarness[EventPort]):

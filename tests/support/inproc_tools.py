@@ -9,9 +9,10 @@ from adapters.inproc.tool import SPEC, Act, InprocToolConfig, InprocTools, Pytho
 from conformance.clock import ManualClock
 from conformance.harness import ToolSamples
 from ports.context import AuthContext
+from ports.memory import MemoryWrite
 from ports.messages import Json
 from ports.run_state import EffectClass
-from ports.tool import ToolCall, ToolPort, ToolSpec
+from ports.tool import ToolCall, ToolPort, ToolResult, ToolSpec
 
 
 def tool(name: str, act: Act, *, properties: dict[str, Json] | None = None, effect: EffectClass = "pure") -> PythonTool:
@@ -44,8 +45,13 @@ async def _flood(_auth: AuthContext, _arguments: dict[str, Json], _key: str) -> 
     return "x" * 1_001
 
 
+async def _plan(_auth: AuthContext, arguments: dict[str, Json], key: str) -> Json:
+    return ToolResult(output={"kept": True}, writes=(MemoryWrite(key=key, value=arguments["text"]),))
+
+
 ADD = tool("add", _add, properties={"a": {"type": "integer"}, "b": {"type": "integer"}})
 FLOOD = tool("flood", _flood)
+PLAN = tool("plan", _plan, properties={"text": {"type": "string"}}, effect="transactional")
 
 
 class InprocToolHarness:
@@ -70,6 +76,7 @@ class InprocToolHarness:
             repeatable=ToolCall(name="note", arguments={"text": "once"}, key="run_1:5"),
             write=ToolCall(name="note", arguments={"text": "kept"}, key="run_1:6"),
             read=ToolCall(name="notes", arguments={}, key="run_1:7"),
+            transactional=ToolCall(name="plan", arguments={"text": "later"}, key="run_1:8"),
         )
 
     async def open(self) -> ToolPort:
@@ -78,7 +85,7 @@ class InprocToolHarness:
             tool("notes", self._list),
             tool("wait", self._wait),
         )
-        return InprocTools((ADD, FLOOD, *own), self.clock)
+        return InprocTools((ADD, FLOOD, PLAN, *own), self.clock)
 
     async def advance(self, delta: timedelta) -> None:
         await self.clock.advance(delta)

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import event, maintenance, run_state
+from adapters.postgres import event, maintenance, memory, run_state
 from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
@@ -20,6 +20,7 @@ from ports.errors import Conflict
 from ports.event import EventPort
 from ports.ids import RunId, TenantId, WorkerId, uuid_of
 from ports.maintenance import MaintenancePort
+from ports.memory import MemoryPort
 from ports.messages import Json
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements
@@ -92,6 +93,9 @@ class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
             sequence,
         )
         return msgspec.json.decode(row["data"])
+
+    async def memory(self) -> MemoryPort:
+        return await self.closing.enter_async_context(memory.SPEC.open(self.config, Given(clock=SystemClock())))
 
 
 class PostgresEventHarness(PostgresHarness[EventPort]):

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import anyio.lowlevel
 
 from adapters.inproc.agent import InprocAgents
+from adapters.inproc.memory import Items
 from adapters.inproc.model import InprocModel, InprocModelConfig
 from adapters.inproc.queue import InprocQueue
 from adapters.inproc.run_state import InprocRunState
@@ -35,11 +36,12 @@ from ports.agent import AgentLimits, AgentSpec
 from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.ids import AgentId, EventId, RunId, WorkerId, minted
+from ports.memory import MemoryWrite
 from ports.messages import Json
 from ports.model import ChatReply, ChatRequest, Message, ToolRequest
 from ports.run_intake import RunRequest
-from ports.run_state import Appended, Change, Idempotency, Run, RunStatePort, StepResult
-from ports.tool import ToolSpec
+from ports.run_state import Appended, Change, Idempotency, Run, RunStatePort, StepResult, step_key
+from ports.tool import ToolResult, ToolSpec
 from stack_a.deps import WorkerDeps
 from stack_a.runs.start import Intake
 from stack_a.worker import Worker
@@ -52,9 +54,13 @@ Wrap: TypeAlias = Callable[[str, Any], Any]
 T = TypeVar("T")
 
 AGENT: Final = AgentId("agt_simulated")
-TOOLS: Final = {"look": ("pure", 0), "note": ("idempotent", 1), "slow": ("idempotent", 6), "send": ("unsafe", 3)}
+TOOLS: Final = {
+    "look": ("pure", 0), "note": ("idempotent", 1), "slow": ("idempotent", 6), "keep": ("transactional", 1),
+    "send": ("unsafe", 3),
+}  # fmt: skip
 """Name → effect class, and seconds it takes."""
 UNSAFE: Final = "send"
+TRANSACTIONAL: Final = "keep"
 AS_IT_IS: Final[Wrap] = lambda _, port: port  # noqa: E731 - the annotation says what it is
 SECOND: Final = timedelta(seconds=1)
 MOMENT: Final = timedelta(milliseconds=30)
@@ -106,6 +112,8 @@ class Told:
     epochs: dict[RunId, int] = field(default_factory=dict)
     holders: dict[RunId, str] = field(default_factory=dict)
     results: Counter[tuple[RunId, int]] = field(default_factory=Counter)
+    writes: Counter[str] = field(default_factory=Counter)
+    """How often each key was written."""
     ended: set[RunId] = field(default_factory=set)
     ended_unheld: set[RunId] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
@@ -134,6 +142,7 @@ class Watching:
         for fact in change.steps:
             if isinstance(fact, StepResult):
                 self._told.results[run_id, fact.n] += 1
+        self._told.writes.update(write.key for write in change.writes)
         if change.status in {"succeeded", "failed", "cancelled"}:
             self._told.ended.add(run_id)
         return appended
@@ -246,6 +255,8 @@ class Process:
             begun = self._world.begin(key, name, arguments["nonce"], self)
             await self._world.clock.sleep(timedelta(seconds=seconds))
             begun.ended = True
+            if name == TRANSACTIONAL:
+                return ToolResult(output={"done": name}, writes=(MemoryWrite(key=key, value=arguments["nonce"]),))
             return {"done": name}
 
         spec = ToolSpec(
@@ -305,6 +316,7 @@ class World:
         self._plant = plant
         self._store = NumberingStore("simulated")
         self.rows = self._store.table(Runs).rows
+        self.items = self._store.table(Items).rows
         self.run_state = Watching(stored("run_state", InprocRunState(self._store, self.clock)), self.told)
         self.queue = InprocQueue(self._store, self.clock)
         self.agents = InprocAgents(self._store, self.clock)
@@ -446,6 +458,7 @@ class World:
             assert ends == [] or types[-1] == ends[0], f"E4: {run_id} went on after its end"
             self.seen[run_id] = ids
         self._check_effects()
+        self._check_kept()
 
     def check_end(self) -> None:
         """What must hold once everything has healed."""
@@ -478,6 +491,18 @@ class World:
                 assert not effect.after_end, f"E8: {effect.key} began after the run's end"
         for key, effects in meant.items():
             assert len(effects) == 1, f"E2: {key} is the key of {len(effects)} effects: {effects}"
+
+    def _check_kept(self) -> None:
+        """The effect of a transactional step is there as soon as its result is, and not before."""
+        kept = {
+            step_key(run_id, n): step.input["arguments"]["nonce"]
+            for (_, _, run_id), row in self.rows.items()
+            for n, step in row.steps.items()
+            if step.name == TRANSACTIONAL and step.status == "completed"
+        }
+        there = {key: item.value for (_, _, key), item in self.items.items()}
+        assert there == kept, f"E2: results and effects of transactional steps differ: {there} and {kept}"
+        assert all(times == 1 for times in self.told.writes.values()), f"E2: effects repeated: {self.told.writes}"
 
     def begin(self, key: str, tool: str, nonce: int, process: Process) -> Effect:
         found, _, n = key.rpartition(":")

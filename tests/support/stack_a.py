@@ -12,7 +12,7 @@ import anyio
 import httpx
 from msgspec.structs import replace
 
-from adapters.inproc import agent, event, queue, run_state, store, tenant
+from adapters.inproc import agent, event, memory, queue, run_state, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME, ACME_BEN, GLOBEX, PLATFORM
@@ -23,6 +23,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import Unauthenticated
 from ports.ids import AgentId, PrincipalId, WorkerId
+from ports.memory import MemoryPort
 from ports.model import ModelPort
 from ports.run_state import Run, RunStatePort
 from ports.tenant import Entitlements, TenantDirectory
@@ -56,6 +57,8 @@ class StackA:
     clock: Clock
     api: ApiDeps
     tenants: TenantDirectory
+    memory: MemoryPort
+    """What the run store writes to."""
     tokens: Tokens
     http: httpx.AsyncClient
     _keys: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -142,11 +145,12 @@ async def stack_a(
         }  # fmt: skip
         api = ApiDeps(clock=given.clock, verifier=tokens, metrics=Metrics(), shedding=shedding or Shedding(), **opened)
         tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+        remembered = await stack.enter_async_context(memory.SPEC.open(config, given))
         for owner in (ACME, GLOBEX):
             await api.agent.publish(owner, AGENT)
         transport = httpx.ASGITransport(cast("Any", create_app(api)))
         http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://node"))
-        yield StackA(clock=given.clock, api=api, tenants=tenants, tokens=tokens, http=http)
+        yield StackA(clock=given.clock, api=api, tenants=tenants, memory=remembered, tokens=tokens, http=http)
 
 
 def events_of(body: str) -> list[dict[str, Any]]:

@@ -35,6 +35,8 @@ from stack_a.worker import LEASE, SELF, Worker
 from tests.support.simulation import AS_IT_IS, TOOLS, Trouble, World, Wrap
 
 EXAMPLES: Final = int(os.environ.get("AGENTOS_SIMULATION_EXAMPLES", "60"))
+SEARCHED: Final = max(400, EXAMPLES)
+"""Histories looked through for a planted bug; the first that shows it ends the search."""
 HEALED_WITHIN_S: Final = 150
 """A lease to lapse, a sweep, and what is left of the longest run."""
 
@@ -170,8 +172,9 @@ def heal(world: World) -> None:
         world.pass_time(1)
 
 
-def simulate(plant: Wrap = AS_IT_IS, stored: Wrap = AS_IT_IS) -> None:
-    run_state_machine_as_test(lambda: EngineMachine(plant, stored), settings=SETTINGS)  # type: ignore[arg-type]  # it takes whatever makes one
+def simulate(plant: Wrap = AS_IT_IS, stored: Wrap = AS_IT_IS, *, examples: int = EXAMPLES) -> None:
+    given = settings(SETTINGS, max_examples=examples)
+    run_state_machine_as_test(lambda: EngineMachine(plant, stored), settings=given)  # type: ignore[arg-type]  # it takes whatever makes one
 
 
 def test_every_promise_holds_in_every_history_that_hypothesis_finds() -> None:
@@ -180,7 +183,7 @@ def test_every_promise_holds_in_every_history_that_hypothesis_finds() -> None:
 
 # --- trouble at every port call --------------------------------------------------------------------------------------
 
-SCENARIO: Final = (("note", "look"), ("slow",), ("send",))
+SCENARIO: Final = (("note", "look"), ("slow", "keep"), ("send",))
 
 
 def scenario(trouble: tuple[int, Trouble] | None = None, plant: Wrap = AS_IT_IS, stored: Wrap = AS_IT_IS) -> list[str]:
@@ -293,6 +296,24 @@ class IntentsWithResults(Around):
         return appended
 
 
+class WritingApart(Around):
+    """A store that makes writes before it looks whether it may, in a transaction of their own."""
+
+    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
+        for write in change.writes:
+            self.port._items.put(auth, write, self.port._clock.now())
+        appended: Appended = await self.port.append(auth, run_id, epoch, msgspec.structs.replace(change, writes=()))
+        return appended
+
+
+class LosingWrites(Around):
+    """A worker that records what came of a step, and forgets what was to become true with it."""
+
+    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
+        appended: Appended = await self.port.append(auth, run_id, epoch, msgspec.structs.replace(change, writes=()))
+        return appended
+
+
 class KeyPerAttempt(Around):
     """A worker that makes a new key each time it calls a tool."""
 
@@ -350,6 +371,8 @@ PLANTED: Final[dict[str, tuple[str, dict[str, Wrap]]]] = {
     "the intent after the effect": ("E2|E9", {"plant": only("run_state", IntentsWithResults)}),
     "a gateway that forgets its replies": ("E2", {"stored": only("model", ForgettingReplies)}),
     "a new key per attempt": ("E2", {"plant": only("tool", KeyPerAttempt)}),
+    "writes before the fence": ("E2", {"stored": only("run_state", WritingApart)}),
+    "writes that are lost": ("E2", {"plant": only("run_state", LosingWrites)}),
     "an unsafe tool repeated": ("E9", {"plant": only("tool", UnsafeTakenForSafe)}),
 }
 
@@ -359,7 +382,7 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     promise, planted = PLANTED[bug]
 
     with pytest.raises(AssertionError, match=promise):
-        simulate(**planted)
+        simulate(**planted, examples=SEARCHED)
 
 
 def test_acknowledging_before_the_claim_is_found_where_nobody_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ import pytest
 from msgspec import Struct
 
 from adapters.system_clock import SystemClock
+from conformance.people import ACME
 from deploy.roots import wiring
 from deploy.roots.environment import Environment, resolve
 from deploy.roots.wiring import Choice, choices_from, open_ports
-from ports.adapter import AdapterSpec, Given
+from ports.adapter import AdapterSpec, Given, find
 from ports.errors import InvalidArgument
 
 pytestmark = [pytest.mark.anyio]
@@ -122,6 +123,40 @@ async def test_what_can_be_refused_is_refused_before_anything_opens(
 
     assert text in refused.value.message
     assert made.log == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "effect"),
+    [
+        (Choice(adapter="inproc", config={"name": "wiring"}), "transactional"),
+        (Choice(adapter="inproc", config={"name": "another"}), "idempotent"),
+        (Choice(adapter="other", config={"name": "wiring"}), "idempotent"),
+    ],
+    ids=["one store", "another storage", "another adapter"],
+)
+async def test_a_tool_is_transactional_only_where_run_store_and_memory_are_one_store(
+    monkeypatch: pytest.MonkeyPatch, memory: Choice, effect: str
+) -> None:
+    monkeypatch.setattr(wiring, "find", lambda port, name: find(port, "inproc" if name == "other" else name))
+    choices = {
+        "run_state": Choice(adapter="inproc", config={"name": "wiring"}),
+        "memory": memory,
+        "tool": Choice(adapter="builtin"),
+    }
+
+    async with open_ports(choices, {"run_state": None, "tool": None}, clock=SystemClock()) as ports:
+        put = await ports["tool"].describe(ACME, "memory_put")
+
+    assert put.effect == effect
+
+
+async def test_without_a_run_store_no_tool_is_transactional() -> None:
+    choices = {"memory": Choice(adapter="inproc"), "tool": Choice(adapter="builtin")}
+
+    async with open_ports(choices, {"tool": None}, clock=SystemClock()) as ports:
+        put = await ports["tool"].describe(ACME, "memory_put")
+
+    assert put.effect == "idempotent"
 
 
 async def test_choices_replace_the_defaults_by_port() -> None:

@@ -41,12 +41,22 @@ def test_a_pure_call_without_a_result_is_made_again(status: StepStatus) -> None:
 
 
 @pytest.mark.parametrize("status", ["started", "unknown", "planned"])
-@pytest.mark.parametrize("effect", ["idempotent", "transactional", "unsafe"])
+@pytest.mark.parametrize("effect", ["idempotent", "unsafe"])
 def test_a_call_that_may_have_taken_effect_is_not_made_again_unasked(status: StepStatus, effect: EffectClass) -> None:
     with pytest.raises(Conflict, match=r"step 3, a call of 'send'.*after step 2") as refusal:
         retry_point(FAILED, [MODEL, ADD, replace(without_result(SEND, status), effect=effect)])
 
     assert refusal.value.details == {"from_step": 2}
+
+
+@pytest.mark.parametrize("status", ["started", "unknown", "planned"])
+def test_a_transactional_call_without_a_result_took_no_effect_and_is_made_again(status: StepStatus) -> None:
+    assert retry_point(FAILED, [MODEL, ADD, replace(without_result(SEND, status), effect="transactional")]) == 2
+
+
+def test_a_transactional_call_that_succeeded_beside_one_that_is_repeated_is_not_made_again_unasked() -> None:
+    with pytest.raises(Conflict, match="step 3"):
+        retry_point(FAILED, [MODEL, without_result(ADD, "unknown"), replace(SEND, effect="transactional")])
 
 
 def test_a_call_that_succeeded_beside_one_that_is_repeated_is_not_made_again_unasked() -> None:

@@ -14,7 +14,7 @@ from ports.adapter import Given, find
 from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument
 from ports.messages import Json
-from ports.tool import ToolCall, ToolSpec
+from ports.tool import ToolCall, ToolResult, ToolSpec
 
 SHORT = timedelta(milliseconds=20)
 LONG = timedelta(seconds=20)
@@ -53,6 +53,9 @@ async def code_of(one: Tool, *, timeout: timedelta = LONG) -> str:
 class TestInvoke:
     async def test_an_output_over_the_limit_is_refused(self) -> None:
         assert await code_of(tool(answering("a" * 9))) == "tool_response_too_large"
+
+    async def test_the_output_beside_writes_has_the_same_limit(self) -> None:
+        assert await code_of(tool(answering(ToolResult(output="a" * 9)))) == "tool_response_too_large"
 
     async def test_an_output_that_is_not_json_is_a_bug_of_the_tool(self) -> None:
         assert await code_of(tool(answering(object()))) == "tool_bad_output"

@@ -287,6 +287,7 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
             "test_a_released_run_is_claimable_at_once_and_counts_no_recovery",
             "test_taking_a_run_over_needs_no_room_and_makes_none",
             "test_a_run_that_was_decided_about_can_be_claimed_at_once",
+            "test_a_worker_that_was_taken_over_makes_no_writes",
         }
     )
 
@@ -388,6 +389,7 @@ class TestNeverTakesOver(BrokenRunState):
             "test_a_worker_that_was_taken_over_can_write_nothing",
             "test_a_worker_that_takes_over_learns_of_the_cancellation",
             "test_taking_a_run_over_needs_no_room_and_makes_none",
+            "test_a_worker_that_was_taken_over_makes_no_writes",
         }
     )
 
@@ -483,6 +485,7 @@ class TestIgnoresFencing(BrokenRunState):
             "test_a_worker_that_was_taken_over_can_write_nothing",
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_nothing_is_appended_after_the_end",
+            "test_a_worker_that_was_taken_over_makes_no_writes",
         }
     )
 
@@ -497,6 +500,7 @@ class TestFencesByStatusOnly(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_worker_that_was_taken_over_can_write_nothing",
+            "test_a_worker_that_was_taken_over_makes_no_writes",
         }
     )
 
@@ -514,6 +518,7 @@ class TestFencesByEpochOnly(BrokenRunState):
         {
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_nothing_is_appended_after_the_end",
+            "test_a_worker_that_was_taken_over_makes_no_writes",
         }
     )
 
@@ -533,6 +538,7 @@ class TestAcceptsASecondResult(BrokenRunState):
         {
             "test_a_step_is_recorded_at_most_once_and_the_whole_append_is_refused",
             "test_only_a_planned_step_is_begun_again",
+            "test_the_writes_of_a_refused_append_are_not_made",
         }
     )
 
@@ -568,6 +574,8 @@ class TestWritesStepByStep(BrokenRunState):
         {
             "test_a_step_is_recorded_at_most_once_and_the_whole_append_is_refused",
             "test_only_a_planned_step_is_begun_again",
+            "test_a_write_that_memory_would_not_take_refuses_the_whole_append",
+            "test_the_writes_of_a_refused_append_are_not_made",
         }
     )
 
@@ -591,6 +599,7 @@ class TestWritesEventsBeforeItRefuses(BrokenRunState):
             "test_a_step_is_recorded_at_most_once_and_the_whole_append_is_refused",
             "test_an_ending_that_is_not_one_is_refused",
             "test_nothing_is_appended_after_the_end",
+            "test_a_write_that_memory_would_not_take_refuses_the_whole_append",
         }
     )
 
@@ -642,6 +651,7 @@ class TestEndsHoweverItIsAsked(BrokenRunState):
     caught_by = frozenset(
         {
             "test_an_ending_that_is_not_one_is_refused",
+            "test_the_writes_of_a_refused_append_are_not_made",
         }
     )
 

@@ -17,9 +17,10 @@ from conformance.tool import ToolContract
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import Unavailable
+from ports.memory import MemoryWrite
 from ports.tool import ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpec
 from tests.contract.broken.mutant import Mutant
-from tests.support.inproc_tools import ADD, FLOOD, InprocToolHarness, tool
+from tests.support.inproc_tools import ADD, FLOOD, PLAN, InprocToolHarness, tool
 
 
 class BrokenToolHarness(InprocToolHarness):
@@ -30,6 +31,7 @@ class BrokenToolHarness(InprocToolHarness):
             (
                 ADD,
                 FLOOD,
+                PLAN,
                 tool("note", self._note, properties={"text": {"type": "string"}}, effect="idempotent"),
                 tool("notes", self._list),
                 tool("wait", self._wait),
@@ -194,7 +196,12 @@ class ActsUnderNewKeys(InprocTools):
 
 class TestActsUnderNewKeys(BrokenTools):
     broken = ActsUnderNewKeys
-    caught_by = frozenset({"test_two_calls_with_one_key_have_the_effect_of_one"})
+    caught_by = frozenset(
+        {
+            "test_two_calls_with_one_key_have_the_effect_of_one",
+            "test_a_transactional_tool_tells_what_it_would_write_and_does_not_act",
+        }
+    )
 
 
 class ShowsOpenSchemas(InprocTools):
@@ -260,3 +267,39 @@ class TellsAnybodyWhatItDid(Remembers):
 class TestTellsAnybodyWhatItDid(BrokenTools):
     broken = TellsAnybodyWhatItDid
     caught_by = frozenset({"test_what_became_of_a_call_is_told_to_those_whose_it_was"})
+
+
+class ActsBesideItsWrites(InprocTools):
+    """Calls its transactional tool, and does what that means to do."""
+
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        result = await super().invoke(auth, call, timeout=timeout)
+        if result.writes:
+            await super().invoke(auth, replace(call, name="note"), timeout=timeout)
+        return result
+
+
+class TestActsBesideItsWrites(BrokenTools):
+    broken = ActsBesideItsWrites
+    caught_by = frozenset({"test_a_transactional_tool_tells_what_it_would_write_and_does_not_act"})
+
+
+class LosesItsWrites(InprocTools):
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        return ToolResult(output=(await super().invoke(auth, call, timeout=timeout)).output)
+
+
+class TestLosesItsWrites(BrokenTools):
+    broken = LosesItsWrites
+    caught_by = frozenset({"test_a_transactional_tool_tells_what_it_would_write_and_does_not_act"})
+
+
+class WritesWithEveryTool(InprocTools):
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        result = await super().invoke(auth, call, timeout=timeout)
+        return replace(result, writes=(MemoryWrite(key=call.key, value=result.output),))
+
+
+class TestWritesWithEveryTool(BrokenTools):
+    broken = WritesWithEveryTool
+    caught_by = frozenset({"test_a_tool_that_is_not_transactional_has_no_writes"})
