@@ -19,7 +19,7 @@ SPEC = AgentSpec(
     instructions="Be brief. “Naïve” questions are welcome.",
     model="demo-1",
     tools=("calculator", "clock"),
-    limits=AgentLimits(max_steps=7),
+    limits=AgentLimits(max_steps=7, max_cost_nanousd=10**12),
 )
 CHANGED = replace(SPEC, instructions="Be very brief.")
 ABSENT = AgentId("agt_nobody")

@@ -12,8 +12,15 @@ from ports.ids import is_agent_id
 
 MAX_SPEC_BYTES: Final = strict_json.MAX_BODY_BYTES
 
-MOST: Final = AgentLimits(max_steps=50, deadline_s=24 * 60 * 60, max_parallel_tools=16, max_completion_tokens=131_072)
-"""The published caps of a run, of a request for one, and of a request to a model; an agent stays within them."""
+MOST: Final = AgentLimits(
+    max_steps=50,
+    deadline_s=24 * 60 * 60,
+    max_parallel_tools=16,
+    max_completion_tokens=131_072,
+    max_cost_nanousd=10**15,
+)
+"""The published caps of a run, of a request for one, and of a request to a model; an agent stays within them. A million
+dollars for a run is beyond any that was meant."""
 
 
 def parse_spec(raw: bytes, *, tools: Collection[str]) -> AgentSpec:
@@ -56,6 +63,6 @@ def _problems(spec: AgentSpec, tools: Collection[str]) -> list[str]:
         found.append("$.tools: a tool is named twice")
     for name in AgentLimits.__struct_fields__:
         value, most = getattr(spec.limits, name), getattr(MOST, name)
-        if not 1 <= value <= most:
+        if value is not None and not 1 <= value <= most:
             found.append(f"$.limits.{name}: must be 1 to {most}, not {value}")
     return found

@@ -12,10 +12,10 @@ Clauses (each has a test in `conformance.agent`):
 
 import hashlib
 from datetime import datetime
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ports.context import AuthContext
 from ports.ids import AgentId
@@ -30,6 +30,13 @@ class AgentLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_parallel_tools: int = 16
     max_completion_tokens: int = 1_024
     """Per model call."""
+    max_cost_nanousd: Annotated[
+        int | None,
+        Meta(
+            description="What the run's model calls may cost together, in 10⁻⁹ US dollars. Once they have cost that much, "
+            "no other is made and the run fails with `max_cost_exceeded`; the last one may go beyond it. Null: no limit."
+        ),
+    ] = None
 
 
 class AgentSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +59,11 @@ class Agent(Struct, frozen=True, kw_only=True):
 
 def digest_of(spec: AgentSpec) -> str:
     """`sha256:` and the hexadecimal digest of the spec's canonical JSON."""
-    canonical = msgspec.json.encode(spec, order="deterministic")
+    members = msgspec.to_builtins(spec)
+    # A limit that is not set is none: agents from before it existed keep their digests.
+    members["limits"] = {name: value for name, value in members["limits"].items() if value is not None}
+    # Members in the order in which they are declared; new ones come last.
+    canonical = msgspec.json.encode(members)
     return "sha256:" + hashlib.sha256(canonical).hexdigest()
 
 

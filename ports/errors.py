@@ -132,6 +132,7 @@ CODES: Final[Mapping[str, type[AgentOSError]]] = {
     "tool_tls_error": Unavailable,
     "egress_denied": PermissionDenied,
     "max_steps_exceeded": ResourceExhausted,
+    "max_cost_exceeded": ResourceExhausted,
     "run_timeout": ResourceExhausted,
     "outcome_unknown": Unavailable,
     "poison": ResourceExhausted,
@@ -146,6 +147,7 @@ _RETRYABLE: Final[Mapping[str, bool]] = {
     "tool_failed": False,
     "tool_response_too_large": False,
     "max_steps_exceeded": False,
+    "max_cost_exceeded": False,
     "run_timeout": False,
     "poison": False,
 }

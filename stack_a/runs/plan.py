@@ -93,6 +93,10 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
         n += len(requests) + 1
     if n > agent.limits.max_steps:
         return _too_long(agent)
+    spent, most = sum(step.usage.cost_nanousd for step in journal), agent.limits.max_cost_nanousd
+    if most is not None and spent >= most:
+        message = f"the run's model calls have cost {spent} nano-US-dollars, and its limit is {most}"
+        return _failed("max_cost_exceeded", message)
     return _model_call(run, agent, tools, n, tuple(messages))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 
 from adapters.inproc import queue as inproc_queue
 from adapters.inproc.model import InprocModel, InprocModelConfig, Rule, scripted
@@ -14,6 +15,7 @@ from adapters.inproc.tool import InprocTools, PythonTool
 from conformance.clock import ManualClock
 from conformance.faults import Faults, Kind
 from conformance.people import ACME
+from ports.agent import AgentLimits
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, Unavailable
 from ports.ids import RunId, TenantId
@@ -25,7 +27,7 @@ from ports.tenant import Entitlements
 from ports.tool import ToolPort, ToolSpec
 from stack_a import worker as worker_module
 from stack_a.runs import execute as execute_module
-from tests.support.stack_a import StackA, events_of, stack_a
+from tests.support.stack_a import AGENT, StackA, events_of, stack_a
 
 pytestmark = pytest.mark.anyio
 
@@ -356,6 +358,24 @@ async def test_a_model_error_that_no_retry_can_fix_fails_the_run_with_its_code(
     assert run.status == "failed"
     assert run.error is not None
     assert run.error.code == "model_not_entitled"
+
+
+async def test_a_run_whose_model_calls_have_cost_what_they_may_asks_the_model_no_more(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    class Costly(InprocModel):
+        async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
+            reply = await super().chat(auth, request)
+            return replace(reply, usage=replace(reply.usage, cost_nanousd=60))
+
+    await node.api.agent.publish(ACME, replace(AGENT, limits=AgentLimits(max_cost_nanousd=100)))
+    talk = Costly(InprocModelConfig(chat_models=("m",)), lambda _auth, _request: calls("add"))
+    async with node.worker(talk, tools.port(clock)):
+        run = await node.ended(await node.created())
+
+    last = (await log_of(node, run.id))[-1]
+    assert (run.status, run.usage.cost_nanousd, len(tools.keys)) == ("failed", 120, 2)
+    assert (last["event"], last["data"]["error"]["code"]) == ("run.failed", "max_cost_exceeded")
 
 
 async def test_a_defect_fails_the_run_instead_of_going_round_for_ever(

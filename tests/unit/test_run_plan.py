@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ports.agent import AgentLimits, AgentSpec
 from ports.context import AuthContext
 from ports.ids import AgentId, PrincipalId, RunId, TenantId
-from ports.messages import Fault, Json
+from ports.messages import Fault, Json, Usage
 from ports.run_state import Run, Step
 from ports.tool import ToolSpec
 from stack_a.runs.plan import MAX_RECOVERIES, Action, CallModel, CallTools, Finish, Settle, next_action
@@ -55,6 +55,10 @@ def done(n: int, kind: str, name: str, output: Json, *, error: Fault | None = No
         },
         Step,
     )  # fmt: skip
+
+
+def paid(step: Step, cost_nanousd: int) -> Step:
+    return replace(step, usage=Usage(cost_nanousd=cost_nanousd))
 
 
 def started(step: Step) -> Step:
@@ -203,6 +207,29 @@ def test_the_step_limit_ends_the_run_before_the_step_beyond_it() -> None:
         assert isinstance(action, Finish)
         assert action.error is not None
         assert action.error.code == "max_steps_exceeded"
+
+
+def test_the_cost_limit_ends_the_run_before_another_model_call() -> None:
+    journal = (paid(model_step(1, add="{}"), 70), done(2, "tool", "add", {}), paid(model_step(3, add="{}"), 30))
+
+    def after(*steps: Step, most: int | None) -> Action:
+        return plan(*steps, agent=replace(AGENT, limits=AgentLimits(max_cost_nanousd=most)))
+
+    tool = done(4, "tool", "add", {})
+    assert isinstance(after(*journal, tool, most=None), CallModel)
+    assert isinstance(after(*journal, tool, most=101), CallModel)
+    assert isinstance(after(*journal, most=100), CallTools)
+    beyond = after(*journal, tool, most=100)
+    assert isinstance(beyond, Finish)
+    assert beyond.error is not None
+    assert (beyond.status, beyond.error.code) == ("failed", "max_cost_exceeded")
+    assert "100 nano-US-dollars" in beyond.error.message
+
+
+def test_an_answer_that_went_beyond_the_cost_limit_is_an_answer() -> None:
+    action = plan(paid(model_step(1, "2"), 500), agent=replace(AGENT, limits=AgentLimits(max_cost_nanousd=100)))
+
+    assert action == Finish(status="succeeded", output={"text": "2"})
 
 
 def test_a_run_that_kept_losing_its_worker_is_given_up_as_poison() -> None:
