@@ -14,7 +14,7 @@ from conformance.people import ACME, NODE
 from conformance.run_state_claims import ANN, BOB, LEASE, claimed, create
 from ports.errors import Conflict, InvalidArgument
 from ports.messages import Fault, Usage
-from ports.run_state import Appended, Change, NewEvent, StepResult
+from ports.run_state import Appended, Change, NewEvent, RunStatus, StepResult
 
 
 @pytest.mark.anyio
@@ -280,6 +280,48 @@ class RunStateCancellation(Contract):
         for ended in (await state.load(ACME, succeeded.id), cancelled):
             assert await state.cancel(ACME, ended.id, reason="second") == ended
             assert await state.load(ACME, ended.id) == ended
+
+    @clause("RUN-29")
+    @pytest.mark.parametrize("status", ["queued", "waiting", "needs_operator"])
+    async def test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun(
+        self, harness: RunStateHarness, status: RunStatus
+    ) -> None:
+        state = await harness.open()
+        run = await claimed(state)
+        model = replace(intent(3), kind="model", name="m")
+        begun = Change(steps=(intent(1), result(1), intent(2), model, intent(4)), status=status)
+        await state.append(ACME, run.id, run.epoch, begun)
+        [first, *_] = await state.steps(ACME, run.id)
+
+        cancelled = await state.cancel(ACME, run.id, reason="not needed")
+
+        steps = await state.steps(ACME, run.id)
+        assert steps[0] == first
+        assert [(step.n, step.status) for step in steps[1:]] == [(2, "unknown"), (3, "unknown"), (4, "unknown")]
+        assert all(step.error is not None and step.error.code == "outcome_unknown" for step in steps[1:])
+        assert {step.finished_at for step in steps[1:]} == {cancelled.finished_at}
+        assert list(await harness.event_types(ACME, run.id))[2:] == [
+            (3, "tool.completed"), (4, "step.completed"), (5, "model.completed"), (6, "step.completed"),
+            (7, "tool.completed"), (8, "step.completed"), (9, "run.cancelled"),
+        ]  # fmt: skip
+        told = [await harness.event_data(ACME, run.id, sequence) for sequence in (3, 4, 5, 6)]
+        assert [one["step"] for one in told] == [2, 2, 3, 3]
+        assert (told[0]["tool"], told[0]["status"], told[0]["error"]["code"]) == (
+            "calculator", "unknown", "outcome_unknown",
+        )  # fmt: skip
+        assert (cancelled.last_sequence, cancelled.usage) == (9, Usage())
+
+    @clause("RUN-29")
+    async def test_cancelling_a_held_run_leaves_its_steps_to_its_worker(self, harness: RunStateHarness) -> None:
+        state = await harness.open()
+        run = await claimed(state)
+        await state.append(ACME, run.id, run.epoch, Change(steps=(intent(1),)))
+        before = await state.steps(ACME, run.id)
+
+        asked = await state.cancel(ACME, run.id, reason="not needed")
+
+        assert await state.steps(ACME, run.id) == before
+        assert asked.last_sequence == run.last_sequence
 
     @clause("RUN-10", "RUN-11")
     async def test_cancel_racing_completion_leaves_one_end(self, harness: RunStateHarness) -> None:

@@ -312,6 +312,25 @@ class RunStateDecisions(Contract):
         assert (step.status, step.output, step.error) == (status, output, error)
         assert (step.finished_at is None) == (resolution == RETRY)
 
+    @clause("RUN-29")
+    @pytest.mark.parametrize("resolution", [DONE, FAIL, RETRY], ids=lambda resolution: resolution.decision)
+    async def test_a_decided_step_of_a_cancelled_run_keeps_its_decision(
+        self, harness: RunStateHarness, resolution: Resolution
+    ) -> None:
+        state = await harness.open()
+        source = await parked(state, 2)
+        await state.resolve(ACME, source.id, 2, resolution, resolve_key())
+        before = await state.steps(ACME, source.id)
+
+        cancelled = await state.cancel(ACME, source.id, reason="not needed")
+
+        assert cancelled.status == "cancelled"
+        assert await state.steps(ACME, source.id) == before
+        assert [kind for _, kind in await harness.event_types(ACME, source.id)][2:] == [
+            "step.resolved",
+            "run.cancelled",
+        ]
+
     @clause("RUN-22")
     async def test_a_decision_is_told(self, harness: RunStateHarness) -> None:
         state = await harness.open()

@@ -3,11 +3,24 @@
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec import to_builtins
+
 from ports.errors import Conflict, InvalidArgument
 from ports.event import TERMINAL_EVENTS
 from ports.ids import RunId
 from ports.messages import Fault, Json
-from ports.run_state import TERMINAL, TERMINAL_EVENT, Change, NewEvent, Origin, Resolution, RunStatus, StepStatus
+from ports.run_state import (
+    TERMINAL,
+    TERMINAL_EVENT,
+    Change,
+    NewEvent,
+    Origin,
+    Resolution,
+    RunStatus,
+    StepKind,
+    StepResult,
+    StepStatus,
+)
 
 
 def check_change(change: Change) -> None:
@@ -40,6 +53,19 @@ def forked_event(agent_id: str, origin: Origin) -> NewEvent:
     """A fork's first event."""
     lineage: dict[str, Json] = {"run_id": origin.run_id, "step": origin.step}
     return NewEvent(type="run.created", data={"agent_id": agent_id, "forked_from": lineage})
+
+
+INTERRUPTED: Final = Fault(code="outcome_unknown", message="interrupted; whether it took effect is unknown")
+
+
+def interrupted(n: int, kind: StepKind, name: str) -> tuple[StepResult, list[NewEvent]]:
+    """How a step is closed that was begun, where its run ends."""
+    result = StepResult(n=n, status="unknown", error=INTERRUPTED)
+    told: dict[str, Json] = {"step": n, "error": to_builtins(INTERRUPTED), "duration_ms": 0}
+    if kind == "tool":
+        told |= {"tool": name, "status": result.status}
+    closed: dict[str, Json] = {"step": n, "status": result.status}
+    return result, [NewEvent(type=f"{kind}.completed", data=told), NewEvent(type="step.completed", data=closed)]
 
 
 RESOLVED_STATUS: Final[Mapping[str, StepStatus]] = {"done": "completed", "fail": "failed", "retry": "planned"}

@@ -63,6 +63,8 @@ Clauses (each has a test in `conformance.run_state`):
 * RUN-28  Where `transactional`, the `writes` of an append are true with it or not at all: then the Memory port has them,
           under the run's tenant and namespace, as if put one after the other. One that Memory would not take raises
           `InvalidArgument`. Where not `transactional`, an append with writes raises `Unsupported` and writes nothing.
+* RUN-29  A run that `cancel` ends leaves no step begun: each becomes `unknown` with the fault `outcome_unknown`, and that
+          is told, in the order of the steps, before `run.cancelled`. All other steps stay as they are.
 
 A tenant's entitlements are those its directory has (`ports.tenant`); a tenant unknown to it has the defaults.
 """

@@ -25,6 +25,7 @@ from ports.run_rules import (
     check_change,
     check_fork,
     forked_event,
+    interrupted,
     resolved_event,
     resolved_fault,
     unforkable,
@@ -194,7 +195,8 @@ class InprocRunState:
             row.run = replace(row.run, cancel_requested_at=row.run.cancel_requested_at or now)
         elif row.run.status not in TERMINAL:
             row.run = replace(row.run, status="cancelled", cancel_requested_at=now, finished_at=now)
-            row.record(self._store, auth, now, NewEvent(type="run.cancelled", data={"reason": reason}))
+            closing = close_begun(row, now)
+            row.record(self._store, auth, now, *closing, NewEvent(type="run.cancelled", data={"reason": reason}))
         return own(row.run)
 
     async def fork(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
@@ -325,6 +327,17 @@ def decided(step: Step, resolution: Resolution, now: datetime) -> Step:
         output=own(resolution.output) if resolution.decision == "done" else None,
         error=resolved_fault(resolution),
     )
+
+
+def close_begun(row: RunRow, now: datetime) -> list[NewEvent]:
+    """Close the steps that nobody will close any more. Their events."""
+    told: list[NewEvent] = []
+    for n, step in sorted(row.steps.items()):
+        if step.status == "started":
+            result, events = interrupted(n, step.kind, step.name)
+            row.steps[n] = next_step(step, result, epoch=step.epoch, now=now)
+            told += events
+    return told
 
 
 def check_fence(run: Run, epoch: int) -> None:

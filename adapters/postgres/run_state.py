@@ -36,9 +36,11 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.ids import RunId, WorkerId, minted
 from ports.messages import Page
 from ports.run_rules import (
+    INTERRUPTED,
     RESOLVED_STATUS,
     check_change,
     check_fork,
+    interrupted,
     resolved_event,
     resolved_fault,
     unresolvable,
@@ -50,6 +52,7 @@ from ports.run_state import (
     Change,
     Created,
     Idempotency,
+    NewEvent,
     NewRun,
     Origin,
     Orphan,
@@ -155,19 +158,28 @@ class PostgresRunState:
     async def cancel(
         self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
     ) -> Run:
-        asked = {
-            **run_scope(auth, run_id),
-            **trace_of(auth),
-            "principal": auth.principal,
-            "data": packed({"reason": reason}),
-        }
+        scope = run_scope(auth, run_id)
+        asked = {**scope, **trace_of(auth), "principal": auth.principal, "interrupted": packed(INTERRUPTED)}
         async with self._database.transaction(auth.tenant) as transaction:
-            row = await transaction.row(_SQL["cancel"], asked)
+            if await transaction.row(_SQL["hold"], scope) is None:
+                raise absent(run_id)
+            events = [
+                event
+                for step in await transaction.rows(_SQL["begun"], scope)
+                for event in interrupted(step["n"], step["kind"], step["name"])[1]
+            ]
+            events.append(NewEvent(type="run.cancelled", data={"reason": reason}))
+            rows = [
+                {"place": place, "type": event.type, "data": packed(event.data)}
+                for place, event in enumerate(events, start=1)
+            ]
+            told = {"event_count": len(events), "events": packed(rows)}
+            row = await transaction.row(_SQL["cancel"], {**asked, **told})
             run = await (
                 whole_run(transaction, auth.tenant, row) if row is not None else loaded(transaction, auth, run_id)
             )
             if idempotency is not None:
-                named = {**key_of(auth, idempotency), "fingerprint": idempotency.fingerprint, "run": asked["run"]}
+                named = {**key_of(auth, idempotency), "fingerprint": idempotency.fingerprint, "run": scope["run"]}
                 await transaction.rows(_SQL["remember"], named)
                 # Refuses a key that means something else, and with it the whole transaction.
                 await known(transaction, auth, idempotency)

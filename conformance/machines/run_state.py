@@ -290,8 +290,10 @@ class RunStateMachine(Driven[RunStateHarness]):
         run = self.run(self.port.cancel(one.requester, one.id, reason="any"))
 
         if one.status in {"queued", "needs_operator"}:
+            begun = [n for n, status in one.journal.items() if status == "started"]
             one.status = "cancelled"
-            one.log.append("run.cancelled")
+            one.journal.update(dict.fromkeys(begun, "unknown"))
+            one.log += [*["tool.completed", "step.completed"] * len(begun), "run.cancelled"]
         elif one.status == "running":
             one.cancelling = True
         assert run.status == one.status

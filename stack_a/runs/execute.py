@@ -20,6 +20,7 @@ from ports.errors import AgentOSError, Conflict, Internal, NotFound, Unavailable
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
+from ports.run_rules import INTERRUPTED, interrupted
 from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
 from ports.tool import ToolCall, ToolSpec
 from stack_a.deps import WorkerDeps
@@ -53,8 +54,6 @@ CAN_WAIT: Final[frozenset[EffectClass]] = frozenset({"pure", "idempotent"})
 transactional one's, whose effect is in that commit and may be what the next step looks for."""
 
 Interruption: TypeAlias = Literal["abandon", "cancel", "deadline", "hand_back"]
-
-_INTERRUPTED: Final = Fault(code="outcome_unknown", message="interrupted; whether it took effect is unknown")
 
 T = TypeVar("T")
 
@@ -312,16 +311,14 @@ class Execution:
                 told = None
             if told is not None:
                 return StepResult(n=step.n, status="completed", output=told.output)
-        return StepResult(n=step.n, status="unknown", error=_INTERRUPTED)
+        return StepResult(n=step.n, status="unknown", error=INTERRUPTED)
 
     async def _end(
         self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None
     ) -> None:
         for step in journal.steps:
             if step.status == "started":
-                result = StepResult(n=step.n, status="unknown", error=_INTERRUPTED)
-                closing = tell.model_failed(step.n, _INTERRUPTED, 0)
-                journal.complete(result, closing if step.kind == "model" else tell.tool_completed(step.name, result, 0))
+                journal.complete(*interrupted(step.n, step.kind, step.name))
         last = tell.finished(status, output=output, error=error, usage=self._usage)
         await journal.commit(status=status, output=output, error=error, events=[last])
         took = self._deps.clock.now() - self.run.created_at

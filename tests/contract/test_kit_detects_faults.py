@@ -27,9 +27,9 @@ from tests.contract.broken import (
     queues,
     registries,
     replies,
+    run_effects,
     run_states,
     run_verbs,
-    run_writes,
     tools,
     unfair_queues,
     upkeeps,
@@ -46,7 +46,7 @@ SUITES: Final = {
     "run_state": run_states,
     "lax_run_states": lax_run_states,
     "run_verbs": run_verbs,
-    "run_writes": run_writes,
+    "run_effects": run_effects,
     "event": events,
     "maintenance": upkeeps,
     "memory": memories,
@@ -61,7 +61,7 @@ _PARTS: Final = {
     "unfair_queues": "queue",
     "lax_run_states": "run_state",
     "run_verbs": "run_state",
-    "run_writes": "run_state",
+    "run_effects": "run_state",
 }
 PORT_OF: Final = {suite: _PARTS.get(suite, suite) for suite in SUITES}
 

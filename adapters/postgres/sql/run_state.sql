@@ -6,16 +6,25 @@ INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprin
 VALUES (:tenant, :namespace, :principal, :route, :key, :fingerprint, :run, ao_now())
 ON CONFLICT DO NOTHING;
 
+-- name: begun
+-- The steps that a cancel would close. None of a run that is running: whoever has it, or recovers it, closes them.
+SELECT s.n, s.kind, s.name
+FROM runs r
+JOIN steps s ON s.tenant_id = r.tenant_id AND s.run_id = r.id
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.status <> 'running'
+  AND s.tenant_id = :tenant AND s.status = 'started'
+ORDER BY s.n;
+
 -- name: cancel
--- A running run is asked to end, also when its worker's lease has lapsed: whoever recovers it knows what may still be at
--- work. Any other open run ends here.
+-- Run under `hold`. A running run is asked to end, also when its worker's lease has lapsed: whoever recovers it knows what may
+-- still be at work. Any other open run ends here, and with it the steps that were begun.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
 asked AS (
     UPDATE runs r
     SET cancel_requested_at = coalesce(r.cancel_requested_at, t.now),
         status = CASE r.status WHEN 'running' THEN 'running' ELSE 'cancelled' END,
         finished_at = CASE r.status WHEN 'running' THEN r.finished_at ELSE t.now END,
-        last_sequence = r.last_sequence + CASE r.status WHEN 'running' THEN 0 ELSE 1 END
+        last_sequence = r.last_sequence + CASE r.status WHEN 'running' THEN 0 ELSE CAST(:event_count AS integer) END
     FROM t
     WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
       AND (
@@ -24,11 +33,18 @@ asked AS (
       )
     RETURNING r.*
 ),
+closed AS (
+    UPDATE steps s
+    SET status = 'unknown', finished_at = asked.finished_at, error = CAST(:interrupted AS json)
+    FROM asked
+    WHERE asked.status = 'cancelled' AND s.tenant_id = :tenant AND s.run_id = asked.id AND s.status = 'started'
+),
 told AS (
     INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
-    SELECT asked.tenant_id, asked.id, asked.last_sequence, 'run.cancelled', asked.finished_at, CAST(:data AS json),
-           :correlation_id, :traceparent
-    FROM asked
+    SELECT asked.tenant_id, asked.id, asked.last_sequence - CAST(:event_count AS integer) + e.place, e.type, asked.finished_at,
+           CAST(e.data AS json), :correlation_id, :traceparent
+    FROM asked,
+         json_to_recordset(CAST(:events AS json)) AS e (place integer, type text, data text)
     WHERE asked.status = 'cancelled'
 ),
 noted AS (

@@ -172,6 +172,8 @@ class TestCreatesWithoutAnEvent(BrokenRunState):
             "test_a_run_ends_with_its_output_and_its_terminal_event_last",
             "test_a_run_nobody_holds_is_cancelled_at_once",
             "test_a_decision_is_told",
+            "test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun",
+            "test_a_decided_step_of_a_cancelled_run_keeps_its_decision",
         }
     )
 
@@ -672,6 +674,7 @@ class TestCancelsHeldRunsAtOnce(BrokenRunState):
         {
             "test_cancelling_a_held_run_is_reported_to_its_worker",
             "test_a_worker_that_takes_over_learns_of_the_cancellation",
+            "test_cancelling_a_held_run_leaves_its_steps_to_its_worker",
         }
     )
 
@@ -697,6 +700,8 @@ class TestOnlyAsksToCancel(BrokenRunState):
             "test_a_backlog_has_room_again_when_a_run_was_started_or_cancelled",
             "test_a_refusal_uses_up_neither_key_nor_room",
             "test_a_backlog_limit_that_was_lowered_holds_for_what_is_queued_already",
+            "test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun",
+            "test_a_decided_step_of_a_cancelled_run_keeps_its_decision",
         }
     )
 

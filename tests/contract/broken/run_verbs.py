@@ -229,7 +229,7 @@ class TestTellsAnotherDecision(BrokenRunState):
     replaced: ClassVar = {
         "resolved_event": lambda n, _resolution: NewEvent(type="step.completed", data={"step": n}),
     }
-    caught_by = frozenset({"test_a_decision_is_told"})
+    caught_by = frozenset({"test_a_decision_is_told", "test_a_decided_step_of_a_cancelled_run_keeps_its_decision"})
 
 
 class QueuesAtTheFirstDecision(InprocRunState):

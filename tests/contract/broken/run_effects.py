@@ -1,12 +1,23 @@
-"""Run states whose writes are broken."""
+"""Run states that are wrong about effects: those they write, and those that a cancelled run may have begun."""
+
+from datetime import datetime
+from typing import ClassVar
 
 from msgspec.structs import replace
 
-from adapters.inproc import memory
+from adapters.inproc import memory, run_state
 from adapters.inproc.run_state import InprocRunState
+from adapters.inproc.runs import RunRow
 from ports.context import AuthContext
 from ports.ids import RunId
-from ports.run_state import Appended, Change, RunStateCapabilities
+from ports.run_state import (
+    Appended,
+    Change,
+    Idempotency,
+    NewEvent,
+    Run,
+    RunStateCapabilities,
+)
 from tests.contract.broken.run_states import BrokenRunState
 
 
@@ -92,3 +103,51 @@ class SilentlyMakesNoWrites(InprocRunState):
 class TestSilentlyMakesNoWrites(BrokenRunState):
     broken = SilentlyMakesNoWrites
     caught_by = frozenset({"test_a_store_that_makes_no_writes_says_so"})
+
+
+class TestLeavesStepsBegun(BrokenRunState):
+    replaced: ClassVar = {"close_begun": lambda _row, _now: []}
+    caught_by = frozenset({"test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun"})
+
+
+honest_close_begun = run_state.close_begun
+
+
+def close_in_silence(row: RunRow, now: datetime) -> list[NewEvent]:
+    honest_close_begun(row, now)
+    return []
+
+
+class TestClosesStepsInSilence(BrokenRunState):
+    replaced: ClassVar = {"close_begun": close_in_silence}
+    caught_by = frozenset({"test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun"})
+
+
+def close_every_step(row: RunRow, now: datetime) -> list[NewEvent]:
+    row.steps = {n: replace(step, status="started") for n, step in row.steps.items()}
+    return honest_close_begun(row, now)
+
+
+class TestClosesEveryStep(BrokenRunState):
+    replaced: ClassVar = {"close_begun": close_every_step}
+    caught_by = frozenset(
+        {
+            "test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun",
+            "test_a_decided_step_of_a_cancelled_run_keeps_its_decision",
+        }
+    )
+
+
+class ClosesStepsOfHeldRuns(InprocRunState):
+    async def cancel(
+        self, auth: AuthContext, run_id: RunId, *, reason: str, idempotency: Idempotency | None = None
+    ) -> Run:
+        row = self._runs.row(auth, run_id)
+        if row.run.status == "running":
+            run_state.close_begun(row, self._clock.now())
+        return await super().cancel(auth, run_id, reason=reason, idempotency=idempotency)
+
+
+class TestClosesStepsOfHeldRuns(BrokenRunState):
+    broken = ClosesStepsOfHeldRuns
+    caught_by = frozenset({"test_cancelling_a_held_run_leaves_its_steps_to_its_worker"})
