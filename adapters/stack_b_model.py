@@ -53,6 +53,8 @@ _FINISHES: Final[dict[str, FinishReason]] = {
     "content_filter": "content_filter",
 }
 
+_AWAY: Final = frozenset({httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT})
+
 AnswerT = TypeVar("AnswerT", bound=Struct)
 
 
@@ -246,6 +248,10 @@ class StackBModel:
                 yield response
             finally:
                 await response.aclose()
+        except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unavailable(
+                "Stack B takes no connection; `agentos status` shows whether it runs", code="unavailable"
+            ) from error
         except httpx.TimeoutException as error:
             raise Unavailable("Stack B did not answer in time", code="upstream_timeout") from error
         except httpx.HTTPError as error:
@@ -318,7 +324,9 @@ def _refusal(raw: bytes, response: httpx.Response | None) -> AgentOSError:
         told = msgspec.json.decode(raw, type=_Refused).error
     except msgspec.DecodeError:
         status = response.status_code if response is not None else "an error"
-        return Unavailable(f"Stack B answered {status} without saying why", code="upstream_error")
+        # What stands before Stack B says so where Stack B is away.
+        code = "unavailable" if status in _AWAY else "upstream_error"
+        return Unavailable(f"Stack B answered {status} without saying why", code=code)
     after = response.headers.get("retry-after", "") if response is not None else ""
     more = {"retryable": told.retryable} if told.code in CODES else {}
     return from_code(

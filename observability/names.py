@@ -159,6 +159,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "step.abort_failed": "the gateway could not be told to end a model call; it finishes, and is paid",
     "step.crashed": "a bug ended a model call under a step key that nobody waited for any more",
     "step.extend_failed": "the lease of a model call under way could not be extended",
+    "step.model_retried": "a model call failed in a way that may pass; the run waits and makes it again",
     "step.not_abandoned": "the journal could not be told that a model call failed; its lease ends by itself",
     "step.not_journaled": "a model's reply was given out although the journal could not keep it",
     "step.reconcile_failed": "a tool could not say what became of an interrupted call; an operator is asked",

@@ -12,7 +12,6 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
 from msgspec import to_builtins
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from observability.logs import who
 from ports.agent import AgentSpec
@@ -27,17 +26,19 @@ from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
 from stack_a.runs.deltas import Deltas
 from stack_a.runs.journal import Journal, fault_of, read_steps
+from stack_a.runs.patience import Patience
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
 
 logger = logging.getLogger("agentos.runs")
 
 MODEL_ATTEMPTS: Final = 6
-"""With the back-off below about 15 s in all: the time a gateway takes to restart."""
+"""About 10 s in all for a provider that fails, and for a refusal that may pass. A gateway that is away is waited for until
+the run's deadline, as long as the run has one."""
+ATTEMPTS_APART: Final = 100_000
+"""Between the numbers of one worker's attempts and the next one's: more than fit into the longest deadline."""
 TOOL_ATTEMPTS: Final = 2
 """Of a repeatable tool whose failure may pass. An unsafe one gets one."""
-FIRST_BACKOFF_S: Final = 0.5
-MAX_BACKOFF_S: Final = 8.0
 ABORT_S: Final = 5.0
 """How long a run that has ended holds its slot until the gateway has heard that its model call is not wanted any more."""
 
@@ -74,6 +75,8 @@ class Execution:
         """Set while there is something under way that may take long."""
         self._usage = run.usage
         self._journal: Journal | None = None
+        self._failure: AgentOSError | None = None
+        """Why the model call under way has not been answered yet."""
 
     def interrupt(self, why: Interruption) -> None:
         """End what the run is doing now.
@@ -153,7 +156,10 @@ class Execution:
                 await self._abort(asked)
             case "deadline":
                 asked = _asked(journal)
-                fault = Fault(code="run_timeout", message="the run reached its deadline")
+                message = "the run reached its deadline"
+                if self._failure is not None:
+                    message += f"; its model call had failed before: {self._failure.message}"
+                fault = Fault(code="run_timeout", message=message)
                 await self._end(journal, "failed", error=fault)
                 await self._abort(asked)
             case "abandon":
@@ -187,11 +193,12 @@ class Execution:
         journal.intend(call.intent, tell.started(call.intent))
         began = self._deps.clock.monotonic()
         # Above every number an earlier worker may have told deltas under.
-        deltas = Deltas(n, attempts_before=(self.run.epoch - 1) * MODEL_ATTEMPTS)
+        deltas = Deltas(n, attempts_before=(self.run.epoch - 1) * ATTEMPTS_APART)
+        patience = Patience(MODEL_ATTEMPTS, outlasts=self.run.deadline_at is not None)
 
         async def ask() -> ChatReply | AgentOSError:
             try:
-                return await self._retrying(MODEL_ATTEMPTS, lambda: self._stream(call.request, deltas))
+                return await self._retrying(patience, lambda: self._stream(call.request, deltas), self._note_failure)
             except AgentOSError as error:
                 return error
 
@@ -204,6 +211,7 @@ class Execution:
             return
         if reply is None:
             return
+        self._failure = None
         self._usage = self._usage.plus(reply.usage)
         output: dict[str, Json] = {
             "text": reply.message.content,
@@ -268,10 +276,10 @@ class Execution:
         """What came of the call, and what becomes true with that."""
         n = call.intent.n
         wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, n))
-        attempts = TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1
+        patience = Patience(TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1)
         try:
             result = await self._retrying(
-                attempts, lambda: self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
+                patience, lambda: self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
             )
             if result.writes and spec.effect != "transactional":
                 raise Internal(f"{spec.name} has writes, and is not transactional", code="tool_bad_output")
@@ -300,7 +308,7 @@ class Execution:
         if self._deps.tool.capabilities.reconcile:
             try:
                 told = await self._retrying(
-                    TOOL_ATTEMPTS, lambda: self._deps.tool.reconcile(self._auth, step.name, key)
+                    Patience(TOOL_ATTEMPTS), lambda: self._deps.tool.reconcile(self._auth, step.name, key)
                 )
             except (NotFound, Unsupported):
                 told = None
@@ -373,18 +381,28 @@ class Execution:
             await self._deps.clock.sleep(TELL_TEXT_WITHIN)
             group.cancel_scope.cancel()
 
-    async def _retrying(self, attempts: int, call: Callable[[], Awaitable[T]]) -> T:
-        policy = AsyncRetrying(
-            stop=stop_after_attempt(attempts),
-            wait=wait_exponential_jitter(multiplier=FIRST_BACKOFF_S, max=MAX_BACKOFF_S),
-            retry=retry_if_exception(lambda error: isinstance(error, AgentOSError) and error.retryable),
-            sleep=lambda seconds: self._deps.clock.sleep(timedelta(seconds=seconds)),
-            reraise=True,
-        )
-        async for attempt in policy:
-            with attempt:
+    async def _retrying(
+        self,
+        patience: Patience,
+        call: Callable[[], Awaitable[T]],
+        on_wait: Callable[[AgentOSError], None] | None = None,
+    ) -> T:
+        while True:
+            try:
                 return await call()
-        raise AssertionError("the policy raises what the last attempt raised")
+            except AgentOSError as error:
+                wait = patience.wait_after(error)
+                if wait is None:
+                    raise
+                if on_wait is not None:
+                    on_wait(error)
+            await self._deps.clock.sleep(wait)
+
+    def _note_failure(self, error: AgentOSError) -> None:
+        """For whoever looks why this run stands still, or why it met its deadline."""
+        if self._failure is None:
+            logger.warning("step.model_retried", extra={"run_id": self.run.id, "code": error.code})
+        self._failure = error
 
     def _seconds_since(self, began: float) -> float:
         return self._deps.clock.monotonic() - began

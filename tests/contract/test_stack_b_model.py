@@ -230,7 +230,7 @@ async def test_a_gateway_that_is_not_there_is_unavailable() -> None:
         httpx.Response(200, text="<html>"),
         httpx.Response(200, json={"choices": []}),
         httpx.Response(200, json={"choices": [{"message": {"content": "no receipt"}}]}),
-        httpx.Response(502, text="bad gateway"),
+        httpx.Response(500, text="oh"),
     ],
 )
 async def test_an_answer_that_is_no_gateways_is_unavailable(answer: httpx.Response) -> None:
@@ -242,6 +242,40 @@ async def test_an_answer_that_is_no_gateways_is_unavailable(answer: httpx.Respon
             await model.chat(ACME, asking())
 
     assert refused.value.code == "upstream_error"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_what_stands_before_a_gateway_that_is_away_is_not_taken_for_it(status: int) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, text="<html>"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        with pytest.raises(Unavailable) as refused:
+            await StackBModel(client, Names(), SystemClock()).chat(ACME, asking())
+
+    assert refused.value.code == "unavailable"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (httpx.ConnectTimeout, "unavailable"),
+        (httpx.PoolTimeout, "unavailable"),
+        (httpx.ReadTimeout, "upstream_timeout"),
+        (httpx.RemoteProtocolError, "unavailable"),
+    ],
+)
+async def test_only_a_gateway_that_was_asked_and_is_silent_took_too_long(
+    failure: type[httpx.TransportError], code: str
+) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise failure("no", request=request)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(fail), base_url="http://gateway") as client:
+        with pytest.raises(Unavailable) as refused:
+            await StackBModel(client, Names(), SystemClock()).chat(ACME, asking())
+
+    assert refused.value.code == code
 
 
 @pytest.mark.anyio

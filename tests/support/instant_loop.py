@@ -6,6 +6,7 @@ a millisecond per turn, so that a loop which turns for ever meets its limit too.
 
 import asyncio
 import selectors
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 _TURN_S: Final = 0.001
@@ -22,6 +23,19 @@ class _InstantSelector(selectors.DefaultSelector):
         ready = super().select(0)
         self.passed += _TURN_S if ready else max(timeout, _TURN_S)
         return ready
+
+
+class InstantClock:
+    """The time of the `InstantLoop` that runs. Satisfies `ports.clock.Clock`."""
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.monotonic())
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, duration: timedelta) -> None:
+        await asyncio.sleep(max(0.0, duration.total_seconds()))
 
 
 class InstantLoop(asyncio.SelectorEventLoop):
