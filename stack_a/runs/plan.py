@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
@@ -97,12 +97,21 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
     if most is not None and spent >= most:
         message = f"the run's model calls have cost {spent} nano-US-dollars, and its limit is {most}"
         return _failed("max_cost_exceeded", message)
-    return _model_call(run, agent, tools, n, tuple(messages))
+    return _model_call(run, agent, tools, n, tuple(messages), steps=steps)
 
 
 def requested_tools(step: Step) -> tuple[ToolRequest, ...]:
     """The tool calls that a completed model step asked for."""
     return msgspec.convert(step.output["tool_calls"], tuple[ToolRequest, ...])
+
+
+def offers_before(steps: Mapping[int, Step], n: int) -> tuple[ToolOffer, ...] | None:
+    """What the last model step before `n` was offered; None where the journal does not say."""
+    for earlier in range(n - 1, 0, -1):
+        step = steps.get(earlier)
+        if step is not None and step.kind == "model" and step.input is not None and "offers" in step.input:
+            return msgspec.convert(step.input["offers"], tuple[ToolOffer, ...])
+    return None
 
 
 def digest(value: Json | Struct) -> str:
@@ -130,15 +139,26 @@ def _text(value: Json) -> str:
 
 
 def _model_call(
-    run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, messages: tuple[Message, ...]
+    run: Run,
+    agent: AgentSpec,
+    tools: Mapping[str, ToolSpec],
+    n: int,
+    messages: tuple[Message, ...],
+    *,
+    steps: Mapping[int, Step],
 ) -> CallModel:
+    offers = tuple(
+        ToolOffer(name=spec.name, description=spec.description, parameters=spec.input_schema)
+        for spec in permitted(run, agent, tools)
+    )
+    offered = offers_before(steps, n + 1)
+    if n in steps and offered is not None:
+        # Begun before: the same request again, whatever the tools are like by now. Its key belongs to it.
+        offers = offered
     request = ChatRequest(
         model=agent.model,
         messages=messages,
-        tools=tuple(
-            ToolOffer(name=spec.name, description=spec.description, parameters=spec.input_schema)
-            for spec in permitted(run, agent, tools)
-        ),
+        tools=offers,
         max_tokens=agent.limits.max_completion_tokens,
         step_key=step_key(run.id, n),
     )
@@ -147,8 +167,14 @@ def _model_call(
         kind="model",
         name=agent.model,
         effect=MODEL_EFFECT,
-        # The messages follow from the journal; their digest proves it, at a fraction of their size.
-        input={"model": agent.model, "messages": len(messages), "tools": [offer.name for offer in request.tools]},
+        # The messages follow from the journal; their digest proves it, at a fraction of their size. What was offered does
+        # not, and is written down wherever it is not what the step before was offered.
+        input={
+            "model": agent.model,
+            "messages": len(messages),
+            "tools": [offer.name for offer in offers],
+            **({} if offers == offers_before(steps, n) else {"offers": to_builtins(offers)}),
+        },
         input_digest=digest(request),
     )
     return CallModel(intent=intent, request=request)

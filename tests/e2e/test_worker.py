@@ -1,6 +1,7 @@
 """The worker and the engine over the in-process adapters: runs end, once, whatever happens to who executes them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -42,12 +43,13 @@ class Toolbox:
         self.cancelled = 0
         self.together = 0
         self.most_together = 0
+        self.description = "adds"
+        """Of `add`."""
 
     def port(self, clock: ManualClock) -> ToolPort:
-        return InprocTools(
-            [self._tool("add", self._add), self._tool("slow", self._wait), self._tool("send", self._wait, "unsafe")],
-            clock,
-        )
+        add = self._tool("add", self._add)
+        described = dataclasses.replace(add, spec=replace(add.spec, description=self.description))
+        return InprocTools([described, self._tool("slow", self._wait), self._tool("send", self._wait, "unsafe")], clock)
 
     @staticmethod
     def _tool(
@@ -347,6 +349,35 @@ async def test_a_model_that_is_briefly_away_is_asked_again(node: StackA, tools: 
         run = await node.ended(run_id)
 
     assert (run.status, run.output) == ("succeeded", {"text": "back"})
+
+
+async def test_a_model_step_is_asked_the_same_again_although_a_redeploy_changed_a_tools_description(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    answer = anyio.Event()
+    asked: list[str] = []
+
+    async def slowly(request: ChatRequest) -> Message:
+        await answer.wait()
+        return Message(role="assistant", content="done") if len(request.messages) > 2 else calls("add")
+
+    def rule(_auth: AuthContext, request: ChatRequest) -> Message | Coroutine[Any, Any, Message]:
+        asked.append(request.tools[0].description)
+        return slowly(request)
+
+    # The gateway outlives both workers, and knows each step by its request.
+    gateway = model(rule)
+    async with node.worker(gateway, tools.port(clock)):
+        run_id = await node.created()
+        await until_told(node, clock, run_id, "model.requested")
+    answer.set()
+    tools.description = "adds, and carries"
+    async with node.worker(gateway, tools.port(clock)):
+        await takeover(clock)
+        run = await node.ended(run_id)
+
+    assert (run.status, run.error) == ("succeeded", None)
+    assert asked == ["adds", "adds, and carries"]
 
 
 async def test_a_model_error_that_no_retry_can_fix_fails_the_run_with_its_code(

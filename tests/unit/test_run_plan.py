@@ -57,6 +57,21 @@ def done(n: int, kind: str, name: str, output: Json, *, error: Fault | None = No
     )  # fmt: skip
 
 
+def calling(action: Action) -> CallModel:
+    assert isinstance(action, CallModel)
+    return action
+
+
+def intended(call: CallModel) -> Step:
+    """The step of a model call as the journal has it, with no answer."""
+    step = done(call.intent.n, "model", call.intent.name, None)
+    return replace(step, input=call.intent.input, input_digest=call.intent.input_digest)
+
+
+def answered(call: CallModel) -> Step:
+    return replace(intended(call), output=model_step(call.intent.n, add="{}").output)
+
+
 def paid(step: Step, cost_nanousd: int) -> Step:
     return replace(step, usage=Usage(cost_nanousd=cost_nanousd))
 
@@ -185,6 +200,55 @@ def test_an_interrupted_repeatable_call_is_planned_again_under_its_number() -> N
     again = plan(started(model_step(1)))
 
     assert again == first
+
+
+class TestOffers:
+    """What a model step was offered is in the journal: a begun one is asked the same again."""
+
+    CHANGED = TOOLS | {"add": replace(TOOLS["add"], description="adds, and carries")}
+
+    def test_a_begun_model_step_is_asked_what_it_was_asked_although_a_tool_is_described_otherwise_now(self) -> None:
+        first = calling(next_action(RUN, AGENT, TOOLS, ()))
+        begun = started(intended(first))
+
+        again = calling(next_action(RUN, AGENT, self.CHANGED, (begun,)))
+        anew = calling(next_action(RUN, AGENT, self.CHANGED, ()))
+
+        assert again.request == first.request
+        assert again.intent.input_digest == begun.input_digest
+        assert anew.request != first.request
+
+    def test_a_begun_model_step_is_asked_the_same_although_a_tool_is_gone(self) -> None:
+        first = calling(next_action(RUN, AGENT, TOOLS, ()))
+        left = {name: spec for name, spec in TOOLS.items() if name != "send"}
+
+        assert calling(next_action(RUN, AGENT, left, (started(intended(first)),))).request == first.request
+
+    def test_the_next_model_step_is_offered_the_tools_as_they_are_by_then(self) -> None:
+        first = answered(calling(next_action(RUN, AGENT, TOOLS, ())))
+
+        second = calling(next_action(RUN, AGENT, self.CHANGED, (first, done(2, "tool", "add", {}))))
+
+        assert second.request.tools[0].description == "adds, and carries"
+        assert second.intent.input["offers"][0]["description"] == "adds, and carries"
+        begun = (first, done(2, "tool", "add", {}), started(intended(second)))
+        assert calling(next_action(RUN, AGENT, TOOLS, begun)).request == second.request
+
+    def test_offers_are_written_down_where_they_change_and_found_from_every_step(self) -> None:
+        first = answered(calling(next_action(RUN, AGENT, TOOLS, ())))
+        journal = (first, done(2, "tool", "add", {}))
+
+        second = calling(next_action(RUN, AGENT, TOOLS, journal))
+        again = calling(next_action(RUN, AGENT, self.CHANGED, (*journal, started(intended(second)))))
+
+        assert "offers" in first.input
+        assert "offers" not in second.intent.input
+        assert again.request == second.request
+
+    def test_a_journal_from_before_offers_were_written_down_is_gone_on_with(self) -> None:
+        begun = started(model_step(1))
+
+        assert calling(plan(begun)).request == calling(plan()).request
 
 
 def test_an_interrupted_unsafe_call_is_settled_never_repeated() -> None:
