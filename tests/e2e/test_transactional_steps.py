@@ -16,7 +16,7 @@ from ports.adapter import Given
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Unavailable, Unsupported
 from ports.ids import RunId
-from ports.memory import MemoryWrite
+from ports.memory import Match, MemoryPort, MemoryWrite
 from ports.messages import Json
 from ports.model import ChatRequest, Message, ToolRequest
 from ports.run_state import Appended, Change, Run
@@ -33,7 +33,8 @@ class Refusing:
 
     def __init__(self, *errors: AgentOSError) -> None:
         self.errors = list(errors)
-        self.refused = 0
+        self.memory: MemoryPort | None = None
+        self.found_at_refusal: list[tuple[Match, ...]] = []
         self._port: Any = None
 
     def around(self, name: str, port: Any) -> Any:  # any port of the node
@@ -47,7 +48,8 @@ class Refusing:
 
     async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
         if change.writes and self.errors:
-            self.refused += 1
+            if self.memory is not None:
+                self.found_at_refusal.append(await self.memory.search(auth, "tea"))
             raise self.errors.pop(0)
         appended: Appended = await self._port.append(auth, run_id, epoch, change)
         return appended
@@ -109,18 +111,14 @@ async def test_what_a_step_remembers_is_found_by_the_next_one() -> None:
 async def test_a_commit_that_fails_leaves_neither_result_nor_effect_and_the_step_is_done_again() -> None:
     clock, store = ManualClock(), Refusing(Unavailable("away"))
     async with stack_a(clock=clock, wrap=store.around) as node, memory_tools(node) as tools:
-        found: list[int] = []
+        store.memory = node.memory
         async with node.worker(model(remembers), tools):
-            run_id = await node.created()
-            while not store.refused:
-                await clock.advance(SWEEP_EVERY)
-            found.append(len(await node.memory.search(ACME, "tea")))
-            run = await ended(node, clock, run_id)
-        found.append(len(await node.memory.search(ACME, "tea")))
+            run = await ended(node, clock, await node.created())
+        found = await node.memory.search(ACME, "tea")
         steps = await node.run_state.steps(ACME, run.id)
 
     assert (run.status, run.epoch) == ("succeeded", 2)
-    assert found == [0, 1]
+    assert (store.found_at_refusal, len(found)) == ([()], 1)
     assert [(step.n, step.status, step.epoch) for step in steps if step.kind == "tool"] == [(2, "completed", 2)]
 
 
