@@ -26,13 +26,14 @@ from conformance.faults import Kind
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.ids import RunId, WorkerId
+from ports.memory import MemoryWrite
 from ports.model import ChatDelta, ChatRequest
 from ports.queue import Delivery
 from ports.run_state import Appended, Change, Orphan, Renewal, Run, StepIntent
 from ports.tool import ToolCall, ToolResult, ToolSpec
 from stack_a.runs.start import Hint
 from stack_a.worker import LEASE, SELF, Worker
-from tests.support.simulation import AS_IT_IS, TOOLS, Trouble, World, Wrap
+from tests.support.simulation import AS_IT_IS, TOOLS, TRANSACTIONAL, Trouble, World, Wrap
 
 EXAMPLES: Final = int(os.environ.get("AGENTOS_SIMULATION_EXAMPLES", "60"))
 SEARCHED: Final = max(400, EXAMPLES)
@@ -296,14 +297,24 @@ class IntentsWithResults(Around):
         return appended
 
 
-class WritingApart(Around):
-    """A store that makes writes before it looks whether it may, in a transaction of their own."""
+class ActingAtOnce(Around):
+    """Tools, of which the transactional one makes its writes itself."""
 
-    async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
-        for write in change.writes:
-            self.port._items.put(auth, write, self.port._clock.now())
-        appended: Appended = await self.port.append(auth, run_id, epoch, msgspec.structs.replace(change, writes=()))
-        return appended
+    store: Any = None
+
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        if call.name == TRANSACTIONAL:
+            write = MemoryWrite(key=call.key, value=call.arguments["nonce"])
+            self.store._items.put(auth, write, self.store._clock.now())
+        result: ToolResult = await self.port.invoke(auth, call, timeout=timeout)
+        return result
+
+
+def acting_at_once(name: str, given: Any) -> Any:
+    """A process' run store is wrapped before its tools."""
+    if name == "run_state":
+        ActingAtOnce.store = given
+    return ActingAtOnce(given) if name == "tool" else given
 
 
 class LosingWrites(Around):
@@ -371,7 +382,7 @@ PLANTED: Final[dict[str, tuple[str, dict[str, Wrap]]]] = {
     "the intent after the effect": ("E2|E9", {"plant": only("run_state", IntentsWithResults)}),
     "a gateway that forgets its replies": ("E2", {"stored": only("model", ForgettingReplies)}),
     "a new key per attempt": ("E2", {"plant": only("tool", KeyPerAttempt)}),
-    "writes before the fence": ("E2", {"stored": only("run_state", WritingApart)}),
+    "a transactional tool that acts": ("E2", {"plant": acting_at_once}),
     "writes that are lost": ("E2", {"plant": only("run_state", LosingWrites)}),
     "an unsafe tool repeated": ("E9", {"plant": only("tool", UnsafeTakenForSafe)}),
 }
