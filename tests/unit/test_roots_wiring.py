@@ -150,6 +150,17 @@ async def test_a_tool_is_transactional_only_where_run_store_and_memory_are_one_s
     assert put.effect == effect
 
 
+async def test_tools_joined_with_others_are_transactional_where_they_are_alone() -> None:
+    one_store = Choice(adapter="inproc", config={"name": "wiring"})
+    joined = Choice(adapter="joined", config={"parts": [{"adapter": "builtin"}]})
+    choices = {"run_state": one_store, "memory": one_store, "tool": joined}
+
+    async with open_ports(choices, {"run_state": None, "tool": None}, clock=SystemClock()) as ports:
+        put = await ports["tool"].describe(ACME, "memory_put")
+
+    assert put.effect == "transactional"
+
+
 async def test_without_a_run_store_no_tool_is_transactional() -> None:
     choices = {"memory": Choice(adapter="inproc"), "tool": Choice(adapter="builtin")}
 
