@@ -4,7 +4,10 @@ RunState decides; the queue only hints. A hint is acknowledged once the claim is
 a redelivery, and a crash after it costs a lapsed lease, which the sweep of any worker finds.
 
 The worker's right to write is its lease in the run store, renewed every `RENEW_EVERY` for `LEASE`. When it could not renew
-for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without another write: the lease may have lapsed.
+for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without another write: the lease may soon lapse. The
+store gives renewals a way of their own, past whatever else waits for it. A loop kept so busy that it does not come to renew
+does not come to stop its runs either; what it then still writes, the store refuses, because whoever took over has a higher
+epoch.
 """
 
 import contextlib
@@ -32,11 +35,17 @@ from stack_a.runs.start import Hint
 
 logger = logging.getLogger("agentos.worker")
 
-LEASE: Final = timedelta(seconds=30)
+LEASE: Final = timedelta(seconds=25)
+"""How long a run of a worker that died waits, at most, before it may be taken over. With the longest pause between two
+sweeps (1.25 * `SWEEP_EVERY`) that is 27.5 s, which leaves 2.5 s of the 30 s promised for the sweep and the claim."""
 RENEW_EVERY: Final = timedelta(seconds=2)
 """Also how soon a cancel reaches a running tool."""
-FENCE_AFTER: Final = timedelta(seconds=25)
+FENCE_AFTER: Final = timedelta(seconds=18)
+"""Looked at when a renewal fails, which may be a pause and a whole call after it passed: 18 + 2 + 4.5 s, where 4.5 s is the
+longest that the PostgreSQL adapter waits for an answer. So all runs are stopped before the lease ends, at 25 s."""
 SWEEP_EVERY: Final = timedelta(seconds=2)
+SWEEP_JITTER: Final = (0.75, 1.25)
+"""So that workers started together do not sweep together."""
 QUEUED_TOO_LONG: Final = timedelta(seconds=2)
 HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
@@ -223,8 +232,7 @@ class Worker:
         backlog. A worker without a free slot has no use for either.
         """
         while True:
-            # Jittered, so that workers started together do not sweep together.
-            await self._deps.clock.sleep(SWEEP_EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
+            await self._deps.clock.sleep(SWEEP_EVERY * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
             if (free := self._free) == 0:
                 continue
             try:

@@ -20,7 +20,7 @@ from tests.support.unsafe_tools import ADAPTERS, LEDGER
 
 pytestmark = pytest.mark.anyio
 
-# A lease lasts 30 s; then the sweep, and the run itself.
+# A lease lasts 25 s; then the sweep, and the run itself.
 TAKEOVER_SECONDS = 60
 
 
