@@ -47,6 +47,7 @@ SWEEP_EVERY: Final = timedelta(seconds=2)
 SWEEP_JITTER: Final = (0.75, 1.25)
 """So that workers started together do not sweep together."""
 QUEUED_TOO_LONG: Final = timedelta(seconds=2)
+HOWEVER_LONG: Final = timedelta(days=36_500)
 HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
 RETRY_AFTER: Final = timedelta(seconds=1)
@@ -78,6 +79,8 @@ class Worker:
         """The epoch of each run in hand, from the claim on."""
         self._renewed_at: float | None = None
         self._registered = anyio.Event()
+        self._sweep_due = False
+        """Whether the next free slot is the sweep's."""
         self._leaving = anyio.Event()
         self._changed = anyio.Event()
 
@@ -182,8 +185,8 @@ class Worker:
 
     async def _take_forever(self, group: TaskGroup) -> None:
         while True:
-            free = self._free
-            if free == 0:
+            free = self._free - self._sweep_due
+            if free <= 0:
                 with anyio.move_on_after(LEASE_WAIT.total_seconds()):
                     await self._changed.wait()
                 continue
@@ -229,19 +232,29 @@ class Worker:
         """Adopt runs whose hint was lost or whose worker is gone.
 
         Straight from the store, not by way of the queue: a hint enqueued again on every sweep would multiply under a
-        backlog. A worker without a free slot has no use for either.
+        backlog. A worker without a free slot has no use for either; but the next one to become free is kept for the sweep,
+        because where hints have no end none would ever be free at the moment it looks.
         """
         while True:
             await self._deps.clock.sleep(SWEEP_EVERY * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
-            if (free := self._free) == 0:
-                continue
+            # With more hints than slots, what is only queued waits for its turn in the queue.
+            queued_for = QUEUED_TOO_LONG if self._free > 0 else HOWEVER_LONG
+            await self._until_free()
             try:
-                orphans = await self._deps.run_state.orphans(SELF, queued_for=QUEUED_TOO_LONG, limit=free)
+                orphans = await self._deps.run_state.orphans(SELF, queued_for=queued_for, limit=self._free)
             except AgentOSError as error:
                 logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
-                continue
+                orphans = ()
             for orphan in orphans:
                 self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
+            self._sweep_due = False
+            self._announce()
+
+    async def _until_free(self) -> None:
+        self._sweep_due = True
+        while self._free == 0:
+            with anyio.move_on_after(LEASE_WAIT.total_seconds()):
+                await self._changed.wait()
 
     async def _adopt(self, requester: AuthContext, run_id: RunId) -> None:
         try:
