@@ -21,6 +21,8 @@ class Ledger:
     """Key → every run a 202 named for it."""
     streams: dict[str, list[list[Seen]]] = field(default_factory=dict)
     """Run → what each followed stream gave, over all its reconnects."""
+    reconnects: dict[str, int] = field(default_factory=dict)
+    """Run → how often a reader left its stream while the load lasted, and came back."""
     refusals: dict[str, int] = field(default_factory=dict)
     """How requests were refused or failed, by status or error."""
     raced: int = 0
