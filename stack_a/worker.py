@@ -44,6 +44,8 @@ FENCE_AFTER: Final = timedelta(seconds=18)
 """Looked at when a renewal fails, which may be a pause and a whole call after it passed: 18 + 2 + 4.5 s, where 4.5 s is the
 longest that the PostgreSQL adapter waits for an answer. So all runs are stopped before the lease ends, at 25 s."""
 SWEEP_EVERY: Final = timedelta(seconds=2)
+SWEEP_AGAIN: Final = timedelta(milliseconds=250)
+"""After a sweep that found as much as there was room for."""
 SWEEP_JITTER: Final = (0.75, 1.25)
 """So that workers started together do not sweep together."""
 QUEUED_TOO_LONG: Final = timedelta(seconds=2)
@@ -235,26 +237,31 @@ class Worker:
         backlog. A worker without a free slot has no use for either; but the next one to become free is kept for the sweep,
         because where hints have no end none would ever be free at the moment it looks.
         """
+        pause = SWEEP_EVERY
         while True:
-            await self._deps.clock.sleep(SWEEP_EVERY * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
+            await self._deps.clock.sleep(pause * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
             # With more hints than slots, what is only queued waits for its turn in the queue.
             queued_for = QUEUED_TOO_LONG if self._free > 0 else HOWEVER_LONG
-            await self._until_free()
+            free = await self._until_free()
             try:
-                orphans = await self._deps.run_state.orphans(SELF, queued_for=queued_for, limit=self._free)
+                orphans = await self._deps.run_state.orphans(SELF, queued_for=queued_for, limit=free)
             except AgentOSError as error:
                 logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
                 orphans = ()
             for orphan in orphans:
                 self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
+            # As many as there was room for: there may be more, and they come before new ones.
+            pause = SWEEP_AGAIN if len(orphans) == free else SWEEP_EVERY
             self._sweep_due = False
             self._announce()
 
-    async def _until_free(self) -> None:
+    async def _until_free(self) -> int:
+        """How many slots are free, at least one. It is the sweep's as soon as it is free."""
         self._sweep_due = True
-        while self._free == 0:
+        while (free := self._free) == 0:
             with anyio.move_on_after(LEASE_WAIT.total_seconds()):
                 await self._changed.wait()
+        return free
 
     async def _adopt(self, requester: AuthContext, run_id: RunId) -> None:
         try:

@@ -13,7 +13,6 @@ from ports.context import AuthContext
 from ports.ids import RunId, WorkerId
 from ports.messages import Json
 from ports.model import ChatRequest, Message, ToolRequest
-from ports.run_state import Run
 from ports.tool import ToolPort, ToolSpec
 from stack_a.worker import LEASE, SWEEP_EVERY, SWEEP_JITTER
 from tests.support.stack_a import StackA, stack_a
@@ -45,20 +44,27 @@ def a_second_each(clock: ManualClock) -> ToolPort:
     return InprocTools([PythonTool(spec=spec, act=wait)], clock)
 
 
-async def held_by_a_dead_worker(node: StackA) -> Run:
-    run_id = RunId(await node.created())
-    [hint] = await node.api.queue.lease(NODE, limit=1, duration=SECOND)
+async def held_by_a_dead_worker(node: StackA, count: int) -> list[RunId]:
     dead = WorkerId("wrk_dead")
     await node.run_state.renew(NODE, dead, LEASE)
-    run = await node.run_state.claim(ACME, run_id, dead)
-    await node.api.queue.ack(NODE, hint)
-    return run
+    lost = []
+    for _ in range(count):
+        run_id = RunId(await node.created())
+        [hint] = await node.api.queue.lease(NODE, limit=1, duration=SECOND)
+        await node.run_state.claim(ACME, run_id, dead)
+        await node.api.queue.ack(NODE, hint)
+        lost.append(run_id)
+    return lost
 
 
-async def test_a_worker_with_no_end_of_hints_takes_over_a_dead_workers_run_in_time(clock: ManualClock) -> None:
-    within = LEASE + max(SWEEP_JITTER) * SWEEP_EVERY + 2 * CALL
+@pytest.mark.parametrize("count", [1, 6])
+async def test_a_worker_with_no_end_of_hints_takes_over_a_dead_workers_runs_first(
+    clock: ManualClock, count: int
+) -> None:
+    # What it has in hand ends first; then those runs, one after the other.
+    within = LEASE + max(SWEEP_JITTER) * SWEEP_EVERY + (1 + count) * CALL
     async with stack_a(clock=clock) as node:
-        lost = await held_by_a_dead_worker(node)
+        lost = await held_by_a_dead_worker(node, count)
         backlog = [RunId(await node.created()) for _ in range(60)]
         model = InprocModel(InprocModelConfig(chat_models=("m",)), one_call_each)
         async with node.worker(model, a_second_each(clock), concurrency=1):
@@ -66,8 +72,8 @@ async def test_a_worker_with_no_end_of_hints_takes_over_a_dead_workers_run_in_ti
                 for _ in range(round(within / SECOND)):
                     await clock.advance(SECOND)
 
-            taken = await node.run_state.load(ACME, lost.id)
+            taken = [await node.run_state.load(ACME, run_id) for run_id in lost]
             last = await node.run_state.load(ACME, backlog[-1])
 
     assert last.status == "queued"
-    assert (taken.epoch, taken.recoveries) == (2, 1)
+    assert [(run.epoch, run.recoveries) for run in taken] == [(2, 1)] * count

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from tests.faults.ledger import Ledger, Seen
+from tests.faults.ledger import RECONNECTS, Ledger, Seen
 from tests.faults.rig import AGENT
 from tests.faults.tools import NAMES
 
@@ -29,8 +29,10 @@ _ANSWERED_WITHIN_S: Final = 60.0
 _FOLLOW_SECONDS: Final = 6.0
 _SILENCE_SECONDS: Final = 4.0
 _ACCEPTED: Final = 202
-_LEAVE_AFTER: Final = (1, 1, 1, 2, 5, 1_000)
-"""So many events: mostly one, so that a reader comes back several times even in a short run."""
+_LEAVE_AFTER: Final = (1, 2, 5, 1_000)
+"""So many events."""
+_LEAVE_SOON: Final = (0, 1, 1)
+"""The same for a reader who shall come back several times even in a short run."""
 
 
 class Accepted(Struct, frozen=True):
@@ -78,7 +80,7 @@ class Clients:
             if self._draw.random() < 0.15:
                 await asyncio.sleep(self._draw.uniform(0, 1.5))
                 await self.cancel(run_id)
-            await self.follow(run_id, seconds=_FOLLOW_SECONDS)
+            await self.follow(run_id, seconds=_FOLLOW_SECONDS, reconnects=self._draw.choice([0, RECONNECTS]))
 
     async def race(self, count: int) -> None:
         """Runs that end at once, each cancelled at about the moment it ends, until so many cancels were heard."""
@@ -159,16 +161,19 @@ class Clients:
         """One request for a run that nobody waits for: to see what is answered."""
         return await self.create(*self._new())
 
-    async def follow(self, run_id: str, *, seconds: float) -> None:
-        """Read the run's events to the end or for so long, leaving at random moments and resuming."""
+    async def follow(self, run_id: str, *, seconds: float, reconnects: int = 0) -> None:
+        """Read the run's events to the end or for so long, leaving at random moments and resuming, so often at least."""
         seen: list[Seen] = []
         self.ledger.streams.setdefault(run_id, []).append(seen)
         last = ""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            leave_after = self._draw.choice(_LEAVE_AFTER)
+            leave_after = self._draw.choice(_LEAVE_SOON if reconnects > 0 else _LEAVE_AFTER)
+            reconnects -= 1
             try:
                 async for event_id, told in self._events(run_id, last):
+                    if leave_after == 0:
+                        break
                     seen.append(Seen(told.sequence, told.event_id, told.type))
                     last = event_id
                     leave_after -= 1

@@ -1,8 +1,12 @@
 """What clients were promised, written down by the clients themselves."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from msgspec import Struct
+
+RECONNECTS: Final = 5
+"""How often somebody comes back to a run's events who means to see that none is lost by it."""
 
 
 class Seen(Struct, frozen=True):

@@ -11,14 +11,12 @@ from msgspec import Struct
 from ports.ids import minted
 from tests.bench.figures import percentile
 from tests.faults.clients import TERMINAL
-from tests.faults.ledger import Ledger
+from tests.faults.ledger import RECONNECTS, Ledger
 from tests.faults.tools import UNSAFE, read_calls
 from tests.faults.upstream import Upstream
 from tests.faults.witness import ask
 
 TAKEN_OVER_WITHIN_S: Final = 30.0
-RECONNECTS: Final = 5
-"""Of the readers of one run, at least."""
 OPEN: Final = ("queued", "running", "waiting", "needs_operator")
 
 
