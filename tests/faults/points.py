@@ -29,7 +29,7 @@ from tests.faults.witness import install
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 _TURNS: Final = (("look", "note"), ("send",))
 """Three model calls, and a tool of each effect class. What may be called twice has to be recorded in the same way."""
-_MOST: Final = {"intent": 5, "call": 6, "result": 5, "ack": 1}
+_MOST: Final = {"intent": 4, "call": 6, "result": 4, "ack": 1}
 """Of each kind in a run: the facts of consecutive steps share a commit."""
 _CALL_S: Final = 0.1
 """Of each call: longer than an intent may wait for company, so that it is committed first."""
