@@ -23,7 +23,7 @@ examples:
   ./agentos test --fast                without the tests that start servers (tests/e2e, tests/integration, tests/bench)
   ./agentos test -- -k isolation -x    what follows -- goes to pytest
   ./agentos test faults --minutes 10   the engine simulated 2,000 times, then real services killed, stopped and cut off
-  ./agentos test faults --points 200   a worker killed 200 times at each point of a run (40 minutes)
+  ./agentos test faults --points 200   a worker killed 200 times at each point of a run (45 minutes)
 
 With CI=true in the environment nothing is skipped in silence: a test that can't run fails."""
 
