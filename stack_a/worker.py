@@ -4,7 +4,10 @@ RunState decides; the queue only hints. A hint is acknowledged once the claim is
 a redelivery, and a crash after it costs a lapsed lease, which the sweep of any worker finds.
 
 The worker's right to write is its lease in the run store, renewed every `RENEW_EVERY` for `LEASE`. When it could not renew
-for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without another write: the lease may have lapsed.
+for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without another write: the lease may soon lapse. The
+store gives renewals a way of their own, past whatever else waits for it. A loop kept so busy that it does not come to renew
+does not come to stop its runs either; what it then still writes, the store refuses, because whoever took over has a higher
+epoch.
 """
 
 import contextlib
@@ -32,12 +35,21 @@ from stack_a.runs.start import Hint
 
 logger = logging.getLogger("agentos.worker")
 
-LEASE: Final = timedelta(seconds=30)
+LEASE: Final = timedelta(seconds=25)
+"""How long a run of a worker that died waits, at most, before it may be taken over. With the longest pause between two
+sweeps (1.25 * `SWEEP_EVERY`) that is 27.5 s, which leaves 2.5 s of the 30 s promised for the sweep and the claim."""
 RENEW_EVERY: Final = timedelta(seconds=2)
 """Also how soon a cancel reaches a running tool."""
-FENCE_AFTER: Final = timedelta(seconds=25)
+FENCE_AFTER: Final = timedelta(seconds=18)
+"""Looked at when a renewal fails, which may be a pause and a whole call after it passed: 18 + 2 + 4.5 s, where 4.5 s is the
+longest that the PostgreSQL adapter waits for an answer. So all runs are stopped before the lease ends, at 25 s."""
 SWEEP_EVERY: Final = timedelta(seconds=2)
+SWEEP_AGAIN: Final = timedelta(milliseconds=250)
+"""After a sweep that found as much as there was room for."""
+SWEEP_JITTER: Final = (0.75, 1.25)
+"""So that workers started together do not sweep together."""
 QUEUED_TOO_LONG: Final = timedelta(seconds=2)
+HOWEVER_LONG: Final = timedelta(days=36_500)
 HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
 RETRY_AFTER: Final = timedelta(seconds=1)
@@ -69,6 +81,8 @@ class Worker:
         """The epoch of each run in hand, from the claim on."""
         self._renewed_at: float | None = None
         self._registered = anyio.Event()
+        self._sweep_due = False
+        """Whether the next free slot is the sweep's."""
         self._leaving = anyio.Event()
         self._changed = anyio.Event()
 
@@ -173,8 +187,8 @@ class Worker:
 
     async def _take_forever(self, group: TaskGroup) -> None:
         while True:
-            free = self._free
-            if free == 0:
+            free = self._free - self._sweep_due
+            if free <= 0:
                 with anyio.move_on_after(LEASE_WAIT.total_seconds()):
                     await self._changed.wait()
                 continue
@@ -220,20 +234,34 @@ class Worker:
         """Adopt runs whose hint was lost or whose worker is gone.
 
         Straight from the store, not by way of the queue: a hint enqueued again on every sweep would multiply under a
-        backlog. A worker without a free slot has no use for either.
+        backlog. A worker without a free slot has no use for either; but the next one to become free is kept for the sweep,
+        because where hints have no end none would ever be free at the moment it looks.
         """
+        pause = SWEEP_EVERY
         while True:
-            # Jittered, so that workers started together do not sweep together.
-            await self._deps.clock.sleep(SWEEP_EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
-            if (free := self._free) == 0:
-                continue
+            await self._deps.clock.sleep(pause * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
+            # With more hints than slots, what is only queued waits for its turn in the queue.
+            queued_for = QUEUED_TOO_LONG if self._free > 0 else HOWEVER_LONG
+            free = await self._until_free()
             try:
-                orphans = await self._deps.run_state.orphans(SELF, queued_for=QUEUED_TOO_LONG, limit=free)
+                orphans = await self._deps.run_state.orphans(SELF, queued_for=queued_for, limit=free)
             except AgentOSError as error:
                 logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
-                continue
+                orphans = ()
             for orphan in orphans:
                 self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
+            # As many as there was room for: there may be more, and they come before new ones.
+            pause = SWEEP_AGAIN if len(orphans) == free else SWEEP_EVERY
+            self._sweep_due = False
+            self._announce()
+
+    async def _until_free(self) -> int:
+        """How many slots are free, at least one. It is the sweep's as soon as it is free."""
+        self._sweep_due = True
+        while (free := self._free) == 0:
+            with anyio.move_on_after(LEASE_WAIT.total_seconds()):
+                await self._changed.wait()
+        return free
 
     async def _adopt(self, requester: AuthContext, run_id: RunId) -> None:
         try:

@@ -140,18 +140,20 @@ class Database:
 
 
 # Of this process, by event loop and configuration, with the number of ports that hold each.
-_OPEN: Final[dict[tuple[int, PostgresConfig], tuple[Database, int]]] = {}
+_OPEN: Final[dict[tuple[int, PostgresConfig, str], tuple[Database, int]]] = {}
 
 
 @asynccontextmanager
-async def open_database(config: PostgresConfig) -> AsyncIterator[Database]:
+async def open_database(config: PostgresConfig, *, apart: str = "") -> AsyncIterator[Database]:
     """The database of `config`, shared with the other ports of this event loop; closed by the last of them.
+
+    `apart` names a purpose that has a pool of its own.
 
     Raises:
         InvalidArgument: the role in the DSN could bypass row-level security.
         Unavailable: the database does not answer, or lacks migrations.
     """
-    key = (id(asyncio.get_running_loop()), config)
+    key = (id(asyncio.get_running_loop()), config, apart)
     database, holders = _OPEN.get(key) or (Database(config), 0)
     _OPEN[key] = (database, holders + 1)
     try:

@@ -78,11 +78,12 @@ _LIMITS: Final = {"max_active_runs": Entitlements().max_active_runs}
 class PostgresRunState:
     """Satisfies `RunStatePort`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, for_leases: Database) -> None:
         self._database = database
         self._creations = Creations(database)
         self._claims = Claims(database)
         self._appends = Appends(database)
+        self._for_leases = for_leases
 
     @property
     def capabilities(self) -> RunStateCapabilities:
@@ -97,7 +98,8 @@ class PostgresRunState:
 
     async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
         auth.require(RUNS_ANY_TENANT)
-        async with self._database.transaction(auth.tenant) as transaction:
+        # Behind a burst of other calls a worker would lose the runs it is busy with.
+        async with self._for_leases.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["renew"], {"worker": worker, "duration": positive(duration)})
         return Renewal(cancel_requested=frozenset(RunId(minted("run", row["id"])) for row in rows))
 
@@ -243,8 +245,9 @@ def orphan_of(row: Row) -> Orphan:
 
 @asynccontextmanager
 async def open_run_state(config: PostgresConfig, _given: Given) -> AsyncIterator[RunStatePort]:
-    async with open_database(config) as database:
-        yield PostgresRunState(database)
+    one = msgspec.structs.replace(config, pool_size=1)
+    async with open_database(config) as database, open_database(one, apart="leases") as for_leases:
+        yield PostgresRunState(database, for_leases=for_leases)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, RunStatePort]] = AdapterSpec(

@@ -1,6 +1,7 @@
 """`agentos test`: every check and test of the repository, in one go, all of them even when one fails.
 
 `agentos test faults` is the long form of the two proofs of the engine: the simulation, and real services under faults.
+`agentos test faults --points N` is the third: a worker killed N times at each point of a run.
 """
 
 import argparse
@@ -22,6 +23,7 @@ examples:
   ./agentos test --fast                without the tests that start servers (tests/e2e, tests/integration, tests/bench)
   ./agentos test -- -k isolation -x    what follows -- goes to pytest
   ./agentos test faults --minutes 10   the engine simulated 2,000 times, then real services killed, stopped and cut off
+  ./agentos test faults --points 200   a worker killed 200 times at each point of a run (45 minutes)
 
 With CI=true in the environment nothing is skipped in silence: a test that can't run fails."""
 
@@ -44,6 +46,8 @@ class Options(Struct, frozen=True, kw_only=True):
     pytest: tuple[str, ...] = ()
     minutes: float | None = None
     """Of faults; None for the checks and tests."""
+    points: int | None = None
+    """Kills at each point of a run; None for the checks and tests."""
     seed: int | None = None
 
 
@@ -58,6 +62,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--fast", action="store_true", help="only what needs no server")
     parser.add_argument("--minutes", type=float, default=None, help="with `faults`: how long, about (5)")
+    parser.add_argument("--points", type=int, default=None, help="with `faults`: instead, kills at each point of a run")
     parser.add_argument("--seed", type=int, default=None, help="with `faults`: repeats the choices of an earlier run")
     parser.add_argument("pytest", nargs="*", metavar="-- pytest arguments", help="handed to pytest as they are")
     parser.set_defaults(run=run, options=_options)
@@ -65,15 +70,21 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _options(parsed: argparse.Namespace) -> Options:
     if parsed.pytest[:1] == [_FAULTS]:
+        if parsed.points is not None:
+            if parsed.minutes is not None:
+                raise InvalidArgument("--points takes as long as it takes; leave --minutes out")
+            return Options(points=parsed.points, seed=parsed.seed)
         minutes = _DEFAULT_MINUTES if parsed.minutes is None else parsed.minutes
         return Options(minutes=minutes, seed=parsed.seed)
-    if parsed.minutes is not None or parsed.seed is not None:
-        raise InvalidArgument("--minutes and --seed go with `agentos test faults`")
+    if (parsed.minutes, parsed.points, parsed.seed) != (None, None, None):
+        raise InvalidArgument("--minutes, --points and --seed go with `agentos test faults`")
     return Options(fast=parsed.fast, pytest=tuple(parsed.pytest))
 
 
 def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
     """What will be run, in order. Pure."""
+    if options.points is not None:
+        return (_driver("kills", options.seed, str(scripts / "python"), "--points", str(options.points)),)
     if options.minutes is not None:
         return _fault_steps(options.minutes, options.seed, str(scripts / "python"))
     # Why something was skipped is always said.
@@ -90,19 +101,19 @@ def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
 
 
 def _fault_steps(minutes: float, seed: int | None, python: str) -> tuple[Step, ...]:
-    seeded = () if seed is None else ("--seed", str(seed))
     return (
         Step(
             name="simulation",
             command=(python, "-m", "pytest", "-q", "tests/unit/test_engine_simulation.py"),
             environment={"AGENTOS_SIMULATION_EXAMPLES": _EXAMPLES},
         ),
-        Step(
-            name="faults",
-            command=(python, "-m", "tests.faults", "--minutes", f"{minutes:g}", *seeded),
-            shown=True,
-        ),
+        _driver("faults", seed, python, "--minutes", f"{minutes:g}"),
     )
+
+
+def _driver(name: str, seed: int | None, python: str, *flags: str) -> Step:
+    seeded = () if seed is None else ("--seed", str(seed))
+    return Step(name=name, command=(python, "-m", "tests.faults", *flags, *seeded), shown=True)
 
 
 def run(options: Options, io: Io) -> int:

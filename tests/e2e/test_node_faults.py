@@ -20,7 +20,7 @@ from deploy.processes import processes_of
 from tests.support.node import NodeUnderTest
 from tests.support.postgres import execute
 
-# A lease lasts 30 s and orphans are looked for every 5; then the run itself.
+# A lease lasts 25 s and orphans are looked for every 2; then the run itself.
 TAKEOVER_SECONDS = 60
 
 

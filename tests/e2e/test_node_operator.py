@@ -1,4 +1,7 @@
-"""The runbook `needs-operator`, followed on a real node: a worker is killed while an unsafe tool is at work."""
+"""The runbook `needs-operator`, followed on a real node: a worker is killed while an unsafe tool is at work.
+
+Once word by word, and then each of its decisions in turn.
+"""
 
 import subprocess
 import sys
@@ -16,11 +19,12 @@ from deploy import credentials
 from deploy.catalogue import environment_file
 from tests.support.node import ROOT, NodeUnderTest
 from tests.support.postgres import execute
+from tests.support.runbook import Operator, blocks
 from tests.support.unsafe_tools import ADAPTERS, LEDGER
 
 pytestmark = pytest.mark.anyio
 
-# A lease lasts 30 s; then the sweep, and the run itself.
+# A lease lasts 25 s; then the sweep, and the run itself.
 TAKEOVER_SECONDS = 60
 
 
@@ -76,7 +80,7 @@ async def park(node: NodeUnderTest, ledger: Path) -> list[str]:
     hold = ledger.with_suffix(".hold")
     hold.touch()
     with node.client() as client:
-        run_ids = [client.create_run("agt_demo", "What is 2 + 2?").run_id for _ in range(4)]
+        run_ids = [client.create_run("agt_demo", "What is 2 + 2?").run_id for _ in range(5)]
     with worker(node, ledger):
         await until(lambda: len(calls(ledger)) == len(run_ids))
     with worker(node, ledger):
@@ -87,7 +91,7 @@ async def park(node: NodeUnderTest, ledger: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def parked(node: NodeUnderTest, ledger: Path) -> list[str]:
-    """Four runs that wait for an operator."""
+    """Five runs that wait for an operator."""
     return anyio.run(park, node, ledger)
 
 
@@ -101,6 +105,21 @@ def said_json(node: NodeUnderTest, *arguments: str, code: int = 0) -> Any:
     done = node.agentos(*arguments, "--json")
     assert done.returncode == code, done.stdout + done.stderr
     return msgspec.json.decode(done.stdout)
+
+
+async def test_the_page_is_followed_as_it_is_written(
+    node: NodeUnderTest, parked: list[str], ledger: Path, tmp_path: Path
+) -> None:
+    operator, run_id = Operator(node, tmp_path), parked[4]
+    look, (done, *_) = blocks("needs-operator")
+
+    looked = operator.follows(look, run_id=run_id)
+    operator.follows([done], run_id=run_id, n="2")
+    with worker(node, ledger):
+        await until(lambda: status_of(node, run_id) == "succeeded")
+
+    assert f"{run_id}:2" in looked
+    assert calls(ledger).count(f"{run_id}:2") == 1
 
 
 async def test_a_cancelled_run_is_not_retried_over_an_unsafe_call(node: NodeUnderTest, parked: list[str]) -> None:

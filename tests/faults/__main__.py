@@ -10,12 +10,14 @@ from pathlib import Path
 import msgspec
 
 from tests.faults.driver import SHORT, Outcome, drive, long
+from tests.faults.points import kill_at_points
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="how long, about; at least 3 (%(default)s)")
     parser.add_argument("--short", action="store_true", help="the minute that is part of the tests")
+    parser.add_argument("--points", type=int, metavar="N", help="instead: N kills at each point of a run")
     parser.add_argument("--seed", type=int, default=None, help="repeats the same choices; drawn when not given")
     parser.add_argument("--json", metavar="FILE", help="write everything there as well")
     given = parser.parse_args(arguments)
@@ -23,7 +25,10 @@ def main(arguments: list[str]) -> int:
     say(f"seed {seed}")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # Not on uvloop: httpx takes a socket that was reset while connecting for one of ours there, and fails on it.
-    outcome = asyncio.run(drive(SHORT if given.short else long(given.minutes), seed, say))
+    if given.points is not None:
+        outcome = asyncio.run(kill_at_points(given.points, seed, say))
+    else:
+        outcome = asyncio.run(drive(SHORT if given.short else long(given.minutes), seed, say))
     return report(outcome, given.json)
 
 

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from tests.faults.ledger import Ledger, Seen
+from tests.faults.ledger import RECONNECTS, Ledger, Seen
 from tests.faults.rig import AGENT
 from tests.faults.tools import NAMES
 
@@ -29,6 +29,10 @@ _ANSWERED_WITHIN_S: Final = 60.0
 _FOLLOW_SECONDS: Final = 6.0
 _SILENCE_SECONDS: Final = 4.0
 _ACCEPTED: Final = 202
+_LEAVE_AFTER: Final = (1, 2, 5, 1_000)
+"""So many events."""
+_LEAVE_SOON: Final = (0, 1, 1)
+"""The same for a reader who shall come back several times even in a short run."""
 
 
 class Accepted(Struct, frozen=True):
@@ -76,14 +80,12 @@ class Clients:
             if self._draw.random() < 0.15:
                 await asyncio.sleep(self._draw.uniform(0, 1.5))
                 await self.cancel(run_id)
-            await self.follow(run_id, seconds=_FOLLOW_SECONDS)
+            await self.follow(run_id, seconds=_FOLLOW_SECONDS, reconnects=self._draw.choice([0, RECONNECTS]))
 
     async def race(self, count: int) -> None:
-        """Runs that end at once, each cancelled at about the moment it ends."""
-        for _ in range(count):
-            if self._over.is_set():
-                return
-            key, _ = self._new()
+        """Runs that end at once, each cancelled at about the moment it ends, until so many cancels were heard."""
+        while self.ledger.raced < count:
+            key = self.key()
             plan = {"marker": key, "turns": [], "seconds": 0}
             run_id = await self.promised(key, msgspec.json.encode({"input": json.dumps(plan)}))
             if run_id is not None:
@@ -95,8 +97,12 @@ class Clients:
         key, body = self._new()
         await asyncio.gather(*(self.promised(key, body) for _ in range(count)))
 
+    def key(self) -> str:
+        """An idempotency key nobody has used."""
+        return f"key-{uuid.UUID(int=self._draw.getrandbits(128)).hex}"
+
     def _new(self) -> tuple[str, bytes]:
-        key = f"key-{uuid.UUID(int=self._draw.getrandbits(128)).hex}"
+        key = self.key()
         turns = [
             [self._draw.choice(NAMES) for _ in range(self._draw.randint(1, 3))] for _ in range(self._draw.randint(0, 3))
         ]
@@ -147,7 +153,7 @@ class Clients:
     async def occupy(self, count: int, *, seconds: float) -> None:
         """Runs with one tool call that takes so long: what a worker that stands still should have in its hands."""
         for _ in range(count):
-            key, _ = self._new()
+            key = self.key()
             plan = {"marker": key, "turns": [["note"]], "seconds": 0.1, "tool_seconds": seconds}
             await self.promised(key, msgspec.json.encode({"input": json.dumps(plan)}))
 
@@ -155,16 +161,19 @@ class Clients:
         """One request for a run that nobody waits for: to see what is answered."""
         return await self.create(*self._new())
 
-    async def follow(self, run_id: str, *, seconds: float) -> None:
-        """Read the run's events to the end or for so long, leaving at random moments and resuming."""
+    async def follow(self, run_id: str, *, seconds: float, reconnects: int = 0) -> None:
+        """Read the run's events to the end or for so long, leaving at random moments and resuming, so often at least."""
         seen: list[Seen] = []
         self.ledger.streams.setdefault(run_id, []).append(seen)
         last = ""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            leave_after = self._draw.choice([1, 2, 5, 1_000])
+            leave_after = self._draw.choice(_LEAVE_SOON if reconnects > 0 else _LEAVE_AFTER)
+            reconnects -= 1
             try:
                 async for event_id, told in self._events(run_id, last):
+                    if leave_after == 0:
+                        break
                     seen.append(Seen(told.sequence, told.event_id, told.type))
                     last = event_id
                     leave_after -= 1
@@ -174,6 +183,8 @@ class Clients:
                         break
             except httpx.HTTPError as error:
                 self.ledger.refuse(f"stream: {type(error).__name__}")
+            if not self._over.is_set():
+                self.ledger.reconnects[run_id] = self.ledger.reconnects.get(run_id, 0) + 1
             await asyncio.sleep(self._draw.uniform(0.02, 0.2))
 
     async def _events(self, run_id: str, last: str) -> AsyncIterator[tuple[str, Told]]:

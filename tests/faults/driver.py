@@ -35,10 +35,13 @@ class Plan(Struct, frozen=True, kw_only=True):
     stalled_s: float
     """How long PostgreSQL stands still."""
     together: bool
-    """Whether the worker stands still during the chaos instead of after it."""
+    """Whether PostgreSQL stands still while the worker does, instead of before."""
     clients: int = 8
     burst: int = 50
     races: int = 500
+    """Cancels that race the end of their run."""
+    followed: int = 200
+    """Runs whose readers come back `RECONNECTS` times while faults last."""
     occupied_s: float = 75
     """How long the calls take that the stopped worker leaves: another is still at them when it comes back, and writes."""
     read_again: int = 200
@@ -48,20 +51,21 @@ class Plan(Struct, frozen=True, kw_only=True):
 SHORT: Final = Plan(
     chaos_s=9,
     gap_s=(0.3, 1.2),
-    stopped_s=28,
+    stopped_s=26,
     stalled_s=8,
     occupied_s=12,
     together=True,
     clients=4,
     burst=20,
     races=30,
+    followed=5,
     read_again=30,
 )
 
 
 def long(minutes: float) -> Plan:
     """A worker's three leases and the stall take two minutes of it."""
-    return Plan(chaos_s=max(30.0, minutes * 60 - 150), gap_s=(2, 8), stopped_s=90, stalled_s=30, together=False)
+    return Plan(chaos_s=max(30.0, minutes * 60 - 135), gap_s=(2, 8), stopped_s=75, stalled_s=30, together=False)
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -86,25 +90,23 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         stack.push_async_callback(_end, load)
         await asyncio.sleep(1.5)
 
-        stopped = await _stopped(made, clients, plan, say) if plan.together else None
         began = time.monotonic()
         say(f"chaos for {plan.chaos_s:.0f} s")
         bursts = asyncio.create_task(_bursts(chaos, clients, plan, began + plan.chaos_s))
-        await chaos.reign(began + plan.chaos_s, gap=plan.gap_s, spare=WORKERS[:1] if plan.together else ())
+        await chaos.reign(began + plan.chaos_s, gap=plan.gap_s)
         await bursts
-        spared = WORKERS[:1] if plan.together else ()
-        await made.until_ready(except_for=spared)
+        await made.until_ready()
+        stopped = await _stopped(made, clients, plan, say) if plan.together else None
         say(f"PostgreSQL stands still for {plan.stalled_s:.0f} s")
+        spared = WORKERS[:1] if plan.together else ()
         stall = await phases.stalled_database(made, clients, plan.stalled_s, except_for=spared)
         if stopped is None:
             stopped = await _stopped(made, clients, plan, say)
         remaining = plan.stopped_s - (await _database_now(made) - stopped.since)
-        if plan.together:
-            clients.stop()
         await asyncio.sleep(max(0.0, remaining))
         took_over = await phases.taken_over(made, stopped)
-        made.resume(stopped.name)
         clients.stop()
+        made.resume(stopped.name)
         say("all faults are over; waiting for the runs to end")
         await asyncio.gather(*load)
         await made.until_ready()
@@ -113,11 +115,19 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
 
         say("reconciling")
         fenced = sum(phases.fenced(made, name) for name in WORKERS)
+        fenced_themselves = sum(phases.fenced_itself(made, name) for name in WORKERS)
         records = [
             await reconcile.promised_runs_end(made.superuser, ledger, settled_s=settled),
             await reconcile.steps_are_recorded_once(made.superuser, made.sink, made.upstream),
-            await reconcile.nothing_is_written_by_the_stale(made.superuser, took_over, fenced),
-            await reconcile.events_have_no_gaps(made.superuser, ledger),
+            await reconcile.nothing_is_written_by_the_stale(
+                made.superuser,
+                took_over,
+                held=len(stopped.held),
+                stopped_s=plan.stopped_s,
+                stale_writes_refused=fenced,
+                workers_fenced_themselves=fenced_themselves,
+            ),
+            await reconcile.events_have_no_gaps(made.superuser, ledger, races=plan.races, followed=plan.followed),
             await reconcile.one_run_per_key(made.superuser, ledger),
             stall,
             record("exits", {"unexpected": len(made.unexpected)}, faults=len(chaos.done), examples=made.unexpected[:5]),

@@ -1,8 +1,12 @@
 """What clients were promised, written down by the clients themselves."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from msgspec import Struct
+
+RECONNECTS: Final = 5
+"""How often somebody comes back to a run's events who means to see that none is lost by it."""
 
 
 class Seen(Struct, frozen=True):
@@ -21,6 +25,8 @@ class Ledger:
     """Key → every run a 202 named for it."""
     streams: dict[str, list[list[Seen]]] = field(default_factory=dict)
     """Run → what each followed stream gave, over all its reconnects."""
+    reconnects: dict[str, int] = field(default_factory=dict)
+    """Run → how often a reader left its stream while the load lasted, and came back."""
     refusals: dict[str, int] = field(default_factory=dict)
     """How requests were refused or failed, by status or error."""
     raced: int = 0

@@ -11,11 +11,12 @@ from msgspec import Struct
 from ports.ids import minted
 from tests.bench.figures import percentile
 from tests.faults.clients import TERMINAL
-from tests.faults.ledger import Ledger
+from tests.faults.ledger import RECONNECTS, Ledger
 from tests.faults.tools import UNSAFE, read_calls
 from tests.faults.upstream import Upstream
 from tests.faults.witness import ask
 
+TAKEN_OVER_WITHIN_S: Final = 30.0
 OPEN: Final = ("queued", "running", "waiting", "needs_operator")
 
 
@@ -61,7 +62,8 @@ async def promised_runs_end(dsn: str, ledger: Ledger, *, settled_s: float) -> Re
     )
 
 
-async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream) -> Record:
+async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream, *, one_kill_each: bool = False) -> Record:
+    """With `one_kill_each`, where no run lost its worker twice, also how often a step may have been called."""
     rows = await ask(
         dsn, "SELECT run_id, n, count(*) AS times FROM faults.results GROUP BY run_id, n HAVING count(*) > 1"
     )
@@ -72,6 +74,8 @@ async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream) -> R
         places[call.key].add((call.place, call.tool))
     per_key = Counter(call.key for call in calls)
     repeated_unsafe = [key for key, times in per_key.items() if times > 1 and places_tool(places[key]) == UNSAFE]
+    most_calls, most_model_calls = max(per_key.values(), default=0), max(upstream.asked.values(), default=0)
+    calls_gates = {"calls_per_step": most_calls, "model_calls_per_step": most_model_calls} if one_kill_each else {}
     return record(
         "R4",
         {
@@ -79,13 +83,14 @@ async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream) -> R
             "keys_per_step": max((len(found) for found in keys.values()), default=0),
             "steps_per_key": max((len(found) for found in places.values()), default=0),
             "unsafe_repeated": len(repeated_unsafe),
+            **calls_gates,
         },
-        limits={"keys_per_step": 1, "steps_per_key": 1},
+        limits={"keys_per_step": 1, "steps_per_key": 1, "calls_per_step": 2, "model_calls_per_step": 1},
         tool_steps=len(keys),
         tool_calls=len(calls),
-        calls_per_step_max=max(per_key.values(), default=0),
+        calls_per_step_max=most_calls,
         model_calls=upstream.asked.total(),
-        model_calls_per_step_max=max(upstream.asked.values(), default=0),
+        model_calls_per_step_max=most_model_calls,
         model_steps_paid_twice=sum(times > 1 for times in upstream.asked.values()),
         examples=repeated_unsafe[:5],
     )
@@ -95,21 +100,28 @@ def places_tool(found: set[tuple[str, str]]) -> str:
     return min(tool for _, tool in found)
 
 
-async def nothing_is_written_by_the_stale(dsn: str, takeovers_s: Sequence[float], fenced: int) -> Record:
+async def nothing_is_written_by_the_stale(
+    dsn: str, takeovers_s: Sequence[float], *, held: int, **figures: float
+) -> Record:
     zombies = await ask(dsn, "SELECT run_id, n FROM faults.zombies")
     claims = await ask(dsn, "SELECT count(*) FILTER (WHERE epoch > 1) AS again, count(*) AS all FROM faults.claims")
     return record(
         "R5",
-        {"zombie_commits": len(zombies)},
-        stale_writes_refused=fenced,
+        {
+            "zombie_commits": len(zombies),
+            "never_taken_over": held - len(takeovers_s),
+            "takeover_p99_s": round(percentile(takeovers_s, 0.99), 1) if takeovers_s else 0.0,
+        },
+        limits={"takeover_p99_s": TAKEN_OVER_WITHIN_S},
+        **figures,
         claims=claims[0]["all"],
         claims_after_the_first=claims[0]["again"],
         taken_over_from_the_stopped=len(takeovers_s),
-        takeover_p99_s=round(percentile(takeovers_s, 0.99), 1) if takeovers_s else "none",
     )
 
 
-async def events_have_no_gaps(dsn: str, ledger: Ledger) -> Record:
+async def events_have_no_gaps(dsn: str, ledger: Ledger, *, races: int, followed: int) -> Record:
+    """Also that there was enough to see: so many cancels that raced the end, so many runs followed with reconnects."""
     rows = await ask(dsn, "SELECT run_id, sequence, event_id, type FROM run_events ORDER BY run_id, sequence")
     stored: defaultdict[str, list[asyncpg.Record]] = defaultdict(list)
     for row in rows:
@@ -129,13 +141,23 @@ async def events_have_no_gaps(dsn: str, ledger: Ledger) -> Record:
             dups += len(sequences) - len(set(sequences))
             gaps += sequences != sorted(sequences) or (bool(sequences) and sequences != [*range(1, len(sequences) + 1)])
             rewritten += sum(truth.get(one.sequence) != (one.event_id, one.type) for one in seen)
+    reconnected = sum(times >= RECONNECTS for times in ledger.reconnects.values())
     return record(
         "R6",
-        {"gaps": gaps, "dups": dups, "multi_terminal": multi, "rewritten": rewritten},
+        {
+            "gaps": gaps,
+            "dups": dups,
+            "multi_terminal": multi,
+            "rewritten": rewritten,
+            "races_too_few": max(0, races - ledger.raced),
+            "reconnected_runs_too_few": max(0, followed - reconnected),
+        },
         runs=len(stored),
         events=len(rows),
         streams=sum(len(streams) for streams in ledger.streams.values()),
         events_received=received,
+        reconnects=sum(ledger.reconnects.values()),
+        runs_with_five_reconnects=reconnected,
         cancels_racing_the_end=ledger.raced,
     )
 

@@ -11,7 +11,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,8 @@ from tests.support.node import free_ports
 AGENT: Final = AgentId("agt_faults")
 WORKERS: Final = ("worker-1", "worker-2")
 DATABASE: Final = "postgres"
+WORKER: Final = "deploy.roots.stack_a_worker"
+NOTHING: Final[Mapping[str, str]] = {}
 _READY_SECONDS: Final = 40.0
 _RESTART_PAUSE_S: Final = 0.2
 _POLL_S: Final = 0.05
@@ -199,8 +201,13 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(draw: random.Random) -> AsyncIterator[Rig]:
-    """A node of its own, seeded and ready; gone at the end, its processes included."""
+async def rig(
+    draw: random.Random, *, worker: str = WORKER, environment: Mapping[str, str] = NOTHING, concurrency: int = 16
+) -> AsyncIterator[Rig]:
+    """A node of its own, seeded and ready; gone at the end, its processes included.
+
+    `worker` is the module to run as worker, with `environment` besides its own.
+    """
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentos-faults-")))
         upstream = Upstream()
@@ -209,7 +216,7 @@ async def rig(draw: random.Random) -> AsyncIterator[Rig]:
         config = Config(
             mode="dev",
             stack_a_port=ports[0], stack_b_port=ports[1], worker_port=ports[2], postgres_port=ports[3],
-            worker_concurrency=16,
+            worker_concurrency=concurrency,
             tokens_per_day=1_000_000_000,
             backends=json.dumps([{"name": "scripted", "base_url": f"{model_url}/v1", "models": [{"id": MODEL}]}]),
         )  # fmt: skip
@@ -226,7 +233,7 @@ async def rig(draw: random.Random) -> AsyncIterator[Rig]:
         stack.push_async_callback(_end_database, made, keeping)
         await _set_up(made, passwords)
         stack.push_async_callback(made.end)
-        await _start(made, ports[4], draw)
+        await _start(made, ports[4], draw, module=worker, more=environment)
         await made.until_ready()
         yield made
 
@@ -260,11 +267,15 @@ async def until_database(dsn: str) -> None:
             return
 
 
-async def _start(made: Rig, second_worker_port: int, draw: random.Random) -> None:
+async def _start(
+    made: Rig, second_worker_port: int, draw: random.Random, *, module: str, more: Mapping[str, str]
+) -> None:
     listed = {service.name: service for service in catalogue(made.node, made.config, os.environ)}
-    worker = listed["stack-a-worker"]
+    listed_worker = listed["stack-a-worker"]
+    assert WORKER in listed_worker.command
+    worker = replace(listed_worker, command=tuple(module if word == WORKER else word for word in listed_worker.command))
     tools = {"tool": {"adapter": "inproc", "config": {"tools": REFERENCES}}}
-    watched = {"AGENTOS_ADAPTERS": json.dumps(tools), SINK: str(made.sink)}
+    watched = {"AGENTOS_ADAPTERS": json.dumps(tools), SINK: str(made.sink), **more}
     second = {"AGENTOS_WORKER_PORT": str(second_worker_port)}
     services = {
         "stack-b": listed["stack-b"],

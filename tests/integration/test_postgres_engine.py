@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from datetime import timedelta
 from typing import Final
 
 import anyio
@@ -11,15 +12,15 @@ import psutil
 import pytest
 
 from adapters.postgres import event, queue, run_state
-from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.engine import CONNECT_SECONDS, Database, PostgresConfig, open_database
 from adapters.postgres.statements import statement
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
-from conformance.people import ACME
+from conformance.people import ACME, NODE
 from deploy import embedded_postgres as embedded
 from ports.adapter import Given
 from ports.errors import Unavailable
-from ports.ids import RunId
+from ports.ids import RunId, WorkerId
 from tests.support.postgres import Clone, borrow, execute, fetch, free_port, give_back
 from tests.support.postgres_node import Node
 
@@ -90,6 +91,18 @@ class TestPool:
                         await one(database)
 
                 assert await one(database) == 1
+
+    async def test_a_worker_renews_its_lease_while_every_connection_of_the_pool_is_taken(self, clone: Clone) -> None:
+        config = PostgresConfig(dsn=clone.app, pool_size=1)
+        async with (
+            run_state.SPEC.open(config, Given(clock=SystemClock())) as runs,
+            open_database(config) as database,
+            database.transaction(ACME.tenant),
+        ):
+            with anyio.fail_after(CONNECT_SECONDS):
+                renewal = await runs.renew(NODE, WorkerId("wrk_busy"), timedelta(seconds=25))
+
+        assert renewal.cancel_requested == frozenset()
 
     async def test_a_connection_the_server_closed_is_replaced_unseen(self, clone: Clone) -> None:
         async with open_database(PostgresConfig(dsn=clone.app, pool_size=2)) as database:

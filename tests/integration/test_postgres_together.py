@@ -171,7 +171,7 @@ async def test_no_call_waits_longer_than_it_may_whoever_is_before_it(database: D
 
 async def test_a_burst_of_whole_runs_costs_fewer_commits_than_runs(clone: Clone, database: Database) -> None:
     """The real statements, of two tenants at once; the server counts."""
-    runs = PostgresRunState(database)
+    runs = PostgresRunState(database, for_leases=database)
     await runs.renew(NODE, WORKER, timedelta(minutes=1))
 
     async def one(number: int) -> None:

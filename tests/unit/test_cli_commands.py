@@ -317,5 +317,16 @@ class TestTestCommand:
         assert int(simulation.environment["AGENTOS_SIMULATION_EXAMPLES"]) >= 2_000
         assert faults.command[1:] == ("-m", "tests.faults", "--minutes", "3", "--seed", "7")
 
+    def test_points_are_the_kills_alone(self) -> None:
+        parsed = parser().parse_args(["test", "faults", "--points", "20", "--seed", "7"])
+
+        [kills] = steps(parsed.options(parsed), Path("/bin"))
+
+        assert kills.command[1:] == ("-m", "tests.faults", "--points", "20", "--seed", "7")
+
+    @pytest.mark.parametrize("flags", [("--points", "3"), ("faults", "--points", "3", "--minutes", "3")])
+    def test_points_go_with_faults_and_without_minutes(self, flags: tuple[str, ...], environ: dict[str, str]) -> None:
+        assert agentos("test", *flags, environ=environ).code == 2
+
     def test_minutes_without_faults_are_usage(self, environ: dict[str, str]) -> None:
         assert agentos("test", "--minutes", "3", environ=environ).code == 2

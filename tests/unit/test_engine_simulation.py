@@ -6,6 +6,7 @@ lease, errors of unknown effect. `AGENTOS_SIMULATION_EXAMPLES=2000` is the long 
 """
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, Final
@@ -159,8 +160,10 @@ class EngineMachine(RuleBasedStateMachine):
         if self.world is None:
             return
         try:
-            heal(self.world)
-            self.world.check_end()
+            # With a failure on its way, what is found after it would only hide it.
+            if sys.exc_info()[0] is None:
+                heal(self.world)
+                self.world.check_end()
         finally:
             self.world.close()
 

@@ -1,0 +1,175 @@
+"""Each runbook followed once as it is written, on a real node that is in the state the page is about.
+
+`needs-operator` is followed in `test_node_operator.py`, where runs wait for an operator.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+import psutil
+import pytest
+
+from ports.errors import ResourceExhausted
+from stack_a.worker import LEASE
+from tests.support.node import NodeUnderTest
+from tests.support.runbook import Operator, blocks
+
+pytestmark = pytest.mark.anyio
+
+QUESTION = "What is 6 * 7?"
+TENANT = "tnt_demo"
+# A lease to lapse, the sweep, and the run itself on a busy machine.
+TAKEOVER_SECONDS = LEASE.total_seconds() + 30
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
+    node = NodeUnderTest(tmp_path_factory.mktemp("runbooks") / "home")
+    try:
+        node.up()
+        yield node
+    finally:
+        gone = node.agentos("nuke", "--hard", "--yes-really")
+        assert gone.returncode == 0, gone.stderr
+
+
+@pytest.fixture(scope="module")
+def operator(node: NodeUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Operator:
+    return Operator(node, tmp_path_factory.mktemp("desk"))
+
+
+async def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    """Poll something outside of our process, bounded."""
+    with anyio.fail_after(seconds):
+        while not true():  # noqa: ASYNC110 - another process sets no event of ours
+            await anyio.sleep(0.1)
+
+
+@contextmanager
+def silent_gateway(node: NodeUnderTest) -> Iterator[None]:
+    """A gateway that does not answer keeps runs in the middle of their first model call."""
+    gateway = psutil.Process(node.pids()["stack-b"])
+    gateway.suspend()
+    try:
+        yield
+    finally:
+        gateway.resume()
+
+
+def created(node: NodeUnderTest, count: int = 1) -> list[str]:
+    with node.client() as client:
+        return [client.create_run("agt_demo", QUESTION).run_id for _ in range(count)]
+
+
+def status_of(node: NodeUnderTest, run_id: str) -> str:
+    with node.client() as client:
+        return str(client.run(run_id)["status"])
+
+
+def count(node: NodeUnderTest, run_ids: list[str], status: str) -> int:
+    return [status_of(node, run_id) for run_id in run_ids].count(status)
+
+
+def asked(node: NodeUnderTest, run_id: str) -> bool:
+    """Whether its first model call is under way, in the eyes of the store."""
+    done = node.agentos("runs", "show", run_id)
+    return "model" in done.stdout and "started" in done.stdout
+
+
+async def test_worker_lost_whose_process_is_gone(node: NodeUnderTest, operator: Operator) -> None:
+    look, up, _, after = blocks("worker-lost")
+    with silent_gateway(node):
+        [run_id] = created(node)
+        await until(lambda: asked(node, run_id))
+        worker = node.pids()["stack-a-worker"]
+        async with anyio.create_task_group() as group:
+            # The supervisor is told first, so that it does not start another one.
+            group.start_soon(anyio.to_thread.run_sync, node.supervisor.stop, "stack-a-worker")
+            await until(lambda: node.supervisor.states()["stack-a-worker"].state == "stopping")
+            os.kill(worker, signal.SIGKILL)
+
+    status, log, running, shown = (operator.does(line, run_id=run_id) for line in look)
+    operator.follows(up)
+    await until(lambda: status_of(node, run_id) == "succeeded", TAKEOVER_SECONDS)
+    said = operator.follows(after, run_id=run_id)
+
+    assert (status.returncode, "stack-a-worker" in status.stdout) == (1, True)
+    assert log.stderr == ""
+    assert run_id in running.stdout
+    assert "running" in shown.stdout
+    assert "1 times" in said
+
+
+async def test_worker_lost_whose_process_hangs(node: NodeUnderTest, operator: Operator) -> None:
+    look, _, replace, after = blocks("worker-lost")
+    with silent_gateway(node):
+        [run_id] = created(node)
+        await until(lambda: asked(node, run_id))
+        os.kill(node.pids()["stack-a-worker"], signal.SIGSTOP)
+
+    status = operator.does(look[0])
+    operator.follows(replace)
+    await until(lambda: status_of(node, run_id) == "succeeded", TAKEOVER_SECONDS)
+    said = operator.follows(after, run_id=run_id)
+
+    assert (status.returncode, "NO" in status.stdout) == (1, True)
+    assert "1 times" in said
+
+
+async def test_run_stuck_because_nobody_takes_it(node: NodeUnderTest, operator: Operator) -> None:
+    look, start, _ = blocks("run-stuck")
+    node.supervisor.stop("stack-a-worker")
+    [run_id] = created(node)
+
+    status, _running, shown, log = (operator.does(line, run_id=run_id) for line in look)
+    operator.follows(start, run_id=run_id)
+    await until(lambda: status_of(node, run_id) == "succeeded")
+
+    assert status.returncode == 1
+    assert "queued" in shown.stdout
+    assert log.stderr == ""
+
+
+async def test_run_stuck_in_a_call_that_hangs(node: NodeUnderTest, operator: Operator) -> None:
+    look, _, (cancel, retry) = blocks("run-stuck")
+    with silent_gateway(node):
+        [run_id] = created(node)
+        await until(lambda: asked(node, run_id))
+        running = operator.does(look[1])
+        operator.follows([cancel], run_id=run_id)
+        await until(lambda: status_of(node, run_id) == "cancelled")
+    again = operator.follows([retry], run_id=run_id)
+    [retried] = {word.strip(".,;") for word in again.split() if word.startswith("run_")} - {run_id}
+    await until(lambda: status_of(node, retried) == "succeeded")
+
+    assert run_id in running.stdout
+
+
+async def test_queue_backlog_of_a_tenant_that_is_full(node: NodeUnderTest, operator: Operator) -> None:
+    look, (more_active, more_queued, heavier) = blocks("queue-backlog")
+    small = node.agentos("tenant", "quota", TENANT, "--max-active-runs", "1", "--max-queued-runs", "2")
+    assert small.returncode == 0, small.stderr
+    with silent_gateway(node):
+        [first] = created(node)
+        await until(lambda: status_of(node, first) == "running")
+        waiting = created(node, 2)
+        with pytest.raises(ResourceExhausted):
+            created(node)
+
+        # The first line says what is not well, which here is the gateway.
+        before = operator.follows(look[1:], tenant=TENANT)
+        operator.follows([more_queued], tenant=TENANT)
+        waiting += created(node)
+        running_before = count(node, [first, *waiting], "running")
+        operator.follows([more_active], tenant=TENANT)
+        await until(lambda: count(node, [first, *waiting], "running") == 4)
+        after = operator.follows([heavier, look[2]], tenant=TENANT)
+    await until(lambda: count(node, [first, *waiting], "succeeded") == 4)
+
+    assert first in before
+    assert "agentos_queue_depth" in before
+    assert running_before == 1
+    assert all(number in after for number in ("200", "20,000", "3"))
