@@ -366,6 +366,16 @@ class RunStateClaims(Contract):
         await state.append(ACME, run.id, run.epoch, telling("step.started"))
 
     @clause("RUN-16")
+    async def test_renew_tells_the_time_that_runs_are_dated_by(self, harness: RunStateHarness) -> None:
+        state = await harness.open()
+        before = await create(state)
+        await harness.advance(LEASE)
+        renewal = await state.renew(NODE, ANN, LEASE)
+        after = await create(state)
+
+        assert before.created_at + LEASE <= renewal.now <= after.created_at
+
+    @clause("RUN-16")
     async def test_a_worker_without_a_live_lease_claims_nothing(self, harness: RunStateHarness) -> None:
         state = await harness.open()
         run = await create(state)

@@ -32,8 +32,8 @@ Clauses (each has a test in `conformance.run_state`):
           whose worker's lease has lapsed, oldest first, across tenants.
 * RUN-15  `release` hands a held run back: it is `queued` and claimable at once. `recoveries` counts it when `troubled`, and
           does not otherwise.
-* RUN-16  `renew` extends the worker's lease by the store's clock; a worker that never renewed holds no live lease beyond
-          the duration it first asked for.
+* RUN-16  `renew` extends the worker's lease by the store's clock, and tells that clock's time; a worker that never renewed
+          holds no live lease beyond the duration it first asked for.
 * RUN-17  `recall` gives the run that an idempotency key made, None for a key never used, and raises `Conflict`
           (`idempotency_key_reused`) for another fingerprint; it changes nothing.
 * RUN-18  `fork` returns a new run that is `queued`, with the agent version, input, context, allow-list, session and length
@@ -256,6 +256,8 @@ class Orphan(Struct, frozen=True, kw_only=True):
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
+    now: datetime
+    """By the store's clock, which also dated the runs' deadlines. The worker's own may be wrong."""
     cancel_requested: frozenset[RunId]
     """Runs this worker holds that somebody asked to cancel."""
 

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -80,6 +80,8 @@ class Worker:
         self._claimed: dict[RunId, int] = {}
         """The epoch of each run in hand, from the claim on."""
         self._renewed_at: float | None = None
+        self._behind = timedelta(0)
+        """How far this machine's clock is behind the store's."""
         self._registered = anyio.Event()
         self._sweep_due = False
         """Whether the next free slot is the sweep's."""
@@ -149,11 +151,16 @@ class Worker:
             else:
                 # Counted from before the call: the store's lease ends no earlier.
                 self._renewed_at = began
+                self._behind = renewal.now - clock.now()
                 self._registered.set()
                 for run_id in renewal.cancel_requested:
                     if execution := self._executions.get(run_id):
                         execution.interrupt("cancel")
             await clock.sleep(RENEW_EVERY)
+
+    def _now(self) -> datetime:
+        """By the store's clock, as far as a call's time: what runs are dated by."""
+        return self._deps.clock.now() + self._behind
 
     def _fence(self) -> None:
         """The lease may have lapsed: give up every run unwritten, and come back as another worker.
@@ -315,9 +322,9 @@ class Worker:
     # --- one run -----------------------------------------------------------------------------------------------------
 
     async def _execute(self, run: Run) -> None:
-        execution = Execution(self._deps, self._agents, run)
+        execution = Execution(self._deps, self._agents, run, now=self._now)
         self._executions[run.id] = execution
-        waited = self._deps.clock.now() - run.created_at if run.epoch == 1 else None
+        waited = self._now() - run.created_at if run.epoch == 1 else None
         self._deps.metrics.run_claimed(waited=waited, recovered=run.recoveries > 0)
         try:
             with self._deps.metrics.run_active():

@@ -95,9 +95,11 @@ class InprocRunState:
 
     async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
         auth.require(RUNS_ANY_TENANT)
-        self._runs.leases[worker] = self._clock.now() + duration
+        now = self._clock.now()
+        self._runs.leases[worker] = now + duration
         held = (row.run for row in self._runs.rows.values() if row.worker == worker)
-        return Renewal(cancel_requested=frozenset(run.id for run in held if run.cancel_requested_at is not None))
+        asked = frozenset(run.id for run in held if run.cancel_requested_at is not None)
+        return Renewal(now=now, cancel_requested=asked)
 
     async def retire(self, auth: AuthContext, worker: WorkerId) -> None:
         auth.require(RUNS_ANY_TENANT)

@@ -101,7 +101,8 @@ class PostgresRunState:
         # Behind a burst of other calls a worker would lose the runs it is busy with.
         async with self._for_leases.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["renew"], {"worker": worker, "duration": positive(duration)})
-        return Renewal(cancel_requested=frozenset(RunId(minted("run", row["id"])) for row in rows))
+        asked = frozenset(RunId(minted("run", row["id"])) for row in rows if row["id"] is not None)
+        return Renewal(now=rows[0]["now"], cancel_requested=asked)
 
     async def retire(self, auth: AuthContext, worker: WorkerId) -> None:
         auth.require(RUNS_ANY_TENANT)

@@ -62,8 +62,10 @@ T = TypeVar("T")
 class Execution:
     """One claimed run in the hands of this worker. `interrupt` may be called from other tasks of the same loop."""
 
-    def __init__(self, deps: WorkerDeps, agents: PinnedAgents, run: Run) -> None:
+    def __init__(self, deps: WorkerDeps, agents: PinnedAgents, run: Run, *, now: Callable[[], datetime]) -> None:
+        """`now` is the time of the clock that dated the run."""
         self.run = run
+        self._now = now
         self._deps = deps
         self._agents = agents
         self._auth = run.requester
@@ -122,7 +124,7 @@ class Execution:
         return left[0]
 
     async def _expire(self, deadline: datetime) -> None:
-        await self._deps.clock.sleep(deadline - self._deps.clock.now())
+        await self._deps.clock.sleep(deadline - self._now())
         self.interrupt("deadline")
 
     async def _until_left(self) -> bool:
@@ -329,7 +331,7 @@ class Execution:
                 journal.complete(*interrupted(step.n, step.kind, step.name))
         last = tell.finished(status, output=output, error=error, usage=self._usage)
         await journal.commit(status=status, output=output, error=error, events=[last])
-        took = self._deps.clock.now() - self.run.created_at
+        took = self._now() - self.run.created_at
         self._deps.metrics.run_finished(status=status, took=took)
         fields = {"run_id": self.run.id, "status": status, "steps": len(journal.steps), "seconds": took.total_seconds()}
         logger.info("run.finished", extra={**who(self._auth), **fields})

@@ -3,11 +3,8 @@
 import itertools
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
-from uuid import uuid4
 
 import anyio
 import anyio.lowlevel
@@ -15,125 +12,26 @@ import asyncpg
 import msgspec
 import pytest
 
-from adapters.inproc.model import InprocModel, InprocModelConfig
-from adapters.inproc.tool import InprocTools, PythonTool
-from adapters.postgres import agent, event, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig, open_database
 from adapters.postgres.statements import load
-from adapters.system_clock import SystemClock
-from conformance.factories import idempotency
-from conformance.people import ACME, GLOBEX, NODE, PLATFORM
-from observability.metrics import Metrics
-from ports.adapter import Given
-from ports.agent import AgentRegistry, AgentSpec
+from conformance.people import ACME, GLOBEX, NODE
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
-from ports.event import EventPort
-from ports.ids import AgentId, RunId, WorkerId
-from ports.messages import Json
-from ports.model import ChatRequest, Message, ToolRequest
-from ports.queue import QueuePort
-from ports.run_intake import RunRequest
-from ports.run_state import RunStatePort
-from ports.tenant import Entitlements, TenantDirectory
-from ports.tool import ToolSpec
-from stack_a.deps import WorkerDeps
-from stack_a.runs.start import Intake
-from stack_a.worker import Worker
-from tests.support.postgres import Clone, cloned, execute, fetch, shift_time
+from ports.ids import RunId, WorkerId
+from ports.tenant import Entitlements
+from tests.support.postgres import Clone, execute, fetch, shift_time
+from tests.support.worker_node import Node, open_node
 
 PATIENCE_S: Final = 60
-AGENT: Final = AgentSpec(id=AgentId("agt_fair"), model="m", tools=("count",))
 LEASE: Final = timedelta(minutes=1)
-
-
-def first_a_tool_then_text(_auth: AuthContext, request: ChatRequest) -> Message:
-    if request.messages[-1].role == "tool":
-        return Message(role="assistant", content="done")
-    return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name="count", arguments="{}"),))
-
-
-@dataclass(kw_only=True)
-class Node:
-    """The ports of one database and what the agent's tool saw: how many of each tenant's runs were in it at once."""
-
-    database: Clone
-    runs: RunStatePort
-    events: EventPort
-    queue: QueuePort
-    agents: AgentRegistry
-    tenants: TenantDirectory
-    inside: dict[str, int] = field(default_factory=dict)
-    most: dict[str, int] = field(default_factory=dict)
-    gate: anyio.Event = field(default_factory=anyio.Event)
-
-    async def entitle(self, auth: AuthContext, entitlements: Entitlements) -> None:
-        await self.tenants.create(PLATFORM, auth.tenant, name=auth.tenant, entitlements=entitlements)
-        await self.agents.publish(auth, AGENT)
-
-    async def create(self, auth: AuthContext) -> RunId:
-        intake = Intake(run_state=self.runs, agent=self.agents, queue=self.queue, metrics=Metrics())
-        return (await intake.accept(auth, RunRequest(agent_id=AGENT.id, input="x", idempotency=idempotency()))).run.id
-
-    async def ended(self, auth: AuthContext, run: RunId) -> None:
-        async for _ in self.events.follow(auth, run):
-            pass
-
-    @asynccontextmanager
-    async def worker(self, *, concurrency: int) -> AsyncIterator[None]:
-        clock = SystemClock()
-        schema: dict[str, Json] = {"type": "object", "additionalProperties": False}
-        spec = ToolSpec(name="count", description="c", input_schema=schema, effect="pure")
-        deps = WorkerDeps(
-            clock=clock,
-            run_state=self.runs,
-            queue=self.queue,
-            agent=self.agents,
-            model=InprocModel(InprocModelConfig(chat_models=("m",)), first_a_tool_then_text),
-            tool=InprocTools([PythonTool(spec=spec, act=self._count)], clock),
-            metrics=Metrics(),
-        )
-        made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid4().hex}"), concurrency=concurrency)
-        async with anyio.create_task_group() as group:
-            group.start_soon(made.serve)
-            yield
-            group.cancel_scope.cancel()
-
-    async def _count(self, auth: AuthContext, _arguments: dict[str, Json], _key: str) -> Json:
-        self.inside[auth.tenant] = self.inside.get(auth.tenant, 0) + 1
-        self.most[auth.tenant] = max(self.most.get(auth.tenant, 0), self.inside[auth.tenant])
-        try:
-            await self.gate.wait()
-            # Let others come in, if they may.
-            for _ in range(20):
-                await anyio.lowlevel.checkpoint()
-        finally:
-            self.inside[auth.tenant] -= 1
-        return None
-
-    async def until_inside(self, auth: AuthContext, count: int) -> None:
-        while self.inside.get(auth.tenant, 0) < count:
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio
 class TestFairness:
     @pytest.fixture
     async def node(self) -> AsyncIterator[Node]:
-        async with cloned() as database, AsyncExitStack() as stack:
-            config, given = PostgresConfig(dsn=database.app), Given(clock=SystemClock())
-
-            async def opened(spec: Any) -> Any:  # a spec of any port
-                return await stack.enter_async_context(spec.open(config, given))
-
-            yield Node(
-                database=database,
-                runs=await opened(run_state.SPEC),
-                events=await opened(event.SPEC),
-                queue=await opened(queue.SPEC),
-                agents=await opened(agent.SPEC),
-                tenants=await opened(tenant.SPEC),
-            )
+        async with open_node() as node:
+            yield node
 
     async def test_never_more_runs_are_active_than_the_tenant_may_have_and_all_end(self, node: Node) -> None:
         await node.entitle(ACME, Entitlements(max_active_runs=5))

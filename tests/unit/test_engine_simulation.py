@@ -279,8 +279,8 @@ class DeafToCancel(Around):
     """A store that never tells the worker that somebody wants the run to end."""
 
     async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
-        await self.port.renew(auth, worker, duration)
-        return Renewal(cancel_requested=frozenset())
+        renewal: Renewal = await self.port.renew(auth, worker, duration)
+        return msgspec.structs.replace(renewal, cancel_requested=frozenset())
 
 
 class IntentsWithResults(Around):

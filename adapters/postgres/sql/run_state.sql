@@ -127,8 +127,10 @@ ORDER BY r.id DESC
 LIMIT :limit;
 
 -- name: renew
--- Across tenants: a worker holds runs of many.
-SELECT id FROM ao_worker_renew(:worker, CAST(:duration AS interval)) AS id;
+-- Across tenants: a worker holds runs of many. One row at least, for the time.
+SELECT t.now, r.id
+FROM (SELECT ao_now() AS now) t
+LEFT JOIN ao_worker_renew(:worker, CAST(:duration AS interval)) AS r (id) ON true;
 
 -- name: retire
 SELECT ao_worker_retire(:worker);

@@ -465,6 +465,17 @@ class TestRenewsOnlyOnce(BrokenRunState):
     )
 
 
+class TellsTheTimeOfItsOwnProcess(InprocRunState):
+    async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
+        renewal = await super().renew(auth, worker, duration)
+        return replace(renewal, now=renewal.now + timedelta(minutes=10))
+
+
+class TestTellsTheTimeOfItsOwnProcess(BrokenRunState):
+    broken = TellsTheTimeOfItsOwnProcess
+    caught_by = frozenset({"test_renew_tells_the_time_that_runs_are_dated_by"})
+
+
 class RetiresNobody(InprocRunState):
     async def retire(self, auth: AuthContext, worker: WorkerId) -> None:
         del worker
