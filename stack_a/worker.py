@@ -23,11 +23,12 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from ports.context import QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
-from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
+from ports.errors import AgentOSError, Conflict, Internal, NotFound, ResourceExhausted, Unavailable
 from ports.ids import PrincipalId, RunId, TenantId, WorkerId
 from ports.messages import Fault
 from ports.queue import Delivery
 from ports.run_state import Run
+from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.runs.execute import Execution, Interruption
 from stack_a.runs.pinned import PinnedAgents
@@ -101,7 +102,10 @@ class Worker:
         return self._deps.clock.monotonic() - self._renewed_at < FENCE_AFTER.total_seconds()
 
     async def serve(self) -> None:
-        """Work until `drain` has been called and is done, or the task is cancelled."""
+        """Work until `drain` has been called and is done, or the task is cancelled.
+
+        Raises `Internal` when it ends without either: then the process has to begin anew.
+        """
         async with anyio.create_task_group() as group:
             group.start_soon(self._renew_forever)
             await self._registered.wait()
@@ -114,6 +118,8 @@ class Worker:
             group.cancel_scope.cancel()
         with contextlib.suppress(AgentOSError):
             await self._deps.run_state.retire(SELF, self.id)
+        if not self._leaving.is_set():
+            raise Internal("the worker's tasks were cancelled, and nobody had asked it to leave")
 
     async def drain(self, grace: timedelta) -> None:
         """Take nothing new; let runs finish within `grace`; then hand the rest back to other workers."""
@@ -339,7 +345,7 @@ class Worker:
     async def _proceed(self, execution: Execution) -> None:
         run = execution.run
         try:
-            if await execution.proceed():
+            if await answered(execution.proceed()):
                 await self._hand_back(run, troubled=False)
         except Exception as error:
             if isinstance(error, AgentOSError) and error.retryable:

@@ -22,6 +22,7 @@ from ports.model import ChatReply, ChatRequest
 from ports.run_rules import INTERRUPTED, interrupted
 from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
 from ports.tool import ToolCall, ToolSpec
+from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
 from stack_a.runs.deltas import Deltas
@@ -391,7 +392,7 @@ class Execution:
     ) -> T:
         while True:
             try:
-                return await call()
+                return await answered(call())
             except AgentOSError as error:
                 wait = patience.wait_after(error)
                 if wait is None:

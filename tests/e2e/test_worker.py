@@ -1,5 +1,6 @@
 """The worker and the engine over the in-process adapters: runs end, once, whatever happens to who executes them."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
@@ -43,6 +44,8 @@ class Toolbox:
         self.cancelled = 0
         self.together = 0
         self.most_together = 0
+        self.vanishes = False
+        """Whether `slow` raises a cancellation of its own making."""
         self.description = "adds"
         """Of `add`."""
 
@@ -75,6 +78,8 @@ class Toolbox:
             raise
         finally:
             self.together -= 1
+        if self.vanishes:
+            raise asyncio.CancelledError
         return {"done": True}
 
 
@@ -314,6 +319,20 @@ async def test_cancelling_reaches_a_running_tool(node: StackA, tools: Toolbox, c
     assert run.status == "cancelled"
     assert tools.cancelled == 1
     assert (await log_of(node, run_id))[-1]["event"] == "run.cancelled"
+
+
+async def test_a_tool_that_ends_as_if_it_was_cancelled_fails_its_step_and_nothing_else(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    tools.let_go.set()
+    tools.vanishes = True
+    async with node.worker(model(scripted([calls("slow"), "gone", calls("add"), "there"])), tools.port(clock)):
+        broken = await node.ended(await node.created())
+        after = await node.ended(await node.created())
+
+    [_, step, _] = await node.run_state.steps(ACME, broken.id)
+    assert (step.status, step.error and step.error.code) == ("failed", "internal")
+    assert after.output == {"text": "there"}
 
 
 async def test_the_deadline_ends_a_run_and_interrupts_its_tool(
