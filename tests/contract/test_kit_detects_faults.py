@@ -27,6 +27,7 @@ from tests.contract.broken import (
     queues,
     registries,
     replies,
+    run_claims,
     run_effects,
     run_states,
     run_verbs,
@@ -45,6 +46,7 @@ SUITES: Final = {
     "unfair_queues": unfair_queues,
     "run_state": run_states,
     "lax_run_states": lax_run_states,
+    "run_claims": run_claims,
     "run_verbs": run_verbs,
     "run_effects": run_effects,
     "event": events,
@@ -60,6 +62,7 @@ SUITES: Final = {
 _PARTS: Final = {
     "unfair_queues": "queue",
     "lax_run_states": "run_state",
+    "run_claims": "run_state",
     "run_verbs": "run_state",
     "run_effects": "run_state",
 }

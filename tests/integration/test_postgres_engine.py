@@ -112,7 +112,9 @@ class TestPool:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND usename = 'ao_app'",
             )
-            await anyio.lowlevel.checkpoint()
+            with anyio.fail_after(PATIENCE_S):
+                while database.pool.get_size() > 0:
+                    await anyio.lowlevel.checkpoint()
 
             answers = [await one(database) for _ in range(4)]
 
