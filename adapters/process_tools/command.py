@@ -28,7 +28,6 @@ DRAIN_S: Final = 1.0
 
 _LAUNCH: Final = str(Path(__file__).with_name("launch.py"))
 _KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ")
-_LANG: Final = "C.UTF-8"
 
 
 class Ended(Struct, frozen=True, kw_only=True):
@@ -47,9 +46,6 @@ class Ended(Struct, frozen=True, kw_only=True):
 def environment(home: str, environ: Mapping[str, str]) -> dict[str, str]:
     """All that a command gets of `environ`: where programs are, the language and the time zone."""
     kept = {name: environ[name] for name in _KEPT if environ.get(name)}
-    if not kept.keys() & {"LANG", "LC_ALL"}:
-        # Without either, our own launcher would tell the command of a locale that nobody set.
-        kept["LANG"] = _LANG
     kept.setdefault("PATH", os.defpath)
     return {**kept, "HOME": home, "TMPDIR": home}
 

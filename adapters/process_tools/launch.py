@@ -50,6 +50,8 @@ def main(lifeline: int, command: list[str]) -> None:
     # This interpreter ignores them, and what is ignored stays so over `exec`.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    # Where it finds no locale it sets this one; nobody gave it to the command.
+    os.environ.pop("LC_CTYPE", None)
     try:
         os.execvp(command[0], command)  # noqa: S606 - a list of the operator's, and no shell
     except OSError as error:

@@ -160,10 +160,10 @@ def test_sequences_find_a_queue_that_loses_messages_at_reopen() -> None:
     "broken",
     [
         run_states.ShowsEveryTenant, run_states.IgnoresIdempotency, run_states.IgnoresFingerprints,
-        run_states.ClaimsWithoutAnEpoch, run_states.SaysStartedAtEveryClaim, run_states.ClaimsFromTheLiving,
-        run_states.NeverTakesOver, run_states.ClearsTheJournalAtTakeover, run_states.RenewsOnlyOnce,
+        run_claims.ClaimsWithoutAnEpoch, run_claims.SaysStartedAtEveryClaim, run_claims.ClaimsFromTheLiving,
+        run_claims.NeverTakesOver, run_claims.ClearsTheJournalAtTakeover, run_claims.RenewsOnlyOnce,
         run_states.WritesStepByStep, run_states.LeavesGaps, run_states.CancelsHeldRunsAtOnce,
-        run_states.CountsReleasesAsRecoveries, run_states.KeepsWhatWasReleased, run_verbs.ForksAnEmptyJournal,
+        run_claims.CountsReleasesAsRecoveries, run_claims.KeepsWhatWasReleased, run_verbs.ForksAnEmptyJournal,
         run_verbs.SharesTheWholeJournal, run_verbs.TakesTheStepsAway, run_verbs.DecidesAboutAnything,
     ],
 )  # fmt: skip
