@@ -309,6 +309,8 @@ class Worker:
                 unanswered = True
                 await self._deps.clock.sleep(RETRY_AFTER)
                 continue
+            if run is not None and worker != self.id:
+                return None  # fenced while the answer was on its way: the same
             if run is not None:
                 self._claimed[run_id] = run.epoch
             return run

@@ -49,10 +49,15 @@ class Outgoing:
 
     async def keep(self, transaction: Transaction, tenant: TenantId, run: uuid.UUID) -> None:
         """Write the bodies, for `run`. In the transaction that wrote the references."""
-        # In one order everywhere, so that two writers never wait for each other.
-        for digest, raw in sorted(self.bodies.items()):
-            asked = {"tenant": tenant, "run": run, "sha256": bytes.fromhex(digest), "body": raw}
-            await transaction.rows(_SQL["keep"], asked)
+        await keep_all(transaction, tenant, [(run, self)])
+
+
+async def keep_all(transaction: Transaction, tenant: TenantId, outgoing: Sequence[tuple[uuid.UUID, Outgoing]]) -> None:
+    """`keep` for several runs."""
+    # In one order everywhere, so that two writers never wait for each other.
+    for digest, run, raw in sorted((digest, run, raw) for run, one in outgoing for digest, raw in one.bodies.items()):
+        asked = {"tenant": tenant, "run": run, "sha256": bytes.fromhex(digest), "body": raw}
+        await transaction.rows(_SQL["keep"], asked)
 
 
 async def whole(

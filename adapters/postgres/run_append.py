@@ -7,7 +7,7 @@ from typing import Any, Final
 import asyncpg
 from msgspec import Struct
 
-from adapters.postgres.blobs import Outgoing
+from adapters.postgres.blobs import Outgoing, keep_all
 from adapters.postgres.engine import Database, Transaction
 from adapters.postgres.journal import StepRow, step_rows, usage_of
 from adapters.postgres.memory import remember
@@ -141,9 +141,9 @@ async def _append(transaction: Transaction, tenant: TenantId, asks: Sequence[_As
             continue
         if row["results"] != len(ask.results):
             raise Conflict(f"a step of run {ask.run_id!r} has no intent, or has a result already")
-        await ask.outgoing.keep(transaction, tenant, ask.run)
         appended = Appended(last_sequence=row["last_sequence"], cancel_requested=row["cancel_requested"])
         answers.append(_Written(appended, row["made_room"]))
+    await keep_all(transaction, tenant, [(ask.run, ask.outgoing) for place, ask in enumerate(asks) if place in moved])
     return answers
 
 

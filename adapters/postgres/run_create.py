@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from adapters.postgres.blobs import Outgoing
+from adapters.postgres.blobs import Outgoing, keep_all
 from adapters.postgres.engine import Database, Transaction
 from adapters.postgres.rows import packed, packed_or_null, position, trace_of
 from adapters.postgres.run_reads import key_of, known, loaded, run_scope, whole_run
@@ -121,12 +121,12 @@ async def _create(transaction: Transaction, tenant: TenantId, asks: Sequence[_As
     made = await transaction.rows(_SQL["create"], {"tenant": tenant, "asks": packed(rows), **_LIMITS})
     if len(made) != len(asks):
         raise _NotMade
-    runs: list[Run | Exception] = []
-    for row in sorted(made, key=lambda row: row["place"]):
-        outgoing = asks[row["place"]].outgoing
-        await outgoing.keep(transaction, tenant, row["id"])
-        runs.append(await whole_run(transaction, tenant, row, at_hand=outgoing.bodies))
-    return runs
+    made = sorted(made, key=lambda row: row["place"])
+    await keep_all(transaction, tenant, [(row["id"], ask.outgoing) for row, ask in zip(made, asks, strict=True)])
+    return [
+        await whole_run(transaction, tenant, row, at_hand=ask.outgoing.bodies)
+        for row, ask in zip(made, asks, strict=True)
+    ]
 
 
 async def _refusal(transaction: Transaction, auth: AuthContext) -> ResourceExhausted | None:

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from msgspec import Struct
 
@@ -58,32 +58,36 @@ class Together(Generic[AskT, AnswerT]):
         call = _Call(tenant, ask, order, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         if len(self._lanes) < LANES:
-            lane = asyncio.create_task(self._serve())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            self._lanes.add(asyncio.create_task(self._serve()))
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 answer: AnswerT = await call.answer
                 return answer
         except TimeoutError as error:
-            raise Unavailable("the database did not answer in time; whether it acted is unknown") from error
+            raise _unanswered() from error
 
     async def _serve(self) -> None:
-        while self._waiting:
-            calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
-            # Whoever left, or waited long enough, while others were served does not want it any more.
-            await self._make([call for call in calls if not call.answer.done()])
+        try:
+            while self._waiting:
+                calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+                await self._make(calls)
+        finally:
+            # In the same turn of the loop: the next call must not take us for a lane that will serve it.
+            self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _make(self, calls: list[_Call[AskT, AnswerT]]) -> None:
+        # Whoever left, or waited long enough, while others were served does not want it any more.
+        calls = [call for call in calls if not call.answer.done()]
         if not calls:
             return
         [found] = await asyncio.gather(self._committed(calls), return_exceptions=True)
         if isinstance(found, BaseException):
-            if len(calls) > 1 and not isinstance(found, Unavailable):
+            if len(calls) > 1 and isinstance(found, Exception) and not isinstance(found, Unavailable):
                 for call in calls:
                     await self._make([call])
                 return
-            found = [found] * len(calls)
+            ours = found if isinstance(found, Exception) else _unanswered()
+            found = [ours] * len(calls)
         for call, answer in zip(calls, found, strict=True):
             if call.answer.done():
                 continue  # left meanwhile
@@ -100,6 +104,10 @@ class Together(Generic[AskT, AnswerT]):
                 await transaction.bind(tenant)
                 answers += await self._act(transaction, tenant, asks)
         return answers
+
+
+def _unanswered() -> Unavailable:
+    return Unavailable("the database did not answer in time; whether it acted is unknown")
 
 
 def _by_tenant(calls: list[_Call[AskT, AnswerT]]) -> Iterator[tuple[TenantId, list[AskT]]]:

@@ -85,9 +85,9 @@ gone AS (
     DELETE FROM queue_messages m
     USING asked a
     WHERE m.tenant_id = :tenant AND m.id = a.message AND m.lease = a.lease
-    RETURNING a.place
+    RETURNING old.id, old.lease
 )
-SELECT a.place, EXISTS (SELECT FROM gone WHERE gone.place = a.place) AS acknowledged,
+SELECT a.place, EXISTS (SELECT FROM gone WHERE gone.id = a.message AND gone.lease = a.lease) AS acknowledged,
        EXISTS (SELECT FROM queue_messages m WHERE m.tenant_id = :tenant AND m.id = a.message) AS existed
 FROM asked a;
 

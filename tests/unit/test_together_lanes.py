@@ -1,0 +1,56 @@
+"""The lanes of calls that are committed together, down to the turn of the loop in which they end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from adapters.postgres.engine import Database, Transaction
+from adapters.postgres.together import LANES, Together
+from ports.ids import TenantId
+
+ACME = TenantId("tnt_acme")
+
+pytestmark = pytest.mark.anyio
+
+
+class Unbound:
+    async def bind(self, tenant: TenantId) -> None: ...
+
+
+class Instant:
+    """A database that has nothing to wait for."""
+
+    @asynccontextmanager
+    async def transaction(self, _tenant: TenantId) -> AsyncIterator[Transaction]:
+        yield cast("Transaction", Unbound())
+
+
+async def test_who_asks_again_in_the_turn_in_which_all_lanes_end_is_served() -> None:
+    gate = asyncio.Event()
+    begun = 0
+
+    async def act(_transaction: Transaction, _tenant: TenantId, asks: Sequence[str]) -> list[str | Exception]:
+        nonlocal begun
+        begun += 1
+        await gate.wait()
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act)
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            await together(ACME, "first", order="")
+
+    with anyio.fail_after(2):
+        async with anyio.create_task_group() as group:
+            for lane in range(LANES):
+                # Only the first asks again: else the others' calls would start the lane that it needs.
+                group.start_soon(ask, 2 if lane == 0 else 1)
+                while begun == lane:
+                    await anyio.lowlevel.checkpoint()
+            gate.set()
