@@ -1,7 +1,9 @@
 """Calls that come together are committed together, and nobody is the worse for the company."""
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -9,9 +11,12 @@ import pytest
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
+from adapters.postgres.blobs import Outgoing, keep_all
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.queue import PostgresQueue
+from adapters.postgres.rows import Row
 from adapters.postgres.run_state import PostgresRunState
-from adapters.postgres.statements import statement
+from adapters.postgres.statements import Statement, statement
 from adapters.postgres.together import LANES, Together
 from conformance.factories import idempotency, new_run
 from conformance.people import ACME, GLOBEX, NODE
@@ -167,6 +172,43 @@ async def test_no_call_waits_longer_than_it_may_whoever_is_before_it(database: D
             waited = anyio.current_time() - began
 
     assert waited < 6
+
+
+async def test_acknowledging_a_message_twice_at_once_is_as_good_as_once(database: Database) -> None:
+    queue = PostgresQueue(database)
+    for body in (b"1", b"2", b"3"):
+        await queue.enqueue(ACME, body)
+    first, *others = await queue.lease(NODE, limit=3, duration=timedelta(minutes=1))
+
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as group:
+            # The others take the lanes, so that the two are in one batch.
+            for delivery in (*others, first, first):
+                group.start_soon(queue.ack, NODE, delivery)
+
+    assert (await queue.depth(NODE)).leased == 0
+
+
+async def test_bodies_of_several_runs_are_kept_in_one_order() -> None:
+    """Whatever order the runs are in: two batches with the same bodies must not wait for each other."""
+    kept: list[bytes] = []
+
+    class Recording(Transaction):
+        def __init__(self) -> None: ...
+
+        async def rows(self, _statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
+            kept.append(parameters["sha256"])
+            return ()
+
+    outgoing = [(uuid.uuid4(), Outgoing()) for _ in range(4)]
+    for number, (_, one) in enumerate(outgoing):
+        for other in range(3):
+            one.packed(f"{number * other}" * 70_000)
+
+    await keep_all(Recording(), ACME.tenant, outgoing)
+
+    assert kept == sorted(kept)
+    assert len(kept) > len(set(kept)) > 1
 
 
 async def test_a_burst_of_whole_runs_costs_fewer_commits_than_runs(clone: Clone, database: Database) -> None:
