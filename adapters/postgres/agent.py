@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.rows import Row, packed, page_size, scope_of
+from adapters.postgres.rows import Row, by_place, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
 from ports.adapter import AdapterSpec, Given
@@ -23,8 +23,8 @@ _SQL: Final = load("agent")
 _CURSOR: Final = "agents"
 _MAX_PAGE: Final = 200
 
-_Ask: TypeAlias = tuple[str, AgentId, int | None]
-"""Namespace, agent, version."""
+_Ask: TypeAlias = tuple[TenantId, str, AgentId, int | None]
+"""Tenant, namespace, agent, version."""
 
 
 class AgentCapabilities(Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class PostgresAgents:
         return _agent(row)
 
     async def get(self, auth: AuthContext, agent_id: AgentId, version: int | None = None) -> Agent:
-        return await self._together(auth.tenant, (auth.namespace, agent_id, version), order=agent_id)
+        return await self._together(auth.tenant, (auth.tenant, auth.namespace, agent_id, version), order=agent_id)
 
     async def list_agents(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Agent]:
         size = page_size(limit, _MAX_PAGE)
@@ -66,16 +66,17 @@ class PostgresAgents:
         return Page(items=shown, next_cursor=encode_cursor(_CURSOR, (shown[-1].spec.id,)) if more else None)
 
 
-async def _get(transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask]) -> list[Agent | Exception]:
+async def _get(transaction: Transaction, asks: Sequence[_Ask]) -> list[Agent | Exception]:
     """What several ask for is read once."""
-    found: dict[_Ask, Agent | Exception] = {}
-    for ask in asks:
-        if ask not in found:
-            namespace, agent_id, version = ask
-            asked = {"tenant": tenant, "namespace": namespace, "agent": agent_id, "version": version}
-            row = await transaction.row(_SQL["get"], asked)
-            found[ask] = _absent(agent_id, version) if row is None else _agent(row)
-    return [found[ask] for ask in asks]
+    different = list(dict.fromkeys(asks))
+    asked = [
+        {"place": place, "tenant": tenant, "namespace": namespace, "agent": agent_id, "version": version}
+        for place, (tenant, namespace, agent_id, version) in enumerate(different)
+    ]
+    rows = await transaction.rows(_SQL["get"], {"asks": packed(asked)})
+    found = by_place(rows, [tenant for tenant, _, _, _ in different])
+    agents = {different[place]: _agent(row) for place, row in found.items()}
+    return [agents.get(ask) or _absent(ask[2], ask[3]) for ask in asks]
 
 
 def _absent(agent_id: AgentId, version: int | None) -> NotFound:

@@ -49,13 +49,14 @@ class Outgoing:
 
     async def keep(self, transaction: Transaction, tenant: TenantId, run: uuid.UUID) -> None:
         """Write the bodies, for `run`. In the transaction that wrote the references."""
-        await keep_all(transaction, tenant, [(run, self)])
+        await keep_all(transaction, [(tenant, run, self)])
 
 
-async def keep_all(transaction: Transaction, tenant: TenantId, outgoing: Sequence[tuple[uuid.UUID, Outgoing]]) -> None:
+async def keep_all(transaction: Transaction, outgoing: Sequence[tuple[TenantId, uuid.UUID, Outgoing]]) -> None:
     """`keep` for several runs."""
+    bodies = [(tenant, digest, run, raw) for tenant, run, one in outgoing for digest, raw in one.bodies.items()]
     # In one order everywhere, so that two writers never wait for each other.
-    for digest, run, raw in sorted((digest, run, raw) for run, one in outgoing for digest, raw in one.bodies.items()):
+    for tenant, digest, run, raw in sorted(bodies):
         asked = {"tenant": tenant, "run": run, "sha256": bytes.fromhex(digest), "body": raw}
         await transaction.rows(_SQL["keep"], asked)
 

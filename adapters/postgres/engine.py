@@ -1,13 +1,13 @@
 """Connections, transactions and the tenant they are bound to.
 
-The ports of one process that are configured alike share one pool. Every statement runs in a transaction, and while that is
-bound to one tenant by `SET LOCAL`. The first binding is sent together with BEGIN in one message, and the last ends with the
-transaction, so that no connection goes back to the pool with somebody's identity. Every call has a deadline of ours,
-because the driver has none: a stopped server would block for ever.
+The ports of one process that are configured alike share one pool. Every statement runs in a transaction that is bound by
+`SET LOCAL` to the tenants whose rows it may see: one, or those of a batch (ADR 0016). The binding is sent together with
+BEGIN in one message and ends with the transaction, so that no connection goes back to the pool with somebody's identity.
+Every call has a deadline of ours, because the driver has none: a stopped server would block for ever.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, cast
 
@@ -46,6 +46,9 @@ SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "jit": "off",
     # They find rows by index. A plan made while a table was empty may not do otherwise, because it is kept.
     "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_material": "off",
 }
 
 
@@ -60,17 +63,10 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Transaction:
-    """Statements inside one open transaction, bound to one tenant at a time."""
+    """Statements inside one open transaction."""
 
-    def __init__(self, connection: Connection, tenant: TenantId | None) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._tenant = tenant
-
-    async def bind(self, tenant: TenantId) -> None:
-        """From here on it sees `tenant`'s rows, and no longer those of whom it was bound to."""
-        if tenant != self._tenant:
-            await self._connection.execute(_bound(tenant))
-            self._tenant = tenant
 
     async def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
         found = await self._connection.fetch(statement.sql, *statement.arguments(parameters))
@@ -105,14 +101,17 @@ class Database:
                 self._checked = True
 
     @asynccontextmanager
-    async def transaction(self, tenant: TenantId | None) -> AsyncIterator[Transaction]:
-        """A transaction that sees `tenant`'s rows only, or nobody's; committed at the end, rolled back by any exception."""
-        begin = _begin(tenant)
+    async def transaction(self, *tenants: TenantId) -> AsyncIterator[Transaction]:
+        """A transaction that sees rows of `tenants` only; committed at the end, rolled back by any exception.
+
+        With several it sees those tables only whose policies admit a batch.
+        """
+        begin = _begin(tenants)
         with translated():
             async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
                     await connection.execute(begin)
-                    yield Transaction(connection, tenant)
+                    yield Transaction(connection)
                     await _commit(connection)
                 except BaseException as error:
                     await _abandon(connection, interrupted=not isinstance(error, Exception))
@@ -167,16 +166,13 @@ async def open_database(config: PostgresConfig, *, apart: str = "") -> AsyncIter
             await database.close()
 
 
-def _begin(tenant: TenantId | None) -> str:
+def _begin(tenants: Iterable[TenantId]) -> str:
     """One message: it can't happen that a transaction is open and not bound."""
-    return "BEGIN" if tenant is None else f"BEGIN; {_bound(tenant)}"
-
-
-def _bound(tenant: TenantId) -> str:
-    if not is_tenant_id(tenant):
-        raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
-    # Safe as a literal: `is_tenant_id` allows letters, digits, - and _ only.
-    return f"SET LOCAL app.tenant_id = '{tenant}'"
+    for tenant in tenants:
+        if not is_tenant_id(tenant):
+            raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
+    # Safe as a literal, and apart by spaces: `is_tenant_id` allows letters, digits, - and _ only.
+    return f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
 
 
 async def _prepare(connection: Connection) -> None:

@@ -90,7 +90,7 @@ def _absent(run_id: RunId) -> NotFound:
 @asynccontextmanager
 async def open_event(config: PostgresConfig, _given: Given) -> AsyncIterator[EventPort]:
     async with open_database(config) as database:
-        async with database.transaction(None) as transaction:
+        async with database.transaction() as transaction:
             node = await transaction.row(_SQL["stream_epoch"], {})
         assert node is not None, "the first migration makes the row"
         yield PostgresEvents(database, node["stream_epoch"])

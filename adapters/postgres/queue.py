@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.rows import Row, packed, page_size, positive
+from adapters.postgres.rows import Row, by_place, packed, page_size, positive, scope_of
 from adapters.postgres.signals import QUEUE
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
@@ -46,7 +46,7 @@ class PostgresQueue:
         if len(body) > _CAPABILITIES.max_body_bytes:
             raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
         row = {
-            "namespace": auth.namespace,
+            **scope_of(auth),
             "requester": packed(auth),
             "body": base64.b64encode(body).decode(),
             "not_before": not_before,
@@ -81,7 +81,7 @@ class PostgresQueue:
 
     async def ack(self, auth: AuthContext, delivery: Delivery) -> None:
         tenant = _owner(auth, delivery)
-        if await self._acks(tenant, _lease_of(delivery), order=delivery.id):
+        if await self._acks(tenant, {"tenant": tenant, **_lease_of(delivery)}, order=delivery.id):
             return
         raise _over(delivery)
 
@@ -108,16 +108,16 @@ class PostgresQueue:
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 
 
-async def _enqueue(transaction: Transaction, tenant: TenantId, asks: Sequence[dict[str, Any]]) -> list[None]:
-    await transaction.rows(_SQL["enqueue"], {"tenant": tenant, "asks": packed(_placed(asks))})
+async def _enqueue(transaction: Transaction, asks: Sequence[dict[str, Any]]) -> list[None]:
+    await transaction.rows(_SQL["enqueue"], {"asks": packed(_placed(asks))})
     return [None] * len(asks)
 
 
-async def _ack(transaction: Transaction, tenant: TenantId, asks: Sequence[dict[str, Any]]) -> list[bool]:
+async def _ack(transaction: Transaction, asks: Sequence[dict[str, Any]]) -> list[bool]:
     """Whether each message is gone: now, or it was before."""
-    rows = await transaction.rows(_SQL["ack"], {"tenant": tenant, "asks": packed(_placed(asks))})
-    gone = {row["place"]: row["acknowledged"] or not row["existed"] for row in rows}
-    return [gone[place] for place in range(len(asks))]
+    rows = await transaction.rows(_SQL["ack"], {"asks": packed(_placed(asks))})
+    found = by_place(rows, [ask["tenant"] for ask in asks])
+    return [found[place]["acknowledged"] or not found[place]["existed"] for place in range(len(asks))]
 
 
 def _placed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

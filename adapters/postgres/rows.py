@@ -1,6 +1,6 @@
 """Rows to Structs, and JSON to what a column takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -139,6 +139,19 @@ def event_of(row: Row) -> Event:
 def scope_of(auth: AuthContext) -> dict[str, Any]:
     """The parameters that keep a statement to the caller's tenant and namespace."""
     return {"tenant": auth.tenant, "namespace": auth.namespace}
+
+
+def by_place(rows: Sequence[Row], tenants: Sequence[TenantId]) -> dict[int, Row]:
+    """What a batch did, by the ask's place in it; `tenants` are those of the asks.
+
+    Raises:
+        Internal: a row is not its asker's. A batch is bound to the tenants of all its asks, so row-level security does not
+            keep these apart from each other; this does, because it comes before the commit.
+    """
+    for row in rows:
+        if row["tenant_id"] != tenants[row["place"]]:
+            raise Internal("a statement reached a row of a tenant that did not ask for it; nothing of it was kept")
+    return {row["place"]: row for row in rows}
 
 
 def trace_of(auth: AuthContext) -> dict[str, Any]:

@@ -9,16 +9,16 @@ from msgspec import Struct
 
 from adapters.postgres.blobs import Outgoing, keep_all
 from adapters.postgres.engine import Database, Transaction
-from adapters.postgres.journal import StepRow, step_rows, usage_of
+from adapters.postgres.journal import step_rows, usage_of
 from adapters.postgres.memory import remember
-from adapters.postgres.rows import packed, packed_or_null, trace_of
+from adapters.postgres.rows import by_place, packed, packed_or_null, scope_of, trace_of
 from adapters.postgres.run_reads import fenced, run_scope, run_uuid, standing
 from adapters.postgres.signals import QUEUE
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
 from ports.context import AuthContext
 from ports.errors import Conflict
-from ports.ids import RunId, TenantId
+from ports.ids import RunId
 from ports.memory import MemoryWrite
 from ports.run_state import TERMINAL, Appended, Change
 
@@ -27,14 +27,12 @@ _STEP_KEY: Final = "steps_pkey"
 
 
 class _Ask(Struct, frozen=True, eq=False, kw_only=True):
+    auth: AuthContext
     run_id: RunId
     run: uuid.UUID
-    namespace: str
     epoch: int
     row: dict[str, Any]
-    intents: list[StepRow]
-    results: list[StepRow]
-    events: list[dict[str, Any]]
+    results: int
     outgoing: Outgoing
 
 
@@ -60,20 +58,24 @@ class Appends:
             await self._check_fence(auth, run_id, epoch)
             raise
         ask = _Ask(
+            auth=auth,
             run_id=run_id,
             run=run,
-            namespace=auth.namespace,
             epoch=epoch,
             row={
+                **scope_of(auth),
                 "run": run,
-                "namespace": auth.namespace,
                 "epoch": epoch,
                 **trace_of(auth),
                 **_movement(change, outgoing),
+                "intents": intents,
+                "results": results,
+                "events": [
+                    {"number": number, "type": event.type, "data": outgoing.packed(event.data)}
+                    for number, event in enumerate(change.events, start=1)
+                ],
             },
-            intents=intents,
-            results=results,
-            events=[{"type": event.type, "data": outgoing.packed(event.data)} for event in change.events],
+            results=len(results),
             outgoing=outgoing,
         )
         if change.writes:
@@ -89,7 +91,7 @@ class Appends:
     async def _with_writes(self, auth: AuthContext, ask: _Ask, writes: Sequence[MemoryWrite]) -> _Written:
         """By itself: items of memory have locks too, in another order than runs."""
         async with self._database.transaction(auth.tenant) as transaction:
-            [answer] = await _append(transaction, auth.tenant, [ask])
+            [answer] = await _append(transaction, [ask])
             if isinstance(answer, Exception):
                 raise answer
             await remember(transaction, auth, writes)
@@ -109,41 +111,31 @@ class Appends:
             raise fenced(run_id, epoch, found)
 
 
-async def _append(transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask]) -> list[_Written | Exception]:
+async def _append(transaction: Transaction, asks: Sequence[_Ask]) -> list[_Written | Exception]:
     if len({ask.run for ask in asks}) < len(asks):
         # A statement can't change a row twice.
-        return [answer for ask in asks for answer in await _append(transaction, tenant, [ask])]
-    asked = {
-        "tenant": tenant,
-        "asks": packed([{"place": place, **ask.row} for place, ask in enumerate(asks)]),
-        "intents": packed([{"place": place, **row} for place, ask in enumerate(asks) for row in ask.intents]),
-        "results": packed([{"place": place, **row} for place, ask in enumerate(asks) for row in ask.results]),
-        "events": packed(
-            [
-                {"place": place, "number": number, **event}
-                for place, ask in enumerate(asks)
-                for number, event in enumerate(ask.events, start=1)
-            ]
-        ),
-    }
+        return [answer for ask in asks for answer in await _append(transaction, [ask])]
+    asked = packed([{"place": place, **ask.row} for place, ask in enumerate(asks)])
     try:
-        moved = {row["place"]: row for row in await transaction.rows(_SQL["append"], asked)}
+        rows = await transaction.rows(_SQL["append"], {"asks": asked})
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == _STEP_KEY:
             raise Conflict(f"a step of run {asks[0].run_id!r} has an intent already") from error
         raise
+    moved = by_place(rows, [ask.auth.tenant for ask in asks])
     answers: list[_Written | Exception] = []
     for place, ask in enumerate(asks):
         row = moved.get(place)
         if row is None:
-            found = await standing(transaction, tenant, ask.namespace, ask.run)
+            found = await standing(transaction, ask.auth.tenant, ask.auth.namespace, ask.run)
             answers.append(fenced(ask.run_id, ask.epoch, found))
             continue
-        if row["results"] != len(ask.results):
+        if row["results"] != ask.results:
             raise Conflict(f"a step of run {ask.run_id!r} has no intent, or has a result already")
         appended = Appended(last_sequence=row["last_sequence"], cancel_requested=row["cancel_requested"])
         answers.append(_Written(appended, row["made_room"]))
-    await keep_all(transaction, tenant, [(ask.run, ask.outgoing) for place, ask in enumerate(asks) if place in moved])
+    kept = [(ask.auth.tenant, ask.run, ask.outgoing) for place, ask in enumerate(asks) if place in moved]
+    await keep_all(transaction, kept)
     return answers
 
 

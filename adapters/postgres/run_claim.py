@@ -1,5 +1,6 @@
 """Taking runs: a place within the tenant's limit, and the run under a new epoch."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -7,13 +8,13 @@ from typing import Any, Final
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, Transaction
-from adapters.postgres.rows import packed, trace_of
-from adapters.postgres.run_reads import absent, run_uuid, standing, whole_run
+from adapters.postgres.rows import by_place, packed, trace_of
+from adapters.postgres.run_reads import absent, run_scope, run_uuid, standing, whole_run
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
 from ports.context import AuthContext
 from ports.errors import Conflict, NotFound, ResourceExhausted
-from ports.ids import RunId, TenantId, WorkerId
+from ports.ids import RunId, WorkerId
 from ports.run_state import Run
 from ports.tenant import Entitlements
 
@@ -31,7 +32,7 @@ class _Ask(Struct, frozen=True, eq=False):
     worker: WorkerId
 
     def row(self, place: int) -> dict[str, Any]:
-        scope = {"namespace": self.auth.namespace, "run": run_uuid(self.run_id), "worker": self.worker}
+        scope = {**run_scope(self.auth, self.run_id), "worker": self.worker}
         return {"place": place, **scope, **trace_of(self.auth)}
 
 
@@ -52,26 +53,28 @@ class Claims:
         return await self._together(auth.tenant, _Ask(auth, run_id, worker), order=run_id)
 
 
-async def _claim(transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask]) -> list[_Taken | Exception]:
-    taken = await _won(transaction, tenant, asks, range(len(asks)))
+async def _claim(transaction: Transaction, asks: Sequence[_Ask]) -> list[_Taken | Exception]:
+    taken = await _won(transaction, asks, range(len(asks)))
     refused = await _refused(transaction, asks, taken)
     for _ in range(_PROVISIONS):
         waiting = [place for place, why in refused.items() if isinstance(why, ResourceExhausted)]
         if not waiting:
             break
         # No place is free; there may be more to be made.
-        await transaction.rows(_SQL["provide"], {"tenant": tenant, "wanted": len(waiting), **_LIMITS})
-        taken |= await _won(transaction, tenant, asks, waiting)
+        for tenant, wanted in Counter(asks[place].auth.tenant for place in waiting).items():
+            await transaction.rows(_SQL["provide"], {"tenant": tenant, "wanted": wanted, **_LIMITS})
+        taken |= await _won(transaction, asks, waiting)
         refused = await _refused(transaction, asks, taken)
     return [taken.get(place) or refused[place] for place in range(len(asks))]
 
 
-async def _won(
-    transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask], places: Sequence[int]
-) -> dict[int, _Taken]:
+async def _won(transaction: Transaction, asks: Sequence[_Ask], places: Sequence[int]) -> dict[int, _Taken]:
     rows = packed([asks[place].row(place) for place in places])
-    won = await transaction.rows(_SQL["claim"], {"tenant": tenant, "asks": rows, **_LIMITS})
-    return {row["place"]: _Taken(await whole_run(transaction, tenant, row), row["first_time"]) for row in won}
+    won = by_place(await transaction.rows(_SQL["claim"], {"asks": rows, **_LIMITS}), [ask.auth.tenant for ask in asks])
+    return {
+        place: _Taken(await whole_run(transaction, asks[place].auth.tenant, row), row["first_time"])
+        for place, row in won.items()
+    }
 
 
 async def _refused(

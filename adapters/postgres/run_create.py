@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from adapters.postgres.blobs import Outgoing, keep_all
 from adapters.postgres.engine import Database, Transaction
-from adapters.postgres.rows import packed, packed_or_null, position, trace_of
+from adapters.postgres.rows import by_place, packed, packed_or_null, position, trace_of
 from adapters.postgres.run_reads import key_of, known, loaded, run_scope, whole_run
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
@@ -36,6 +36,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class _Ask(Struct, frozen=True, eq=False):
+    tenant: TenantId
     row: dict[str, Any]
     outgoing: Outgoing
 
@@ -70,7 +71,7 @@ class Creations:
             "data": packed({"agent_id": new.agent_id}),
         }
         # Those of one key wait for each other, so keys are taken in one order everywhere.
-        ask, order = _Ask(row, outgoing), packed(list(named.values()))
+        ask, order = _Ask(auth.tenant, row, outgoing), packed(list(named.values()))
         return await self._admitted(lambda: self._together(auth.tenant, ask, order=order), auth, new.idempotency)
 
     async def fork(self, auth: AuthContext, origin: Origin, idempotency: Idempotency) -> Created:
@@ -116,16 +117,17 @@ class Creations:
         raise _too_fast(_PLACE_WAIT)
 
 
-async def _create(transaction: Transaction, tenant: TenantId, asks: Sequence[_Ask]) -> list[Run | Exception]:
+async def _create(transaction: Transaction, asks: Sequence[_Ask]) -> list[Run | Exception]:
     rows = [{"place": place, **ask.row} for place, ask in enumerate(asks)]
-    made = await transaction.rows(_SQL["create"], {"tenant": tenant, "asks": packed(rows), **_LIMITS})
+    made = by_place(
+        await transaction.rows(_SQL["create"], {"asks": packed(rows), **_LIMITS}), [ask.tenant for ask in asks]
+    )
     if len(made) != len(asks):
         raise _NotMade
-    made = sorted(made, key=lambda row: row["place"])
-    await keep_all(transaction, tenant, [(row["id"], ask.outgoing) for row, ask in zip(made, asks, strict=True)])
+    await keep_all(transaction, [(ask.tenant, made[place]["id"], ask.outgoing) for place, ask in enumerate(asks)])
     return [
-        await whole_run(transaction, tenant, row, at_hand=ask.outgoing.bodies)
-        for row, ask in zip(made, asks, strict=True)
+        await whole_run(transaction, ask.tenant, made[place], at_hand=ask.outgoing.bodies)
+        for place, ask in enumerate(asks)
     ]
 
 

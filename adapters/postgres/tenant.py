@@ -96,7 +96,7 @@ class PostgresTenants:
         found = uuid_of("key", key_id)
         if found is None:
             return None
-        async with self._database.transaction(None) as transaction:
+        async with self._database.transaction() as transaction:
             row = await transaction.row(_SQL["find_key"], {"key": found})
         if row is None or not hmac.compare_digest(row["secret_sha256"], secret_sha256):
             return None

@@ -2,13 +2,12 @@
 
 A transaction costs three round trips and a wait for the disk, whatever is in it. Nobody waits for company: a call goes at
 once while a lane is free, and what comes in the meantime goes together with the next. So a batch is as large as the load
-makes it. Within one, each tenant's calls are made under that tenant's own binding.
+makes it. Its transaction is bound to the tenants of its calls.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from msgspec import Struct
@@ -20,7 +19,7 @@ from ports.ids import TenantId
 AskT = TypeVar("AskT")
 AnswerT = TypeVar("AnswerT")
 
-Act: TypeAlias = Callable[[Transaction, TenantId, Sequence[AskT]], Awaitable[Sequence[AnswerT | Exception]]]
+Act: TypeAlias = Callable[[Transaction, Sequence[AskT]], Awaitable[Sequence[AnswerT | Exception]]]
 
 MOST: Final = 32
 """Calls in one batch: the locks of all are held until its commit."""
@@ -36,7 +35,7 @@ class _Call(Struct, Generic[AskT, AnswerT], frozen=True, eq=False):
 
 
 class Together(Generic[AskT, AnswerT]):
-    """Commits what `act` does for one or more asks of one tenant.
+    """Commits what `act` does for one or more asks, which may be of several tenants.
 
     `act` gives each ask its answer, or the exception that is for it alone, in the order of the asks. When it raises,
     nothing of the whole batch is kept, and each call is made again by itself; only that the database does not answer is
@@ -96,20 +95,12 @@ class Together(Generic[AskT, AnswerT]):
             else:
                 call.answer.set_result(answer)
 
-    async def _committed(self, calls: list[_Call[AskT, AnswerT]]) -> list[AnswerT | BaseException]:
+    async def _committed(self, calls: list[_Call[AskT, AnswerT]]) -> Sequence[AnswerT | Exception]:
         calls.sort(key=lambda call: (call.tenant, call.order))
-        answers: list[AnswerT | BaseException] = []
-        async with self._database.transaction(calls[0].tenant) as transaction:
-            for tenant, asks in _by_tenant(calls):
-                await transaction.bind(tenant)
-                answers += await self._act(transaction, tenant, asks)
-        return answers
+        tenants = dict.fromkeys(call.tenant for call in calls)
+        async with self._database.transaction(*tenants) as transaction:
+            return await self._act(transaction, [call.ask for call in calls])
 
 
 def _unanswered() -> Unavailable:
     return Unavailable("the database did not answer in time; whether it acted is unknown")
-
-
-def _by_tenant(calls: list[_Call[AskT, AnswerT]]) -> Iterator[tuple[TenantId, list[AskT]]]:
-    for tenant, group in groupby(calls, key=lambda call: call.tenant):
-        yield tenant, [call.ask for call in group]

@@ -61,7 +61,7 @@ class TestContextBleed:
                         await happen(accident, scope, transaction)
             except AgentOSError:
                 assert accident in {"error", "statement", "error while cancelled"}
-            async with database.transaction(None) as transaction:
+            async with database.transaction() as transaction:
                 strays += await transaction.rows(SEEN, {}) != []
                 bound = await transaction.row(BOUND, {})
                 assert bound is not None
@@ -73,7 +73,7 @@ class TestContextBleed:
         async with database.pool.acquire() as connection:
             await connection.execute("BEGIN; SET LOCAL app.tenant_id = 'tnt_acme'")
 
-        async with database.transaction(None) as transaction:
+        async with database.transaction() as transaction:
             assert await transaction.rows(SEEN, {}) == []
 
     async def test_a_statement_that_failed_can_not_be_committed_over(self, database: Database) -> None:

@@ -149,12 +149,13 @@ class TestFairness:
         await shift_time(node.database, timedelta(seconds=1))
         second = {
             "place": 0,
+            "tenant": ACME.tenant,
             "namespace": ACME.namespace,
             "requester": msgspec.json.encode(ACME).decode(),
             "body": b64encode(b"second").decode(),
             "not_before": None,
         }
-        asked = {"tenant": ACME.tenant, "asks": msgspec.json.encode([second]).decode()}
+        asked = {"asks": msgspec.json.encode([second]).decode()}
 
         async with (
             open_database(PostgresConfig(dsn=node.database.app)) as database,

@@ -2,19 +2,32 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+import anyio
 import asyncpg
 import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from adapters.postgres import agent, budget, memory, queue, reply_journal, run_state, tenant
+from adapters.postgres import (
+    agent,
+    budget,
+    memory,
+    queue,
+    reply_journal,
+    run_append,
+    run_claim,
+    run_create,
+    run_state,
+    tenant,
+)
 from adapters.postgres import event as run_event
 from adapters.postgres.engine import PostgresConfig
+from adapters.postgres.together import LANES
 from adapters.system_clock import SystemClock
 from conformance.factories import idempotency, new_run
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
@@ -48,7 +61,7 @@ LIMIT: Final = 1_000
 WORKER: Final = WorkerId("wrk_walls")
 AGENT: Final = AgentSpec(id=AgentId("agt_secret"), model="demo-1", instructions="Tell nobody.")
 KEY: Final = Idempotency(route="runs", key="k-1", fingerprint="f")
-_PREDICATE: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (\$\d+)")
+_PREDICATE: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (\$\d+|\w+\.tenant(?:_id)?)\b")
 
 
 class Ports(Struct, frozen=True, kw_only=True):
@@ -81,7 +94,7 @@ class Stripped:
 
 @contextmanager
 def without_predicates() -> Iterator[Stripped]:
-    """Every `tenant_id = <parameter>` of every statement becomes a truism."""
+    """Every `tenant_id = <parameter or who asked>` of every statement becomes a truism."""
     stripped = Stripped()
 
     async def fetch_stripped(
@@ -95,6 +108,14 @@ def without_predicates() -> Iterator[Stripped]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(asyncpg.Connection, "fetch", fetch_stripped)
         yield stripped
+
+
+@contextmanager
+def without_the_check_of_batches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (run_append, run_claim, run_create, agent, queue):
+            patched.setattr(module, "by_place", lambda rows, _tenants: {row["place"]: row for row in rows})
+        yield
 
 
 async def without_row_level_security(database: Clone) -> None:
@@ -213,6 +234,88 @@ async def leaks(ports: Ports, victim: Victim, thief: AuthContext) -> list[str]:
     return found
 
 
+class Attempt(Struct, frozen=True, kw_only=True):
+    filler: Callable[[], Awaitable[object]]
+    own: Callable[[], Awaitable[object]]
+    theft: Callable[[], Awaitable[object]]
+    stolen: Callable[[], Awaitable[bool]]
+
+
+async def attempts(ports: Ports) -> dict[str, Attempt]:
+    """Calls that are batched: by kind, what ACME does, and what GLOBEX tries at the same moment."""
+    victim = await victim_of(ports)
+    runs, run, queued, nothing = (
+        ports.runs,
+        victim.running,
+        victim.queued,
+        Change(events=(NewEvent(type="model.delta"),)),
+    )
+    mine = await runs.claim(ACME, (await runs.create(ACME, new_run())).run.id, WORKER)
+    spare = await runs.create(ACME, new_run())
+    await ports.queue.enqueue(ACME, b"third")
+    [gone, ready] = await ports.queue.lease(ACME, limit=2, duration=HOUR)
+    await ports.queue.ack(ACME, gone)
+    read: list[object] = []
+
+    async def read_agent() -> None:
+        read.append(await ports.agents.get(GLOBEX, AGENT.id, 1))
+
+    async def appended() -> bool:
+        return (await runs.load(ACME, run.id)).last_sequence > 3
+
+    async def claimed() -> bool:
+        return (await runs.load(ACME, queued.id)).status == "running"
+
+    async def acknowledged() -> bool:
+        return (await ports.queue.depth(ACME)).leased == 0
+
+    async def was_read() -> bool:
+        return bool(read)
+
+    return {
+        "append": Attempt(
+            filler=lambda: runs.append(ACME, mine.id, mine.epoch, nothing),
+            own=lambda: runs.append(ACME, mine.id, mine.epoch, nothing),
+            theft=lambda: runs.append(GLOBEX, run.id, run.epoch, nothing),
+            stolen=appended,
+        ),
+        "claim": Attempt(
+            filler=lambda: runs.claim(ACME, mine.id, WORKER),
+            own=lambda: runs.claim(ACME, spare.run.id, WORKER),
+            theft=lambda: runs.claim(GLOBEX, queued.id, WORKER),
+            stolen=claimed,
+        ),
+        "agents.get": Attempt(
+            filler=lambda: ports.agents.get(ACME, AGENT.id),
+            own=lambda: ports.agents.get(ACME, AGENT.id, 1),
+            theft=read_agent,
+            stolen=was_read,
+        ),
+        "queue.ack": Attempt(
+            filler=lambda: ports.queue.ack(ACME, gone),
+            own=lambda: ports.queue.ack(ACME, ready),
+            theft=lambda: ports.queue.ack(GLOBEX, victim.delivery),
+            stolen=acknowledged,
+        ),
+    }
+
+
+async def stolen_in_a_batch(ports: Ports, kind: str) -> bool:
+    """Whether GLOBEX got what it tried to, in one batch with a call of ACME's and without predicates."""
+    attempt = (await attempts(ports))[kind]
+
+    async def outcome(call: Callable[[], Awaitable[object]]) -> None:
+        with suppress(NotFound, Conflict):
+            await call()
+
+    with without_predicates():
+        async with anyio.create_task_group() as group:
+            # Those that come first take the lanes, so that the others come together.
+            for call in (*[attempt.filler] * LANES, attempt.own, attempt.theft):
+                group.start_soon(outcome, call)
+    return await attempt.stolen()
+
+
 @pytest.mark.anyio
 class TestTwoWalls:
     @pytest.fixture
@@ -263,10 +366,20 @@ class TestTwoWalls:
         victim = await victim_of(ports)
         await without_row_level_security(database)
 
-        with without_predicates():
+        with without_predicates(), without_the_check_of_batches():
             found = await leaks(ports, victim, GLOBEX)
 
         assert found == list(probes(ports, victim, GLOBEX))
+
+    @pytest.mark.parametrize("kind", ["append", "claim", "agents.get", "queue.ack"])
+    async def test_in_one_batch_with_the_victim_nothing_leaks_without_predicates(self, ports: Ports, kind: str) -> None:
+        """Row-level security admits both tenants then; what was reached is looked at before it is committed."""
+        assert not await stolen_in_a_batch(ports, kind)
+
+    @pytest.mark.parametrize("kind", ["append", "claim", "agents.get", "queue.ack"])
+    async def test_in_one_batch_all_leaks_without_that_check_so_the_batch_is_one(self, ports: Ports, kind: str) -> None:
+        with without_the_check_of_batches():
+            assert await stolen_in_a_batch(ports, kind)
 
     async def test_the_victim_sees_all_of_it_so_the_probes_ask_for_something(self, ports: Ports) -> None:
         victim = await victim_of(ports)

@@ -18,23 +18,19 @@ ACME = TenantId("tnt_acme")
 pytestmark = pytest.mark.anyio
 
 
-class Unbound:
-    async def bind(self, tenant: TenantId) -> None: ...
-
-
 class Instant:
     """A database that has nothing to wait for."""
 
     @asynccontextmanager
-    async def transaction(self, _tenant: TenantId) -> AsyncIterator[Transaction]:
-        yield cast("Transaction", Unbound())
+    async def transaction(self, *_tenants: TenantId) -> AsyncIterator[Transaction]:
+        yield cast("Transaction", object())
 
 
 async def test_who_asks_again_in_the_turn_in_which_all_lanes_end_is_served() -> None:
     gate = asyncio.Event()
     begun = 0
 
-    async def act(_transaction: Transaction, _tenant: TenantId, asks: Sequence[str]) -> list[str | Exception]:
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
         nonlocal begun
         begun += 1
         await gate.wait()

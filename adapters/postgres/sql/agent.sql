@@ -28,12 +28,17 @@ UNION ALL
 SELECT * FROM newest WHERE NOT EXISTS (SELECT FROM made);
 
 -- name: get
-SELECT a.*
-FROM agents a
-WHERE a.tenant_id = :tenant AND a.namespace = :namespace AND a.id = :agent
-  AND a.version = coalesce(CAST(:version AS bigint), a.version)
-ORDER BY a.version DESC
-LIMIT 1;
+-- Several agents, or one: each in the version asked for, or the newest.
+SELECT asked.place, found.*
+FROM json_to_recordset(CAST(:asks AS json)) AS asked (place integer, tenant text, namespace text, agent text, version bigint),
+     LATERAL (
+         SELECT a.*
+         FROM agents a
+         WHERE a.tenant_id = asked.tenant AND a.namespace = asked.namespace AND a.id = asked.agent
+           AND a.version = coalesce(asked.version, a.version)
+         ORDER BY a.version DESC
+         LIMIT 1
+     ) found;
 
 -- name: list
 SELECT DISTINCT ON (a.id) a.*

@@ -1,30 +1,38 @@
 -- Statements of Queue. `visible_at` is the end of the delay or of the lease: what lies in the past is ready.
 
 -- name: enqueue
--- Several messages of one tenant, or one. Wakes the tenant where it sleeps. Where it doesn't, a key lock sees to it that it
--- stays awake until this is committed; such locks don't wait for each other, so that one tenant's enqueues don't either. A
--- parked tenant is looked at anyway.
+-- Several messages, or one. Wakes their tenants where they sleep. Where one doesn't, a key lock sees to it that it stays awake
+-- until this is committed; such locks don't wait for each other, so that one tenant's enqueues don't either. A parked tenant
+-- is looked at anyway.
 WITH asked AS MATERIALIZED (
-    SELECT a.place, a.namespace, a.requester, a.body, t.now, greatest(t.now, a.not_before) AS at
+    SELECT a.place, a.tenant, a.namespace, a.requester, a.body, t.now, greatest(t.now, a.not_before) AS at
     FROM (SELECT ao_now() AS now) t,
          json_to_recordset(CAST(:asks AS json)) AS a (
-             place integer, namespace text, requester text, body text, not_before timestamptz
+             place integer, tenant text, namespace text, requester text, body text, not_before timestamptz
          )
 ),
-due AS MATERIALIZED (SELECT min(a.now) AS now, min(a.at) AS at FROM asked a),
+due AS MATERIALIZED (
+    SELECT a.tenant, min(a.now) AS now, min(a.at) AS at FROM asked a GROUP BY a.tenant ORDER BY a.tenant
+),
 awake AS MATERIALIZED (
-    SELECT q.tenant_id FROM queue_turns q, due
-    WHERE q.tenant_id = :tenant AND (q.next_at <= due.at OR q.parked)
+    SELECT q.tenant_id
+    FROM due
+    JOIN queue_turns q ON q.tenant_id = due.tenant
+    WHERE q.next_at <= due.at OR q.parked
+    ORDER BY q.tenant_id
     FOR KEY SHARE OF q
 ),
 woken AS (
     INSERT INTO queue_turns AS q (tenant_id, vtime, next_at, served_at)
-    SELECT :tenant, v.last_value, due.at, due.now FROM due, queue_vtime v WHERE NOT EXISTS (SELECT FROM awake)
+    SELECT due.tenant, v.last_value, due.at, due.now
+    FROM due, queue_vtime v
+    WHERE due.tenant NOT IN (SELECT awake.tenant_id FROM awake)
+    ORDER BY due.tenant
     ON CONFLICT (tenant_id) DO UPDATE
     SET next_at = least(q.next_at, excluded.next_at), vtime = greatest(q.vtime, excluded.vtime), served_at = excluded.served_at
 )
 INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at)
-SELECT :tenant, a.namespace, CAST(a.requester AS json), decode(a.body, 'base64'), a.at FROM asked a ORDER BY a.place;
+SELECT a.tenant, a.namespace, CAST(a.requester AS json), decode(a.body, 'base64'), a.at FROM asked a ORDER BY a.place;
 
 -- name: lease
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
@@ -76,20 +84,21 @@ woken AS (
 SELECT id FROM given_back;
 
 -- name: ack
--- Of several messages of one tenant, or of one: says of each whether it is still there under another lease.
+-- Of several messages, or of one: says of each whether it is still there under another lease.
 WITH asked AS MATERIALIZED (
     SELECT a.*
-    FROM json_to_recordset(CAST(:asks AS json)) AS a (place integer, message uuid, lease uuid)
+    FROM json_to_recordset(CAST(:asks AS json)) AS a (place integer, tenant text, message uuid, lease uuid)
 ),
 gone AS (
     DELETE FROM queue_messages m
     USING asked a
-    WHERE m.tenant_id = :tenant AND m.id = a.message AND m.lease = a.lease
-    RETURNING old.id, old.lease
+    WHERE m.tenant_id = a.tenant AND m.id = a.message AND m.lease = a.lease
+    RETURNING old.tenant_id, old.id, old.lease
 )
-SELECT a.place, EXISTS (SELECT FROM gone WHERE gone.id = a.message AND gone.lease = a.lease) AS acknowledged,
-       EXISTS (SELECT FROM queue_messages m WHERE m.tenant_id = :tenant AND m.id = a.message) AS existed
-FROM asked a;
+SELECT a.place, coalesce(gone.tenant_id, a.tenant) AS tenant_id, gone.id IS NOT NULL AS acknowledged,
+       EXISTS (SELECT FROM queue_messages m WHERE m.tenant_id = a.tenant AND m.id = a.message) AS existed
+FROM asked a
+LEFT JOIN gone ON gone.id = a.message AND gone.lease = a.lease;
 
 -- name: depth
 SELECT count(*) FILTER (WHERE m.visible_at <= t.now) AS ready,

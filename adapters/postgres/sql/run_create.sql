@@ -3,34 +3,34 @@
 -- unescaped on the way.
 
 -- name: create
--- Several runs of one tenant, or one. Admission, then the keys, the runs, their first events and the audit. Fewer rows than
+-- Several runs, or one. Admission of each tenant, then the keys, the runs, their first events and the audit. Fewer rows than
 -- were asked for, and whoever asked rolls back: nothing was used up. A key that was used before asks for no admission.
 -- Whoever makes the same key at the same moment waits for the other's commit.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
 asked AS MATERIALIZED (
     SELECT a.*, uuidv7() AS id
     FROM json_to_recordset(CAST(:asks AS json)) AS a (
-        place integer, namespace text, principal text, route text, key text, fingerprint text, agent_id text,
+        place integer, tenant text, namespace text, principal text, route text, key text, fingerprint text, agent_id text,
         agent_version integer, agent_digest text, requester text, input text, context text, tool_allowlist text,
         session_id text, deadline_us bigint, data text, correlation_id text, traceparent text
     )
 ),
 admitted AS MATERIALIZED (
-    SELECT ao_admit_runs(
-               :tenant, CAST(:runs_per_minute AS integer), CAST(:max_queued_runs AS integer),
-               (SELECT CAST(count(*) AS integer) FROM asked)
-           ) AS stripe
-    FROM t
+    SELECT c.tenant,
+           ao_admit_runs(c.tenant, CAST(:runs_per_minute AS integer), CAST(:max_queued_runs AS integer), c.many) AS stripe
+    FROM (SELECT a.tenant, CAST(count(*) AS integer) AS many FROM asked a GROUP BY a.tenant ORDER BY a.tenant) c
     WHERE NOT EXISTS (
         SELECT FROM asked a, idempotency i
-        WHERE i.tenant_id = :tenant AND i.namespace = a.namespace AND i.principal = a.principal AND i.route = a.route
+        WHERE i.tenant_id = a.tenant AND i.namespace = a.namespace AND i.principal = a.principal AND i.route = a.route
           AND i.key = a.key
     )
 ),
 taken AS (
     INSERT INTO idempotency (tenant_id, namespace, principal, route, key, fingerprint, run_id, created_at)
-    SELECT :tenant, a.namespace, a.principal, a.route, a.key, a.fingerprint, a.id, t.now FROM asked a, admitted, t
-    WHERE admitted.stripe IS NOT NULL
+    SELECT a.tenant, a.namespace, a.principal, a.route, a.key, a.fingerprint, a.id, t.now
+    FROM t, asked a
+    JOIN admitted d ON d.tenant = a.tenant
+    WHERE d.stripe IS NOT NULL
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ),
@@ -39,27 +39,28 @@ made AS (
         tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
         session_id, created_at, queued_at, deadline_at, last_sequence, backlog_stripe
     )
-    SELECT :tenant, a.id, a.namespace, a.agent_id, a.agent_version, a.agent_digest, CAST(a.requester AS json),
+    SELECT a.tenant, a.id, a.namespace, a.agent_id, a.agent_version, a.agent_digest, CAST(a.requester AS json),
            CAST(a.input AS json), CAST(a.context AS json), CAST(a.tool_allowlist AS json), a.session_id, t.now, t.now,
-           t.now + a.deadline_us * interval '1 microsecond', 1, admitted.stripe
-    FROM taken, asked a, admitted, t
-    WHERE a.id = taken.run_id
+           t.now + a.deadline_us * interval '1 microsecond', 1, d.stripe
+    FROM t, taken
+    JOIN asked a ON a.id = taken.run_id
+    JOIN admitted d ON d.tenant = a.tenant
     RETURNING *
 ),
 told AS (
     INSERT INTO run_events (tenant_id, run_id, sequence, type, time, data, correlation_id, traceparent)
-    SELECT :tenant, a.id, 1, 'run.created', t.now, CAST(a.data AS json), a.correlation_id, a.traceparent
-    FROM taken, asked a, t
-    WHERE a.id = taken.run_id
+    SELECT a.tenant, a.id, 1, 'run.created', t.now, CAST(a.data AS json), a.correlation_id, a.traceparent
+    FROM t, taken
+    JOIN asked a ON a.id = taken.run_id
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT :tenant, a.namespace, :tenant, a.principal, 'run.create', 'run_' || replace(CAST(a.id AS text), '-', ''),
+    SELECT a.tenant, a.namespace, a.tenant, a.principal, 'run.create', 'run_' || replace(CAST(a.id AS text), '-', ''),
            a.correlation_id
-    FROM taken, asked a
-    WHERE a.id = taken.run_id
+    FROM taken
+    JOIN asked a ON a.id = taken.run_id
 )
-SELECT a.place, made.* FROM made, asked a WHERE a.id = made.id;
+SELECT a.place, made.* FROM made JOIN asked a ON a.id = made.id;
 
 -- name: refusal
 -- Why a creation was refused: how long until the rate has a token, and whether the backlog is full. Neither: it lost a race.
