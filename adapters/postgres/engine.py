@@ -101,12 +101,13 @@ class Database:
                 self._checked = True
 
     @asynccontextmanager
-    async def transaction(self, *tenants: TenantId) -> AsyncIterator[Transaction]:
+    async def transaction(self, *tenants: TenantId, flushed: bool = True) -> AsyncIterator[Transaction]:
         """A transaction that sees rows of `tenants` only; committed at the end, rolled back by any exception.
 
-        With several it sees those tables only whose policies admit a batch.
+        With several it sees those tables only whose policies admit a batch. Unless `flushed`, a crash of the server may
+        forget it within the next moments: for what is only a hint.
         """
-        begin = _begin(tenants)
+        begin = _begin(tenants, flushed=flushed)
         with translated():
             async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
@@ -166,13 +167,14 @@ async def open_database(config: PostgresConfig, *, apart: str = "") -> AsyncIter
             await database.close()
 
 
-def _begin(tenants: Iterable[TenantId]) -> str:
+def _begin(tenants: Iterable[TenantId], *, flushed: bool) -> str:
     """One message: it can't happen that a transaction is open and not bound."""
     for tenant in tenants:
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
     # Safe as a literal, and apart by spaces: `is_tenant_id` allows letters, digits, - and _ only.
-    return f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
+    bound = f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
+    return bound if flushed else f"{bound}; SET LOCAL synchronous_commit = off"
 
 
 async def _prepare(connection: Connection) -> None:

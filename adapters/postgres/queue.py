@@ -102,7 +102,8 @@ class PostgresQueue:
         return Depth(ready=row["ready"], leased=row["leased"])
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
-        async with self._database.transaction(auth.tenant) as transaction:
+        # A lease that a crash of the server forgets has ended early, as with a crash of its holder.
+        async with self._database.transaction(auth.tenant, flushed=False) as transaction:
             if QUEUE_ANY_TENANT in auth.scopes:
                 return await transaction.rows(_SQL["lease_any"], {**asked, "max_active_runs": _UNKNOWN.max_active_runs})
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})

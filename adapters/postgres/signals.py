@@ -17,8 +17,8 @@ CHANNEL: Final = "agentos_wake"
 QUEUE: Final = "queue"
 """The topic of every queue; a run's topic is its id."""
 
-# How long hints gather before they are sent together.
-BATCH_SECONDS: Final = 0.010
+# Notifications are at least this far apart: what is told meanwhile goes together with the next.
+APART_SECONDS: Final = 0.010
 # The server refuses a payload of 8,000 bytes.
 _MAX_PAYLOAD_BYTES: Final = 7_900
 # How long a waiter trusts in hints before it looks by itself; jittered, so that waiters don't look all at once.
@@ -109,6 +109,8 @@ class Signals:
         connection = await self._connect()
         try:
             connection.add_termination_listener(lambda _: self._wanted.set())
+            # A notification is a write to the server. Nobody has to wait for its disk.
+            await connection.execute("SET synchronous_commit = off")
             await connection.add_listener(CHANNEL, self._heard)
             self._listening = True
             # Nobody knows what was told before: everybody looks.
@@ -116,7 +118,6 @@ class Signals:
             while not connection.is_closed():
                 await self._wanted.wait()
                 self._wanted.clear()
-                await asyncio.sleep(BATCH_SECONDS)
                 taken = self._take_unsent()
                 try:
                     for payload in payloads(taken):
@@ -126,6 +127,7 @@ class Signals:
                     self._unsent |= taken
                     self._wanted.set()
                     raise
+                await asyncio.sleep(APART_SECONDS)
         finally:
             self._listening = False
             # From now on they look more often.

@@ -140,6 +140,17 @@ class TestPool:
 
         assert {row["name"]: row["value"] for row in rows} == wanted
 
+    async def test_only_a_transaction_that_says_so_does_not_wait_for_the_disk(self, clone: Clone) -> None:
+        # Who set it: here, the whole server does not wait.
+        query = statement("SELECT source FROM pg_settings WHERE name = 'synchronous_commit'")
+        sources = []
+        async with open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as database:
+            for flushed in (True, False, True):
+                async with database.transaction(ACME.tenant, flushed=flushed) as transaction:
+                    sources += [row["source"] for row in await transaction.rows(query, {})]
+
+        assert [source == "session" for source in sources] == [False, True, False]
+
 
 @contextmanager
 def stopped(layout: embedded.Layout) -> Iterator[None]:
