@@ -23,7 +23,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="restart the services onto the current code and settings",
         description=(
             "Apply the current code and settings: migrate, restart every service but the database one by one, validate. "
-            "Tenants, runs, keys and secrets are kept."
+            "Tenants, runs, keys and secrets are kept; no request is refused meanwhile."
         ),
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -50,7 +50,8 @@ def run(options: Options, io: Io) -> int:
         seeded = None
         try:
             bring_up.check_machine(recorder, services)
-            bring_up.boot(recorder, services, io.environ, supervisor)
+            spare = {service.name for service in bring_up.rolled(services)}
+            bring_up.boot(recorder, services, io.environ, supervisor, spare=spare)
             bring_up.migrate_database(recorder)
             seeded = bring_up.seed(recorder)
             bring_up.roll(recorder, services, supervisor)

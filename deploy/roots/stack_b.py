@@ -79,7 +79,7 @@ async def main(variables: Mapping[str, str]) -> None:
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     async with create(env, choices, clock=SystemClock()) as app:
         host, port = env.text("STACK_B_HOST", "127.0.0.1"), env.number("STACK_B_PORT", 8081, least=1, most=65_535)
-        await serve(app, host=host, port=port)
+        await serve(app, host=host, port=port, handover=env.path("HANDOVER"))
 
 
 if __name__ == "__main__":
