@@ -14,6 +14,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     choices: int = 1
     max_tokens: int | None = None
     """Per choice; None when the client left it to us."""
+    preference: Literal["quality", "cost", "latency"] = "quality"
+    """What to go by where several backends may serve it."""
     stream: bool = False
     include_usage: bool = False
     """The client asked for a usage chunk at the end of the stream."""
@@ -25,3 +27,4 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     members: dict[str, Json]
     """`dimensions`, `user` and what else a backend may know."""
     encoding: Literal["float", "base64"] = "float"
+    preference: Literal["quality", "cost", "latency"] = "quality"

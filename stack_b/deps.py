@@ -15,6 +15,7 @@ from ports.reply_journal import ReplyJournal
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.limits import Limits
+from stack_b.routing.rules import RoutingRules
 
 NEEDS: Final[Mapping[str, Struct | None]] = {
     "verifier": None,
@@ -37,3 +38,4 @@ class StackBDeps:
     pii: PiiDetector
     catalog: Catalog
     limits: Limits = field(default_factory=Limits)
+    routing: RoutingRules = field(default_factory=RoutingRules)

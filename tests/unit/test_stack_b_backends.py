@@ -18,7 +18,7 @@ from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import Backend, ModelCard
 from stack_b.backends.settings import BackendSettings, discovered, merged, open_backends, parse_settings
 from stack_b.encoding import encoded
-from stack_b.routing import choose, may_fall_back
+from stack_b.routing.choice import choose, may_fall_back
 from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion
 
 pytestmark = [pytest.mark.anyio]
