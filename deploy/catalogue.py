@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from deploy import credentials, embedded_postgres
 from deploy.config import Config, dereference, referred_names
+from deploy.gateway_file import environment_of
 from deploy.node import Node
 
 # Set for everything a node starts, so that its processes can be told from all others, orphans included.
@@ -128,6 +129,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
     }
     # Keys of further backends are looked up by name inside the service, so it needs those names, and only it.
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
+    own |= environment_of(config, environ)
     return _python_service(
         node,
         config,

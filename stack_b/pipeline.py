@@ -29,7 +29,7 @@ from stack_b.entitlement import TenantCache
 from stack_b.policy import Finding, decide
 from stack_b.receipt import Trail, budget_members
 from stack_b.routing.choice import may_fall_back
-from stack_b.routing.router import Asked, Router, conversation_of
+from stack_b.routing.router import Asked, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, usage_of
@@ -66,7 +66,7 @@ class Pipeline:
         self._limits = deps.limits
         self._tell = tell
         self._tenants = TenantCache(deps.tenant, deps.clock)
-        self._router = Router(deps.catalog, deps.routing, deps.clock)
+        self._router = deps.router
         self.balances = Balances(deps.budget, deps.clock)
         self.meter = Meter(deps.budget, deps.clock, self.balances)
 

@@ -46,6 +46,9 @@ class DemoBackend:
     def name(self) -> str:
         return self._name
 
+    async def aclose(self) -> None:
+        """It has nothing to close."""
+
     async def models(self) -> tuple[ModelCard, ...]:
         return (
             ModelCard(id=CHAT_MODEL, upstream=CHAT_MODEL),

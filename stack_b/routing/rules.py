@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Final
 
-import msgspec
 from msgspec import Meta, Struct
 
 from ports.errors import InvalidArgument
@@ -48,20 +47,12 @@ class RoutingRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.tiers.get(target, (target,))
 
 
-def parse_rules(text: str) -> RoutingRules:
-    """The JSON object in `text`; empty text is no rules.
-
-    Raises:
-        InvalidArgument: not such an object, an alias that leads to another, a name that is two things, two canaries of one
-            name or one experiment.
+def check_rules(rules: RoutingRules) -> None:
+    """Raise `InvalidArgument` for an alias that leads to another, a name that is two things, a tier or a canary that leads
+    to no model, or two canaries of one name or one experiment.
     """
-    try:
-        rules = msgspec.json.decode(text or "{}", type=RoutingRules)
-    except msgspec.DecodeError as error:
-        raise InvalidArgument(f"the routing rules are not usable: {error}") from None
     for problem in _problems(rules):
         raise InvalidArgument(f"the routing rules are not usable: {problem}")
-    return rules
 
 
 def _problems(rules: RoutingRules) -> Iterator[str]:

@@ -16,10 +16,11 @@ from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.tenant import Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
 from stack_b.backends.protocol import Backend, ModelCard, Price
+from stack_b.configuration import Configuration, parse_configuration
 from stack_b.routing.breaker import LAST_CALLS, MAX_PAUSE_S, MIN_FAILURES, PAUSE_S, TRIAL_S, Breaker
 from stack_b.routing.canary import LEAST_CALLS, Watch, drawn
 from stack_b.routing.router import Asked, Preference, Router, conversation_of
-from stack_b.routing.rules import Canary, RoutingRules, parse_rules
+from stack_b.routing.rules import Canary, RoutingRules
 
 ALL = Entitlements()
 DOWN = Unavailable("it is down", code="upstream_error")
@@ -114,11 +115,11 @@ class TestNames:
         ],
     )
     def test_rules_that_mean_nothing_are_refused(self, wrong: str) -> None:
-        with pytest.raises(InvalidArgument, match="routing rules are not usable"):
-            parse_rules(wrong)
+        with pytest.raises(InvalidArgument, match="not usable"):
+            parse_configuration(f'{{"routing": {wrong}}}')
 
-    def test_no_text_is_no_rules(self) -> None:
-        assert parse_rules("") == RoutingRules()
+    def test_nothing_said_is_no_rules(self) -> None:
+        assert parse_configuration("{}") == Configuration(routing=RoutingRules())
 
 
 class TestPreference:
