@@ -15,7 +15,7 @@ from stack_b.budget.estimate import estimated_tokens
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
 from stack_b.http.parse import STEP_KEY, step_key
-from stack_b.http.replies import ChatStream, asgi, json_reply
+from stack_b.http.replies import ChatStream, asgi, json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
 from stack_b.http.surfaces.messages_in import counted, messages
 from stack_b.http.surfaces.messages_wire import TokenCount
@@ -76,7 +76,10 @@ def _route(path: str, read: Surface, deps: StackBDeps, pipeline: Pipeline, steps
                 )
             )
         try:
-            answer = await (pipeline.chat(auth, call) if key is None else steps.chat(auth, call, key))
+            # A step goes on without its client; any other call has nobody left to pay for.
+            answer = await (
+                unless_gone(request.receive, pipeline.chat(auth, call)) if key is None else steps.chat(auth, call, key)
+            )
         except AgentOSError as error:
             told(error, wire.names)
             raise

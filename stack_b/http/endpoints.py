@@ -16,7 +16,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.deps import StackBDeps
 from stack_b.http.completions import Asked
 from stack_b.http.parse import chat_call, embed_call, step_key
-from stack_b.http.replies import JsonReply, asgi, json_reply
+from stack_b.http.replies import JsonReply, asgi, json_reply, unless_gone
 from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
@@ -36,7 +36,8 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTT
     @post("/v1/embeddings", status_code=200)
     async def embeddings(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
-        return json_reply(await pipeline.embed(found.identity, embed_call(found.json, deps.limits)))
+        call = embed_call(found.json, deps.limits)
+        return json_reply(await unless_gone(request.receive, pipeline.embed(found.identity, call)))
 
     @post("/v1/policy/check", status_code=200)
     async def policy_check(request: Asked) -> ASGIApp:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from litestar.types import ASGIApp
@@ -14,7 +14,7 @@ from msgspec import Struct
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
-from ports.http.edge import Receive, Scope, Send
+from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.pipeline import out_of_time
@@ -25,7 +25,34 @@ REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
 MAX_WAITING: Final = 64
 """Chunks that wait for a slow reader; then the backend waits."""
 
+T = TypeVar("T")
+
 logger = logging.getLogger("agentos.gateway")
+
+
+async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
+    """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
+
+    Raises:
+        Disconnected: the client is gone.
+    """
+    try:
+        async with asyncio.timeout(None) as patience:
+            watcher = asyncio.create_task(_gone(receive, patience))
+            try:
+                return await work
+            finally:
+                watcher.cancel()
+    except TimeoutError:
+        if patience.expired():
+            raise Disconnected from None
+        raise
+
+
+async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    patience.reschedule(0)
 
 
 class JsonReply:

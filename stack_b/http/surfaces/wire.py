@@ -13,6 +13,9 @@ from ports.messages import Json
 RECEIPT: Final = ("policy_outcome", "route", "correlation_id", "tenant_id")
 """What an answer is given beside its usage, under the same names on every surface."""
 
+_MAX_NAME: Final = 64
+"""Of a client's own words in an error."""
+
 _COUNTS: Final = frozenset(
     {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
 )
@@ -71,7 +74,7 @@ def strictly(value: dict[str, Json], kind: type[StructT]) -> StructT:
         reason = error.message.partition(": ")[2]
         if reason.startswith("Object contains unknown field"):
             raise refused(
-                f"{path}.{reason.split('`')[1]}", "this gateway doesn't know it and can't pass it on"
+                f"{path}.{reason.split('`')[1][:_MAX_NAME]}", "this gateway doesn't know it and can't pass it on"
             ) from None
         if reason.startswith("Invalid value") and path.endswith(".type"):
             raise uncarried(path, "this kind has no counterpart in what backends here understand") from None
