@@ -4,7 +4,7 @@ What a surface means is what its client understands, and what a backend is asked
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from ports.http.edge import App, Receive, Scope, Send
 from stack_b.http import replies
 from stack_b.http.completions import SURFACES
 from tests.support.http_server import served
@@ -46,13 +47,15 @@ async def gateway(path: str, upstream: ScriptedUpstream, **settings: Any) -> Asy
 
 
 @asynccontextmanager
-async def at(upstream: ScriptedUpstream, **settings: Any) -> AsyncIterator[tuple[StackB, str]]:
+async def at(
+    upstream: ScriptedUpstream, *, around: Callable[[App], App] = lambda app: app, **settings: Any
+) -> AsyncIterator[tuple[StackB, str]]:
     with anyio.fail_after(30):
         async with (
             served(upstream) as origin,
             upstream_at(f"{origin}/v1", api_key="sk-upstream") as backend,
             stack_b(backend, **settings) as node,
-            served(node.app) as url,
+            served(around(node.app)) as url,
         ):
             yield node, url
 
@@ -318,30 +321,33 @@ async def test_a_long_silence_is_filled_and_the_client_reads_on(path: str, monke
     monkeypatch.setattr(replies, "KEEP_ALIVE_EVERY", timedelta(seconds=0.01))
     upstream = ScriptedUpstream([Events([ROLE, delta(content="hi"), delta("stop"), TOLD], hold_after=1)])
     alive = b"event: ping" if path == "/v1/messages" else b": keepalive"
-    async with at(upstream) as (_, url), client_for(path, url, max_retries=0) as client:
-        raw = b""
-        body = {**client.asked("hello"), "stream": True}
-        async with (
-            httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer acme"}) as plain,
-            plain.stream("POST", path, json=body) as answer,
-        ):
-            async for piece in answer.aiter_bytes():
-                raw += piece
-                if raw.count(alive) == 2:
+
+    def resuming(app: App) -> App:
+        """Lets the backend go on once two signs of life have gone out."""
+
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            seen = 0
+
+            async def watched(message: MutableMapping[str, Any]) -> None:
+                nonlocal seen
+                seen += message.get("body", b"").startswith(alive)
+                if seen == 2:
                     upstream.resume.set()
+                await send(message)
+
+            await app(scope, receive, watched)
+
+        return wrapped
+
+    async with at(upstream, around=resuming) as (_, url), client_for(path, url, max_retries=0) as client:
+        body = {**client.asked("hello"), "stream": True}
+        async with httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer acme"}) as plain:
+            raw = (await plain.post(path, json=body)).content
         upstream.resume.clear()
-        async with anyio.create_task_group() as group:
-
-            async def go_on() -> None:
-                upstream.held.clear()
-                await upstream.held.wait()
-                await anyio.sleep(0.05)
-                upstream.resume.set()
-
-            group.start_soon(go_on)
-            told = await client.stream("hello")
+        told = await client.stream("hello")
 
     assert raw.startswith(alive)
+    assert raw.count(alive) >= 2
     assert told.text == "hi"
 
 

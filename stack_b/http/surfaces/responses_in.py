@@ -62,7 +62,8 @@ def responses(value: dict[str, Json], limits: Limits) -> tuple[ChatCall, Wire]:
     refuse_uncarried(value, HARMLESS)
     body = strictly(_normal(value), ResponsesBody)
     if isinstance(body.input, list):
-        at_most(len(body.input), limits.messages, "input")
+        # The instructions are a message too.
+        at_most(len(body.input) + (body.instructions is not None), limits.messages, "input")
     most = body.max_output_tokens
     if most is not None and most > limits.max_tokens:
         raise refused("$.max_output_tokens", f"it is at most {limits.max_tokens}")
