@@ -218,3 +218,15 @@ def test_a_broken_message_is_an_error_in_anthropics_words() -> None:
 def test_no_surface_tells_what_an_internal_error_says() -> None:
     for wire in (response_wire(), message_wire()):
         assert b"/etc/shadow" not in wire.failed(Internal("secret path /etc/shadow", details={"p": "/etc/shadow"}), "c")
+
+
+@pytest.mark.parametrize("odd", [7, {"a": 1}, ["x"], True])
+def test_what_a_backend_writes_where_a_text_belongs_is_no_text(odd: Any) -> None:
+    reply = answer(refusal=odd)
+
+    assert response_wire().whole(reply)["output"][0]["content"] == [
+        {"type": "output_text", "text": "hi", "annotations": [], "logprobs": []}
+    ]
+    assert message_wire().whole(reply)["stop_reason"] == "end_turn"
+    assert streamed(response_wire(), reply)[-1]["type"] == "response.completed"
+    assert streamed(message_wire(), reply)[-1]["type"] == "message_stop"

@@ -8,7 +8,7 @@ import msgspec
 from ports.errors import AgentOSError, Unavailable
 from ports.messages import Json
 from stack_b.http.errors import anthropic_error
-from stack_b.http.surfaces.wire import detail, event, receipt_in, stem_of, untranslated
+from stack_b.http.surfaces.wire import detail, event, receipt_in, said, stem_of, untranslated
 
 _STOP: Final = {
     "length": "max_tokens",
@@ -43,9 +43,9 @@ class MessagesWire:
         choice = answer["choices"][0]
         message = choice["message"]
         content: list[dict[str, Json]] = [
-            {"type": "text", "text": message[member]} for member in ("content", "refusal") if message.get(member)
+            {"type": "text", "text": text} for member in ("content", "refusal") if (text := said(message, member))
         ]
-        self._refused = bool(message.get("refusal"))
+        self._refused = bool(said(message, "refusal"))
         for number, call in enumerate(message.get("tool_calls") or ()):
             content.append({**self._tool_use(call, number), "input": _input(call, answer)})
         self._note_stop(choice)
@@ -75,9 +75,9 @@ class MessagesWire:
                 continue
             delta = choice.get("delta") or {}
             for member in ("content", "refusal"):
-                if delta.get(member):
+                if text := said(delta, member):
                     self._refused = self._refused or member == "refusal"
-                    events += self._said(delta[member])
+                    events += self._said(text)
             for number, call in enumerate(delta.get("tool_calls") or ()):
                 events += self._called(call, number)
             self._note_stop(choice)

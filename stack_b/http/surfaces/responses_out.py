@@ -7,7 +7,7 @@ from ports.errors import AgentOSError
 from ports.http import envelope
 from ports.messages import Json
 from stack_b.http.errors import openai_members
-from stack_b.http.surfaces.wire import detail, event, receipt_in, stem_of, untranslated
+from stack_b.http.surfaces.wire import detail, event, receipt_in, said, stem_of, untranslated
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -40,9 +40,9 @@ class ResponsesWire:
         self._finish = choice.get("finish_reason")
         message = choice["message"]
         parts = [
-            _part(kind, message[member])
+            _part(kind, text)
             for member, kind in (("content", "output_text"), ("refusal", "refusal"))
-            if message.get(member)
+            if (text := said(message, member))
         ]
         if parts:
             self._output.append(self._new_message() | {"status": self._ended(), "content": parts})
@@ -60,8 +60,8 @@ class ResponsesWire:
                 continue
             delta = choice.get("delta") or {}
             for member, kind in (("content", "output_text"), ("refusal", "refusal")):
-                if delta.get(member):
-                    events += self._said(kind, delta[member])
+                if text := said(delta, member):
+                    events += self._said(kind, text)
             for call in delta.get("tool_calls") or ():
                 events += self._called(call)
             self._finish = choice.get("finish_reason") or self._finish

@@ -106,6 +106,12 @@ def joined(parts: list[dict[str, Json]]) -> Json:
     return parts
 
 
+def said(message: Mapping[str, Json], member: str) -> str:
+    """A text of the backend's; nothing if it wrote something else there."""
+    text = message.get(member)
+    return text if isinstance(text, str) else ""
+
+
 def stem_of(answer: Mapping[str, Json], otherwise: str) -> str:
     """What makes the ids of this answer its own."""
     return str(answer.get("id") or otherwise).removeprefix("chatcmpl-")
