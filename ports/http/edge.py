@@ -197,7 +197,7 @@ class Edge:
         sent = headers.get(b"authorization")
         key = None if self._key_header is None else headers.get(self._key_header)
         if sent is not None and key is not None and sent != f"Bearer {key}":
-            raise InvalidArgument("two different keys were sent; send one, as Authorization: Bearer … or as x-api-key")
+            raise InvalidArgument("two different keys were sent; send one of them, in one header")
         return sent if key is None else f"Bearer {key}"
 
     async def _authenticate(self, headers: "_Headers") -> AuthContext:
@@ -224,7 +224,7 @@ class Edge:
         if send.status is not None:
             # The response has begun: the status can't change any more. Its stream ends here.
             raise error
-        extra = envelope.headers_of(error, token_sent=headers.any_of(self._credentials))
+        extra = envelope.headers_of(error, token_sent=any(map(headers.get, self._credentials)))
         if error.code == "method_not_allowed":
             extra.append((b"allow", ", ".join(error.details.get("allow", [])).encode()))
         body = self._body(error, send.trace.correlation_id)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-import msgspec
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
@@ -11,13 +10,12 @@ from litestar.types import ASGIApp
 from ports.errors import AgentOSError
 from ports.http.edge import exchange
 from ports.messages import Json
-from stack_b.budget.estimate import estimated_tokens
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
 from stack_b.http.parse import STEP_KEY, step_key
 from stack_b.http.replies import ChatStream, asgi, json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
-from stack_b.http.surfaces.messages_in import counted, messages
+from stack_b.http.surfaces.messages_in import counted, input_tokens, messages
 from stack_b.http.surfaces.messages_wire import TokenCount
 from stack_b.http.surfaces.responses_in import responses
 from stack_b.http.surfaces.wire import Wire, told
@@ -46,10 +44,10 @@ def surface_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[H
         found = exchange(request.scope)
         auth, call = found.identity, counted(found.json, deps.limits)
         await pipeline.check(auth, call)
-        size = estimated_tokens(len(msgspec.json.encode(call.members)))
+        count = input_tokens(call)
         correlation_id = auth.trace.correlation_id
         return json_reply(
-            TokenCount(input_tokens=size, estimated=True, tenant_id=auth.tenant, correlation_id=correlation_id)
+            TokenCount(input_tokens=count, estimated=True, tenant_id=auth.tenant, correlation_id=correlation_id)
         )
 
     surfaces = [_route(path, read, deps, pipeline, steps) for path, read in SURFACES.items()]

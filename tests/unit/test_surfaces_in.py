@@ -7,15 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ports.errors import AgentOSError, InvalidArgument, Unsupported
+from stack_b.budget.estimate import MEDIA_TOKENS
 from stack_b.http.parse import STEERING, WIDENING
-from stack_b.http.surfaces.messages_in import FAILED, counted, messages
+from stack_b.http.surfaces.messages_in import FAILED, counted, input_tokens, messages
 from stack_b.http.surfaces.responses_in import responses
 from stack_b.limits import Limits
 
 LIMITS = Limits()
 HELLO = {"role": "user", "content": "hello"}
 SCHEMA = {"type": "object", "properties": {}}
-IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+IMAGE: dict[str, Any] = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
 READ = {"/v1/responses": responses, "/v1/messages": messages}
 
 
@@ -199,6 +200,18 @@ def test_a_count_of_tokens_takes_a_message_without_its_limit() -> None:
 
     assert call.max_tokens is None
     assert call.members["messages"] == [{"role": "system", "content": "be brief"}, HELLO]
+
+
+def test_an_image_is_counted_as_one_and_not_by_its_bytes() -> None:
+    def count(*blocks: Any) -> int:
+        return input_tokens(counted({"model": "m", "messages": [{"role": "user", "content": list(blocks)}]}, LIMITS))
+
+    large = {"type": "image", "source": {**IMAGE["source"], "data": "aGk=" * 100_000}}
+    text = {"type": "text", "text": "what is it?"}
+
+    assert count(text, large) == count(text, IMAGE)
+    assert MEDIA_TOKENS < count(text, IMAGE) < count(text, IMAGE, IMAGE) < 3 * MEDIA_TOKENS
+    assert count(text) < 50
 
 
 def part(**members: Any) -> dict[str, Any]:

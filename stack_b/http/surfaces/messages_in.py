@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from ports.messages import Json
+from stack_b.budget.estimate import MEDIA_TOKENS, estimated_tokens
 from stack_b.canonical import ChatCall
 from stack_b.http.parse import at_most, chat_call, refuse_steering
 from stack_b.http.surfaces.messages_out import MessagesWire
@@ -71,6 +72,20 @@ def messages(value: dict[str, Json], limits: Limits) -> tuple[ChatCall, Wire]:
 def counted(value: dict[str, Json], limits: Limits) -> ChatCall:
     """The call that `count_tokens` is about. Raises like `messages`."""
     return chat_call(_chat(strictly(_taken(value), CountBody), limits), limits)
+
+
+def input_tokens(call: ChatCall) -> int:
+    """About how many tokens the call says to a model: texts by their size, and the allowance for each medium."""
+    media = 0
+    texts: list[Json] = []
+    for message in call.members["messages"]:
+        content = message["content"]
+        parts = content if isinstance(content, list) else []
+        said = [part for part in parts if part["type"] == "text"]
+        media += len(parts) - len(said)
+        texts.append({**message, "content": said} if parts else message)
+    size = len(msgspec.json.encode({**call.members, "messages": texts}))
+    return estimated_tokens(size) + MEDIA_TOKENS * media
 
 
 def _taken(value: dict[str, Json]) -> dict[str, Json]:
