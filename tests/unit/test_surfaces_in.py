@@ -40,7 +40,7 @@ def test_a_response_is_a_chat_with_its_instructions_before_it() -> None:
             instructions="be brief",
             max_output_tokens=7,
             temperature=0.5,
-            reasoning={"effort": "low", "summary": None},
+            reasoning={"effort": "low", "summary": "auto"},
             text={"verbosity": "low", "format": {"type": "json_object"}},
             tools=[{"type": "function", "name": "f", "parameters": SCHEMA, "strict": None}],
             tool_choice={"type": "function", "name": "f"},
@@ -126,7 +126,7 @@ def test_a_message_is_a_chat_with_its_system_prompt_before_it() -> None:
             tools=[{"name": "f", "input_schema": SCHEMA, "cache_control": None}],
             tool_choice={"type": "any", "disable_parallel_tool_use": True},
             output_config={"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
-            thinking={"type": "disabled"},
+            thinking={"type": "adaptive", "display": None},
             service_tier="auto",
             stream=True,
         ),
@@ -237,7 +237,7 @@ def block(**members: Any) -> dict[str, Any]:
         (response(input=[{"type": "item_reference", "id": "msg_1"}]), "$.input[0].type"),
         (response(input=[{"type": "reasoning", "summary": []}]), "$.input[0].type"),
         (part(type="input_video"), "$.input[0].content[0].type"),
-        (message(thinking={"type": "enabled", "budget_tokens": 2_000}), "$.thinking"),
+        (message(thinking={"type": "enabled", "budget_tokens": 2_000}), "$.thinking.type"),
         (message(container="c"), "$.container"),
         (message(mcp_servers=[{"url": "https://x.test"}]), "$.mcp_servers"),
         (message(speed="fast"), "$.speed"),
@@ -276,7 +276,8 @@ def test_what_has_no_counterpart_is_unsupported_and_named(body: dict[str, Any], 
         (response(n=2), "$.n"),
         (response(temperature=2.5), "$.temperature"),
         (response(tools=[{"type": "function", "name": "f"}] * 129), "$.tools"),
-        (response(reasoning={"summary": "auto"}), "$.reasoning.summary"),
+        (response(reasoning={"summary": "detailed"}), "$.reasoning.summary"),
+        (message(thinking={"type": "adaptive", "display": "summarized"}), "$.thinking.display"),
         (response(stream_options={"include_obfuscation": True}), "$.stream_options.include_obfuscation"),
         (response(future="member"), "$.future"),
         (response(input=[{**HELLO, "future": 1}]), "$.input[0].future"),
@@ -318,11 +319,20 @@ def test_no_surface_lets_a_client_steer_or_widen(surface: str, name: str) -> Non
     assert "is not taken" in refused.value.message
 
 
-def test_messages_refuse_the_limit_of_responses() -> None:
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        (message(max_output_tokens=5), "max_tokens"),
+        (message(n=5), "max_tokens"),
+        (response(max_tokens=5), "max_output_tokens"),
+        (response(n=5), "max_output_tokens"),
+    ],
+)
+def test_the_limit_of_another_surface_is_refused_with_the_name_it_has_here(body: dict[str, Any], limit: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        messages(message(max_output_tokens=5), LIMITS)
+        asked(body)
 
-    assert "say how much may be written with max_tokens" in refused.value.message
+    assert refused.value.message.endswith(f"say how much may be written with {limit}")
 
 
 NAMES = st.sampled_from(

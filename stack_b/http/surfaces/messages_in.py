@@ -38,7 +38,6 @@ HARMLESS: Final[Mapping[str, tuple[Json, ...]]] = {
     "mcp_servers": (),
     "service_tier": ("auto",),
     "speed": ("standard",),
-    "thinking": ({"type": "disabled"},),
     "user_profile_id": (),
     "workspace_id": (),
 }
@@ -106,7 +105,7 @@ def _taken(value: dict[str, Json]) -> dict[str, Json]:
             {"type": "custom", **tool} if isinstance(tool, dict) and "type" not in tool else tool
             for tool in map(bare, body["tools"])
         ]
-    names = ("metadata", "output_config", "tool_choice")
+    names = ("metadata", "output_config", "thinking", "tool_choice")
     return body | {name: bare(body[name]) for name in names if name in body}
 
 

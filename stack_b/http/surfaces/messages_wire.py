@@ -106,8 +106,11 @@ class OutputConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     format: JsonFormat | None = None
 
 
-class NoThinking(Struct, frozen=True, kw_only=True, tag_field="type", tag="disabled", forbid_unknown_fields=True):
-    pass
+class Thinking(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As the model likes, or not at all: to order it takes a backend that can be told."""
+
+    type: Literal["adaptive", "disabled"]
+    display: Literal["omitted"] | None = None
 
 
 class CountBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,7 +122,7 @@ class CountBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tools: list[Tool] = []
     tool_choice: AutoChoice | AnyChoice | NoChoice | ToolChoice | None = None
     output_config: OutputConfig | None = None
-    thinking: NoThinking | None = None
+    thinking: Thinking | None = None
     cache_control: Json = None
 
 

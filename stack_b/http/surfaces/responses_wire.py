@@ -83,6 +83,8 @@ class NamedFunction(Struct, frozen=True, kw_only=True, tag_field="type", tag="fu
 
 class Reasoning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     effort: str | None = None
+    summary: Literal["auto"] | None = None
+    """If there is one to give; here there never is."""
 
 
 class PlainFormat(Struct, frozen=True, kw_only=True, tag_field="type", tag="text", forbid_unknown_fields=True):

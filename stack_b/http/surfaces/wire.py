@@ -76,7 +76,7 @@ def strictly(value: dict[str, Json], kind: type[StructT]) -> StructT:
             raise refused(
                 f"{path}.{reason.split('`')[1][:_MAX_NAME]}", "this gateway doesn't know it and can't pass it on"
             ) from None
-        if reason.startswith("Invalid value") and path.endswith(".type"):
+        if reason.startswith(("Invalid value", "Invalid enum value")) and path.endswith(".type"):
             raise uncarried(path, "this kind has no counterpart in what backends here understand") from None
         raise
 
