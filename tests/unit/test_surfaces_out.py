@@ -17,6 +17,9 @@ RECEIPT: Any = {
         "prompt_tokens": 10,
         "completion_tokens": 20,
         "total_tokens": 30,
+        # Some backends count in several dialects at once; what was settled is what is told.
+        "input_tokens": 999,
+        "output_tokens": 999,
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 3},
         "latency_ms": 7,

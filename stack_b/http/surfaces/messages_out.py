@@ -175,10 +175,10 @@ def _usage(usage: dict[str, Json]) -> dict[str, Json]:
     written = detail(usage, "prompt_tokens_details", "cache_write_tokens")
     thinking = detail(usage, "completion_tokens_details", "reasoning_tokens")
     return {
+        **untranslated(usage),
         "input_tokens": max(0, usage["prompt_tokens"] - read - written),
         "output_tokens": usage["completion_tokens"],
         "cache_read_input_tokens": read,
         "cache_creation_input_tokens": written,
         **({"output_tokens_details": {"thinking_tokens": thinking}} if thinking else {}),
-        **untranslated(usage),
     }

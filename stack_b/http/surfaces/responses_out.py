@@ -220,6 +220,7 @@ def _part(kind: str, text: str) -> dict[str, Json]:
 
 def _usage(usage: dict[str, Json]) -> dict[str, Json]:
     return {
+        **untranslated(usage),
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
             "cached_tokens": detail(usage, "prompt_tokens_details", "cached_tokens"),
@@ -228,5 +229,4 @@ def _usage(usage: dict[str, Json]) -> dict[str, Json]:
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": detail(usage, "completion_tokens_details", "reasoning_tokens")},
         "total_tokens": usage["total_tokens"],
-        **untranslated(usage),
     }
