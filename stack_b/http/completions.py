@@ -12,7 +12,7 @@ from ports.http.edge import exchange
 from ports.messages import Json
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
-from stack_b.http.parse import STEP_KEY, step_key
+from stack_b.http.parse import PREFERENCE, STEP_KEY, preferring, step_key
 from stack_b.http.replies import ChatStream, asgi, json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
 from stack_b.http.surfaces.messages_in import counted, input_tokens, messages
@@ -59,6 +59,7 @@ def _route(path: str, read: Surface, deps: StackBDeps, pipeline: Pipeline, steps
     async def complete(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call, wire = read(found.json, deps.limits)
+        call = preferring(call, request.headers.get(PREFERENCE))
         auth, sent = found.identity, request.headers.get(STEP_KEY)
         key = None if sent is None else step_key(sent)
         if call.stream:

@@ -1,12 +1,15 @@
 """From the wire to the canonical request: shape, caps, and what a client may not say. Pure."""
 
 import re
-from typing import Final
+from typing import Final, TypeVar, get_args
+
+import msgspec
+from msgspec.structs import replace
 
 from ports.errors import InvalidArgument
 from ports.http.edge import decoded
 from ports.messages import Json
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, Preference
 from stack_b.http.wire import ChatBody, EmbeddingsBody
 from stack_b.limits import Limits
 
@@ -28,8 +31,25 @@ WIDENING: Final = (
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
 
+PREFERENCE: Final = "x-route-preference"
 STEP_KEY: Final = "x-step-key"
 _STEP_KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+CallT = TypeVar("CallT", ChatCall, EmbedCall)
+
+
+def preferring(call: CallT, given: str | None) -> CallT:
+    """`call` with what the header says to go by. Raises `InvalidArgument` for what is no preference."""
+    if given is None:
+        return call
+    try:
+        return replace(call, preference=msgspec.convert(given, Preference))
+    except msgspec.ValidationError:
+        raise InvalidArgument(
+            f"the header {PREFERENCE} is {', '.join(get_args(Preference))}, or left out",
+            details={"path": PREFERENCE},
+        ) from None
 
 
 def step_key(given: str) -> str:

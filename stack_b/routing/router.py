@@ -19,13 +19,13 @@ from ports.errors import AgentOSError, Unavailable
 from ports.messages import Json
 from ports.tenant import Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
+from stack_b.canonical import Preference
 from stack_b.routing.breaker import Breaker, State
 from stack_b.routing.canary import Watch, drawn
 from stack_b.routing.choice import choose, may_fall_back, permits
 from stack_b.routing.rules import Canary, RoutingRules
 
 Kind: TypeAlias = Literal["chat", "embed"]
-Preference: TypeAlias = Literal["quality", "cost", "latency"]
 
 LATENCY_WEIGHT: Final = 0.2
 """Of a new measurement in the moving average."""

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from stack_b.backends.openai_compatible import OpenAiCompatible
-from stack_b.backends.protocol import ModelCard
+from stack_b.backends.protocol import ModelCard, Price
 from stack_b.routing.breaker import MIN_FAILURES
 from stack_b.routing.rules import Canary, RoutingRules
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.anyio]
 DOWN = Whole({"error": {"message": "down"}}, status=503)
 
 
-def backend(upstream: Any, name: str, model: str) -> OpenAiCompatible:
-    cards = (ModelCard(id=model, upstream=model),)
+def backend(upstream: Any, name: str, model: str, *, price: int | None = None) -> OpenAiCompatible:
+    cards = (ModelCard(id=model, upstream=model, price=None if price is None else Price(prompt=price)),)
     return OpenAiCompatible(
         name=name, base_url=f"http://{name}/v1", transport=httpx.ASGITransport(upstream), models=cards
     )
@@ -96,3 +96,41 @@ async def test_a_stream_that_breaks_after_content_is_a_failure_and_is_not_begun_
 
     assert states["a"] == "open"
     assert other.requests == []
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_a_request_may_say_what_to_go_by_on_every_surface(path: str) -> None:
+    rules = RoutingRules(tiers={"standard": ("dear", "cheap")})
+    dear, cheap = ScriptedUpstream([completion()]), ScriptedUpstream([completion()])
+    priced = (backend(dear, "a", "dear", price=9), backend(cheap, "b", "cheap", price=1))
+    turn = [{"role": "user", "content": "hello"}]
+    body = {"model": "standard", "max_tokens": 9, "messages": turn}
+    if path.endswith("responses"):
+        body = {"model": "standard", "input": turn}
+    async with stack_b(*priced, routing=rules) as node:
+        usual = await node.post(path, body)
+        cheaper = await node.post(path, body, **{"x-route-preference": "cost"})
+        odd = await node.post(path, body, **{"x-route-preference": "luck"})
+
+    assert (served_by(usual)[1], served_by(cheaper)[1]) == ("dear", "cheap")
+    assert odd.status_code in {400, 422}
+    assert "quality, cost, latency" in odd.json()["error"]["message"]
+
+
+async def test_a_tool_with_a_parameter_called_type_is_no_picture() -> None:
+    schema = {"type": "object", "properties": {"type": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": schema}}
+    async with stack_b(backend(ScriptedUpstream([completion()]), "a", "m-1")) as node:
+        answer = await node.chat(model="m-1", tools=[tool])
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("schema", [{"properties": False}, {"properties": {"location": False}, "required": "location"}])
+async def test_the_demo_backend_takes_any_schema_a_client_may_send(schema: dict[str, Any]) -> None:
+    async with stack_b() as node:
+        for name in ("get_weather", "calculator", "memory_put"):
+            tool = {"type": "function", "function": {"name": name, "parameters": schema}}
+            answer = await node.chat(f"use {name}: what is 2 + 2? remember that", tools=[tool])
+
+            assert answer.status_code < 500

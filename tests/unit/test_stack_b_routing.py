@@ -16,10 +16,11 @@ from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.tenant import Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
 from stack_b.backends.protocol import Backend, ModelCard, Price
+from stack_b.canonical import Preference
 from stack_b.configuration import Configuration, parse_configuration
 from stack_b.routing.breaker import LAST_CALLS, MAX_PAUSE_S, MIN_FAILURES, PAUSE_S, TRIAL_S, Breaker
 from stack_b.routing.canary import LEAST_CALLS, Watch, drawn
-from stack_b.routing.router import Asked, Preference, Router, conversation_of
+from stack_b.routing.router import Asked, Router, conversation_of
 from stack_b.routing.rules import Canary, RoutingRules
 
 ALL = Entitlements()
