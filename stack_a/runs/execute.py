@@ -63,10 +63,19 @@ T = TypeVar("T")
 class Execution:
     """One claimed run in the hands of this worker. `interrupt` may be called from other tasks of the same loop."""
 
-    def __init__(self, deps: WorkerDeps, agents: PinnedAgents, run: Run, *, now: Callable[[], datetime]) -> None:
-        """`now` is the time of the clock that dated the run."""
+    def __init__(
+        self,
+        deps: WorkerDeps,
+        agents: PinnedAgents,
+        run: Run,
+        *,
+        now: Callable[[], datetime],
+        held: Callable[[], bool],
+    ) -> None:
+        """`now` is the time of the clock that dated the run; `held` is false once this worker has given it up."""
         self.run = run
         self._now = now
+        self._held = held
         self._deps = deps
         self._agents = agents
         self._auth = run.requester
@@ -91,6 +100,12 @@ class Execution:
             self._interruption = why
         if self._acting is not None:
             self._acting.cancel()
+
+    def _interrupted(self) -> Interruption | None:
+        """A loop that was busy may come here before anybody could `interrupt`: it looks for itself."""
+        if not self._held():
+            self._interruption = "abandon"
+        return self._interruption
 
     async def proceed(self) -> bool:
         """Whether the run is still this worker's, to be handed back. Raises the store's errors, except being fenced."""
@@ -135,8 +150,8 @@ class Execution:
         agent = await self._agents.of(self.run)
         tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
         while True:
-            if self._interruption is not None:
-                return await self._leave(journal, self._interruption)
+            if (why := self._interrupted()) is not None:
+                return await self._leave(journal, why)
             match next_action(self.run, agent, tools, journal.steps):
                 case CallModel() as call:
                     await self._call_model(journal, call)
@@ -188,7 +203,12 @@ class Execution:
 
     def _journal_of(self, steps: list[Step]) -> Journal:
         return Journal(
-            run_state=self._deps.run_state, clock=self._deps.clock, auth=self._auth, run=self.run, steps=steps
+            run_state=self._deps.run_state,
+            clock=self._deps.clock,
+            auth=self._auth,
+            run=self.run,
+            steps=steps,
+            held=self._held,
         )
 
     async def _call_model(self, journal: Journal, call: CallModel) -> None:
@@ -346,7 +366,7 @@ class Execution:
 
         What it raises is the store's: `work` keeps the errors of its calls to itself.
         """
-        if self._interruption is not None:
+        if self._interrupted() is not None:
             return None
         with anyio.CancelScope() as scope:
             self._acting, self._deltas = scope, deltas

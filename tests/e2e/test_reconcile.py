@@ -18,7 +18,7 @@ from ports.messages import Json
 from ports.model import ChatRequest, Message, ToolRequest
 from ports.run_state import Run, RunStatus
 from ports.tool import ToolCapabilities, ToolResult
-from stack_a import worker as worker_module
+from stack_a.lease import LEASE
 from tests.support.inproc_tools import tool
 from tests.support.stack_a import StackA, stack_a
 
@@ -79,7 +79,7 @@ async def interrupted(node: StackA, tools: Told, clock: ManualClock) -> str:
         with anyio.fail_after(5):
             while tools.sent == 0:
                 await anyio.lowlevel.checkpoint()
-    await clock.advance(worker_module.LEASE)
+    await clock.advance(LEASE)
     return run_id
 
 

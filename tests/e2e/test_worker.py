@@ -16,7 +16,7 @@ from ports.agent import AgentLimits
 from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.model import ChatReply, ChatRequest, Message
-from stack_a import worker as worker_module
+from stack_a.lease import RENEW_EVERY
 from tests.support.stack_a import AGENT, StackA, stack_a
 from tests.support.worker import Toolbox, calls, log_of, model, takeover, until, until_status, until_told
 
@@ -200,7 +200,7 @@ async def test_cancelling_reaches_a_running_tool(node: StackA, tools: Toolbox, c
         await until(tools.begun.is_set)
 
         asked = await node.cancel(run_id)
-        await clock.advance(worker_module.RENEW_EVERY)
+        await clock.advance(RENEW_EVERY)
         run = await node.ended(run_id)
 
     assert asked.json()["status"] == "running"

@@ -21,6 +21,7 @@ from ports.queue import Delivery
 from ports.run_state import Change
 from ports.tenant import Entitlements
 from stack_a import worker as worker_module
+from stack_a.lease import SELF
 from stack_a.runs import execute as execute_module
 from tests.support.stack_a import StackA, stack_a
 from tests.support.worker import Toolbox, calls, ended_in_time, model, slow_then_done, takeover, until, until_told
@@ -108,9 +109,9 @@ async def test_a_run_that_comes_back_to_its_worker_before_it_was_left_is_execute
 
 async def test_a_hint_delivered_twice_executes_the_run_once(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
     run_id = await node.created()
-    [delivery] = await node.api.queue.lease(worker_module.SELF, limit=1, duration=timedelta(seconds=1))
+    [delivery] = await node.api.queue.lease(SELF, limit=1, duration=timedelta(seconds=1))
     await node.api.queue.enqueue(ACME, delivery.body)
-    await node.api.queue.release(worker_module.SELF, delivery)
+    await node.api.queue.release(SELF, delivery)
 
     async with node.worker(model(scripted([calls("add"), "once"])), tools.port(clock)):
         run = await node.ended(run_id)
