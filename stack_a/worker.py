@@ -43,6 +43,8 @@ HOWEVER_LONG: Final = timedelta(days=36_500)
 HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
 RETRY_AFTER: Final = timedelta(seconds=1)
+STILL_UNDER_WAY: Final = timedelta(seconds=10)
+"""How long a claim that was not answered may yet be made: twice what the PostgreSQL adapter gives a call, rounded up."""
 ROOM_AFTER: Final = timedelta(milliseconds=250)
 """How long a hint is put aside whose tenant has as many runs running as it may. Queues that know don't even deliver it."""
 
@@ -125,7 +127,7 @@ class Worker:
             await self._changed.wait()
 
     def _announce(self) -> None:
-        """Wake those who wait for a free slot or for the last run to end."""
+        """Wake those who wait for a free slot, for the lease or for the last run to end."""
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -138,6 +140,8 @@ class Worker:
                 execution.interrupt("abandon")
             elif run_id in cancel_requested:
                 execution.interrupt("cancel")
+        # Nobody takes work without a lease.
+        self._announce()
 
     def _holds(self, run: Run) -> bool:
         """Whether it was claimed under the lease that we have now, whatever of that we have heard."""
@@ -261,23 +265,30 @@ class Worker:
 
         Raises `ResourceExhausted` when there is something to do later: its tenant has as many runs running as it may.
         """
-        worker, unanswered = self.id, False
+        clock, worker, unanswered_at = self._deps.clock, self.id, None
         while True:
             try:
-                run = await self._claim_once(requester, run_id, worker, unanswered=unanswered)
+                run = await self._claim_once(requester, run_id, worker, unanswered=unanswered_at is not None)
             except NotFound:
                 return None
-            except Unavailable as error:
-                if worker != self.id:
-                    raise  # fenced meanwhile: the old lease ends, and with it what was claimed under it
-                logger.warning("worker.claim_unanswered", extra={"run_id": run_id, "code": error.code})
-                unanswered = True
-                await self._deps.clock.sleep(RETRY_AFTER)
+            except ResourceExhausted:
+                if unanswered_at is None or clock.monotonic() - unanswered_at > STILL_UNDER_WAY.total_seconds():
+                    raise
+                # The claim before this one may still find room.
+                await clock.sleep(RETRY_AFTER)
                 continue
-            if run is not None and worker != self.id:
+            except Unavailable as error:
+                if worker != self.id or self._handing_back:
+                    raise  # that lease ends, and with it what was claimed under it
+                logger.warning("worker.claim_unanswered", extra={"run_id": run_id, "code": error.code})
+                unanswered_at = clock.monotonic()
+                await clock.sleep(RETRY_AFTER)
+                continue
+            if run is None or worker != self.id:
                 return None  # fenced while the answer was on its way: the same
-            if run is not None:
-                self._claimed[run_id] = run.epoch
+            if self._claimed.get(run_id) == run.epoch:
+                return None  # another of our claims was not answered, and found what this one had made
+            self._claimed[run_id] = run.epoch
             return run
 
     async def _claim_once(
