@@ -328,15 +328,18 @@ class Worker:
             if await answered(execution.proceed()):
                 await self._hand_back(run, troubled=False)
         except Exception as error:
-            if isinstance(error, AgentOSError) and error.retryable:
-                logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
-            else:
+            if troubled := not (isinstance(error, AgentOSError) and error.retryable):
                 # A defect, or something the store won't take: the run would meet it again on every worker.
                 logger.exception("run.crashed", extra={"run_id": run.id})
                 with contextlib.suppress(AgentOSError):
                     await execution.fail(Fault(code="internal", message="the run met an internal error"))
                     return
-            await self._hand_back(run, troubled=True)
+            else:
+                # Whatever did not answer, it is not this run's fault.
+                logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
+            # It may be claimed again at once, and meet the same.
+            await self._deps.clock.sleep(RETRY_AFTER)
+            await self._hand_back(run, troubled=troubled)
 
     async def _hand_back(self, run: Run, *, troubled: bool) -> None:
         """Release the run, however long the store takes to come back: while our lease lives nobody else may claim it."""

@@ -137,6 +137,9 @@ class Execution:
         except* AgentOSError as errors:
             # Several tasks may meet the same trouble: one of them tells enough.
             raise _first(errors) from None
+        if not left:
+            # Whoever else of the group is cancelled out of the blue takes the group along.
+            raise Unavailable("the run's tasks were cancelled, and nobody had cancelled them")
         return left[0]
 
     async def _expire(self, deadline: datetime) -> None:

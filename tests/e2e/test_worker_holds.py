@@ -269,19 +269,49 @@ async def test_a_reply_that_the_store_will_not_take_fails_the_run_at_once(clock:
     assert (run.error.code, asked) == ("internal", 1)
 
 
-async def test_a_run_that_keeps_meeting_trouble_is_given_up_as_poison(clock: ManualClock, tools: Toolbox) -> None:
+async def test_a_run_that_no_worker_can_go_on_with_nor_end_is_given_up_as_poison(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    def refused(change: Change) -> bool:
+        return tells_of_a_model(change) or (change.error is not None and change.error.code == "internal")
+
     def wrap(name: str, port: Any) -> Any:
-        return Choosy(port, Unavailable("too slow"), tells_of_a_model) if name == "run_state" else port
+        return Choosy(port, InvalidArgument("can't be stored"), refused) if name == "run_state" else port
 
     async with (
         stack_a(clock=clock, wrap=wrap) as node,
         node.worker(model(lambda _auth, _request: calls("send")), tools.port(clock)),
     ):
-        run = await node.ended(await node.created())
+        run = await ended_in_time(node, clock, await node.created())
 
     assert run.status == "failed"
     assert run.error is not None
     assert (run.error.code, run.recoveries) == ("poison", 6)
+
+
+async def test_outages_of_the_store_do_not_count_against_a_run_however_many_they_are(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    outages = 0
+
+    def refused(change: Change) -> bool:
+        nonlocal outages
+        outages += tells_of_a_model(change)
+        return tells_of_a_model(change) and outages <= 20
+
+    def wrap(name: str, port: Any) -> Any:
+        return Choosy(port, Unavailable("away"), refused) if name == "run_state" else port
+
+    tools.let_go.set()
+    talk = model(scripted([calls("send"), "said"]))
+    async with stack_a(clock=clock, wrap=wrap) as node, node.worker(talk, tools.port(clock)):
+        created = await node.created()
+        before = clock.monotonic()
+        run = await ended_in_time(node, clock, created)
+
+    assert (run.status, run.output, run.recoveries, run.epoch) == ("succeeded", {"text": "said"}, 0, 21)
+    # It was not claimed again in the same moment.
+    assert clock.monotonic() - before >= 20
 
 
 async def test_a_store_that_is_away_during_a_model_call_is_not_the_models_failure(
