@@ -55,7 +55,8 @@ def forked_event(agent_id: str, origin: Origin) -> NewEvent:
     return NewEvent(type="run.created", data={"agent_id": agent_id, "forked_from": lineage})
 
 
-INTERRUPTED: Final = Fault(code="outcome_unknown", message="interrupted; whether it took effect is unknown")
+MAY_HAVE_ACTED: Final = "whether it took effect is unknown"
+INTERRUPTED: Final = Fault(code="outcome_unknown", message=f"interrupted; {MAY_HAVE_ACTED}")
 
 
 def interrupted(n: int, kind: StepKind, name: str) -> tuple[StepResult, list[NewEvent]]:

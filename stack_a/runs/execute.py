@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from observability.logs import who
 from ports.agent import AgentSpec
@@ -19,9 +20,9 @@ from ports.errors import AgentOSError, Conflict, Internal, NotFound, Unavailable
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
-from ports.run_rules import INTERRUPTED, interrupted
-from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
-from ports.tool import ToolCall, ToolSpec
+from ports.run_rules import INTERRUPTED, MAY_HAVE_ACTED, interrupted
+from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepIntent, StepResult, step_key
+from ports.tool import ToolCall, ToolResult, ToolSpec, may_have_acted
 from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
@@ -89,6 +90,8 @@ class Execution:
         self._journal: Journal | None = None
         self._failure: AgentOSError | None = None
         """Why the model call under way has not been answered yet."""
+        self._doubts: dict[int, AgentOSError] = {}
+        """By step: what an unsafe call met that may have taken effect all the same."""
 
     def interrupt(self, why: Interruption) -> None:
         """End what the run is doing now.
@@ -279,11 +282,8 @@ class Execution:
         async def one(call: PlannedTool) -> None:
             async with limiter:
                 began = self._deps.clock.monotonic()
-                result, writes = await self._invoke(call, tools[call.intent.name])
-            journal.complete(result, tell.tool_completed(call.intent.name, result, self._ms_since(began)), writes)
-            seconds, code = self._seconds_since(began), result.error.code if result.error else None
-            self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
-            self._deps.metrics.tool_call(tool=call.intent.name, seconds=seconds, error_code=code)
+                answer = await self._invoke(call, tools[call.intent.name])
+            self._conclude(journal, call.intent, answer, began)
             if call.intent.effect not in CAN_WAIT:
                 with anyio.CancelScope(shield=True):
                     self._note(await journal.commit())
@@ -298,10 +298,9 @@ class Execution:
 
         await self._act(every)
 
-    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> tuple[StepResult, tuple[MemoryWrite, ...]]:
-        """What came of the call, and what becomes true with that."""
-        n = call.intent.n
-        wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, n))
+    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> ToolResult | AgentOSError:
+        """What came of the call."""
+        wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, call.intent.n))
         patience = Patience(TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1)
         try:
             result = await self._retrying(
@@ -310,11 +309,29 @@ class Execution:
             if result.writes and spec.effect != "transactional":
                 raise Internal(f"{spec.name} has writes, and is not transactional", code="tool_bad_output")
         except AgentOSError as error:
-            return StepResult(n=n, status="failed", error=fault_of(error)), ()
-        return StepResult(n=n, status="completed", output=result.output), result.writes
+            return error
+        return result
+
+    def _conclude(self, journal: Journal, intent: StepIntent, answer: ToolResult | AgentOSError, began: float) -> None:
+        """Note what came of a call, and what becomes true with that."""
+        seconds = self._seconds_since(began)
+        writes: tuple[MemoryWrite, ...] = ()
+        if isinstance(answer, AgentOSError):
+            self._deps.metrics.tool_call(tool=intent.name, seconds=seconds, error_code=answer.code)
+            if journal.step(intent.n).effect == "unsafe" and may_have_acted(answer):
+                # As if it had been interrupted: it stays begun, and is settled next.
+                self._doubts[intent.n] = answer
+                return
+            result = StepResult(n=intent.n, status="failed", error=fault_of(answer))
+        else:
+            self._deps.metrics.tool_call(tool=intent.name, seconds=seconds, error_code=None)
+            result, writes = StepResult(n=intent.n, status="completed", output=answer.output), answer.writes
+        journal.complete(result, tell.tool_completed(intent.name, result, self._ms_since(began)), writes)
+        self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
 
     async def _settle(self, journal: Journal, steps: tuple[Step, ...]) -> bool:
-        """Find out what became of interrupted unsafe calls. False when only an operator can say; the run is parked."""
+        """Find out what became of unsafe calls that nobody heard the end of. False when only an operator can say; the run
+        is parked."""
         results: list[tuple[Step, StepResult]] = []
         for step in steps:
             result = await self._act(partial(self._reconciled, step))
@@ -345,7 +362,9 @@ class Execution:
                 told = None
             if told is not None:
                 return StepResult(n=step.n, status="completed", output=told.output)
-        return StepResult(n=step.n, status="unknown", error=INTERRUPTED)
+        doubt = self._doubts.get(step.n)
+        fault = INTERRUPTED if doubt is None else replace(INTERRUPTED, message=f"{doubt.message}; {MAY_HAVE_ACTED}")
+        return StepResult(n=step.n, status="unknown", error=fault)
 
     async def _end(
         self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None

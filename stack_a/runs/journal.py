@@ -67,6 +67,9 @@ class Journal:
     def steps(self) -> list[Step]:
         return [self._steps[n] for n in sorted(self._steps)]
 
+    def step(self, n: int) -> Step:
+        return self._steps[n]
+
     def intend(self, intent: StepIntent, events: Sequence[NewEvent]) -> None:
         """Note an intent, unless an earlier attempt committed it already: then its events were told as well."""
         if (known := self._steps.get(intent.n)) is not None:
