@@ -161,6 +161,7 @@ async def it_did() -> ToolResult:
 LEFT_OPEN = [
     Unavailable("the server does not answer"),
     Unavailable("the connection broke", code="tool_failed", details=OUTCOME_UNKNOWN),
+    Unavailable("the server was too slow", code="upstream_timeout"),
     Internal("a bug met the answer"),
 ]
 
