@@ -123,7 +123,9 @@ def _reply(body: dict[str, Json], max_tokens: int) -> _Reply:
         return _made(body, max_tokens)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # What the gateway leaves to backends, a schema above all, may be any JSON here.
-        raise InvalidArgument("the demo backend can't read this request; look at its tools and their schemas") from error
+        raise InvalidArgument(
+            "the demo backend can't read this request; look at its tools and their schemas"
+        ) from error
 
 
 def _made(body: dict[str, Json], max_tokens: int) -> _Reply:
