@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Final
 
@@ -129,30 +129,37 @@ async def drive(kills: int, clients: int, seed: int, say: Callable[[str], None],
         await rig.entitle("tight", _ROOMS_IN_TIGHT * each)
         await rig.entitle("edge", _ROOMS_IN_EDGE * each + each // 2)
         asking = Clients(rig, draw, http)
-        watching = asyncio.create_task(rig.watch())
         say(f"{clients} clients, {each} tokens reserved by each request; {kills} kills")
-        load = [asyncio.create_task(asking.work(("roomy", "tight")[number % 2])) for number in range(clients)]
-        began = time.monotonic()
-        for _ in range(kills):
-            for of in await _kill(rig, draw):
-                asking.seen[of].cut_settling += 1
-            await rig.entitle("tight", rig.limits["tight"] + _ROOMS_IN_TIGHT * each)
-        asking.over.set()
-        await asyncio.gather(*load)
-        took = time.monotonic() - began
-        say("the load is over")
-        left = await _left_behind(rig, asking, each)
-        released_after = await _released(rig, patient=patient)
-        say("all is calm; once more without a kill, and to the last token")
-        await _hang_up(rig, asking, clients)
-        wrongly_refused = await _to_the_edge(rig, asking, each)
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+        async with AsyncExitStack() as stack:
+            watching = asyncio.create_task(rig.watch())
+            stack.push_async_callback(_end, [watching])
+            load = [asyncio.create_task(asking.work(("roomy", "tight")[number % 2])) for number in range(clients)]
+            stack.push_async_callback(_end, load)
+            began = time.monotonic()
+            for _ in range(kills):
+                for of in await _kill(rig, draw):
+                    asking.seen[of].cut_settling += 1
+                await rig.entitle("tight", rig.limits["tight"] + _ROOMS_IN_TIGHT * each)
+            asking.over.set()
+            await asyncio.gather(*load)
+            took = time.monotonic() - began
+            say("the load is over")
+            left = await _left_behind(rig, asking, each)
+            released_after = await _released(rig, patient=patient)
+            say("all is calm; once more without a kill, and to the last token")
+            await _hang_up(rig, asking, clients)
+            wrongly_refused = await _to_the_edge(rig, asking, each)
+            assert not watching.done(), "it has looked all the time"
         return await _reconciled(
             rig, asking, each, left=left, released_after=released_after, wrongly_refused=wrongly_refused,
             kills=kills, clients=clients, seed=seed, seconds=round(took, 1),
         )  # fmt: skip
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _amount(rig: Rig, http: httpx.AsyncClient) -> int:
