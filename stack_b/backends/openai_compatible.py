@@ -1,34 +1,38 @@
 """A backend at any URL that speaks OpenAI: OpenAI itself, ollama, vLLM, TGI, LiteLLM and the rest.
 
-One pooled client per backend. Nothing of the client's request but its body travels upstream, and nothing but the body
-travels back.
+One pool of connections per backend. Nothing of the client's request but its body travels upstream, and nothing but the
+body travels back.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Final
-from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 from msgspec import Struct
 
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.http.sse_decoder import SseDecoder
 from ports.messages import Json
+from stack_b.backends.connection import Answer, ExchangeError, NoRoom, NotConnected, Patience, TimedOut, TooLarge
+from stack_b.backends.dial import Dial, dial, host_header, split_url, tls_context
+from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """2,048 embeddings of 3,072 numbers in decimal are about that."""
 MAX_MODELS: Final = 10_000
+MAX_REFUSAL_BYTES: Final = 64 * 1024
+MAX_RETRY_AFTER_S: Final = 60
 _MODELS_TIMEOUT_S: Final = 5.0
-_POOL: Final = httpx.Limits(max_connections=1_024, max_keepalive_connections=128, keepalive_expiry=30)
+_OK: Final = 200
 _DONE: Final = b"[DONE]"
 
 # Of a 4xx, what is the client's to repair. Everything else is between us and the backend.
 _REQUEST_REFUSED: Final = frozenset({400, 413, 422})
+_COME_LATER: Final = frozenset({429, 503})
 
 
 class OpenAiCompatible:
@@ -42,40 +46,47 @@ class OpenAiCompatible:
         api_key: str | None = None,
         models: tuple[ModelCard, ...] = (),
         timeout: timedelta = timedelta(seconds=300),
+        first_byte_timeout: timedelta | None = None,
         connect_timeout: timedelta = timedelta(seconds=5),
         max_tokens_member: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        tls: ssl.SSLContext | None = None,
+        dial_by: Dial | None = None,
     ) -> None:
-        """`models` empty: ask the backend. `timeout` bounds the wait for the next bytes, not the whole answer."""
+        """`models` empty: ask the backend. `timeout` bounds the wait for the next bytes, not the whole answer; of a
+        stream, `first_byte_timeout` that for the first ones. `tls` and `dial_by` are instead of what `base_url` says.
+
+        Raises:
+            InvalidArgument: a `base_url` that is none, or an `api_key` that no header can hold.
+        """
         self._name = name
         self._models = models
+        parts = split_url(base_url)
         # OpenAI's newer models refuse `max_tokens`; many servers only know `max_tokens`.
-        by_host = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
+        by_host = "max_completion_tokens" if parts.hostname == "api.openai.com" else "max_tokens"
         self._max_tokens_member = max_tokens_member or by_host
-        headers = {"user-agent": "agentos", "accept-encoding": "identity"}
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
-        self._client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/") + "/",
-            headers=headers,
-            timeout=httpx.Timeout(timeout.total_seconds(), connect=connect_timeout.total_seconds(), pool=5.0),
-            limits=_POOL,
-            trust_env=False,
-            follow_redirects=False,
-            transport=transport,
-        )
+        self._path = parts.path.rstrip("/")
+        self._query = f"?{parts.query}" if parts.query else ""
+        self._headers = _headers(name, host_header(parts), api_key)
+        self._heads = {path: self._head("POST", path) for path in ("chat/completions", "embeddings")}
+        seconds = timeout.total_seconds()
+        first = seconds if first_byte_timeout is None else first_byte_timeout.total_seconds()
+        self._patience = Patience(first=seconds, next=seconds)
+        self._stream_patience = Patience(first=first, next=seconds)
+        context = (tls or tls_context()) if parts.scheme == "https" else None
+        self._pool = Pool(dial_by or dial(parts, context), connect_s=connect_timeout.total_seconds())
 
     @property
     def name(self) -> str:
         return self._name
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._pool.aclose()
 
     async def models(self) -> tuple[ModelCard, ...]:
         if self._models:
             return self._models
-        listing = await self._json("GET", "models", None, timeout=_MODELS_TIMEOUT_S)
+        within = Patience(first=_MODELS_TIMEOUT_S, next=_MODELS_TIMEOUT_S, whole=_MODELS_TIMEOUT_S)
+        listing = await self._whole(self._head("GET", "models") + b"\r\n", within)
         entries = listing.get("data")
         if not isinstance(entries, list):
             raise self._broken("its list of models has no `data`")
@@ -83,7 +94,8 @@ class OpenAiCompatible:
         return tuple(_card(model) for model in ids[:MAX_MODELS])
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
-        answer = await self._json("POST", "chat/completions", self._chat_body(model, body, max_tokens))
+        members = self._chat_body(model, body, max_tokens)
+        answer = await self._whole(self._post("chat/completions", members), self._patience)
         self._check(answer, CompletionShape)
         return answer
 
@@ -91,8 +103,13 @@ class OpenAiCompatible:
         members = self._chat_body(model, body, max_tokens)
         members |= {"stream": True, "stream_options": {"include_usage": True}}
         decoder = SseDecoder()
-        async with self._answer("POST", "chat/completions", members) as response:
-            async for piece in response.aiter_bytes():
+        answer = await self._asked(self._post("chat/completions", members), self._stream_patience)
+        try:
+            size = 0
+            while piece := await self._piece(answer):
+                size += len(piece)
+                if size > MAX_ANSWER_BYTES:
+                    raise self._broken("its answer is too large")
                 for event in decoder.feed(piece):
                     if event == _DONE:
                         return
@@ -101,6 +118,8 @@ class OpenAiCompatible:
                 if event == _DONE:
                     return
                 yield self._chunk(event)
+        finally:
+            answer.release()
         raise Unavailable(
             f"backend {self._name!r} broke off in the middle of its answer",
             code="upstream_error",
@@ -108,68 +127,70 @@ class OpenAiCompatible:
         )
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
-        answer = await self._json("POST", "embeddings", {**body, "model": model})
+        answer = await self._whole(self._post("embeddings", {**body, "model": model}), self._patience)
         self._check(answer, EmbeddingsShape)
         return answer
 
     def _chat_body(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
         return {**body, "model": model, self._max_tokens_member: max_tokens}
 
-    async def _json(
-        self, method: str, path: str, body: dict[str, Json] | None, *, timeout: float | None = None
-    ) -> dict[str, Json]:
-        async with self._answer(method, path, body, timeout=timeout) as response:
-            pieces: list[bytes] = []
-            size = 0
-            async for piece in response.aiter_bytes():
-                size += len(piece)
-                if size > MAX_ANSWER_BYTES:
-                    raise self._broken("its answer is too large")
-                pieces.append(piece)
-        return self._object(b"".join(pieces))
+    def _head(self, method: str, path: str) -> bytes:
+        """All of a request's head but what depends on its body."""
+        return f"{method} {self._path}/{path}{self._query} HTTP/1.1\r\n{self._headers}".encode("latin-1")
 
-    @asynccontextmanager
-    async def _answer(
-        self, method: str, path: str, body: dict[str, Json] | None, *, timeout: float | None = None
-    ) -> AsyncIterator[httpx.Response]:
-        """The backend's 200, or the error that its status or silence means."""
-        content = None if body is None else msgspec.json.encode(body)
-        headers = {} if body is None else {"content-type": "application/json"}
-        request = self._client.build_request(
-            method,
-            path,
-            content=content,
-            headers=headers,
-            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
-        )
+    def _post(self, path: str, body: dict[str, Json]) -> bytes:
+        content = msgspec.json.encode(body)
+        return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+            self._heads[path], len(content), content
+        )  # fmt: skip
+
+    async def _whole(self, request: bytes, patience: Patience) -> dict[str, Json]:
+        answer = await self._asked(request, patience)
         try:
-            response = await self._client.send(request, stream=True)
-            try:
-                if response.status_code != httpx.codes.OK:
-                    raise await self._refusal(response)
-                yield response
-            finally:
-                await response.aclose()
-        except httpx.HTTPError as error:
+            return self._object(await answer.read(MAX_ANSWER_BYTES))
+        except ExchangeError as error:
+            raise self._translated(error) from error
+        finally:
+            answer.release()
+
+    async def _asked(self, request: bytes, patience: Patience) -> Answer:
+        """The backend's 200, to be released by the caller, or the error that its status or silence means."""
+        try:
+            answer = await self._pool.ask(request, patience)
+        except ExchangeError as error:
+            raise self._translated(error) from error
+        if answer.status == _OK and answer.kept.get(b"content-encoding", b"identity").lower() == b"identity":
+            return answer
+        try:
+            refusal = await self._refusal(answer)
+        finally:
+            answer.release()
+        raise refusal
+
+    async def _piece(self, answer: Answer) -> bytes:
+        try:
+            return await answer.piece()
+        except ExchangeError as error:
             raise self._translated(error) from error
 
-    def _translated(self, error: httpx.HTTPError) -> Unavailable:
-        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
-            return Unavailable(
-                f"backend {self._name!r} can't be reached", code="upstream_error", details={"sent": False}
-            )
-        if isinstance(error, httpx.PoolTimeout):
-            return Unavailable(f"too many calls to backend {self._name!r} at once")
-        if isinstance(error, httpx.TimeoutException):
-            return Unavailable(
-                f"backend {self._name!r} did not answer in time", code="upstream_timeout", details=OUTCOME_UNKNOWN
-            )
-        return Unavailable(
-            f"the connection to backend {self._name!r} broke", code="upstream_error", details=OUTCOME_UNKNOWN
-        )
+    def _translated(self, error: ExchangeError) -> Unavailable:
+        match error:
+            case NotConnected():
+                return Unavailable(f"backend {self._name!r}: {error}", code="upstream_error", details={"sent": False})
+            case NoRoom():
+                return Unavailable(f"too many calls to backend {self._name!r} at once")
+            case TimedOut():
+                code = "upstream_timeout"
+            case TooLarge():
+                return self._broken(str(error))
+            case _:
+                code = "upstream_error"
+        return Unavailable(f"backend {self._name!r}: {error}", code=code, details=OUTCOME_UNKNOWN)
 
-    async def _refusal(self, response: httpx.Response) -> AgentOSError:
-        status = response.status_code
+    async def _refusal(self, answer: Answer) -> AgentOSError:
+        status = answer.status
+        if status == _OK:
+            return self._broken("it compresses its answer although it was asked not to")
         told: dict[str, Json] = {"upstream_status": status}
         if status in {401, 403}:
             return Unavailable(
@@ -182,8 +203,9 @@ class OpenAiCompatible:
                 f"backend {self._name!r} answered {status}",
                 code="upstream_timeout" if status in {408, 504} else "upstream_error",
                 details=told,
+                retry_after=_retry_after(answer) if status in _COME_LATER else None,
             )
-        told |= await _identifiers(response)
+        told |= await _identifiers(answer)
         code = (
             "context_length_exceeded" if told.get("upstream_code") == "context_length_exceeded" else "invalid_request"
         )
@@ -204,28 +226,39 @@ class OpenAiCompatible:
             # msgspec names paths and types, never values.
             raise self._broken(str(error)) from None
 
-    def _object(self, raw: bytes) -> dict[str, Json]:
+    def _object(self, raw: bytes | bytearray) -> dict[str, Json]:
         try:
             return msgspec.json.decode(raw, type=dict[str, Json])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
 
     def _broken(self, what: str) -> Unavailable:
         return Unavailable(f"backend {self._name!r} can't be understood: {what}", code="upstream_error")
 
 
-async def _identifiers(response: httpx.Response) -> dict[str, Json]:
+def _headers(name: str, host: str, api_key: str | None) -> str:
+    lines = {"host": host, "user-agent": "agentos", "accept": "*/*", "accept-encoding": "identity"}
+    if api_key is not None:
+        if not api_key or not all("!" <= character <= "~" for character in api_key):
+            raise InvalidArgument(f"backend {name!r}: its api_key is empty or has a character that no header may hold")
+        lines["authorization"] = f"Bearer {api_key}"
+    return "".join(f"{header}: {value}\r\n" for header, value in lines.items())
+
+
+def _retry_after(answer: Answer) -> timedelta | None:
+    """The seconds that the backend asks to be left alone, within reason. Its dates are not read: clocks differ."""
+    told = answer.kept.get(b"retry-after", b"")
+    if not told.isdigit():
+        return None
+    return timedelta(seconds=min(int(told[:9]), MAX_RETRY_AFTER_S))
+
+
+async def _identifiers(answer: Answer) -> dict[str, Json]:
     """OpenAI's `code` and `param` of a refusal, when they look like names. Its text stays here: it may quote anything."""
-    size = 0
-    pieces: list[bytes] = []
-    async for piece in response.aiter_bytes():
-        pieces.append(piece)
-        size += len(piece)
-        if size > 64 * 1024:
-            return {}
     try:
-        error = msgspec.json.decode(b"".join(pieces), type=dict[str, Json]).get("error")
-    except msgspec.DecodeError:
+        told = await answer.read(MAX_REFUSAL_BYTES)
+        error = msgspec.json.decode(told, type=dict[str, Json]).get("error")
+    except (ExchangeError, msgspec.DecodeError, RecursionError):
         return {}
     if not isinstance(error, dict):
         return {}

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ports.clock import Clock
 from ports.errors import InvalidArgument
 from stack_b.backends.demo import DemoBackend
+from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 
@@ -43,7 +44,11 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Empty: what the backend lists."""
     timeout_s: float = 300.0
     """The longest wait for the next bytes of an answer; the first of them may include loading the model."""
+    first_byte_timeout_s: float | None = None
+    """Of a stream, the longest wait for its beginning; not said, it is `timeout_s`."""
     connect_timeout_s: float = 5.0
+    ca_file: str = ""
+    """Certificates of the only authorities that are trusted here; empty: the usual ones."""
     max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None
 
 
@@ -73,8 +78,8 @@ def check_settings(backends: Sequence[BackendSettings]) -> None:
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two backends have the same name among {names}")
     for backend in backends:
-        if backend.kind == "openai_compatible" and not backend.base_url.startswith(("http://", "https://")):
-            raise InvalidArgument(f"backend {backend.name!r} needs a base_url that starts with http:// or https://")
+        if backend.kind == "openai_compatible":
+            _check_url(backend)
         for model in backend.models:
             _card(model)
 
@@ -120,9 +125,20 @@ def open_backend(backend: BackendSettings, clock: Clock, *, secret: Callable[[st
         api_key=secret(backend.api_key) if backend.api_key else None,
         models=tuple(_card(model) for model in backend.models),
         timeout=timedelta(seconds=backend.timeout_s),
+        first_byte_timeout=(
+            None if backend.first_byte_timeout_s is None else timedelta(seconds=backend.first_byte_timeout_s)
+        ),
         connect_timeout=timedelta(seconds=backend.connect_timeout_s),
         max_tokens_member=backend.max_tokens_member,
+        tls=tls_context(backend.ca_file) if backend.ca_file else None,
     )
+
+
+def _check_url(backend: BackendSettings) -> None:
+    try:
+        split_url(backend.base_url)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"backend {backend.name!r} is not usable: {error.message}") from None
 
 
 def _card(model: ModelSettings) -> ModelCard:

@@ -86,12 +86,18 @@ async def stack_b(
     routing: RoutingRules | None = None,
     **wrapped: Any,
 ) -> AsyncIterator[StackB]:
-    """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's."""
+    """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's.
+
+    Backends with connections are closed at the end.
+    """
     given = Given(clock=clock or SystemClock())
     config = InprocConfig(name=uuid.uuid4().hex)
     tokens = Tokens()
     async with AsyncExitStack() as stack:
         stack.callback(store.drop, config.name)
+        for backend in backends:
+            if isinstance(backend, OpenAiCompatible):
+                stack.push_async_callback(backend.aclose)
         directory = await stack.enter_async_context(tenant.SPEC.open(config, given))
         ledger = await stack.enter_async_context(budget.SPEC.open(config, given))
         detector = await stack.enter_async_context(regex_pii.SPEC.open(regex_pii.SPEC.config(), given))

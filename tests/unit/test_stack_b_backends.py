@@ -1,38 +1,41 @@
 """Backends that speak OpenAI, how they are configured and found, and which of them is asked."""
 
+import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
-import httpx
+import anyio
 import pytest
 
 from adapters.system_clock import SystemClock
 from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
+from ports.http.edge import Receive, Scope, Send
 from ports.http.sse_decoder import MAX_EVENT_BYTES, SseDecoder
 from ports.tenant import Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
+from stack_b.backends.connection import Answer, Connection, NoRoom, NotConnected, Patience
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.openai_compatible import OpenAiCompatible
+from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import Backend, ModelCard
 from stack_b.backends.settings import BackendSettings, discovered, merged, open_backend, parse_settings
 from stack_b.encoding import encoded
 from stack_b.routing.choice import choose, may_fall_back
+from tests.support.in_process import in_process
 from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion
 
 pytestmark = [pytest.mark.anyio]
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+REQUEST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: up\r\ncontent-length: 2\r\n\r\n{}"
 
 
 @asynccontextmanager
 async def backend_before(upstream: Any, **settings: Any) -> AsyncIterator[OpenAiCompatible]:
-    transport = (
-        upstream if isinstance(upstream, httpx.AsyncBaseTransport) else httpx.ASGITransport(cast("Any", upstream))
-    )
     settings.setdefault("base_url", "http://up/v1")
-    backend = OpenAiCompatible(name="up", transport=transport, **settings)
+    backend = OpenAiCompatible(name="up", dial_by=in_process(upstream), **settings)
     try:
         yield backend
     finally:
@@ -117,28 +120,23 @@ async def test_a_refusal_of_the_request_names_the_member_but_quotes_nothing() ->
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "known"),
+    ("error", "told"),
     [
-        (httpx.ConnectError("no"), "upstream_error", True),
-        (httpx.ConnectTimeout("no"), "upstream_error", True),
-        (httpx.PoolTimeout("no"), "unavailable", True),
-        (httpx.ReadTimeout("no"), "upstream_timeout", False),
-        (httpx.ReadError("no"), "upstream_error", False),
-        (httpx.RemoteProtocolError("no"), "upstream_error", False),
+        (ConnectionRefusedError(), "it can't be reached"),
+        (TimeoutError(), "it can't be reached"),
+        (ssl.SSLCertVerificationError(), "its certificate is not trusted"),
     ],
 )
-async def test_silence_says_whether_the_backend_may_have_worked(
-    error: httpx.HTTPError, code: str, *, known: bool
-) -> None:
-    def fail(_: httpx.Request) -> httpx.Response:
+async def test_a_backend_out_of_reach_was_sent_nothing(error: OSError, told: str) -> None:
+    async def fail(_: object) -> Connection:
         raise error
 
-    async with backend_before(httpx.MockTransport(fail)) as backend:
-        with pytest.raises(Unavailable) as failed:
-            await backend.chat("m-1", BODY, 5)
+    backend = OpenAiCompatible(name="up", base_url="http://up", dial_by=fail)
+    with pytest.raises(Unavailable, match=told) as failed:
+        await backend.chat("m-1", BODY, 5)
 
-    assert failed.value.code == code
-    assert ("outcome" not in failed.value.details) is known
+    assert failed.value.code == "upstream_error"
+    assert failed.value.details == {"sent": False}
 
 
 async def test_its_models_are_asked_for_or_told() -> None:
@@ -294,9 +292,142 @@ def test_only_an_unavailable_backend_is_passed_over(error: AgentOSError, *, allo
     assert may_fall_back(error) is allowed
 
 
-def test_the_timeout_bounds_the_wait_for_bytes() -> None:
-    backend = OpenAiCompatible(name="a", base_url="http://a", timeout=timedelta(seconds=9))
+@pytest.mark.parametrize(
+    ("url", "host", "path"),
+    [
+        ("http://up", "up", "/chat/completions"),
+        ("http://up:80/v1/", "up", "/v1/chat/completions"),
+        ("http://up:8000/v1", "up:8000", "/v1/chat/completions"),
+        ("https://up:443/v1", "up", "/v1/chat/completions"),
+        ("http://[::1]:9/v1", "[::1]:9", "/v1/chat/completions"),
+        ("http://b\u00fccher.example/v1", "xn--bcher-kva.example", "/v1/chat/completions"),
+        ("http://up/openai?api-version=1", "up", "/openai/chat/completions?api-version=1"),
+    ],
+)
+async def test_a_url_becomes_a_host_and_a_path(url: str, host: str, path: str) -> None:
+    asked: list[Scope] = []
+    upstream = ScriptedUpstream([completion()])
 
-    assert backend._client.timeout.read == 9
-    assert backend._client.timeout.connect == 5
-    assert not backend._client.trust_env
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope)
+        await upstream(scope, receive, send)
+
+    async with backend_before(watched, base_url=url) as backend:
+        await backend.chat("m-1", BODY, 5)
+
+    assert upstream.requests[0].headers["host"] == host
+    assert asked[0]["raw_path"] == path.partition("?")[0].encode()
+    assert asked[0]["query_string"] == path.partition("?")[2].encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://", "a host"), ("http://u:geheim@up/v1", "credentials"), ("http://up/v1\r\nx: y", "a host"),
+        ("http://up:0", "a host"), ("http://up:99999", "a host"), ("ftp://up", "a host"), ("http://up/a b", "a host"),
+        (f"http://{'a' * 64}\u00fc.example", "a host"),
+    ],
+)  # fmt: skip
+async def test_a_url_that_leads_nowhere_is_refused_at_the_start_without_a_word_of_it(url: str, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why) as refused:
+        OpenAiCompatible(name="up", base_url=url)
+
+    assert "geheim" not in refused.value.message
+
+
+@pytest.mark.parametrize("key", ["", "sk-\n", "sk-a b", "sk-\r\nx-admin: 1", "sk-\u00e4"])
+async def test_a_key_that_no_header_can_hold_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(InvalidArgument, match="api_key") as refused:
+        OpenAiCompatible(name="up", base_url="http://up", api_key=key)
+
+    assert "sk-" not in refused.value.message
+
+
+async def test_too_many_calls_at_once_are_told_as_such() -> None:
+    async def fail(_: object) -> Connection:
+        raise NoRoom
+
+    backend = OpenAiCompatible(name="up", base_url="http://up", dial_by=fail)
+    with pytest.raises(Unavailable, match="too many calls") as failed:
+        await backend.chat("m-1", BODY, 5)
+
+    assert failed.value.code == "unavailable"
+    assert failed.value.details == {}
+
+
+class TestThePool:
+    @asynccontextmanager
+    async def over(self, app: ScriptedUpstream, **settings: Any) -> AsyncIterator[Pool]:
+        pool = Pool(in_process(app), connect_s=5, **settings)
+        try:
+            with anyio.fail_after(10):
+                yield pool
+        finally:
+            await pool.aclose()
+
+    async def asked(self, pool: Pool) -> Answer:
+        return await pool.ask(REQUEST, Patience(first=5, next=5))
+
+    async def test_a_call_without_room_waits_its_turn(self) -> None:
+        async with self.over(ScriptedUpstream([completion()]), most=1) as pool:
+            first = await self.asked(pool)
+            second = asyncio.create_task(self.asked(pool))
+            await anyio.wait_all_tasks_blocked()
+            waited = not second.done()
+            await first.read(1_000)
+            first.release()
+            (await second).release()
+
+        assert waited
+
+    async def test_a_call_whose_turn_never_comes_is_told_that_nothing_was_sent(self) -> None:
+        upstream = ScriptedUpstream([completion()])
+        async with self.over(upstream, most=1, room_s=0.05) as pool:
+            first = await self.asked(pool)
+            with pytest.raises(NoRoom):
+                await self.asked(pool)
+            first.release()
+
+        assert len(upstream.requests) == 1
+
+    async def test_the_turn_of_a_caller_who_left_is_the_next_ones(self) -> None:
+        async with self.over(ScriptedUpstream([completion()]), most=1) as pool:
+            first = await self.asked(pool)
+            leaves, stays = (asyncio.create_task(self.asked(pool)) for _ in range(2))
+            await anyio.wait_all_tasks_blocked()
+            # It is the first one's turn from here on, and it leaves before it hears of it.
+            first.release()
+            leaves.cancel()
+            (await stays).release()
+            with pytest.raises(asyncio.CancelledError):
+                await leaves
+
+    async def test_an_idle_connection_is_closed_after_a_while(self) -> None:
+        async with self.over(ScriptedUpstream([completion()]), idle_s=0.05) as pool:
+            answer = await self.asked(pool)
+            await answer.read(1_000)
+            answer.release()
+            kept = len(pool._open)
+            while pool._open:  # noqa: ASYNC110 - nobody is told of it
+                await anyio.sleep(0.01)
+
+        assert kept == 1
+
+    async def test_more_idle_connections_than_are_of_use_are_closed(self) -> None:
+        async with self.over(ScriptedUpstream([completion()]), kept=1) as pool:
+            answers = [await self.asked(pool) for _ in range(3)]
+            for answer in answers:
+                await answer.read(1_000)
+                answer.release()
+
+            assert len(pool._idle) == 1
+
+    async def test_a_pool_that_is_closed_lets_nobody_wait(self) -> None:
+        async with self.over(ScriptedUpstream([completion()]), most=1) as pool:
+            first = await self.asked(pool)
+            second = asyncio.create_task(self.asked(pool))
+            await anyio.wait_all_tasks_blocked()
+            await pool.aclose()
+            with pytest.raises(NotConnected):
+                await second
+            first.release()

@@ -17,6 +17,7 @@ from ports.pii import PiiCapabilities, Span
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, Price
 from stack_b.limits import Limits
+from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
 from tests.support.stack_b import CALLERS, PLATFORM, stack_b
 
@@ -24,10 +25,8 @@ pytestmark = [pytest.mark.anyio]
 
 
 def backend(upstream: Any, name: str = "up", **settings: Any) -> OpenAiCompatible:
-    """In process: its client holds no socket, so that nothing is left open."""
-    return OpenAiCompatible(
-        name=name, base_url=f"http://{name}/v1", transport=httpx.ASGITransport(upstream), **settings
-    )
+    """In process; the connection ends with the upstream's loop."""
+    return OpenAiCompatible(name=name, base_url=f"http://{name}/v1", dial_by=in_process(upstream), **settings)
 
 
 class Away:
