@@ -1,6 +1,7 @@
-"""Lists the benches: `python -m tests.bench`."""
+"""Lists the benches: `python -m tests.bench`. Runs one: `python -m tests.bench gateway --rounds 3`."""
 
 import ast
+import runpy
 import sys
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,10 @@ def says(bench: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in BENCHES:
+        name = sys.argv.pop(1)
+        runpy.run_module(f"tests.bench.{name}", run_name="__main__", alter_sys=True)
+        sys.exit()
     for name in BENCHES:
         sys.stdout.write(f"python -m tests.bench.{name:<12}  {says(name)}\n")
     sys.stdout.write("\nEach takes --smoke, --json FILE and --help. docs/benchmarks.md says what the figures mean.\n")

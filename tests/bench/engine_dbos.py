@@ -8,10 +8,8 @@ enforce tenancy, and are created by a process of their own; theirs are called di
 import argparse
 import itertools
 import os
-import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +24,7 @@ from ports.errors import Unavailable
 from tests.bench import machine
 from tests.bench.engine import Spent, on_uvloop
 from tests.bench.engine_load import open_load, read_phase
+from tests.bench.environments import python_with
 from tests.bench.figures import ratio
 from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
 from tests.support.postgres import Server, execute
@@ -34,8 +33,6 @@ VERSION: Final = "3.4.0"
 DATABASE: Final = "bench_dbos"
 AT_ONCE: Final = (16, 64)
 PROCESSES: Final = (1, 2)
-_INSTALL_S: Final = 110
-_DONE: Final = "installed"
 _PEER: Final = Path(__file__).with_name("dbos_peer.py")
 
 
@@ -240,36 +237,6 @@ def _line(process: "subprocess.Popen[str]", home: Path) -> str:
     return line
 
 
-def peer_environment() -> Path:
-    """The Python of DBOS's environment in the user's cache, made once per version. Raises `Unavailable` without it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentos-tests"
-    place = cache / f"dbos-{VERSION}-py{sys.version_info.major}{sys.version_info.minor}"
-    python = place / "bin" / "python"
-    if (place / _DONE).exists():
-        return python
-    shutil.rmtree(place, ignore_errors=True)
-    wanted, private = f"dbos=={VERSION}", machine.ROOT / ".uv" / "bin" / "uv"
-    uv = shutil.which("uv") or (str(private) if private.exists() else None)
-    try:
-        if uv is not None:
-            _run(uv, "venv", "--quiet", "--python", sys.executable, str(place))
-            _run(uv, "pip", "install", "--quiet", "--python", str(python), wanted)
-        else:
-            venv.create(place, with_pip=True)
-            _run(str(python), "-m", "pip", "install", "--quiet", wanted)
-    except (OSError, subprocess.SubprocessError) as error:
-        shutil.rmtree(place, ignore_errors=True)
-        raise Unavailable(
-            f"{wanted} can't be installed from PyPI ({type(error).__name__}); check the network"
-        ) from error
-    (place / _DONE).touch()
-    return python
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=_INSTALL_S)
-
-
 def parse(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engine_dbos", description=__doc__)
     parser.add_argument("--rounds", type=at_least_one, default=Options().rounds, help="interleaved (%(default)s)")
@@ -287,7 +254,7 @@ def main(options: Options) -> None:
     missing: list[str] = []
     peer: Path | None = None
     try:
-        peer = peer_environment()
+        peer = python_with("dbos", VERSION)
     except Unavailable as error:
         missing.append(f"DBOS Transact, to compare with: {error.message}")
     with machine.workplace() as home, machine.database(home) as server:

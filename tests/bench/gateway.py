@@ -2,11 +2,13 @@
 
 The gateway is production's, in its own process, with everything on: API keys, entitlements, budgets in PostgreSQL, policy,
 PII. Behind it is an upstream that answers at once. The references, measured in the same rounds with the same load, are that
-upstream without anything before it, and nginx as a plain reverse proxy, where this machine has it.
+upstream without anything before it, nginx as a plain reverse proxy where this machine has it, and, for whole answers, other
+gateways as they are shipped. Each gateway has one processor, the same for all where there are several.
 """
 
 import argparse
 import asyncio
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,9 +25,10 @@ from adapters.token_auth import issuer
 from deploy.internal import Directory, operator_of
 from deploy.roots.wiring import Choice, open_ports
 from deploy.seed import issue
+from ports.errors import Unavailable
 from ports.ids import PrincipalId, TenantId
 from ports.tenant import Entitlements
-from tests.bench import machine, tools
+from tests.bench import gateway_peers, machine, tools
 from tests.bench.figures import ratio
 from tests.bench.harness import (
     Figures,
@@ -45,8 +48,16 @@ REQUEST_BYTES: Final = 1_024
 _PATH: Final = "/v1/chat/completions"
 _TENANT: Final = TenantId("tnt_bench")
 _PROSE: Final = "The quick brown fox jumps over the lazy dog while the rain in the plain stays mainly where it was. "
-_CONCURRENCY: Final = (1, 16)
-_TITLES: Final = {"direct": "upstream, asked directly", "nginx": "through nginx", "gateway": "through Stack B"}
+_CONCURRENCY: Final = (1, 16, 64)
+_TITLES: Final = {
+    "direct": "upstream, asked directly",
+    "nginx": "through nginx",
+    "gateway": "through Stack B",
+    "tensorzero": "through TensorZero",
+    "portkey": "through Portkey",
+    "litellm": "through LiteLLM's proxy",
+}
+_PEERS: Final = tuple(gateway_peers.PEERS)
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -57,10 +68,11 @@ class Options(Struct, frozen=True, kw_only=True):
     """Of each measurement of streams."""
     warm_up_seconds: int = 1
     """Of each target, before the first round."""
+    peers: tuple[str, ...] = _PEERS
     json: str | None = None
 
 
-SMOKE: Final = Options(rounds=1, seconds=1, stream_seconds=0.2, warm_up_seconds=0)
+SMOKE: Final = Options(rounds=1, seconds=1, stream_seconds=0.2, warm_up_seconds=0, peers=())
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -69,6 +81,11 @@ class Target(Struct, frozen=True, kw_only=True):
     name: str
     port: int
     process: psutil.Process
+    path: str = _PATH
+    headers: dict[str, str] = {}
+    instant: str = INSTANT
+    """As it calls the model that answers at once."""
+    streams: bool = True
 
 
 class GatewayBench:
@@ -87,14 +104,14 @@ class GatewayBench:
             for connections in _CONCURRENCY
             for target in self._targets
         ]
-        streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets]
+        streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
         return [*wholes, *streams, ("memory and ratios", self.rest)]
 
     def warm_up(self) -> None:
         """So that no round pays for what is done once per process or connection."""
         if seconds := self._options.warm_up_seconds:
             for target in self._targets:
-                tools.load(self._plan(INSTANT, target.port, connections=_CONCURRENCY[-1], seconds=seconds), self._home)
+                tools.load(self._plan(target, connections=_CONCURRENCY[-1], seconds=seconds), self._home)
 
     def rest(self, found: Mapping[str, float]) -> Figures:
         most = _CONCURRENCY[-1]
@@ -105,13 +122,17 @@ class GatewayBench:
             "added_p50_ms_1": found["gateway_p50_ms_1"] - found["direct_p50_ms_1"],
             "added_first_ms": found["gateway_first_ms"] - found["direct_first_ms"],
         }
+        for target, connections in itertools.product(self._targets, _CONCURRENCY[1:]):
+            if target.name in _PEERS:
+                ours, theirs = found[f"gateway_rps_{connections}"], found[f"{target.name}_rps_{connections}"]
+                figures[f"{target.name}_ratio_{connections}"] = ratio(ours, theirs)
         if "nginx_cpu_us_1" in found:
             figures["nginx_cpu_ratio"] = ratio(found[f"gateway_cpu_us_{most}"], found[f"nginx_cpu_us_{most}"])
         return figures
 
     def _whole_part(self, target: Target, connections: int) -> Part:
         def part(_: Mapping[str, float]) -> Figures:
-            plan = self._plan(INSTANT, target.port, connections=connections, seconds=self._options.seconds)
+            plan = self._plan(target, connections=connections, seconds=self._options.seconds)
             before, database, writes = self._spent(target)
             sample = tools.load(plan, self._home)
             after, database_after, writes_after = self._spent(target)
@@ -132,9 +153,9 @@ class GatewayBench:
     def _stream_part(self, target: Target) -> Part:
         def part(_: Mapping[str, float]) -> Figures:
             seconds = self._options.stream_seconds
-            paced = tools.load(self._plan(PACED, target.port, connections=1, seconds=seconds, stream=True), self._home)
+            paced = tools.load(self._plan(target, connections=1, seconds=seconds, stream=PACED), self._home)
             most = _CONCURRENCY[-1]
-            plan = self._plan(INSTANT, target.port, connections=most, seconds=seconds, stream=True)
+            plan = self._plan(target, connections=most, seconds=seconds, stream=INSTANT)
             before = machine.cpu_seconds(target.process)
             bursts = tools.load(plan, self._home)
             spent = machine.cpu_seconds(target.process) - before
@@ -147,12 +168,13 @@ class GatewayBench:
 
         return part
 
-    def _plan(self, model: str, port: int, *, connections: int, seconds: float, stream: bool = False) -> Plan:
+    def _plan(self, target: Target, *, connections: int, seconds: float, stream: str = "") -> Plan:
+        """`stream`: the model whose answer is streamed; without, whole answers of the instant one."""
         return Plan(
-            port=port,
-            path=_PATH,
-            headers={"authorization": f"Bearer {self._key}", "content-type": "application/json"},
-            body=request_body(model, stream=stream),
+            port=target.port,
+            path=target.path,
+            headers={"authorization": f"Bearer {self._key}", "content-type": "application/json", **target.headers},
+            body=request_body(stream or target.instant, stream=bool(stream)),
             connections=connections,
             seconds=seconds,
             first=TOKEN if stream else "",
@@ -210,7 +232,7 @@ def stack_b(server: Server, home: Path, *, port: int, upstream: int) -> Iterator
         "AGENTOS_STACK_B_PORT": str(port),
         "AGENTOS_BACKENDS": msgspec.json.encode(backends).decode(),
     }
-    command = machine.python("deploy.roots.stack_b")
+    command = [*machine.on_one_cpu(), *machine.python("deploy.roots.stack_b")]
     with machine.child(command, log=home / "stack-b.log", environment=environment) as process:
         machine.wait_until_open(port)
         yield process
@@ -234,6 +256,8 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         Line(f"streams of {TOKENS} tokens: the first token at 1 paced stream, the CPU in bursts of {_CONCURRENCY[-1]}")
     )
     for target in targets:
+        if not target.streams:
+            continue
         found += [
             Line(_TITLES[target.name], f"{target.name}_tokens_per_s", "tokens/s"),
             Line("  time to first token p50", f"{target.name}_first_ms", "ms"),
@@ -244,6 +268,12 @@ def lines(targets: Sequence[Target]) -> list[Line]:
     return [
         *found,
         Line("Stack B beside its references"),
+        *(
+            Line(f"requests/s at {connections}, to those {_TITLES[target.name]}", f"{target.name}_ratio_{connections}")
+            for target in targets
+            for connections in _CONCURRENCY[1:]
+            if target.name in _PEERS
+        ),
         Line(f"requests/s at {most}, to the upstream's own", f"rps_ratio_{most}"),
         Line(f"CPU per request at {most}, to nginx's", "nginx_cpu_ratio"),
         Line("added to the p50 at 1", "added_p50_ms_1", "ms"),
@@ -257,12 +287,21 @@ def parse(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gateway", description=__doc__)
     parser.add_argument("--rounds", type=at_least_one, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument("--seconds", type=at_least_one, default=2, help="of each measurement (%(default)s)")
+    parser.add_argument(
+        "--peers",
+        metavar="NAMES",
+        default=",".join(_PEERS),
+        help="other gateways, by comma; may be empty (%(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
     given = parser.parse_args(arguments)
     if given.smoke:
         return msgspec.structs.replace(SMOKE, json=given.json)
-    return Options(rounds=given.rounds, seconds=given.seconds, json=given.json)
+    peers = tuple(name for name in given.peers.split(",") if name)
+    if unknown := sorted(set(peers) - set(_PEERS)):
+        parser.error(f"there is no peer {unknown}; there are {', '.join(_PEERS)}")
+    return Options(rounds=given.rounds, seconds=given.seconds, peers=peers, json=given.json)
 
 
 def main(options: Options) -> None:
@@ -281,12 +320,28 @@ def main(options: Options) -> None:
             targets.append(Target(name="nginx", port=proxy, process=process))
         process = stack.enter_context(stack_b(server, home, port=gateway, upstream=upstream))
         targets.append(Target(name="gateway", port=gateway, process=process))
+        for name in options.peers:
+            try:
+                peer = stack.enter_context(gateway_peers.opened(name, home, upstream))
+            except Unavailable as error:
+                missing.append(gateway_peers.why_missing(name, error))
+                continue
+            targets.append(
+                Target(
+                    name=name, port=peer.port, process=peer.process, path=peer.path, headers=peer.headers,
+                    instant=peer.model, streams=False,
+                )
+            )  # fmt: skip
+        if options.peers:
+            missing.append(gateway_peers.NOT_MEASURED)
         bench = GatewayBench(targets, server, key, home, options)
         told = conditions(
             options,
             postgres=asyncio.run(machine.settings(server)),
             loaded_by="wrk" if tools.has("wrk") else "tests.bench.http_load",
             request_bytes=REQUEST_BYTES,
+            one_processor_each=bool(machine.on_one_cpu()),
+            peers=gateway_peers.VERSIONS,
         )
         bench.warm_up()
         rounds = interleaved(options.rounds, bench.parts(), talk)

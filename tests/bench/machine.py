@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,18 +99,42 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def wait_until_open(port: int) -> None:
+def on_one_cpu() -> list[str]:
+    """What a gateway's command begins with, so that each has one processor, the same, whatever threads it has.
+
+    Nothing where there is only one, or no `taskset`.
+    """
+    taskset = shutil.which("taskset")
+    return [] if taskset is None or (os.cpu_count() or 1) == 1 else [taskset, "--cpu-list", "0"]
+
+
+def wait_until_open(port: int, *, within: float = _START_SECONDS) -> None:
     """Until somebody listens on `port` of this machine."""
-    end = time.monotonic() + _START_SECONDS
+    end = time.monotonic() + within
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError as error:
             if time.monotonic() > end:
-                raise Unavailable(f"nobody listens on port {port} after {_START_SECONDS:.0f} s") from error
+                raise Unavailable(f"nobody listens on port {port} after {within:.0f} s") from error
             time.sleep(_LOOK_SECONDS)
         else:
             return
+
+
+def wait_until_said(log: Path, beginning: str, process: psutil.Process, within: float) -> str:
+    """The first line in `log` with that beginning. Raises `Unavailable` if the process ends without it, or takes longer."""
+    end = time.monotonic() + within
+    while True:
+        # Asked first: what it wrote before its end is read below.
+        over = time.monotonic() > end or process.status() == psutil.STATUS_ZOMBIE
+        said = log.read_text(errors="replace")
+        for line in said.splitlines(keepends=True):
+            if line.startswith(beginning) and line.endswith("\n"):
+                return line.strip()
+        if over:
+            raise Unavailable(f"it did not start: {said[-2_000:]}")
+        time.sleep(_LOOK_SECONDS)
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -78,7 +78,7 @@ def nginx(home: Path, *, port: int, upstream: int) -> Iterator[psutil.Process]:
     prefix.mkdir()
     configuration = prefix / "nginx.conf"
     configuration.write_text(_NGINX.format(port=port, upstream=upstream))
-    command = [program, "-p", str(prefix), "-c", str(configuration), "-e", "stderr"]
+    command = [*machine.on_one_cpu(), program, "-p", str(prefix), "-c", str(configuration), "-e", "stderr"]
     with machine.child(command, log=home / "nginx.log") as process:
         machine.wait_until_open(port)
         yield process

@@ -469,10 +469,12 @@ class TestKeptConnections:
             client = OpenAiCompatible(name="up", base_url=url)
             with anyio.fail_after(20), pytest.raises(InvalidArgument) as refused:
                 await client.chat("m", large, 5)
+            kept = client._pool._idle
             await gone.wait()
             await client.aclose()
 
         assert refused.value.details == {"upstream_status": 413}
+        assert kept == []
 
 
 class TestReaching:
