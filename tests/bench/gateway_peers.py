@@ -92,8 +92,14 @@ def litellm(home: Path, upstream: int) -> Iterator[Peer]:
         "--port",
         str(port),
     ]
-    # No look-ups on the network at start, and nothing told to anybody.
-    environment = {"HOME": str(home), "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    environment = {
+        "HOME": str(home),
+        # No look-ups on the network at start, and nothing told to anybody.
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_TELEMETRY": "False",
+        # It starts without keys only when told to.
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
     with machine.child(command, log=home / "litellm.log", environment=environment) as process:
         machine.wait_until_open(port, within=_START_S)
         yield Peer(port=port, process=process)

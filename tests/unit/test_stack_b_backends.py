@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -166,6 +167,17 @@ def test_an_event_without_its_blank_line_is_not_lost_and_one_without_end_is_refu
 
     with pytest.raises(Unavailable):
         SseDecoder().feed(b"data: " + b"x" * MAX_EVENT_BYTES)
+
+
+@pytest.mark.parametrize("piece", [b"x" * 1_024, b"data:\n" * 170], ids=["one line", "many lines"])
+def test_a_huge_event_in_small_pieces_costs_what_its_bytes_cost(piece: bytes) -> None:
+    decoder, began = SseDecoder(), time.process_time()
+    decoder.feed(b"data: ")
+    for _ in range(MAX_EVENT_BYTES // len(piece) - 1):
+        assert decoder.feed(piece) == []
+
+    # Copied whole with each piece, it takes half a minute.
+    assert time.process_time() - began < 5
 
 
 def test_vectors_go_both_ways() -> None:
