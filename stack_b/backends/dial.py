@@ -29,6 +29,7 @@ def split_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
+        usable = usable and (parts.path + parts.query).isascii()
         (parts.hostname or "").encode("idna")
     except ValueError:  # UnicodeError, too
         usable = False

@@ -29,6 +29,7 @@ MAX_RETRY_AFTER_S: Final = 60
 _MODELS_TIMEOUT_S: Final = 5.0
 _OK: Final = 200
 _DONE: Final = b"[DONE]"
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Json])
 
 # Of a 4xx, what is the client's to repair. Everything else is between us and the backend.
 _REQUEST_REFUSED: Final = frozenset({400, 413, 422})
@@ -228,7 +229,7 @@ class OpenAiCompatible:
 
     def _object(self, raw: bytes | bytearray) -> dict[str, Json]:
         try:
-            return msgspec.json.decode(raw, type=dict[str, Json])
+            return _OBJECT.decode(raw)
         except (msgspec.DecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
 
@@ -257,7 +258,7 @@ async def _identifiers(answer: Answer) -> dict[str, Json]:
     """OpenAI's `code` and `param` of a refusal, when they look like names. Its text stays here: it may quote anything."""
     try:
         told = await answer.read(MAX_REFUSAL_BYTES)
-        error = msgspec.json.decode(told, type=dict[str, Json]).get("error")
+        error = _OBJECT.decode(told).get("error")
     except (ExchangeError, msgspec.DecodeError, RecursionError):
         return {}
     if not isinstance(error, dict):

@@ -337,6 +337,7 @@ async def test_a_url_becomes_a_host_and_a_path(url: str, host: str, path: str) -
     [
         ("http://", "a host"), ("http://u:geheim@up/v1", "credentials"), ("http://up/v1\r\nx: y", "a host"),
         ("http://up:0", "a host"), ("http://up:99999", "a host"), ("ftp://up", "a host"), ("http://up/a b", "a host"),
+        ("http://up/v\u00fc", "a host"),
         (f"http://{'a' * 64}\u00fc.example", "a host"),
     ],
 )  # fmt: skip
