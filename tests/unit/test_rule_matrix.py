@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import anyio
-import httpx
 import pytest
 
 from ports.budget import Balance
@@ -23,6 +22,7 @@ from stack_b.http.completions import SURFACES
 from stack_b.http.routes import routes
 from stack_b.limits import Limits
 from tests.support.held_backend import HeldBackend
+from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
 from tests.support.stack_b import CALLERS, PLATFORM, StackB, stack_b
 
@@ -147,9 +147,9 @@ class Case:
 
     @asynccontextmanager
     async def node(self, *more: Backend, **settings: Any) -> AsyncIterator[StackB]:
-        transport = httpx.ASGITransport(self.upstream)
+        dial_by = in_process(self.upstream)
         backend = OpenAiCompatible(
-            name="up", base_url="http://up/v1", models=CARDS, api_key="sk-upstream", transport=transport
+            name="up", base_url="http://up/v1", models=CARDS, api_key="sk-upstream", dial_by=dial_by
         )
         async with stack_b(*(more or (backend,)), **settings) as node:
             yield node
@@ -331,7 +331,7 @@ async def _(case: Case) -> None:
     """Somebody else's call holds nearly all of it."""
     other = HeldBackend()
     embedding = OpenAiCompatible(
-        name="up", base_url="http://up/v1", models=CARDS[1:], transport=httpx.ASGITransport(case.upstream)
+        name="up", base_url="http://up/v1", models=CARDS[1:], dial_by=in_process(case.upstream)
     )
     async with case.node(other, embedding, limit=1_000) as node, anyio.create_task_group() as group:
         body = {"model": "m-1", **_chat("", 1)}

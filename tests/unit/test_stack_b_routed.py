@@ -9,6 +9,7 @@ from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, Price
 from stack_b.routing.breaker import MIN_FAILURES
 from stack_b.routing.rules import Canary, RoutingRules
+from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta
 from tests.support.stack_b import stack_b
 
@@ -19,9 +20,7 @@ DOWN = Whole({"error": {"message": "down"}}, status=503)
 
 def backend(upstream: Any, name: str, model: str, *, price: int | None = None) -> OpenAiCompatible:
     cards = (ModelCard(id=model, upstream=model, price=None if price is None else Price(prompt=price)),)
-    return OpenAiCompatible(
-        name=name, base_url=f"http://{name}/v1", transport=httpx.ASGITransport(upstream), models=cards
-    )
+    return OpenAiCompatible(name=name, base_url=f"http://{name}/v1", dial_by=in_process(upstream), models=cards)
 
 
 def served_by(answer: httpx.Response) -> tuple[str, str, list[str]]:
