@@ -20,6 +20,8 @@ MAX_INTERIM: Final = 8
 HIGH_WATER_BYTES: Final = 256 * 1024
 """What may lie unread of an answer that is read in pieces; then the backend waits."""
 _NEVER: Final = math.inf
+LINGER_S: Final = 0.5
+"""How long the formal end of an answer may take to follow its content; then the connection is closed."""
 _TIMER_SLACK_S: Final = 0.05
 _FIRST_FINAL_STATUS: Final = 200
 _GONE: Final = select.POLLIN | getattr(select, "POLLRDHUP", 0)  # macOS says it by POLLIN alone
@@ -66,18 +68,8 @@ class Answer:
     """A response under way. Whoever got it calls `release` on every way out; that ends the call if it isn't over."""
 
     __slots__ = (
-        "_body",
-        "_connection",
-        "_error",
-        "_loop",
-        "_room",
-        "_waiter",
-        "_whole",
-        "complete",
-        "framed",
-        "keep_alive",
-        "kept",
-        "status",
+        "_body", "_connection", "_error", "_loop", "_room", "_waiter", "_whole",
+        "complete", "framed", "keep_alive", "kept", "status",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop) -> None:
@@ -128,6 +120,10 @@ class Answer:
     def release(self) -> None:
         """Done with it: the connection is free again if the answer was read to its end, and closed at once if not."""
         self._connection.release(self)
+
+    def leave(self) -> None:
+        """`release` of an answer whose content is known to be over: its formal end may come a moment later."""
+        self._connection.release(self, linger=True)
 
     # The connection's side.
 
@@ -193,6 +189,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._spoiled = False
         self._paused = False
+        self._lingering = False
         # Bytes since the last content, and of the head's lines: what a backend may say without saying anything.
         self._empty_talk = 0
         self._interim = 0
@@ -225,12 +222,20 @@ class Connection(asyncio.Protocol):
 
     def usable(self) -> bool:
         """Whether it can take a request now. Asks the kernel, too: the loop may not have heard of an end yet."""
-        return self._transport is not None and not self._transport.is_closing() and not self._poll(0)
+        if self._spoiled or self._transport is None:
+            return False
+        return not self._transport.is_closing() and not self._poll(0)
 
-    def release(self, answer: Answer) -> None:
-        if answer is not self._answer:
+    def release(self, answer: Answer, *, linger: bool = False) -> None:
+        if answer is not self._answer or (self._lingering and not answer.complete):
             return
-        self._answer = None
+        if linger and not answer.complete and not self._spoiled:
+            self._lingering = True
+            self.resume()
+            self._over = self._loop.time() + LINGER_S
+            self._expect(self._over)
+            return
+        self._answer, self._lingering = None, False
         assert self._transport is not None
         unspoiled = answer.complete and answer.keep_alive and not self._spoiled
         # A request that was answered before it was sent whole would be followed by its own rest.
@@ -271,7 +276,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._spoiled or self._parser is None:
             return
-        if self._answer is None:
+        answer = self._answer
+        if answer is None:
             # Nobody asked: whatever this is, the next answer must not be mistaken for it.
             self.abort()
             return
@@ -281,11 +287,13 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._spoiled = True
-            if not self._answer.complete:
+            if not answer.complete:
                 self.fail(Broken("what it answers is not HTTP"))
-            return
-        if self._empty_talk > MAX_HEAD_BYTES and not self._answer.complete:
+        if self._empty_talk > MAX_HEAD_BYTES and not answer.complete:
             self.fail(TooLarge("the head of its answer is too large"))
+        if self._spoiled and self._answer is None:
+            # Given back by the answer's end, with something behind it.
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         answer, self._parser = self._answer, None
@@ -330,7 +338,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         answer = self._answer
-        if answer is None or self._spoiled:
+        if answer is None or self._spoiled or self._lingering:
             return
         self._empty_talk = 0
         if answer.add(data):
@@ -358,6 +366,8 @@ class Connection(asyncio.Protocol):
         answer.complete = True
         answer.keep_alive = self._parser.should_keep_alive()
         answer.wake()
+        if self._lingering:
+            self.release(answer)
 
     # The one timer.
 

@@ -113,6 +113,7 @@ class OpenAiCompatible:
                     raise self._broken("its answer is too large")
                 for event in decoder.feed(piece):
                     if event == _DONE:
+                        answer.leave()
                         return
                     yield self._chunk(event)
             for event in decoder.close():

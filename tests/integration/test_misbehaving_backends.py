@@ -262,6 +262,25 @@ class TestStreams:
 
         assert rough.connections == 1
 
+    @pytest.mark.parametrize("end", [LAST_CHUNK, b"0\r\nx-trailer: y\r\n\r\n", chunk(b": bye\n\n") + LAST_CHUNK])
+    async def test_the_formal_end_may_come_behind_the_streams_own(self, end: bytes) -> None:
+        async with before([SSE + event(TOKEN) + event(b"[DONE]"), Drip(end)]) as (rough, client):
+            for _ in range(5):
+                await streamed(client)
+                while not client._pool._idle:
+                    await anyio.lowlevel.checkpoint()
+
+        assert rough.connections == 1
+
+    async def test_what_comes_behind_the_formal_end_is_never_the_next_answer(self) -> None:
+        done = SSE + event(TOKEN) + event(b"[DONE]")
+        async with before([done, Drip(LAST_CHUNK[:-1]), LAST_CHUNK[-1:] + GOOD], [GOOD]) as (rough, client):
+            await streamed(client)
+            await rough.gone.wait()
+            await client.chat("m", ASKED, 5)
+
+        assert rough.connections == 2
+
     @pytest.mark.parametrize("tokens", [0, 1, 3])
     @pytest.mark.parametrize("end", [[Cut()], [Cut(reset=True)], [LAST_CHUNK], [b"zz\r\n"], [Stall()]])
     async def test_one_that_breaks_off_after_some_tokens_says_so_after_them(self, tokens: int, end: list[Step]) -> None:
