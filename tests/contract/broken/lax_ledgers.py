@@ -253,9 +253,24 @@ class TestKeepsHoldingWhatWasUsed(BrokenBudget):
     broken = KeepsHoldingWhatWasUsed
     caught_by = frozenset(
         {
+            "test_what_a_booking_does_not_keep_is_free",
             "test_the_books_balance_whatever_happened",
             "test_usage_beyond_what_is_held_is_recorded_in_full",
             "test_usage_moves_from_held_to_settled_and_the_rest_stays_held",
+        }
+    )
+
+
+class KeepsEverything(InprocBudget):
+    async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
+        await super().book(auth, [replace(one, keep=None) for one in bookings])
+
+
+class TestKeepsEverything(BrokenBudget):
+    broken = KeepsEverything
+    caught_by = frozenset(
+        {
+            "test_what_a_booking_does_not_keep_is_free",
         }
     )
 
@@ -269,6 +284,7 @@ class TestBooksTwice(BrokenBudget):
     broken = BooksTwice
     caught_by = frozenset(
         {
+            "test_what_a_booking_does_not_keep_is_free",
             "test_an_attempt_is_booked_once",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
         }
