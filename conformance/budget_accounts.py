@@ -340,6 +340,19 @@ class BudgetAccounts(Contract):
         assert await ledger.usage(ACME, CALL.request) == (CALL,)
 
     @clause("BUD-12")
+    @pytest.mark.parametrize(("keep", "held"), [(60, 60), (399, 399), (450, 400)])
+    async def test_what_a_booking_does_not_keep_is_free(self, harness: BudgetHarness, keep: int, held: int) -> None:
+        ledger = await harness.open()
+        await fresh(harness, ledger)
+        large = await hold(ledger, 500)
+        booking = Booking(hold=large.id, events=(CALL,), keep=Amount(tokens=keep))
+
+        for _ in range(2):
+            await ledger.book(ACME, [booking])
+
+        assert await standing(ledger, DAILY) == [(100, held)]
+
+    @clause("BUD-12")
     async def test_an_attempt_is_booked_once(self, harness: BudgetHarness) -> None:
         ledger = await harness.open()
         await fresh(harness, ledger)

@@ -24,8 +24,8 @@ Clauses (each has a test in `conformance.budget` or `conformance.budget_accounts
 * BUD-10 Windows start where the minute, hour, day or month starts in the budget's time zone; `total` has one.
 * BUD-11 `extend` adds to a hold by the rule of `hold`, in the windows that it is on, and prolongs its lease; refused, it
          changes nothing. `renew` prolongs leases and says which holds are alive.
-* BUD-12 `book` adds usage events, each (request, attempt) once, and moves what they sum up to from held to settled; at the
-         end of a hold the rest is free again. Usage beyond what is held is recorded in full.
+* BUD-12 `book` adds usage events, each (request, attempt) once, and moves what they sum up to from held to settled; what
+         it does not keep, and at the end of a hold the rest, is free again. Usage beyond what is held is recorded in full.
 * BUD-13 Usage booked after the lease ended is added, and what the end of the lease has counted is not counted again.
 * BUD-14 What is settled in a window is the sum of its holds' usage events, at any time (`deviations` is empty).
 * BUD-15 With `spare`, a hold may be larger than what was asked for, by at most the spare and at most a 32nd of the room
@@ -157,6 +157,8 @@ class Booking(Struct, frozen=True, kw_only=True):
     events: tuple[UsageEvent, ...] = ()
     end: bool = False
     """The hold is over: what is still held of it is free."""
+    keep: Amount | None = None
+    """After the events, no more than this is held; the rest is free. None: what the events leave."""
 
 
 class Deviation(Struct, frozen=True, kw_only=True):
@@ -224,10 +226,11 @@ class BudgetLedger(Protocol):
         ...
 
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
-        """All or nothing; the events of one call are of different (request, attempt).
+        """All or nothing. Each hold is named once.
 
         Raises:
             NotFound: there is no such hold.
+            InvalidArgument: a hold is named twice.
         """
         ...
 

@@ -154,6 +154,11 @@ def check_accounts(amount: Amount, on: Sequence[Account]) -> None:
             )
 
 
+def check_bookings(bookings: Sequence[Booking]) -> None:
+    if len({booking.hold for booking in bookings}) != len(bookings):
+        raise InvalidArgument("each hold is booked once in a call")
+
+
 def check_spent(spent: int) -> None:
     if spent < 0:
         raise InvalidArgument(f"{spent} tokens can't have been spent")

@@ -30,6 +30,7 @@ from ports.budget_rules import (
     beyond,
     check_accounts,
     check_amount,
+    check_bookings,
     check_budget,
     check_more,
     check_spent,
@@ -167,6 +168,7 @@ class InprocBudget:
             row.checkpoint = amount
 
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
+        check_bookings(bookings)
         rows = [self._row(auth, booking.hold) for booking in bookings]
         for row, booking in zip(rows, bookings, strict=True):
             spent = NOTHING
@@ -179,7 +181,9 @@ class InprocBudget:
                 self._note(row, f"adjusted {self._store.mint('use', self._clock.now())}", "adjustment", _minus(again))
             if row.checkpoint is not None:
                 row.checkpoint = row.checkpoint.minus(_least(row.checkpoint, spent))
-            freed = row.held if booking.end else _least(row.held, spent)
+            left = row.held.minus(_least(row.held, spent))
+            kept = NOTHING if booking.end else left if booking.keep is None else _least(left, booking.keep)
+            freed = row.held.minus(kept)
             self._move(row, held=_minus(freed), settled=spent.minus(again))
             if booking.end and row.ended is None:
                 row.ended = "settled"

@@ -31,6 +31,7 @@ from ports.budget_rules import (
     beyond,
     check_accounts,
     check_amount,
+    check_bookings,
     check_budget,
     check_more,
     check_spent,
@@ -132,19 +133,16 @@ class PostgresBudget:
             await transaction.row(_SQL["checkpoint"], asked)
 
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
+        check_bookings(bookings)
         events = [
             {"hold": str(_uuid(booking.hold)), **msgspec.structs.asdict(event)}
             for booking in bookings
             for event in booking.events
         ]
-        # A hold may be named more than once; over, it is over.
-        ends: dict[str, bool] = {}
-        for booking in bookings:
-            ends[str(_uuid(booking.hold))] = ends.get(str(_uuid(booking.hold)), False) or booking.end
         asked = {
             "tenant": auth.tenant,
             "events": packed(events),
-            "bookings": packed([{"hold": hold, "end": end} for hold, end in ends.items()]),
+            "bookings": packed([_booking(one) for one in bookings]),
         }
         async with self._database.transaction(auth.tenant) as transaction:
             await _Locked(transaction, auth.tenant).holds([booking.hold for booking in bookings])
@@ -273,6 +271,11 @@ def _standings(
         end = window_end(account.budget.period, account.budget.tz, start)
         found.append(Standing(account=account, settled=row["settled"], held=row["held"], window_end=end))
     return found
+
+
+def _booking(booking: Booking) -> dict[str, Any]:
+    keep = NOTHING if booking.end else booking.keep
+    return {"hold": str(_uuid(booking.hold)), "end": booking.end, "keep": keep}
 
 
 def _uuid(hold: HoldId) -> uuid.UUID:

@@ -1,4 +1,4 @@
-"""A chunk: what this process holds of a tenant's budgets, and what its requests make of it. In memory; no call is made here.
+"""A chunk: what this process holds of a tenant's budgets, and what its requests make of it. No call is made here.
 
     held at the ledger = free + out + used and not booked yet
 
@@ -6,6 +6,7 @@ All of it is held at the ledger before any of it is used, and stays held until i
 killed leaves more held than it spent, never less; what it held counts as spent when its lease ends.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
@@ -49,6 +50,8 @@ class Chunk:
     """Of whoever it was leased for: says the tenant."""
     hold: HoldId
     free: Amount
+    money: bool
+    """Whether it is on budgets of money as well; else what calls cost is no part of it."""
     usable_until: datetime | None
     over: tuple[str, ...]
     began: float
@@ -81,9 +84,7 @@ class Chunk:
 
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
-        spent = NOTHING
-        for event in events:
-            spent = spent.plus(event.amount)
+        spent = self._sum(events)
         self.events += events
         self.out = self.out.minus(amount)
         self.requests -= 1
@@ -100,22 +101,27 @@ class Chunk:
         events = tuple(self.events[:count])
         if not self.retired:
             return Booking(hold=self.hold, events=events)
-        unbooked = NOTHING
-        for event in self.events[count:]:
-            unbooked = unbooked.plus(event.amount)
-        return Booking(hold=self.hold, events=events, end=self.over_with(count), keep=self.out.plus(unbooked))
+        keep = self.out.plus(self._sum(self.events[count:]))
+        return Booking(hold=self.hold, events=events, end=self.over_with(count), keep=keep)
 
     def over_with(self, count: int) -> bool:
         """Whether nothing comes after the first `count` events."""
         return self.retired and self.requests == 0 and count == len(self.events)
 
+    def _sum(self, events: Iterable[UsageEvent]) -> Amount:
+        spent = NOTHING
+        for event in events:
+            spent = spent.plus(event.amount)
+        return spent if self.money else Amount(tokens=spent.tokens)
 
-def chunk_of(auth: AuthContext, hold: Hold, *, monotonic: float, lease: timedelta) -> Chunk:
+
+def chunk_of(auth: AuthContext, hold: Hold, on: Iterable[Account], *, monotonic: float, lease: timedelta) -> Chunk:
     """`monotonic`: when the lease was asked for."""
     return Chunk(
         auth=auth,
         hold=hold.id,
         free=hold.held,
+        money=any(account.budget.unit == "nanousd" for account in on),
         usable_until=hold.usable_until,
         over=hold.over,
         began=monotonic,

@@ -79,7 +79,7 @@ class Spending:
 class Meter:
     """Measures the requests of this process against its tenants' budgets.
 
-    `in_chunks`: most requests are held and settled in memory, see `purse`. Without, each is a hold of its own in the ledger.
+    `in_chunks`: most requests are held and settled in memory, see `purse`. Without, each is a hold of its own.
     """
 
     def __init__(self, ledger: BudgetLedger, clock: Clock, balances: Balances, *, in_chunks: bool = False) -> None:
@@ -101,8 +101,8 @@ class Meter:
         """Hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on the way
         out settle what was added to the `Spending`.
 
-        The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for it,
-        and never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as
+        The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for
+        it, and never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as
         spent in full.
 
         Raises:

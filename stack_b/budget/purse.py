@@ -1,7 +1,7 @@
 """What this process holds of its tenants' budgets: taken in memory, booked in batches, prolonged while it lives.
 
-A request takes of a chunk that was leased before. Where none has enough, one call leases the next; near the limit, where the
-ledger spares nothing, that is an exact hold for the one request. Nobody is refused for what this process holds idle itself.
+A request takes of a chunk that was leased before. Where none has enough, one call leases the next; near the limit, where
+the ledger spares nothing, that is an exact hold for the one request. Nobody is refused for what this process holds idle.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class _Books:
 
 
 class Purse:
-    """`in_chunks`: lease more than a request needs. Without, each request has a hold of its own, booked before it is over."""
+    """`in_chunks`: lease more than a request needs. Without, each has a hold of its own, booked before it is over."""
 
     def __init__(self, ledger: BudgetLedger, clock: Clock, *, in_chunks: bool) -> None:
         self._ledger = ledger
@@ -144,7 +144,7 @@ class Purse:
                 raise
             began = self._clock.monotonic()
             hold = await self._ledger.hold(auth, amount, on=on, lease=lease)
-        chunk = chunk_of(auth, hold, monotonic=began, lease=lease)
+        chunk = chunk_of(auth, hold, on, monotonic=began, lease=lease)
         taken = chunk.take(amount, self._clock.now(), self._clock.monotonic())
         if not taken:
             # Granted at the very end of a window or lease: it is this request's all the same.

@@ -146,15 +146,18 @@ added AS (
               fresh_tokens + cache_read_tokens + cache_write_tokens + output_tokens + reasoning_tokens AS tokens
 ),
 spent AS MATERIALIZED (
-    SELECT b.hold, b."end", coalesce(sum(added.tokens), 0) AS tokens, coalesce(sum(added.cost_nanousd), 0) AS nanousd
-    FROM json_to_recordset(CAST(:bookings AS json)) AS b (hold uuid, "end" boolean)
-    LEFT JOIN added ON added.hold_id = b.hold
-    GROUP BY b.hold, b."end"
+    SELECT b.hold, b."end", CAST(b.keep ->> 'tokens' AS bigint) AS keep_tokens,
+           CAST(b.keep ->> 'nanousd' AS bigint) AS keep_nanousd, used.tokens, used.nanousd
+    FROM json_to_recordset(CAST(:bookings AS json)) AS b (hold uuid, "end" boolean, keep json)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(added.tokens), 0) AS tokens, coalesce(sum(added.cost_nanousd), 0) AS nanousd
+        FROM added WHERE added.hold_id = b.hold
+    ) used
 ),
 moved AS (
     UPDATE budget_holds h
-    SET tokens = CASE WHEN spent."end" THEN 0 ELSE greatest(0, h.tokens - spent.tokens) END,
-        nanousd = CASE WHEN spent."end" THEN 0 ELSE greatest(0, h.nanousd - spent.nanousd) END,
+    SET tokens = least(greatest(0, h.tokens - spent.tokens), spent.keep_tokens),
+        nanousd = least(greatest(0, h.nanousd - spent.nanousd), spent.keep_nanousd),
         checkpoint_tokens = greatest(0, h.checkpoint_tokens - spent.tokens),
         checkpoint_nanousd = greatest(0, h.checkpoint_nanousd - spent.nanousd),
         lapsed_tokens = greatest(0, h.lapsed_tokens - spent.tokens),
