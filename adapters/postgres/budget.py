@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -56,11 +56,25 @@ class BudgetCapabilities(Struct, frozen=True, kw_only=True):
     """The port has no abilities to choose among."""
 
 
+class _DatabaseTime:
+    """What the database takes for now, as far as this process can tell."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._ahead
+
+    def told(self, now: datetime) -> None:
+        self._ahead = now - datetime.now(UTC)
+
+
 class PostgresBudget:
     """Satisfies `BudgetLedger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._clock = _DatabaseTime()
 
     async def reserve(self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta) -> Hold:
         return await self.hold(auth, Amount(tokens=amount), on=(tokens_per_day(limit),), lease=lease)
@@ -81,7 +95,7 @@ class PostgresBudget:
         positive(lease)
         async with self._database.transaction(auth.tenant) as transaction:
             ledger = _Locked(transaction, auth.tenant)
-            standings = await ledger.windows(on)
+            standings = await ledger.windows(on, self._clock)
             refused = refusal(standings, amount)
             held = with_spare(standings, amount, spare)
             asked = {"tokens": held.tokens, "nanousd": held.nanousd, "lease": lease, "windows": ledger.asked}
@@ -145,12 +159,13 @@ class PostgresBudget:
             "bookings": packed([_booking(one) for one in bookings]),
         }
         async with self._database.transaction(auth.tenant) as transaction:
-            await _Locked(transaction, auth.tenant).holds([booking.hold for booking in bookings])
-            await transaction.rows(_SQL["book"], asked)
+            holds = [booking.hold for booking in bookings]
+            await _Locked(transaction, auth.tenant).windows_of(holds)
+            _check_there(holds, await transaction.rows(_SQL["book"], asked))
 
     async def standing(self, auth: AuthContext, on: Sequence[Account]) -> tuple[Balance, ...]:
         async with self._database.transaction(auth.tenant) as transaction:
-            now, _ = await _look(transaction, auth.tenant)
+            now = await _look(transaction, auth.tenant)
             starts = _starts(on, now)
             asked = {"tenant": auth.tenant, "now": now, "windows": _windows(on, starts)}
             rows = {row["account"]: row for row in await transaction.rows(_SQL["standing"], asked)}
@@ -207,16 +222,24 @@ class _Locked:
         self.asked = "[]"
         self._rows: dict[tuple[str, datetime], Row] = {}
 
-    async def windows(self, on: Sequence[Account]) -> list[Standing]:
+    async def windows(self, on: Sequence[Account], clock: _DatabaseTime) -> list[Standing]:
         """Lock the current windows of these accounts; made where they aren't there yet."""
-        now, due = await _look(self._transaction, self._tenant)
+        # They are known by the database's time, which is asked for together with them: guessed before, and seldom wrong.
+        starts = _starts(on, clock.now())
+        now = await self._lock(_windows(on, starts))
+        if now is None:
+            now = await _look(self._transaction, self._tenant)
+        clock.told(now)
         starts = _starts(on, now)
-        self.asked = _windows(on, starts)
-        await self._lock(now, due=due, holds="[]")
         if any((account.key, starts[account.key]) not in self._rows for account in on):
-            await self._transaction.rows(_SQL["open"], {"tenant": self._tenant, "windows": self.asked})
-            await self._lock(now, due=False, holds="[]")
+            windows = _windows(on, starts)
+            await self._transaction.rows(_SQL["open"], {"tenant": self._tenant, "windows": windows})
+            await self._lock(windows)
         return _standings(on, starts, self._rows)
+
+    async def windows_of(self, holds: Sequence[HoldId]) -> None:
+        """Lock the windows that these holds are on."""
+        await self._lock("[]", _ids(holds))
 
     async def holds(self, holds: Sequence[HoldId]) -> Sequence[Row]:
         """Lock the windows that these are on; the holds, a row for each of their windows.
@@ -224,13 +247,9 @@ class _Locked:
         Raises:
             NotFound: one of them isn't there.
         """
-        now, due = await _look(self._transaction, self._tenant)
-        await self._lock(now, due=due, holds=_ids(holds))
+        await self.windows_of(holds)
         rows = await self._transaction.rows(_SQL["holds"], {"tenant": self._tenant, "holds": _ids(holds)})
-        found = {minted("hld", row["id"]) for row in rows}
-        for hold in holds:
-            if hold not in found:
-                raise NotFound(f"there is no hold {hold!r}")
+        _check_there(holds, rows)
         return rows
 
     def standings_of(self, rows: Sequence[Row], on: Sequence[Account]) -> list[Standing]:
@@ -238,19 +257,31 @@ class _Locked:
         starts = {row["account"]: row["window_start"] for row in rows}
         return _standings([account for account in on if account.key in starts], starts, self._rows)
 
-    async def _lock(self, now: datetime, *, due: bool, holds: str) -> None:
-        asked = {"tenant": self._tenant, "now": now, "windows": self.asked, "holds": holds}
+    async def _lock(self, windows: str, holds: str = "[]") -> datetime | None:
+        """Now, where anything was locked."""
+        self.asked = windows
+        asked = {"tenant": self._tenant, "windows": windows, "holds": holds}
         rows = await self._transaction.rows(_SQL["lock"], asked)
-        if due:
-            await self._transaction.rows(_SQL["lapse"], asked)
+        if any(row["due"] for row in rows):
+            await self._transaction.rows(_SQL["lapse"], {"tenant": self._tenant, "now": rows[0]["now"]})
             rows = await self._transaction.rows(_SQL["lock"], asked)
         self._rows = {(row["account"], row["window_start"]): row for row in rows}
+        now: datetime | None = rows[0]["now"] if rows else None
+        return now
 
 
-async def _look(transaction: Transaction, tenant: TenantId) -> tuple[datetime, bool]:
+def _check_there(holds: Sequence[HoldId], rows: Sequence[Row]) -> None:
+    found = {minted("hld", row["id"]) for row in rows}
+    for hold in holds:
+        if hold not in found:
+            raise NotFound(f"there is no hold {hold!r}")
+
+
+async def _look(transaction: Transaction, tenant: TenantId) -> datetime:
     row = await transaction.row(_SQL["look"], {"tenant": tenant})
     assert row is not None, "the statement always answers"
-    return row["now"], row["due"]
+    now: datetime = row["now"]
+    return now
 
 
 def _starts(on: Sequence[Account], now: datetime) -> dict[str, datetime]:

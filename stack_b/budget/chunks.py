@@ -62,6 +62,8 @@ class Chunk:
     requests: int = 0
     """That hold `out`."""
     events: list[UsageEvent] = field(default_factory=list)
+    exact: bool = False
+    """Leased for one request: near a limit."""
     retired: bool = False
     """No request takes of it any more."""
     lost: bool = False

@@ -28,6 +28,8 @@ LOOK_EVERY: Final = timedelta(seconds=1)
 """For chunks that should go back, and leases that should go on."""
 BOOK_TRIES: Final = 3
 BOOK_RETRY: Final = timedelta(milliseconds=200)
+EXACT_AT_ONCE: Final = 4
+"""Exact holds of one pool under way: they wait for the same row, and should do so here, not on a connection each."""
 TIGHT_S: Final = 1.0
 """After the ledger spared nothing, requests don't wait for each other in the hope of a chunk, for so long."""
 DRAIN_S: Final = 10.0
@@ -49,8 +51,10 @@ class _Pool:
 
     def __init__(self) -> None:
         self.leasing = asyncio.Lock()
+        self.exact = asyncio.Semaphore(EXACT_AT_ONCE)
         self.current: Chunk | None = None
         self.tight_until = 0.0
+        self.waiting = 0
         self.requests = REQUESTS
 
 
@@ -91,9 +95,12 @@ class Purse:
             raise
 
     async def put(self, taken: Taken, events: tuple[UsageEvent, ...], *, wait_s: float) -> None:
-        """The request is over. Its usage is booked in any case; an exact hold's is waited for, at most `wait_s`."""
+        """The request is over. Its usage is booked in any case.
+
+        An exact hold's is waited for, at most `wait_s`: who comes next, wherever, shall not be refused for its sake.
+        """
         task = self._put(taken, events)
-        if task is not None and not self._in_chunks:
+        if task is not None and taken.chunk.exact:
             await asyncio.wait({task}, timeout=wait_s)
 
     def idle(self, tenant: TenantId) -> int:
@@ -122,14 +129,19 @@ class Purse:
     async def _leased(
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
     ) -> Taken:
-        async with pool.leasing if self._in_chunks else nullcontext():
-            # Who was before us may have leased enough for us as well.
-            chunk = pool.current
-            if chunk is not None and chunk.take(amount, self._clock.now(), self._clock.monotonic()):
-                return Taken(chunk, amount)
-            if self._clock.monotonic() >= pool.tight_until:
+        pool.waiting += 1
+        try:
+            async with pool.leasing if self._in_chunks else nullcontext():
+                # Who was before us may have leased enough for us as well.
+                chunk = pool.current
+                if chunk is not None and chunk.take(amount, self._clock.now(), self._clock.monotonic()):
+                    return Taken(chunk, amount)
+                if self._in_chunks and self._clock.monotonic() >= pool.tight_until:
+                    return await self._granted(auth, amount, on, lease, pool)
+            async with pool.exact:
                 return await self._granted(auth, amount, on, lease, pool)
-        return await self._granted(auth, amount, on, lease, pool)
+        finally:
+            pool.waiting -= 1
 
     async def _granted(
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
@@ -158,14 +170,18 @@ class Purse:
                 self._soon(auth.tenant)
             pool.current = chunk
         else:
-            chunk.retired = True
+            chunk.exact = chunk.retired = True
             pool.tight_until = self._clock.monotonic() + TIGHT_S
         return Taken(chunk, amount)
 
     async def _returned(self, tenant: TenantId) -> bool:
-        """Give back what this process holds of the tenant's budgets for nobody; whether there was anything."""
+        """Give back what this process holds of the tenant's budgets for nobody; whether there was anything.
+
+        What exact holds have left is on its way back anyhow.
+        """
         books = self._books.get(tenant)
-        if books is None or not any(chunk.free != NOTHING or chunk.events for chunk in books.chunks):
+        shared = [chunk for chunk in books.chunks if not chunk.exact] if books is not None else []
+        if books is None or not any(chunk.free != NOTHING or chunk.events for chunk in shared):
             return False
         _retire(books.chunks)
         await self._book(tenant)
@@ -275,7 +291,7 @@ class Purse:
     def _tidy(self) -> None:
         """Forget pools and tenants that nothing is held for."""
         for key, pool in list(self._pools.items()):
-            if (pool.current is None or pool.current.retired) and not pool.leasing.locked():
+            if (pool.current is None or pool.current.retired) and not pool.waiting:
                 del self._pools[key]
         for tenant, books in list(self._books.items()):
             if not books.chunks and books.due is None and not books.booking.locked():

@@ -2,29 +2,30 @@
 -- they are on first, in one order; so sums and holds agree, and nobody waits for somebody who waits for them.
 
 -- name: look
--- What windows are computed from, and whether there are holds whose lease has ended.
-SELECT t.now, EXISTS (
-    SELECT FROM budget_holds h WHERE h.tenant_id = :tenant AND h.ended IS NULL AND h.expires_at <= t.now
-) AS due
-FROM (SELECT ao_now() AS now) t;
+-- What windows are computed from.
+SELECT ao_now() AS now WHERE CAST(:tenant AS text) IS NOT NULL;
 
 -- name: lock
--- The windows asked for, as far as they are there; those of the holds given; those of the holds whose lease has ended.
-WITH wanted AS MATERIALIZED (
-    SELECT x.account, x.start FROM json_to_recordset(CAST(:windows AS json)) AS x (account text, start timestamptz)
-    UNION
-    SELECT hw.account, hw.window_start
+-- The windows asked for, as far as they are there; those of the holds given; those of the holds whose lease has ended (due).
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+found AS (
+    SELECT x.account, x.start, false AS due
+    FROM json_to_recordset(CAST(:windows AS json)) AS x (account text, start timestamptz)
+    UNION ALL
+    SELECT hw.account, hw.window_start, false
     FROM json_array_elements_text(CAST(:holds AS json)) g (id)
     JOIN budget_hold_windows hw ON hw.tenant_id = :tenant AND hw.hold_id = CAST(g.id AS uuid)
-    UNION
-    SELECT hw.account, hw.window_start
-    FROM budget_holds h
+    UNION ALL
+    SELECT hw.account, hw.window_start, true
+    FROM t
+    JOIN budget_holds h ON h.tenant_id = :tenant AND h.ended IS NULL AND h.expires_at <= t.now
     JOIN budget_hold_windows hw ON hw.tenant_id = :tenant AND hw.hold_id = h.id
-    WHERE h.tenant_id = :tenant AND h.ended IS NULL AND h.expires_at <= CAST(:now AS timestamptz)
-)
-SELECT w.account, w.window_start, w.settled, w.held
+),
+wanted AS MATERIALIZED (SELECT f.account, f.start, bool_or(f.due) AS due FROM found f GROUP BY f.account, f.start)
+SELECT w.account, w.window_start, w.settled, w.held, wanted.due, t.now
 FROM wanted
 JOIN budget_windows w ON w.tenant_id = :tenant AND w.account = wanted.account AND w.window_start = wanted.start
+CROSS JOIN t
 ORDER BY w.account, w.window_start
 FOR NO KEY UPDATE OF w;
 
@@ -122,7 +123,8 @@ WHERE h.tenant_id = :tenant AND h.id = :hold
 RETURNING h.id;
 
 -- name: book
--- The windows of the holds are locked. What is there already is not added, and so not counted, again.
+-- The windows of the holds are locked. What is there already is not added, and so not counted, again. Says which holds there
+-- are.
 WITH given AS MATERIALIZED (
     SELECT x.* FROM json_to_recordset(CAST(:events AS json)) AS x (
         hold uuid, request text, attempt integer, kind text, correlation_id text, principal text, agent text, session text,
@@ -181,12 +183,15 @@ sums AS (
     FROM moved m
     JOIN budget_hold_windows hw ON hw.tenant_id = :tenant AND hw.hold_id = m.id
     GROUP BY hw.account, hw.window_start
+),
+summed AS (
+    UPDATE budget_windows w
+    SET held = w.held - CASE w.unit WHEN 'tokens' THEN sums.tokens ELSE sums.nanousd END,
+        settled = w.settled + CASE w.unit WHEN 'tokens' THEN sums.spent_tokens ELSE sums.spent_nanousd END
+    FROM sums
+    WHERE w.tenant_id = :tenant AND w.account = sums.account AND w.window_start = sums.window_start
 )
-UPDATE budget_windows w
-SET held = w.held - CASE w.unit WHEN 'tokens' THEN sums.tokens ELSE sums.nanousd END,
-    settled = w.settled + CASE w.unit WHEN 'tokens' THEN sums.spent_tokens ELSE sums.spent_nanousd END
-FROM sums
-WHERE w.tenant_id = :tenant AND w.account = sums.account AND w.window_start = sums.window_start;
+SELECT m.id FROM moved m;
 
 -- name: standing
 -- Reads only: holds whose lease has ended are counted as they will be.
