@@ -308,6 +308,25 @@ class BudgetAccounts(Contract):
         await hold(ledger, 880)
         assert await ledger.deviations(ACME) == ()
 
+    @clause("BUD-4")
+    @pytest.mark.parametrize(
+        ("checkpoint", "settled"), [(None, 500), (Amount(tokens=180), 180), (Amount(tokens=5), 100)]
+    )
+    async def test_what_was_booked_before_is_no_part_of_what_lapses(
+        self, harness: BudgetHarness, checkpoint: Amount | None, settled: int
+    ) -> None:
+        ledger = await harness.open()
+        await fresh(harness, ledger)
+        held = await hold(ledger, 500)
+        if checkpoint is not None:
+            await ledger.checkpoint(ACME, held.id, checkpoint)
+        await ledger.book(ACME, [Booking(hold=held.id, events=(CALL,))])
+
+        await harness.advance(LEASE + timedelta(seconds=1))
+
+        assert await standing(ledger, DAILY) == [(settled, 0)]
+        await hold(ledger, 1_000 - settled)
+
     @clause("BUD-5")
     async def test_nobody_elses_hold_can_be_changed(self, harness: BudgetHarness) -> None:
         ledger = await harness.open()

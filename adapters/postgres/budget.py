@@ -94,6 +94,10 @@ class PostgresBudget:
         check_accounts(amount, on)
         positive(lease)
         async with self._database.transaction(auth.tenant) as transaction:
+            # Who asks for no more than it needs may well be near a limit, with many others. Refused by what everybody can
+            # see, it need not wait for those who are served; else the look was one too many.
+            if spare == NOTHING and (full := refusal(await self._seen(transaction, auth, on), amount)):
+                raise full
             ledger = _Locked(transaction, auth.tenant)
             standings = await ledger.windows(on, self._clock)
             refused = refusal(standings, amount)
@@ -165,12 +169,18 @@ class PostgresBudget:
 
     async def standing(self, auth: AuthContext, on: Sequence[Account]) -> tuple[Balance, ...]:
         async with self._database.transaction(auth.tenant) as transaction:
-            now = await _look(transaction, auth.tenant)
-            starts = _starts(on, now)
-            asked = {"tenant": auth.tenant, "now": now, "windows": _windows(on, starts)}
-            rows = {row["account"]: row for row in await transaction.rows(_SQL["standing"], asked)}
-        found = _standings(on, starts, {(key, row["window_start"]): row for key, row in rows.items()})
+            starts = _starts(on, await _look(transaction, auth.tenant))
+            rows = await transaction.rows(_SQL["standing"], {"tenant": auth.tenant, "windows": _windows(on, starts)})
+        found = _standings(on, starts, _by_window(rows))
         return tuple(balance_of(one, starts[one.account.key]) for one in found)
+
+    async def _seen(self, transaction: Transaction, auth: AuthContext, on: Sequence[Account]) -> list[Standing]:
+        """How the accounts stand for whoever locks nothing; none where that isn't sure."""
+        starts = _starts(on, self._clock.now())
+        rows = await transaction.rows(_SQL["standing"], {"tenant": auth.tenant, "windows": _windows(on, starts)})
+        if not rows or _starts(on, rows[0]["now"]) != starts:
+            return []
+        return _standings(on, starts, _by_window(rows))
 
     async def usage(self, auth: AuthContext, request: str) -> tuple[UsageEvent, ...]:
         async with self._database.transaction(auth.tenant) as transaction:
@@ -265,7 +275,7 @@ class _Locked:
         if any(row["due"] for row in rows):
             await self._transaction.rows(_SQL["lapse"], {"tenant": self._tenant, "now": rows[0]["now"]})
             rows = await self._transaction.rows(_SQL["lock"], asked)
-        self._rows = {(row["account"], row["window_start"]): row for row in rows}
+        self._rows = _by_window(rows)
         now: datetime | None = rows[0]["now"] if rows else None
         return now
 
@@ -307,6 +317,10 @@ def _standings(
 def _booking(booking: Booking) -> dict[str, Any]:
     keep = NOTHING if booking.end else booking.keep
     return {"hold": str(_uuid(booking.hold)), "end": booking.end, "keep": keep}
+
+
+def _by_window(rows: Sequence[Row]) -> dict[tuple[str, datetime], Row]:
+    return {(row["account"], row["window_start"]): row for row in rows}
 
 
 def _uuid(hold: HoldId) -> uuid.UUID:

@@ -147,11 +147,12 @@ class Purse:
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
     ) -> Taken:
         began = self._clock.monotonic()
-        spare = spare_for(amount, pool.requests) if self._in_chunks else NOTHING
+        tight = not self._in_chunks or began < pool.tight_until
+        spare = NOTHING if tight else spare_for(amount, pool.requests)
         try:
             hold = await self._ledger.hold(auth, amount, on=on, lease=lease, spare=spare)
         except ResourceExhausted as error:
-            pool.tight_until = self._clock.monotonic() + TIGHT_S
+            pool.tight_until = began + TIGHT_S
             if error.code != "budget_in_flight" or not await self._returned(auth.tenant):
                 raise
             began = self._clock.monotonic()
@@ -171,7 +172,8 @@ class Purse:
             pool.current = chunk
         else:
             chunk.exact = chunk.retired = True
-            pool.tight_until = self._clock.monotonic() + TIGHT_S
+            if not tight:
+                pool.tight_until = began + TIGHT_S
         return Taken(chunk, amount)
 
     async def _returned(self, tenant: TenantId) -> bool:

@@ -160,8 +160,11 @@ moved AS (
     UPDATE budget_holds h
     SET tokens = least(greatest(0, h.tokens - spent.tokens), spent.keep_tokens),
         nanousd = least(greatest(0, h.nanousd - spent.nanousd), spent.keep_nanousd),
-        checkpoint_tokens = greatest(0, h.checkpoint_tokens - spent.tokens),
-        checkpoint_nanousd = greatest(0, h.checkpoint_nanousd - spent.nanousd),
+        -- Without a checkpoint it stays so: of NULL and 0, 0 is the greatest.
+        checkpoint_tokens = CASE WHEN h.checkpoint_tokens > spent.tokens THEN h.checkpoint_tokens - spent.tokens
+                                 WHEN h.checkpoint_tokens IS NOT NULL THEN 0 END,
+        checkpoint_nanousd = CASE WHEN h.checkpoint_nanousd > spent.nanousd THEN h.checkpoint_nanousd - spent.nanousd
+                                  WHEN h.checkpoint_nanousd IS NOT NULL THEN 0 END,
         lapsed_tokens = greatest(0, h.lapsed_tokens - spent.tokens),
         lapsed_nanousd = greatest(0, h.lapsed_nanousd - spent.nanousd),
         ended = CASE WHEN h.ended IS NULL AND spent."end" THEN 'settled' ELSE h.ended END
@@ -195,21 +198,23 @@ SELECT m.id FROM moved m;
 
 -- name: standing
 -- Reads only: holds whose lease has ended are counted as they will be.
-WITH due AS MATERIALIZED (
+WITH t AS MATERIALIZED (SELECT ao_now() AS now),
+due AS MATERIALIZED (
     SELECT hw.account, hw.window_start, sum(h.tokens) AS tokens, sum(h.nanousd) AS nanousd,
            sum(coalesce(h.checkpoint_tokens, h.tokens)) AS lapsed_tokens,
            sum(coalesce(h.checkpoint_nanousd, h.nanousd)) AS lapsed_nanousd
-    FROM budget_holds h
+    FROM t
+    JOIN budget_holds h ON h.tenant_id = :tenant AND h.ended IS NULL AND h.expires_at <= t.now
     JOIN budget_hold_windows hw ON hw.tenant_id = :tenant AND hw.hold_id = h.id
-    WHERE h.tenant_id = :tenant AND h.ended IS NULL AND h.expires_at <= CAST(:now AS timestamptz)
     GROUP BY hw.account, hw.window_start
 )
-SELECT w.account, w.window_start,
+SELECT w.account, w.window_start, t.now,
        CAST(w.settled + CASE w.unit WHEN 'tokens' THEN coalesce(due.lapsed_tokens, 0)
                         ELSE coalesce(due.lapsed_nanousd, 0) END AS bigint) AS settled,
        CAST(w.held - CASE w.unit WHEN 'tokens' THEN coalesce(due.tokens, 0)
                      ELSE coalesce(due.nanousd, 0) END AS bigint) AS held
-FROM json_to_recordset(CAST(:windows AS json)) AS x (account text, start timestamptz)
+FROM t
+CROSS JOIN json_to_recordset(CAST(:windows AS json)) AS x (account text, start timestamptz)
 JOIN budget_windows w ON w.tenant_id = :tenant AND w.account = x.account AND w.window_start = x.start
 LEFT JOIN due ON due.account = w.account AND due.window_start = w.window_start;
 
