@@ -193,6 +193,7 @@ class TestGivesLapsedHoldsBack(BrokenBudget):
             "test_renewing_prolongs_what_is_alive_and_ours",
             "test_the_books_balance_whatever_happened",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
+            "test_what_was_booked_before_is_no_part_of_what_lapses",
         }
     )
 
@@ -213,6 +214,7 @@ class TestHoldsForEver(BrokenBudget):
             "test_renewing_prolongs_what_is_alive_and_ours",
             "test_the_books_balance_whatever_happened",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
+            "test_what_was_booked_before_is_no_part_of_what_lapses",
         }
     )
 
