@@ -1,4 +1,7 @@
-"""What every BudgetLedger must show. Clauses: `ports.budget`."""
+"""What every BudgetLedger must show: of a tenant's tokens a day here, and of all else in `budget_accounts`.
+
+Clauses: `ports.budget`.
+"""
 
 from datetime import timedelta
 from typing import Final
@@ -6,8 +9,8 @@ from typing import Final
 import anyio
 import pytest
 
+from conformance.budget_accounts import BudgetAccounts
 from conformance.clauses import clause
-from conformance.contract import Contract
 from conformance.harness import BudgetHarness
 from conformance.people import ACME, ACME_BEN, GLOBEX
 from ports.budget import Balance, BudgetLedger, Hold
@@ -41,7 +44,7 @@ async def to_a_fresh_window(harness: BudgetHarness, ledger: BudgetLedger) -> Bal
 
 
 @pytest.mark.anyio
-class BudgetContract(Contract):
+class BudgetContract(BudgetAccounts):
     @clause("BUD-1")
     async def test_a_hold_takes_room_and_a_balance_tells_it(self, harness: BudgetHarness) -> None:
         ledger = await harness.open()

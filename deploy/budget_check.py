@@ -92,7 +92,7 @@ def no_budget(tenant: str, lack: str, budget: BudgetView | None, message: str = 
     if lack == "budget_in_flight":
         return NoBudget(
             f"{whose}is held by other calls ({lack}): {stands}",
-            next_command="./agentos validate   (when they have ended; what was cut off lets go within 11 minutes)",
+            next_command="./agentos validate   (when they have ended; what was cut off counts as spent within 30 s)",
         )
     if lack == "request_exceeds_budget":
         return NoBudget(

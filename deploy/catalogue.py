@@ -127,6 +127,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         "OPENAI_API_KEY": dereference(config.openai_api_key, environ),
         "OPENAI_BASE_URL": dereference(config.openai_base_url, environ),
     }
+    own |= _prices(config)
     # Keys of further backends are looked up by name inside the service, so it needs those names, and only it.
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
     own |= environment_of(config, environ)
@@ -237,6 +238,15 @@ def _python_service(
         stop_wait_s=stop_wait_s,
         handover=handover,
     )
+
+
+def _prices(config: Config) -> dict[str, str]:
+    """With the file's digest, so that a change of it restarts the gateway."""
+    if not config.prices_file:
+        return {}
+    path = Path(config.prices_file)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return {"AGENTOS_PRICES_FILE": config.prices_file, "AGENTOS_PRICES_SHA256": digest}
 
 
 def _tools(config: Config) -> dict[str, str]:

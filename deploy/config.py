@@ -100,6 +100,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "runs; empty = none."
         ),
     ] = ""
+    prices_file: Annotated[
+        str,
+        Meta(
+            description="What models cost, by version: path of a JSON list of {model, valid_from, prompt, completion, "
+            "cache_read, cache_write, reasoning}, in US dollars per million tokens; empty = as the backends say."
+        ),
+    ] = ""
     tools_file: Annotated[
         str,
         Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),

@@ -177,6 +177,8 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
     "backend.silent": "a model backend that used to answer does not",
+    "budget.not_drained": "what this process still holds counts as spent when its lease ends",
+    "budget.not_renewed": "leases were not prolonged; it is tried again until they end",
     "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
     "telemetry.failed": "something could not be recorded; the work went on",
     "library.log": "a library spoke; only the pattern of what it said is repeated",

@@ -14,6 +14,7 @@ from ports.pii import PiiCapabilities, PiiDetector
 from ports.reply_journal import ReplyJournal
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
+from stack_b.budget.prices import Prices
 from stack_b.limits import Limits
 from stack_b.routing.router import Router
 
@@ -39,3 +40,6 @@ class StackBDeps:
     catalog: Catalog
     router: Router
     limits: Limits = field(default_factory=Limits)
+    prices: Prices = field(default_factory=Prices)
+    budget_in_chunks: bool = False
+    """Hold more of a budget than a request needs, for those to come: where a call of the ledger costs something."""

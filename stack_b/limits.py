@@ -30,5 +30,5 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def lease(self) -> timedelta:
-        """How long a hold lives: longer than any request, so that only a crash leaves one to expire."""
-        return timedelta(seconds=self.request_s + 30)
+        """How long a hold outlives a process that prolongs it no more: a crash costs what was held after this time."""
+        return timedelta(seconds=30)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
+from ports.budget import TOKENS_PER_DAY, Amount
 from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
 from ports.messages import Json, Usage
@@ -21,7 +22,8 @@ from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
-from stack_b.budget.meter import Meter, Spending
+from stack_b.budget.meter import Meter, Served, Spending
+from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
@@ -32,7 +34,7 @@ from stack_b.routing.choice import may_fall_back
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
-from stack_b.usage import content_bytes_of, usage_of
+from stack_b.usage import content_bytes_of, kinds_of, usage_of
 
 Act: TypeAlias = Callable[[Candidate], Awaitable[dict[str, Json]]]
 
@@ -54,6 +56,7 @@ class _Ready:
     candidates: tuple[Candidate, ...]
     body: dict[str, Json]
     ask: Ask
+    plan: Plan
     limit: int
     sent_bytes: int
 
@@ -67,8 +70,9 @@ class Pipeline:
         self._tell = tell
         self._tenants = TenantCache(deps.tenant, deps.clock)
         self._router = deps.router
+        self._budgets = Budgets(deps.budget, deps.clock)
         self.balances = Balances(deps.budget, deps.clock)
-        self.meter = Meter(deps.budget, deps.clock, self.balances)
+        self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
 
     async def admit(self, auth: AuthContext) -> None:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
@@ -115,12 +119,15 @@ class Pipeline:
             tenant, candidates = await self._entitled(auth, asked)
             value = await self._inspected(auth, {**call.members, "input": list(call.inputs)}, trail)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
+            ask = embed_ask(redacted)
+            plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
             ready = _Ready(
                 auth=auth,
                 asked=asked,
-                candidates=candidates,
+                candidates=plan.candidates,
                 body={**value, "encoding_format": call.encoding},
-                ask=embed_ask(redacted),
+                ask=ask,
+                plan=plan,
                 limit=tenant.entitlements.tokens_per_day,
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
             )
@@ -140,10 +147,12 @@ class Pipeline:
             decision = await decide(self._deps.pii, auth, call.members)
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
             ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
+            plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
+            fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
                 findings=decision.findings,
-                budget={**budget_members(balance), "would_hold": ask.amount, "fits": ask.amount <= balance.free},
+                budget={**budget_members(balance), "would_hold": ask.amount, "fits": fits},
             )
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
@@ -158,12 +167,14 @@ class Pipeline:
         tenant, candidates = await self._entitled(auth, asked)
         body = await self._inspected(auth, call.members, trail)
         ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
+        plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
         return _Ready(
             auth=auth,
             asked=asked,
-            candidates=candidates,
+            candidates=plan.candidates,
             body={**body, "n": call.choices} if call.choices > 1 else body,
             ask=ask,
+            plan=plan,
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(msgspec.json.encode(body)),
         )
@@ -180,7 +191,9 @@ class Pipeline:
 
     async def _entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
         tenant = await self._tenants.tenant(auth)
-        candidates = self._router.candidates(auth, asked, tenant.entitlements)
+        now = self._deps.clock.now()
+        routed = self._router.candidates(auth, asked, tenant.entitlements)
+        candidates = tuple(self._deps.prices.priced(one, now) for one in routed)
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
@@ -188,6 +201,17 @@ class Pipeline:
                 code="model_not_entitled",
             )
         return tenant, candidates
+
+    async def _fits(self, auth: AuthContext, ask: Ask, plan: Plan) -> bool:
+        """Whether the tenant's own hard budgets have room."""
+        if not plan.also:
+            return True
+        amount = Amount(tokens=ask.amount, nanousd=plan.nanousd)
+        balances = zip(plan.also, await self._deps.budget.standing(auth, plan.also), strict=True)
+        return all(
+            account.budget.mode != "hard" or amount.of(account.budget.unit) <= balance.free
+            for account, balance in balances
+        )
 
     async def _inspected(self, auth: AuthContext, members: dict[str, Json], trail: Trail) -> dict[str, Json]:
         decision = await decide(self._deps.pii, auth, members)
@@ -202,14 +226,24 @@ class Pipeline:
     ) -> AsyncIterator[Spending]:
         trail.balance = await self.balances.current(auth, limit=ready.limit)
         try:
-            reservation = self.meter.reserved(auth, ready.ask.amount, limit=ready.limit, lease=self._limits.lease)
+            plan = ready.plan
+            reservation = self.meter.reserved(
+                auth,
+                ready.ask.amount,
+                limit=ready.limit,
+                lease=self._limits.lease,
+                also=plan.also,
+                nanousd=plan.nanousd,
+                about=plan.about,
+            )
             async with reservation as spending:
+                trail.over = spending.over
                 try:
                     yield spending
                 finally:
                     self._tell.settled(auth, model, spending.total)
         except InvalidArgument as error:
-            if error.code == "request_exceeds_budget":
+            if error.code == "request_exceeds_budget" and error.details.get("budget") == TOKENS_PER_DAY:
                 # The ledger knows amounts; what a client can change is the answer's length.
                 fits = tokens_that_fit(ready.limit, ready.ask, choices=choices)
                 error.details["max_tokens_that_fits"] = fits
@@ -221,7 +255,7 @@ class Pipeline:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
-            spending.assume(_lost(ready, candidate))
+            spending.assume(_lost(ready, candidate), _served(candidate))
             try:
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
                     answer = await act(candidate)
@@ -237,7 +271,7 @@ class Pipeline:
                 content_bytes=written(answer),
                 price=candidate.card.price,
             )
-            spending.add(usage)
+            spending.add(usage, _served(candidate, answer.get("usage")))
             self._tell.attempted(candidate, trail.paid(usage))
             return answer
         assert failure is not None, "there is always a candidate"
@@ -250,7 +284,7 @@ class Pipeline:
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
-            spending.assume(_lost(ready, candidate))
+            spending.assume(_lost(ready, candidate), _served(candidate))
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
@@ -293,7 +327,7 @@ class Pipeline:
             content_bytes=shaper.content_bytes,
             price=candidate.card.price,
         )
-        spending.add(usage)
+        spending.add(usage, _served(candidate, shaper.reported))
         self._tell.attempted(candidate, trail.paid(usage))
 
     def _failed(
@@ -301,7 +335,7 @@ class Pipeline:
     ) -> None:
         """An attempt that gave nothing is free, unless the backend may have worked all the same."""
         usage = _lost(ready, candidate) if error.details.get("outcome") == "unknown" else Usage()
-        spending.add(usage)
+        spending.add(usage, _served(candidate))
         self._tell.attempted(candidate, trail.paid(usage))
 
     @asynccontextmanager
@@ -321,6 +355,19 @@ def out_of_time(seconds: int) -> Unavailable:
 
 def _asked(call: ChatCall) -> Asked:
     return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation_of(call.members))
+
+
+def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:
+    kinds = kinds_of(reported)
+    price = candidate.card.price
+    return Served(
+        model=candidate.card.id,
+        backend=candidate.backend.name,
+        price=price.version if price is not None else "",
+        cache_read=kinds.cache_read,
+        cache_write=kinds.cache_write,
+        reasoning=kinds.reasoning,
+    )
 
 
 def _lost(ready: _Ready, candidate: Candidate) -> Usage:

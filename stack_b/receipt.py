@@ -29,6 +29,8 @@ class Trail:
         self._candidate: Candidate | None = None
         self.outcome: PolicyOutcome | None = None
         self.balance: Balance | None = None
+        self.over: tuple[str, ...] = ()
+        """Soft budgets that are beyond their limits."""
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -85,6 +87,8 @@ class Trail:
         }
         if self._first_content_s is not None:
             members["ttft_ms"] = _ms(self._first_content_s)
+        if self.over:
+            members["budgets_over"] = list(self.over)
         return {
             "usage": members,
             "policy_outcome": msgspec.to_builtins(self.outcome),

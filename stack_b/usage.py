@@ -1,8 +1,33 @@
 """From what a backend reports, or doesn't, to what is settled. Pure; integers only."""
 
+from msgspec import Struct
+
 from ports.messages import Json, Usage
 from stack_b.backends.protocol import Price
 from stack_b.budget.estimate import estimated_tokens
+
+
+class Kinds(Struct, frozen=True, kw_only=True):
+    """Which parts of the prompt and the completion were of a kind of their own."""
+
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+
+def kinds_of(reported: dict[str, Json] | None) -> Kinds:
+    """What the backend says of its kinds, as far as it can be: parts of a whole, and no part counted twice."""
+    told = reported or {}
+    prompt, completion = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
+    details = told.get("prompt_tokens_details") or {}
+    read = _part(details.get("cached_tokens"), prompt)
+    written = _part(details.get("cache_creation_tokens"), prompt - read)
+    reasoning = _part((told.get("completion_tokens_details") or {}).get("reasoning_tokens"), completion)
+    return Kinds(cache_read=read, cache_write=written, reasoning=reasoning)
+
+
+def _part(count: Json, whole: int) -> int:
+    return max(0, min(count, whole)) if isinstance(count, int) else 0
 
 
 def usage_of(reported: dict[str, Json] | None, *, prompt_bytes: int, content_bytes: int, price: Price | None) -> Usage:
@@ -15,10 +40,12 @@ def usage_of(reported: dict[str, Json] | None, *, prompt_bytes: int, content_byt
     estimated = prompt is None or (completion is None and content_bytes > 0)
     prompt = estimated_tokens(prompt_bytes) if prompt is None else prompt
     completion = estimated_tokens(content_bytes) if completion is None else completion
+    kinds = kinds_of(reported)
+    parts = {"cache_read": kinds.cache_read, "cache_write": kinds.cache_write, "reasoning": kinds.reasoning}
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cost_nanousd=price.cost_nanousd(prompt, completion) if price else 0,
+        cost_nanousd=price.cost_nanousd(prompt, completion, **parts) if price else 0,
         estimated=estimated,
     )
 

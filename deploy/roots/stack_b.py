@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from stack_b.app import open_app
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.settings import BackendSettings, check_settings, discovered, merged, parse_settings
+from stack_b.budget.prices import Prices, parse_prices
 from stack_b.configuration import Configuration, Following, read_configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.limits import Limits
@@ -58,6 +60,17 @@ def limits(env: Environment) -> Limits:
         return msgspec.json.decode(env.text("GATEWAY_LIMITS", "{}"), type=Limits)
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"AGENTOS_GATEWAY_LIMITS is not usable: {error}") from None
+
+
+def prices(env: Environment) -> Prices:
+    """Those of the JSON file that `AGENTOS_PRICES_FILE` names, by model and from when they are valid."""
+    path = env.text("PRICES_FILE")
+    try:
+        return parse_prices(Path(path).read_text(encoding="utf-8") if path else "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"AGENTOS_PRICES_FILE: {path!r} can't be read: {error}") from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"AGENTOS_PRICES_FILE: {error.message}") from None
 
 
 @asynccontextmanager
@@ -104,7 +117,17 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 clock=clock,
             )
             await stack.enter_async_context(running(following.follow()))
-        deps = StackBDeps(clock=clock, metrics=metrics, catalog=catalog, router=router, limits=caps, **ports)
+        deps = StackBDeps(
+            clock=clock,
+            metrics=metrics,
+            catalog=catalog,
+            router=router,
+            limits=caps,
+            prices=prices(env),
+            # A ledger in this process is as quick as a chunk of it.
+            budget_in_chunks=choices["budget"].adapter != "inproc",
+            **ports,
+        )
         yield await stack.enter_async_context(open_app(deps))
 
 

@@ -20,10 +20,40 @@ class Price(Struct, frozen=True, kw_only=True):
 
     prompt: int = 0
     completion: int = 0
+    cache_read: int | None = None
+    """None, here and below: as any other token of the prompt, or of the completion."""
+    cache_write: int | None = None
+    reasoning: int | None = None
+    version: str = ""
 
-    def cost_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """Rounded up: a fraction of a nano-dollar is never lost to the tenant's favour."""
-        return -(-(prompt_tokens * self.prompt + completion_tokens * self.completion) // 1_000_000)
+    def cost_nanousd(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cache_read: int = 0,
+        cache_write: int = 0,
+        reasoning: int = 0,
+    ) -> int:
+        """The kinds are parts of the totals. Rounded up: no fraction of a nano-dollar is lost to the tenant's favour."""
+        cost = (
+            (prompt_tokens - cache_read - cache_write) * self.prompt
+            + cache_read * _or(self.cache_read, self.prompt)
+            + cache_write * _or(self.cache_write, self.prompt)
+            + (completion_tokens - reasoning) * self.completion
+            + reasoning * _or(self.reasoning, self.completion)
+        )
+        return -(-cost // 1_000_000)
+
+    def most_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """What so many tokens cost at most, of whatever kinds they turn out to be."""
+        prompt = max(self.prompt, _or(self.cache_read, 0), _or(self.cache_write, 0))
+        completion = max(self.completion, _or(self.reasoning, 0))
+        return -(-(prompt_tokens * prompt + completion_tokens * completion) // 1_000_000)
+
+
+def _or(price: int | None, other: int) -> int:
+    return other if price is None else price
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):

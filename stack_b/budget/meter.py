@@ -1,122 +1,166 @@
 """`reserved(...)`: hold a request's budget, and settle it exactly once on every way out."""
 
-import asyncio
-import logging
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final
 
-from ports.budget import BudgetLedger, Hold
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ports.budget import Account, Amount, BudgetLedger, UsageEvent
+from ports.budget_rules import tokens_per_day
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError
+from ports.ids import TenantId
 from ports.messages import Usage
 from stack_b.budget.balances import Balances
+from stack_b.budget.purse import Purse
 
-SETTLE_TRIES: Final = 3
-SETTLE_RETRY: Final = timedelta(milliseconds=200)
 SETTLE_BOUND_S: Final = 10.0
 """How long a way out waits for its settlement; after that it goes on in the background."""
 
-ResultT = TypeVar("ResultT")
 
-logger = logging.getLogger("agentos.gateway")
+class Served(Struct, frozen=True, kw_only=True):
+    """Who served an attempt, and which of its tokens were of a kind of their own."""
+
+    model: str = ""
+    backend: str = ""
+    price: str = ""
+    """The version of the price."""
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+
+class About(Struct, frozen=True, kw_only=True):
+    """What a request is of, as far as that is known, beside its tenant and principal."""
+
+    agent: str = ""
+    session: str = ""
+
+
+_NOBODY: Final = Served()
+_NOTHING_KNOWN: Final = About()
 
 
 class Spending:
     """What a request has consumed so far. Whatever it is on the way out is settled."""
 
-    def __init__(self) -> None:
-        self._known = Usage()
+    def __init__(self, over: tuple[str, ...] = ()) -> None:
+        self.over = over
+        """Soft budgets that are beyond their limits."""
+        self._known: list[tuple[Usage, Served]] = []
         self._assumed = Usage()
+        self._assumed_of = _NOBODY
 
     @property
     def total(self) -> Usage:
-        return self._known.plus(self._assumed)
+        total = Usage()
+        for usage, _ in self._known:
+            total = total.plus(usage)
+        return total.plus(self._assumed)
 
-    def assume(self, usage: Usage) -> None:
+    def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
         """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
-        self._assumed = usage
+        self._assumed, self._assumed_of = usage, of
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: Usage, of: Served = _NOBODY) -> None:
         """The call's own count, in place of what was assumed."""
-        self._known = self._known.plus(usage)
-        self._assumed = Usage()
+        self._known.append((usage, of))
+        self._assumed, self._assumed_of = Usage(), _NOBODY
+
+    def attempts(self) -> list[tuple[Usage, Served]]:
+        """In their order; those that were free as well."""
+        return [*self._known, *([(self._assumed, self._assumed_of)] if self._assumed != Usage() else [])]
 
 
 class Meter:
-    """Owns the holds of this process."""
+    """Measures the requests of this process against its tenants' budgets.
 
-    def __init__(self, ledger: BudgetLedger, clock: Clock, balances: Balances) -> None:
-        self._ledger = ledger
-        self._clock = clock
+    `in_chunks`: most requests are held and settled in memory, see `purse`. Without, each is a hold of its own.
+    """
+
+    def __init__(self, ledger: BudgetLedger, clock: Clock, balances: Balances, *, in_chunks: bool = False) -> None:
         self._balances = balances
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._purse = Purse(ledger, clock, in_chunks=in_chunks)
 
     @asynccontextmanager
     async def reserved(
-        self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta
+        self,
+        auth: AuthContext,
+        amount: int,
+        *,
+        limit: int,
+        lease: timedelta,
+        also: tuple[Account, ...] = (),
+        nanousd: int = 0,
+        about: About = _NOTHING_KNOWN,
     ) -> AsyncIterator[Spending]:
-        """Hold `amount`; on the way out settle what was added to the `Spending`.
+        """Hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on the way
+        out settle what was added to the `Spending`.
 
-        The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for it,
-        and never the settlement. If the ledger can't be reached, the hold's lease runs out and counts as spent in full.
+        The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for
+        it, and never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as
+        spent in full.
 
         Raises:
             ResourceExhausted, InvalidArgument, Unavailable: the ledger's refusals; nothing is held then.
         """
-        hold = await self._hold(auth, amount, limit=limit, lease=lease)
+        on = (tokens_per_day(limit), *also)
+        taken = await self._purse.take(auth, Amount(tokens=amount, nanousd=nanousd), on, lease)
         self._balances.held(auth.tenant, amount)
-        spending = Spending()
+        spending = Spending(taken.chunk.over)
         try:
             yield spending
         finally:
             self._balances.settled(auth.tenant, amount, spending.total.total_tokens)
-            task = self._kept(asyncio.create_task(self._settle(auth, hold, spending.total.total_tokens)))
-            await asyncio.wait({task}, timeout=SETTLE_BOUND_S)
+            await self._purse.put(taken, events_of(auth, about, spending), wait_s=SETTLE_BOUND_S)
+
+    def idle(self, tenant: TenantId) -> int:
+        """Tokens that the ledger counts as held and that this process has for requests to come."""
+        return self._purse.idle(tenant)
 
     async def drain(self) -> None:
-        """Wait for settlements still under way; called once, before the ledger closes."""
-        # Twice at most: a grant that comes late adds its own settlement.
-        for _ in range(2):
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=SETTLE_BOUND_S)
+        """Wait for settlements still under way, and give back what is held for nobody; once, before the ledger closes."""
+        await self._purse.drain()
 
-    async def _hold(self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta) -> Hold:
-        """Reserve. A caller cancelled meanwhile leaves no hold behind: one that was still granted is given back."""
-        task = self._kept(asyncio.create_task(self._reserve(auth, amount, limit=limit, lease=lease)))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(lambda granted: self._give_back(auth, granted))
-            raise
 
-    def _give_back(self, auth: AuthContext, granted: asyncio.Task[Hold]) -> None:
-        if not granted.cancelled() and granted.exception() is None:
-            self._kept(asyncio.create_task(self._settle(auth, granted.result(), 0)))
+def events_of(auth: AuthContext, about: About, spending: Spending) -> tuple[UsageEvent, ...]:
+    """An event for each attempt that consumed something, under an id of ours for the request."""
+    request = f"req_{uuid.uuid4().hex}"
+    common = UsageEvent(
+        request=request,
+        attempt=0,
+        correlation_id=auth.trace.correlation_id,
+        principal=auth.principal,
+        agent=about.agent,
+        session=about.session,
+    )
+    return tuple(
+        _event(common, number, usage, served)
+        for number, (usage, served) in enumerate(spending.attempts(), start=1)
+        if usage.total_tokens or usage.cost_nanousd
+    )
 
-    def _kept(self, task: asyncio.Task[ResultT]) -> asyncio.Task[ResultT]:
-        """Hold on to `task`: the event loop itself only keeps weak references."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
-    async def _reserve(self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta) -> Hold:
-        return await self._ledger.reserve(auth, amount, limit=limit, lease=lease)
-
-    async def _settle(self, auth: AuthContext, hold: Hold, spent: int) -> None:
-        for attempt in range(1, SETTLE_TRIES + 1):
-            try:
-                await self._ledger.settle(auth, hold.id, spent)
-            except AgentOSError as error:
-                # Settling twice changes nothing (BUD-2), so an unknown outcome may be tried again.
-                if not error.retryable or attempt == SETTLE_TRIES:
-                    logger.error(  # noqa: TRY400 - the code says it; a stack would not
-                        "budget.settle_failed",
-                        extra={"tenant_id": auth.tenant, "hold_id": hold.id, "tokens": spent, "code": error.code},
-                    )
-                    return
-                await self._clock.sleep(SETTLE_RETRY * attempt)
-            else:
-                return
+def _event(common: UsageEvent, attempt: int, usage: Usage, served: Served) -> UsageEvent:
+    # The kinds sum up to the totals, whatever a backend says of its caches.
+    read = min(served.cache_read, usage.prompt_tokens)
+    written = min(served.cache_write, usage.prompt_tokens - read)
+    reasoning = min(served.reasoning, usage.completion_tokens)
+    return replace(
+        common,
+        attempt=attempt,
+        model=served.model,
+        backend=served.backend,
+        fresh_tokens=usage.prompt_tokens - read - written,
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        output_tokens=usage.completion_tokens - reasoning,
+        reasoning_tokens=reasoning,
+        cost_nanousd=usage.cost_nanousd,
+        price=served.price,
+        estimated=usage.estimated,
+    )

@@ -20,6 +20,7 @@ from conformance.report import SubjectResult
 from tests.contract.broken import (
     directories,
     events,
+    lax_ledgers,
     lax_run_states,
     ledgers,
     memories,
@@ -53,6 +54,7 @@ SUITES: Final = {
     "maintenance": upkeeps,
     "memory": memories,
     "budget": ledgers,
+    "lax_ledgers": lax_ledgers,
     "reply_journal": replies,
     "model": models,
     "tool": tools,
@@ -60,6 +62,7 @@ SUITES: Final = {
     "tenant": directories,
 }
 _PARTS: Final = {
+    "lax_ledgers": "budget",
     "unfair_queues": "queue",
     "lax_run_states": "run_state",
     "run_claims": "run_state",

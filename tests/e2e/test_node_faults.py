@@ -179,10 +179,11 @@ def budget_of_today(node: NodeUnderTest, *, settled: int, held: int) -> Iterator
     admin = credentials.embedded_url(ADMIN, passwords.admin, node.ports["postgres"])
 
     def put(settled: int, held: int) -> None:
-        window = f"'tnt_demo', date_trunc('day', now(), 'UTC'), {settled}, {held}"
-        columns = "agentos.budget_windows (tenant_id, window_start, settled, held)"
+        window = f"'tnt_demo', 'tokens_per_day', date_trunc('day', now(), 'UTC'), 'tokens', {settled}, {held}"
+        columns = "agentos.budget_windows (tenant_id, account, window_start, unit, settled, held)"
         change = f"SET settled = {settled}, held = {held}"
-        upsert = f"INSERT INTO {columns} VALUES ({window}) ON CONFLICT (tenant_id, window_start) DO UPDATE {change}"
+        key = "tenant_id, account, window_start"
+        upsert = f"INSERT INTO {columns} VALUES ({window}) ON CONFLICT ({key}) DO UPDATE {change}"
         asyncio.run(execute(admin, upsert))
 
     put(settled, held)

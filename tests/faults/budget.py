@@ -53,7 +53,9 @@ class Seen(Struct, kw_only=True):
     cut: int = 0
     """Requests whose gateway was killed under them."""
     cut_settling: int = 0
-    """The same of those that had just ended. Each of both may leave a reservation behind."""
+    """The same of those that had just ended."""
+    held_at_kills: int = 0
+    """What was held whenever a gateway was killed, which is at least what that left behind."""
     others: Counter[str]
     """Refusals that have nothing to do with budgets, and streams that broke: a machine that is loaded has some."""
 
@@ -137,7 +139,7 @@ async def drive(kills: int, clients: int, seed: int, say: Callable[[str], None],
             stack.push_async_callback(_end, load)
             began = time.monotonic()
             for _ in range(kills):
-                for of in await _kill(rig, draw):
+                for of in await _kill(rig, draw, asking):
                     asking.seen[of].cut_settling += 1
                 await rig.entitle("tight", rig.limits["tight"] + _ROOMS_IN_TIGHT * each)
             asking.over.set()
@@ -163,22 +165,19 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _amount(rig: Rig, http: httpx.AsyncClient) -> int:
-    """What one request reserves: read from the ledger while it is under way."""
-    async with http.stream(
-        "POST",
-        f"{rig.gateways[0].url}/v1/chat/completions",
+    """What one request reserves, as the gateway's own check says."""
+    response = await http.post(
+        f"{rig.gateways[0].url}/v1/policy/check",
         json=request("roomy"),
         headers={"Authorization": f"Bearer {rig.tokens['roomy']}"},
-    ) as response:
-        assert response.status_code == httpx.codes.OK, await response.aread()
-        held = (await rig.balance("roomy")).held
-        async for _ in response.aiter_lines():
-            pass
+    )
+    assert response.status_code == httpx.codes.OK, response.text
+    held = int(response.json()["budget"]["would_hold"])
     assert held > MAX_TOKENS, "a request holds its prompt and its answer"
     return held
 
 
-async def _kill(rig: Rig, draw: random.Random) -> list[str]:
+async def _kill(rig: Rig, draw: random.Random, asking: Clients) -> list[str]:
     """Kill a gateway in the middle of several streams, and start it again. Says whose streams had just ended."""
     place = draw.randrange(GATEWAYS)
     async with asyncio.timeout(30):
@@ -186,6 +185,8 @@ async def _kill(rig: Rig, draw: random.Random) -> list[str]:
             await asyncio.sleep(0.01)
     await asyncio.sleep(draw.uniform(0, 0.3))
     await rig.gateways[place].kill()
+    for of in TENANTS:
+        asking.seen[of].held_at_kills += (await rig.balance(of)).held
     just_ended = [of for at, of in rig.ended[place] if at > time.monotonic() - _SETTLING_S]
     rig.ended[place].clear()
     await rig.gateways[place].start()
@@ -193,11 +194,10 @@ async def _kill(rig: Rig, draw: random.Random) -> list[str]:
 
 
 async def _left_behind(rig: Rig, asking: Clients, each: int) -> float:
-    """Reservations, in requests, that are not those of killed gateways; once what is still being settled is settled."""
+    """Reservations, in requests, that can't be those of killed gateways; once what is still being settled is settled."""
     end = time.monotonic() + _QUIET_S
     while True:
-        lost = {of: asking.seen[of].cut + asking.seen[of].cut_settling for of in TENANTS}
-        beyond = [(await rig.balance(of)).held / each - lost[of] for of in TENANTS]
+        beyond = [((await rig.balance(of)).held - asking.seen[of].held_at_kills) / each for of in TENANTS]
         if max(beyond) <= 0 or time.monotonic() > end:
             return sum(max(0.0, one) for one in beyond)
         await asyncio.sleep(SAMPLE_S)

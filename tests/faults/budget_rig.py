@@ -36,7 +36,6 @@ MODEL: Final = "m-1"
 GATEWAYS: Final = 2
 TENANTS: Final = ("roomy", "tight", "edge")
 LIMITS: Final = Limits(request_s=10)
-"""Short requests make short leases: how long a reservation outlives the gateway that made it can be waited for."""
 MAX_TOKENS: Final = 200
 PROMPT_TOKENS: Final = 10
 _PIECE_S: Final = (0.005, 0.03)

@@ -33,7 +33,8 @@ from conformance.factories import idempotency, new_run
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.agent import AgentRegistry, AgentSpec
-from ports.budget import BudgetLedger, Hold
+from ports.budget import Amount, Booking, Budget, BudgetLedger, Hold, UsageEvent
+from ports.budget_rules import tokens_per_day
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, NotFound
 from ports.event import EventPort
@@ -61,6 +62,7 @@ LIMIT: Final = 1_000
 WORKER: Final = WorkerId("wrk_walls")
 AGENT: Final = AgentSpec(id=AgentId("agt_secret"), model="demo-1", instructions="Tell nobody.")
 KEY: Final = Idempotency(route="runs", key="k-1", fingerprint="f")
+USED: Final = UsageEvent(request="req-secret", attempt=1, fresh_tokens=5)
 _PREDICATE: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (\$\d+|\w+\.tenant(?:_id)?)\b")
 
 
@@ -123,7 +125,7 @@ async def without_row_level_security(database: Clone) -> None:
         database.superuser,
         "SELECT relname, relispartition FROM pg_class WHERE relnamespace = 'agentos'::regnamespace AND relrowsecurity",
     )
-    assert sum(not table["relispartition"] for table in tables) == 20
+    assert sum(not table["relispartition"] for table in tables) == 23
     for table in tables:
         await execute(database.owner, f"ALTER TABLE agentos.{table['relname']} DISABLE ROW LEVEL SECURITY")
 
@@ -146,6 +148,8 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.agents.publish(ACME, AGENT)
     await ports.memory.put(ACME, "k1", "the walrus is ours")
     hold = await ports.budget.reserve(ACME, 500, limit=LIMIT, lease=HOUR)
+    await ports.budget.book(ACME, [Booking(hold=hold.id, events=(USED,))])
+    await ports.budget.set_budget(PLATFORM, ACME.tenant, Budget(id="secret", limit=1))
     new_key = NewKey(principal=PrincipalId("usr_ann"), scopes=frozenset({"runs:read"}), secret_sha256=b"s" * 32)
     key = await ports.tenants.issue_key(ACME, new_key)
     await ports.queue.enqueue(ACME, b"leased")
@@ -202,6 +206,13 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "memory.search": lambda: ports.memory.search(thief, "walrus"),
         "memory.forget": lambda: ports.memory.forget(thief, "k1"),
         "budget.balance": spent,
+        "budget.usage": lambda: ports.budget.usage(thief, USED.request),
+        "budget.budgets": lambda: ports.budget.budgets(thief),
+        "budget.renew": lambda: ports.budget.renew(thief, [victim.hold.id], lease=HOUR),
+        "budget.extend": lambda: ports.budget.extend(
+            thief, victim.hold.id, Amount(tokens=1), on=[tokens_per_day(LIMIT)], lease=HOUR
+        ),
+        "budget.checkpoint": lambda: done(ports.budget.checkpoint(thief, victim.hold.id, Amount())),
         "budget.settle": lambda: done(ports.budget.settle(thief, victim.hold.id, 1)),
         "keys.list": lambda: _items(ports.tenants.list_keys(thief, limit=10)),
         "keys.revoke": lambda: done(ports.tenants.revoke_key(thief, victim.key.id)),

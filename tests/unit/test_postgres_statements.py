@@ -19,7 +19,8 @@ ACROSS_TENANTS: Final = {
 
 TABLES: Final = (
     "tenants|api_keys|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
-    "budget_holds|audit_log|model_replies|blobs|blob_refs|run_slots|run_rates|run_backlogs|queue_turns"
+    "budget_holds|budget_hold_windows|budgets|usage_events|audit_log|model_replies|blobs|blob_refs|run_slots|run_rates|"
+    "run_backlogs|queue_turns"
 )
 _READ: Final = re.compile(rf"\b(?:FROM|JOIN|UPDATE|DELETE FROM)\s+(?:{TABLES})\b(?:\s+(?:AS\s+)?(\w+))?")
 _BOUND: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (?::tenant|\w+\.tenant(?:_id)?)\b")

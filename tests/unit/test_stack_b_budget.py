@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,9 @@ from adapters.inproc.budget import InprocBudget
 from adapters.inproc.store import store
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
-from ports.budget import Balance, Hold
+from ports.budget import NOTHING, Account, Amount, Balance, Booking, Hold
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted, Unavailable
-from ports.ids import HoldId
 from ports.messages import Usage
 from stack_b.backends.protocol import Price
 from stack_b.budget.balances import Balances, duration
@@ -40,18 +40,20 @@ class Ledger(InprocBudget):
         self.failures = 0
         self.settlements: list[int] = []
 
-    async def reserve(self, auth: AuthContext, amount: int, *, limit: int, lease: timedelta) -> Hold:
-        hold = await super().reserve(auth, amount, limit=limit, lease=lease)
+    async def hold(
+        self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
+    ) -> Hold:
+        hold = await super().hold(auth, amount, on=on, lease=lease, spare=spare)
         await self._pass()
         return hold
 
-    async def settle(self, auth: AuthContext, hold: HoldId, spent: int) -> None:
+    async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         await self._pass()
         if self.failures:
             self.failures -= 1
             raise Unavailable("the ledger is away")
-        self.settlements.append(spent)
-        await super().settle(auth, hold, spent)
+        self.settlements += [sum(event.amount.tokens for event in booking.events) for booking in bookings]
+        await super().book(auth, bookings)
 
     async def now(self) -> Balance:
         return await self.balance(ACME, limit=LIMIT)

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from ports.budget import Balance
+from ports.budget import Balance, Budget
 from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.pii import PiiCapabilities, Span
@@ -36,6 +36,9 @@ class Away:
 
     async def balance(self, auth: AuthContext, *, limit: int) -> Balance:
         raise Unavailable(f"no ledger for {auth.tenant} with {limit}")
+
+    async def budgets(self, auth: AuthContext) -> tuple[Budget, ...]:
+        raise Unavailable(f"no budgets for {auth.tenant}")
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")

@@ -1,0 +1,132 @@
+"""A chunk: what this process holds of a tenant's budgets, and what its requests make of it. No call is made here.
+
+    held at the ledger = free + out + used and not booked yet
+
+All of it is held at the ledger before any of it is used, and stays held until its usage is booked. So a process that is
+killed leaves more held than it spent, never less; what it held counts as spent when its lease ends.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, TypeAlias
+
+from ports.budget import NOTHING, Account, Amount, Booking, Hold, UsageEvent
+from ports.context import AuthContext
+from ports.ids import HoldId, TenantId
+
+REQUESTS: Final = 32
+"""A chunk is leased for so many more requests like the one at hand, where the ledger has room for that."""
+MOST_REQUESTS: Final = 4_096
+"""Twice as many each time that a chunk did not last a second; up to so many."""
+SOON_S: Final = 1.0
+IDLE_S: Final = 2.0
+"""A chunk that nobody used for so long goes back."""
+MAX_AGE_S: Final = 5.0
+"""So does what is left of one that is as old as this, however busy: the next one is cut to the room there is then."""
+MARGIN_S: Final = 5.0
+"""Nothing more is taken of a chunk whose lease ends within this time: its process could not prolong it."""
+
+PoolKey: TypeAlias = tuple[TenantId, tuple[Account, ...]]
+
+
+def pool_key(auth: AuthContext, on: tuple[Account, ...]) -> PoolKey:
+    """Limits are part of an account: a change of them takes a new pool, and the old one goes back by itself."""
+    return (auth.tenant, on)
+
+
+def spare_for(amount: Amount, requests: int) -> Amount:
+    return Amount(tokens=amount.tokens * requests, nanousd=amount.nanousd * requests)
+
+
+def next_requests(before: int, lasted_s: float) -> int:
+    """For how many requests to lease, given for how many the last chunk was and how long it lasted."""
+    return min(before * 2, MOST_REQUESTS) if lasted_s < SOON_S else max(before // 2, REQUESTS)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Chunk:
+    auth: AuthContext
+    """Of whoever it was leased for: says the tenant."""
+    hold: HoldId
+    free: Amount
+    money: bool
+    """Whether it is on budgets of money as well; else what calls cost is no part of it."""
+    usable_until: datetime | None
+    over: tuple[str, ...]
+    began: float
+    lease_until: float
+    """By this process's clock, from before the lease was asked for."""
+    last_used: float
+    out: Amount = NOTHING
+    requests: int = 0
+    """That hold `out`."""
+    events: list[UsageEvent] = field(default_factory=list)
+    exact: bool = False
+    """Leased for one request: near a limit."""
+    retired: bool = False
+    """No request takes of it any more."""
+    lost: bool = False
+    """Its lease has ended. Usage is booked all the same."""
+
+    def take(self, amount: Amount, now: datetime, monotonic: float) -> bool:
+        """Whether the request may have `amount`."""
+        fits = (
+            not self.retired
+            and self.free.holds(amount)
+            and monotonic < self.lease_until - MARGIN_S
+            and (self.usable_until is None or now < self.usable_until)
+        )
+        if fits:
+            self.free = self.free.minus(amount)
+            self.out = self.out.plus(amount)
+            self.requests += 1
+            self.last_used = monotonic
+        return fits
+
+    def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
+        """A request is over that had taken `amount`."""
+        spent = self._sum(events)
+        self.events += events
+        self.out = self.out.minus(amount)
+        self.requests -= 1
+        self.last_used = monotonic
+        # Below nothing, where the backend wrote more than it was allowed to: then nothing more is taken.
+        self.free = self.free.plus(amount).minus(spent)
+
+    def due_back(self, monotonic: float) -> bool:
+        """Whether what is free of it should be there for others."""
+        return self.retired or monotonic - self.last_used >= IDLE_S or monotonic - self.began >= MAX_AGE_S
+
+    def booking(self, count: int) -> Booking:
+        """The first `count` events; of a retired chunk, also what it needs no longer."""
+        events = tuple(self.events[:count])
+        if not self.retired:
+            return Booking(hold=self.hold, events=events)
+        keep = self.out.plus(self._sum(self.events[count:]))
+        return Booking(hold=self.hold, events=events, end=self.over_with(count), keep=keep)
+
+    def over_with(self, count: int) -> bool:
+        """Whether nothing comes after the first `count` events."""
+        return self.retired and self.requests == 0 and count == len(self.events)
+
+    def _sum(self, events: Iterable[UsageEvent]) -> Amount:
+        spent = NOTHING
+        for event in events:
+            spent = spent.plus(event.amount)
+        return spent if self.money else Amount(tokens=spent.tokens)
+
+
+def chunk_of(auth: AuthContext, hold: Hold, on: Iterable[Account], *, monotonic: float, lease: timedelta) -> Chunk:
+    """`monotonic`: when the lease was asked for."""
+    return Chunk(
+        auth=auth,
+        hold=hold.id,
+        free=hold.held,
+        money=any(account.budget.unit == "nanousd" for account in on),
+        usable_until=hold.usable_until,
+        over=hold.over,
+        began=monotonic,
+        lease_until=monotonic + lease.total_seconds(),
+        last_used=monotonic,
+    )

@@ -1,0 +1,101 @@
+"""Which budgets a request is measured against beside its tenant's tokens a day, and what it may cost at most."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from msgspec import Struct
+
+from ports.budget import Account, Budget, BudgetLedger, Scope
+from ports.budget_rules import accounts
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.errors import PermissionDenied
+from ports.ids import TenantId
+from ports.messages import Json
+from stack_b.backends.catalog import Candidate
+from stack_b.budget.estimate import Ask
+from stack_b.budget.meter import About
+
+FRESH: Final = timedelta(seconds=4)
+"""Changes take effect within 5 s everywhere; the rest of that is for the reading."""
+MAX_TENANTS: Final = 10_000
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    also: tuple[Account, ...]
+    candidates: tuple[Candidate, ...]
+    """Those whose cost can be limited, where it must be."""
+    nanousd: int
+    """At the dearest of them; 0 where no budget is of money."""
+    about: About
+
+
+class Budgets:
+    """The tenants' own budgets, a few seconds old at most."""
+
+    def __init__(self, ledger: BudgetLedger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._known: OrderedDict[TenantId, tuple[tuple[Budget, ...], float]] = OrderedDict()
+
+    async def of(self, auth: AuthContext) -> tuple[Budget, ...]:
+        """Raises `Unavailable` when they must be read and can't (fail closed)."""
+        now = self._clock.monotonic()
+        known = self._known.get(auth.tenant)
+        if known is None or now - known[1] >= FRESH.total_seconds():
+            known = (await self._ledger.budgets(auth), now)
+            self._known[auth.tenant] = known
+            self._known.move_to_end(auth.tenant)
+            if len(self._known) > MAX_TENANTS:
+                self._known.popitem(last=False)
+        return known[0]
+
+
+def planned(
+    auth: AuthContext,
+    budgets: Sequence[Budget],
+    candidates: tuple[Candidate, ...],
+    members: dict[str, Json],
+    ask: Ask,
+    *,
+    tier: str,
+) -> Plan:
+    """`tier` is the name that was asked for: an alias, a tier or a model.
+
+    Raises:
+        PermissionDenied: a budget limits money, and no candidate has a price.
+    """
+    about = _about(members)
+    scopes: dict[Scope, str] = {
+        "key": auth.principal,
+        "agent": about.agent,
+        "session": about.session,
+        "tier": tier,
+    }
+    also = accounts(0, budgets, scopes)[1:]
+    money = [account for account in also if account.budget.unit == "nanousd"]
+    if any(account.budget.mode == "hard" for account in money):
+        candidates = tuple(one for one in candidates if one.card.price is not None)
+        if not candidates:
+            raise PermissionDenied(
+                "the model has no price, and a budget of this tenant limits what calls cost; ask for another model, or the "
+                "operator of this node for a price",
+                code="model_not_entitled",
+            )
+    prompt, completion = ask.prompt_bound, ask.amount - ask.prompt_bound
+    prices = [one.card.price for one in candidates if one.card.price is not None] if money else []
+    nanousd = max((price.most_nanousd(prompt, completion) for price in prices), default=0)
+    return Plan(also=also, candidates=candidates, nanousd=nanousd, about=about)
+
+
+def _about(members: dict[str, Json]) -> About:
+    """What a client says of itself in `metadata`; whoever counts by it trusts its own clients."""
+    told = members.get("metadata")
+    told = told if isinstance(told, dict) else {}
+    agent, session = told.get("agent_id"), told.get("session_id")
+    return About(
+        agent=agent if isinstance(agent, str) else "",
+        session=session if isinstance(session, str) else "",
+    )

@@ -1,0 +1,85 @@
+"""Prices by version: what a model costs from when on. They go before the price that a backend's settings name."""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ports.errors import InvalidArgument
+from stack_b.backends.catalog import Candidate
+from stack_b.backends.protocol import Price
+
+
+class PriceRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """US dollars for a million tokens, as texts, which lose no digit."""
+
+    model: str
+    valid_from: datetime
+    prompt: str
+    completion: str = "0"
+    cache_read: str | None = None
+    cache_write: str | None = None
+    reasoning: str | None = None
+
+
+class Prices:
+    def __init__(self, rows: Iterable[PriceRow] = ()) -> None:
+        self._by_model: dict[str, list[tuple[datetime, Price]]] = {}
+        for row in sorted(rows, key=lambda row: row.valid_from):
+            versions = self._by_model.setdefault(row.model, [])
+            if versions and versions[-1][0] == row.valid_from:
+                raise InvalidArgument(f"the price of {row.model!r} from {row.valid_from.isoformat()} is there twice")
+            versions.append((row.valid_from, _price(row)))
+
+    def of(self, model: str, at: datetime) -> Price | None:
+        """The price in force; None where there is none yet."""
+        versions = self._by_model.get(model, [])
+        found = bisect_right(versions, at, key=lambda version: version[0])
+        return versions[found - 1][1] if found else None
+
+    def priced(self, candidate: Candidate, at: datetime) -> Candidate:
+        """With the price in force, where there is one of ours."""
+        price = self.of(candidate.card.id, at)
+        return candidate if price is None else Candidate(candidate.backend, replace(candidate.card, price=price))
+
+
+def parse_prices(text: str) -> Prices:
+    """From a JSON list of `PriceRow`; an empty text is none. Raises `InvalidArgument`."""
+    try:
+        rows = msgspec.json.decode(text or "[]", type=list[PriceRow])
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"the prices are not usable: {error}") from None
+    for row in rows:
+        if row.valid_from.tzinfo is None:
+            raise InvalidArgument(
+                f"the price of {row.model!r}: valid_from needs an offset, such as 2026-01-01T00:00:00Z"
+            )
+    return Prices(rows)
+
+
+def _price(row: PriceRow) -> Price:
+    def optional(text: str | None) -> int | None:
+        return None if text is None else _nanousd(text)
+
+    return Price(
+        prompt=_nanousd(row.prompt),
+        completion=_nanousd(row.completion),
+        cache_read=optional(row.cache_read),
+        cache_write=optional(row.cache_write),
+        reasoning=optional(row.reasoning),
+        version=f"{row.model}@{row.valid_from.isoformat()}",
+    )
+
+
+def _nanousd(text: str) -> int:
+    try:
+        amount = Decimal(text) * 1_000_000_000
+    except InvalidOperation:
+        raise InvalidArgument(f"{text!r} is not a price; write US dollars per million tokens, such as 0.15") from None
+    if not amount.is_finite() or amount < 0 or amount != int(amount):
+        raise InvalidArgument(f"{text!r} is not a price in whole nano-dollars per million tokens")
+    return int(amount)

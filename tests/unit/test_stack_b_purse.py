@@ -1,0 +1,349 @@
+"""Chunks of budgets: spent in memory, booked in batches, given back, and never more than was held before."""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import anyio
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from adapters.inproc.budget import InprocBudget
+from adapters.inproc.store import Store
+from conformance.clock import ManualClock
+from conformance.people import ACME
+from ports.budget import NOTHING, Account, Amount, Balance, Booking, Budget, Hold, UsageEvent
+from ports.budget_rules import account_of, tokens_per_day
+from ports.context import AuthContext
+from ports.errors import ResourceExhausted, Unavailable
+from stack_b.budget.chunks import next_requests
+from stack_b.budget.purse import Purse, Taken
+
+LEASE: Final = timedelta(seconds=30)
+IDLE: Final = timedelta(seconds=3)
+LIMIT: Final = 100_000
+ValueT = TypeVar("ValueT")
+
+
+class Counted(InprocBudget):
+    """The in-process ledger, with its calls counted, and a number of failures to come."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(Store(uuid.uuid4().hex), clock)
+        self.calls: Counter[str] = Counter()
+        self.failures = 0
+
+    async def hold(
+        self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
+    ) -> Hold:
+        self.calls["hold"] += 1
+        return await super().hold(auth, amount, on=on, lease=lease, spare=spare)
+
+    async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
+        self.calls["book"] += 1
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("the ledger is away")
+        await super().book(auth, bookings)
+
+
+class Process:
+    """A gateway's purse, over a ledger that it shares with others."""
+
+    def __init__(
+        self, ledger: Counted, clock: ManualClock, limit: int = LIMIT, *, also: tuple[Account, ...] = ()
+    ) -> None:
+        self.purse = Purse(ledger, clock, in_chunks=True)
+        self._on = (tokens_per_day(limit), *also)
+
+    async def take(self, tokens: int, nanousd: int = 0) -> Taken:
+        return await self.purse.take(ACME, Amount(tokens=tokens, nanousd=nanousd), self._on, LEASE)
+
+    async def put(self, taken: Taken, tokens: int, nanousd: int = 0) -> None:
+        event = UsageEvent(request=uuid.uuid4().hex, attempt=1, output_tokens=tokens, cost_nanousd=nanousd)
+        await self.purse.put(taken, (event,) if tokens else (), wait_s=0)
+        await turns()
+
+
+async def turns() -> None:
+    """Let what is under way in this process come to its end."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def pass_time(clock: ManualClock, by: timedelta) -> None:
+    """Second by second, as keepers see it."""
+    for _ in range(int(by.total_seconds())):
+        await clock.advance(timedelta(seconds=1))
+        await turns()
+
+
+async def standing(ledger: InprocBudget, limit: int = LIMIT) -> Balance:
+    return await ledger.balance(ACME, limit=limit)
+
+
+@pytest.mark.anyio
+class TestPurse:
+    @pytest.fixture
+    def clock(self) -> ManualClock:
+        return ManualClock()
+
+    @pytest.fixture
+    def ledger(self, clock: ManualClock) -> Counted:
+        return Counted(clock)
+
+    async def test_most_requests_make_no_call(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+
+        for _ in range(30):
+            await process.put(await process.take(10), 7)
+        await process.purse.drain()
+
+        assert ledger.calls["hold"] == 1
+        assert ledger.calls["book"] <= 2
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (210, 0)
+        assert await ledger.deviations(ACME) == ()
+
+    async def test_requests_that_come_together_wait_for_one_chunk(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+
+        with anyio.fail_after(5):
+            taken = await asyncio.gather(*(process.take(10) for _ in range(30)))
+
+        assert ledger.calls["hold"] == 1
+        assert len({one.chunk.hold for one in taken}) == 1
+
+    async def test_an_idle_chunk_goes_back(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+        await process.put(await process.take(10), 7)
+        assert process.purse.idle(ACME.tenant) > 0
+
+        await pass_time(clock, IDLE)
+
+        assert process.purse.idle(ACME.tenant) == 0
+        assert (await standing(ledger)).held == 0
+
+    async def test_a_busy_chunk_keeps_what_its_requests_hold_and_gives_the_rest_back(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        slow = await process.take(10)
+
+        await pass_time(clock, LEASE * 2)
+
+        assert (await standing(ledger)).held == 10
+        await process.put(slow, 10)
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (10, 0)
+
+    async def test_what_a_killed_process_held_counts_as_spent(self, ledger: Counted, clock: ManualClock) -> None:
+        killed = Process(ledger, clock)
+        await killed.put(await killed.take(10), 7)
+        held = (await standing(ledger)).held
+        await kill()
+
+        await clock.advance(LEASE)
+
+        balance = await standing(ledger)
+        assert held >= 10
+        assert (balance.settled, balance.held) == (held, 0)
+
+    async def test_near_the_limit_a_request_gets_the_last_token(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock, limit=100)
+
+        for _ in range(10):
+            await process.put(await process.take(10), 10)
+
+        balance = await standing(ledger, 100)
+        assert (balance.settled, balance.held) == (100, 0)
+        with pytest.raises(ResourceExhausted) as refused:
+            await process.take(1)
+        assert refused.value.code == "budget_exceeded"
+
+    async def test_nobody_is_refused_for_what_the_process_itself_holds_idle(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock, limit=1_000)
+        await process.put(await process.take(3), 3)
+        assert (await standing(ledger, 1_000)).held > 0
+
+        whole = await process.take(997)
+
+        assert whole.amount.tokens == 997
+
+    async def test_another_process_gets_the_rest_once_it_was_given_back(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        one, other = Process(ledger, clock, limit=1_000), Process(ledger, clock, limit=1_000)
+        await one.put(await one.take(3), 3)
+        with pytest.raises(ResourceExhausted) as refused:
+            await other.take(997)
+        assert refused.value.code == "budget_in_flight"
+        assert refused.value.retry_after is not None
+
+        await pass_time(clock, IDLE)
+
+        assert (await other.take(997)).amount.tokens == 997
+
+    async def test_usage_outlives_a_ledger_that_is_away(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+        taken = await process.take(10)
+        ledger.failures = 5
+
+        await process.put(taken, 7)
+        await pass_time(clock, IDLE * 3)
+
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (7, 0)
+
+    async def test_money_is_held_and_spent_beside_tokens(self, ledger: Counted, clock: ManualClock) -> None:
+        money = account_of(Budget(id="money", unit="nanousd", limit=1_000))
+        process = Process(ledger, clock, also=(money,))
+
+        await process.put(await process.take(10, nanousd=400), 7, nanousd=390)
+        await process.put(await process.take(10, nanousd=600), 7, nanousd=600)
+        with pytest.raises(ResourceExhausted) as refused:
+            await process.take(10, nanousd=400)
+
+        assert (refused.value.code, refused.value.details["budget"]) == ("budget_exceeded", "money")
+        [balance] = await ledger.standing(ACME, [money])
+        assert (balance.settled, balance.held) == (990, 0)
+
+    async def test_what_calls_cost_takes_nothing_of_a_budget_of_tokens(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+
+        for _ in range(20):
+            await process.put(await process.take(10), 7, nanousd=10**9)
+
+        assert ledger.calls["hold"] == 1
+
+    async def test_a_chunk_is_not_used_beyond_its_window(self, ledger: Counted, clock: ManualClock) -> None:
+        minutely = account_of(Budget(id="minutely", limit=LIMIT, period="minute"))
+        process = Process(ledger, clock, also=(minutely,))
+        [before] = await ledger.standing(ACME, [minutely])
+        await clock.advance(before.window_end - clock.now() - timedelta(seconds=1))
+        first = await process.take(10)
+
+        await clock.advance(timedelta(seconds=1))
+        second = await process.take(10)
+
+        assert first.chunk is not second.chunk
+
+    async def test_draining_gives_everything_back(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+        await process.put(await process.take(10), 7)
+        ledger.failures = 1
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(process.purse.drain)
+                await pass_time(clock, IDLE)
+
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (7, 0)
+
+
+def test_chunks_grow_as_long_as_they_do_not_last_and_shrink_again() -> None:
+    assert next_requests(32, 0.1) == 64
+    assert next_requests(4_096, 0.1) == 4_096
+    assert next_requests(64, 3.0) == 32
+    assert next_requests(32, 3.0) == 32
+
+
+async def kill() -> None:
+    """End every task but ours, as SIGKILL would: nothing of them is told to the ledger."""
+    tasks = [task for task in asyncio.all_tasks() if "Purse." in repr(task.get_coro())]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Sequences(RuleBasedStateMachine):
+    """Any order of requests in two processes that are killed now and then, against what was really consumed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self.clock = ManualClock()
+        self.ledger = Counted(self.clock)
+        self.processes = [Process(self.ledger, self.clock, limit=2_000) for _ in range(2)]
+        self.out: list[tuple[int, Taken]] = []
+        self.consumed = 0
+
+    def run(self, call: Coroutine[Any, Any, ValueT]) -> ValueT:
+        return self._runner.run(call)
+
+    @rule(place=st.integers(0, 1), tokens=st.integers(1, 150))
+    def take(self, place: int, tokens: int) -> None:
+        async def act() -> Taken | None:
+            away = self.ledger.failures
+            free = (await standing(self.ledger, 2_000)).free + self.processes[place].purse.idle(ACME.tenant)
+            taking = asyncio.ensure_future(self.processes[place].take(tokens))
+            await turns()
+            while not taking.done():
+                await pass_time(self.clock, timedelta(seconds=1))
+            try:
+                return taking.result()
+            except ResourceExhausted:
+                assert away or free < tokens, "refused although it fits"
+                return None
+
+        if (taken := self.run(act())) is not None:
+            self.out.append((place, taken))
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.randoms(use_true_random=False), share=st.integers(0, 4))
+    def put(self, which: Any, share: int) -> None:
+        place, taken = self.out.pop(which.randrange(len(self.out)))
+        tokens = taken.amount.tokens * share // 4
+        self.consumed += tokens
+        self.run(self.processes[place].put(taken, tokens))
+
+    @rule(seconds=st.integers(1, 12))
+    def wait(self, seconds: int) -> None:
+        self.run(pass_time(self.clock, timedelta(seconds=seconds)))
+
+    @rule(failures=st.integers(1, 2))
+    def ledger_away(self, failures: int) -> None:
+        self.ledger.failures = failures
+
+    @rule()
+    def kill_all(self) -> None:
+        # What was under way may have been consumed in full, for all that anybody knows.
+        self.consumed += sum(taken.amount.tokens for _, taken in self.out)
+        self.out.clear()
+        self.run(kill())
+        self.processes = [Process(self.ledger, self.clock, limit=2_000) for _ in range(2)]
+
+    @invariant()
+    def never_more_than_the_limit_and_never_less_than_the_truth(self) -> None:
+        balance = self.run(standing(self.ledger, 2_000))
+        under_way = sum(taken.amount.tokens for _, taken in self.out)
+
+        assert balance.settled + balance.held <= 2_000
+        assert balance.settled + balance.held >= self.consumed + under_way
+        assert self.run(self.ledger.deviations(ACME)) == ()
+
+    def teardown(self) -> None:
+        try:
+            while self.out:
+                place, taken = self.out.pop()
+                self.run(self.processes[place].put(taken, 0))
+            self.run(pass_time(self.clock, LEASE * 2))
+            balance = self.run(standing(self.ledger, 2_000))
+            assert balance.held == 0, "nothing is held for ever"
+            assert balance.settled >= self.consumed
+        finally:
+            self._runner.close()
+
+
+Sequences.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestSequences = Sequences.TestCase
