@@ -157,6 +157,8 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", run["run_id"]
     yield "status", run["status"]
     yield "agent", f"{run['agent_id']} version {run['agent_version']}"
+    if run["parent_run_id"]:
+        yield "parent", f"{run['parent_run_id']}, {run['depth']} deep"
     if origin := run["forked_from"]:
         yield "forked", f"from {origin['run_id']} after step {origin['step']}"
     yield "created", f"{_time(run['created_at'])} by {run['principal_id']}"

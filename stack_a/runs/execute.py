@@ -1,11 +1,12 @@
 """Execute a claimed run: plan, commit the intent, act, commit the result, until it ends or is taken away.
 
-Every way out is one of: a terminal status was committed; the run was parked for an operator; another worker owns it now
-and nothing more is written; or this worker hands it back.
+Every way out is one of: a terminal status was committed; the run was parked for an operator, or waits for runs that it
+made; another worker owns it now and nothing more is written; or this worker hands it back.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -16,6 +17,7 @@ from msgspec import to_builtins
 from observability.logs import who
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError, Conflict, Internal, NotFound, Unavailable, Unsupported
+from ports.ids import RunId
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
@@ -25,11 +27,14 @@ from ports.tool import ToolCall, ToolSpec
 from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
+from stack_a.runs.children import result_of, start_child
 from stack_a.runs.deltas import Deltas
+from stack_a.runs.family import Family
 from stack_a.runs.journal import Journal, fault_of, read_steps
 from stack_a.runs.patience import Patience
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
+from stack_a.tools.agents import with_agents
 
 logger = logging.getLogger("agentos.runs")
 
@@ -60,6 +65,15 @@ Interruption: TypeAlias = Literal["abandon", "cancel", "deadline", "hand_back"]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """By the calls of agents in one turn."""
+
+    children: dict[int, RunId] = field(default_factory=dict)
+    """Those that are open, by step."""
+    trouble: list[AgentOSError] = field(default_factory=list)
+
+
 class Execution:
     """One claimed run in the hands of this worker. `interrupt` may be called from other tasks of the same loop."""
 
@@ -78,6 +92,7 @@ class Execution:
         """Set while there is something under way that may take long."""
         self._usage = run.usage
         self._journal: Journal | None = None
+        self._family = Family(run_state=deps.run_state, queue=deps.queue)
         self._failure: AgentOSError | None = None
         """Why the model call under way has not been answered yet."""
 
@@ -133,7 +148,8 @@ class Execution:
         begun = self.run.epoch > 1 or self.run.forked_from is not None
         journal = self._journal = self._journal_of(await self._written() if begun else [])
         agent = await self._agents.of(self.run)
-        tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
+        served = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
+        tools = await with_agents(self._deps.agent, self._auth, agent, served)
         while True:
             if self._interruption is not None:
                 return await self._leave(journal, self._interruption)
@@ -141,7 +157,11 @@ class Execution:
                 case CallModel() as call:
                     await self._call_model(journal, call)
                 case CallTools(calls=calls):
-                    await self._call_tools(journal, agent, tools, calls)
+                    children = await self._make_calls(journal, agent, tools, calls)
+                    if children and self._interruption is None:
+                        await journal.commit(status="waiting", events=[tell.waiting(children)])
+                        await self._family.waits(self.run)
+                        return False
                 case Settle(steps=steps):
                     if not await self._settle(journal, steps):
                         return False
@@ -238,42 +258,83 @@ class Execution:
             raise Unavailable("the model's answer ended before it was whole", code="upstream_error")
         return reply
 
-    async def _call_tools(
-        self, journal: Journal, agent: AgentSpec, tools: dict[str, ToolSpec], calls: tuple[PlannedTool, ...]
-    ) -> None:
+    async def _make_calls(
+        self, journal: Journal, agent: AgentSpec, tools: Mapping[str, ToolSpec], calls: tuple[PlannedTool, ...]
+    ) -> dict[int, RunId]:
+        """Make the calls of a turn. Of those of agents, the runs that they made and that are open still, by step."""
+        todo = await self._begin(journal, calls)
+        handed = [call for call in todo if call.intent.kind == "agent"]
+        limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
+        made = _Made()
+
+        async def every() -> None:
+            if len(todo) == 1 and not handed:
+                await self._call_tool(journal, limiter, tools[todo[0].intent.name], todo[0])
+                return
+            async with anyio.create_task_group() as group:
+                for call in todo:
+                    if call.intent.kind == "tool":
+                        group.start_soon(self._call_tool, journal, limiter, tools[call.intent.name], call)
+                # As many at a time as tools; the others when these have ended.
+                for call in handed[: agent.limits.max_parallel_tools]:
+                    group.start_soon(self._hand_on, journal, limiter, call, made)
+
+        await self._act(every)
+        if made.trouble:
+            raise made.trouble[0]
+        return made.children
+
+    async def _begin(self, journal: Journal, calls: tuple[PlannedTool, ...]) -> list[PlannedTool]:
+        """Note the calls' intents. Those that are to be made."""
         for call in calls:
             journal.intend(call.intent, tell.started(call.intent))
         for call in calls:
             if call.refusal is not None:
                 result = StepResult(n=call.intent.n, status="failed", error=call.refusal)
-                journal.complete(result, tell.tool_completed(call.intent.name, result, 0))
+                journal.complete(result, tell.call_completed(call.intent.kind, call.intent.name, result, 0))
         todo = [call for call in calls if call.refusal is None]
-        if any(call.intent.effect not in REPEATABLE for call in todo):
-            # What may not be done twice is not begun before the store knows of it.
+        if any(call.intent.kind == "agent" or call.intent.effect not in REPEATABLE for call in todo):
+            # What may not be done twice, or goes on without us, is not begun before the store knows of it.
             self._note(await journal.commit())
-        limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
+        return todo
 
-        async def one(call: PlannedTool) -> None:
+    async def _call_tool(
+        self, journal: Journal, limiter: anyio.CapacityLimiter, spec: ToolSpec, call: PlannedTool
+    ) -> None:
+        async with limiter:
+            began = self._deps.clock.monotonic()
+            result, writes = await self._invoke(call, spec)
+        journal.complete(result, tell.tool_completed(spec.name, result, self._ms_since(began)), writes)
+        seconds, code = self._seconds_since(began), result.error.code if result.error else None
+        self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
+        self._deps.metrics.tool_call(tool=spec.name, seconds=seconds, error_code=code)
+        if call.intent.effect not in CAN_WAIT:
+            with anyio.CancelScope(shield=True):
+                self._note(await journal.commit())
+
+    async def _hand_on(self, journal: Journal, limiter: anyio.CapacityLimiter, call: PlannedTool, made: _Made) -> None:
+        """Make the run that the call is for, or find it. Where it has ended, or can't be made, the step is settled."""
+        n, ends = call.intent.n, self.run.deadline_at
+        patience = Patience(MODEL_ATTEMPTS, outlasts=ends is not None)
+        took = timedelta(0)
+        try:
             async with limiter:
-                began = self._deps.clock.monotonic()
-                result, writes = await self._invoke(call, tools[call.intent.name])
-            journal.complete(result, tell.tool_completed(call.intent.name, result, self._ms_since(began)), writes)
-            seconds, code = self._seconds_since(began), result.error.code if result.error else None
-            self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
-            self._deps.metrics.tool_call(tool=call.intent.name, seconds=seconds, error_code=code)
-            if call.intent.effect not in CAN_WAIT:
-                with anyio.CancelScope(shield=True):
-                    self._note(await journal.commit())
-
-        async def every() -> None:
-            if len(todo) == 1:
-                await one(todo[0])
+                child = await self._retrying(patience, lambda: start_child(self._deps, self.run, call, now=self._now()))
+        except (Unavailable, Internal) as error:
+            # Whether there is a child is unknown. The tools beside it shall not pay for that.
+            made.trouble.append(error)
+            return
+        except AgentOSError as error:
+            result = StepResult(n=n, status="failed", error=fault_of(error))
+        else:
+            if (found := result_of(n, child)) is None:
+                made.children[n] = child.id
                 return
-            async with anyio.create_task_group() as group:
-                for call in todo:
-                    group.start_soon(one, call)
-
-        await self._act(every)
+            result, took = found, (child.finished_at or child.created_at) - child.created_at
+        took_ms = round(took.total_seconds() * 1_000)
+        journal.complete(result, tell.call_completed("agent", call.intent.name, result, took_ms))
+        self._usage = self._usage.plus(result.usage)
+        self._deps.metrics.step(kind="agent", status=result.status, seconds=took.total_seconds())
 
     async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> tuple[StepResult, tuple[MemoryWrite, ...]]:
         """What came of the call, and what becomes true with that."""
@@ -327,15 +388,17 @@ class Execution:
     async def _end(
         self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None
     ) -> None:
-        for step in journal.steps:
-            if step.status == "started":
-                journal.complete(*interrupted(step.n, step.kind, step.name))
+        begun = [step for step in journal.steps if step.status == "started"]
+        for step in begun:
+            journal.complete(*interrupted(step.n, step.kind, step.name))
         last = tell.finished(status, output=output, error=error, usage=self._usage)
         await journal.commit(status=status, output=output, error=error, events=[last])
         took = self._now() - self.run.created_at
         self._deps.metrics.run_finished(status=status, took=took)
         fields = {"run_id": self.run.id, "status": status, "steps": len(journal.steps), "seconds": took.total_seconds()}
         logger.info("run.finished", extra={**who(self._auth), **fields})
+        childless = not any(step.kind == "agent" for step in begun)
+        await self._family.ended(self._auth, self.run, childless=childless)
 
     def _note(self, appended: Appended | None) -> None:
         if appended is not None and appended.cancel_requested:
