@@ -34,7 +34,7 @@ from ports.run_state import Appended, Change, Orphan, Renewal, Run, StepIntent
 from ports.tool import ToolCall, ToolResult, ToolSpec
 from stack_a.runs.start import Hint
 from stack_a.worker import LEASE, SELF, Worker
-from tests.support.simulation import AS_IT_IS, TOOLS, TRANSACTIONAL, Trouble, World, Wrap
+from tests.support.simulation import AS_IT_IS, HANDED, TOOLS, TRANSACTIONAL, Trouble, Turns, World, Wrap
 
 EXAMPLES: Final = int(os.environ.get("AGENTOS_SIMULATION_EXAMPLES", "60"))
 SEARCHED: Final = max(400, EXAMPLES)
@@ -53,7 +53,7 @@ SETTINGS: Final = settings(
     suppress_health_check=list(HealthCheck),
 )
 TURNS: Final = st.lists(
-    st.lists(st.sampled_from([*TOOLS, "nonsense"]), min_size=1, max_size=3).map(tuple), max_size=3
+    st.lists(st.sampled_from([*TOOLS, HANDED, "nonsense"]), min_size=1, max_size=3).map(tuple), max_size=3
 ).map(tuple)
 FAULTS: Final = st.dictionaries(
     st.sampled_from(["create", "enqueue"]), st.sampled_from(["before", "after"]), max_size=2
@@ -188,13 +188,20 @@ def test_every_promise_holds_in_every_history_that_hypothesis_finds() -> None:
 # --- trouble at every port call --------------------------------------------------------------------------------------
 
 SCENARIO: Final = (("note", "look"), ("slow", "keep"), ("send",))
+HANDING: Final = ((HANDED, "note"),)
 
 
-def scenario(trouble: tuple[int, Trouble] | None = None, plant: Wrap = AS_IT_IS, stored: Wrap = AS_IT_IS) -> list[str]:
+def scenario(
+    trouble: tuple[int, Trouble] | None = None,
+    plant: Wrap = AS_IT_IS,
+    stored: Wrap = AS_IT_IS,
+    *,
+    turns: Turns = SCENARIO,
+) -> list[str]:
     """One run through one worker to which something happens, and through another one after that; the gates it passed."""
     world = World(plant=plant, stored=stored)
     try:
-        world.create(SCENARIO, key="key-1")
+        world.create(turns, key="key-1")
         world.start(trouble=trouble)
         first = world.processes[0]
         for _ in range(30):
@@ -223,6 +230,17 @@ def test_every_promise_holds_whatever_port_call_meets_trouble(kind: Trouble) -> 
 
     assert {"run_state.claim after", "run_state.append before", "run_state.append after", "queue.ack before",
             "model.stream after", "tool.invoke before", "tool.invoke after"} <= set(gates)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["kill", "pause", "unavailable"])
+def test_every_promise_holds_whatever_port_call_of_a_run_that_hands_work_on_meets_trouble(kind: Trouble) -> None:
+    gates = scenario(turns=HANDING)
+
+    for number in range(len(gates)):
+        scenario((number, kind), turns=HANDING)
+
+    assert {"run_state.create before", "run_state.create after", "run_state.wake before",
+            "run_state.wake after"} <= set(gates)  # fmt: skip
 
 
 # --- the oracle sees what it should ----------------------------------------------------------------------------------
