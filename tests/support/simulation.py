@@ -63,7 +63,7 @@ UNSAFE: Final = "send"
 TRANSACTIONAL: Final = "keep"
 HANDED: Final = AgentId("agt_simulated_helper")
 """In a turn: the agent that gets `ITS_TURNS` to do, in a run of its own."""
-ITS_TURNS: Final = [["note"], ["slow"]]
+ITS_TURNS: Final = [["note"]]
 AS_IT_IS: Final[Wrap] = lambda _, port: port  # noqa: E731 - the annotation says what it is
 SECOND: Final = timedelta(seconds=1)
 MOMENT: Final = timedelta(milliseconds=30)

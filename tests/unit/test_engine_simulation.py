@@ -30,7 +30,7 @@ from ports.ids import RunId, WorkerId
 from ports.memory import MemoryWrite
 from ports.model import ChatDelta, ChatRequest
 from ports.queue import Delivery
-from ports.run_state import Appended, Change, Orphan, Renewal, Run, StepIntent
+from ports.run_state import Adrift, Appended, Change, Created, NewRun, Orphan, Renewal, Run, StepIntent
 from ports.tool import ToolCall, ToolResult, ToolSpec
 from stack_a.runs.start import Hint
 from stack_a.worker import LEASE, SELF, Worker
@@ -358,6 +358,27 @@ class KeyPerAttempt(Around):
         return result
 
 
+class ChildPerAttempt(Around):
+    """A worker that makes a new key each time it makes a run for another one."""
+
+    calls = 0
+
+    async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        if new.parent is not None:
+            self.calls += 1
+            key = msgspec.structs.replace(new.idempotency, key=f"{new.idempotency.key}.{id(self)}.{self.calls}")
+            new = msgspec.structs.replace(new, idempotency=key)
+        created: Created = await self.port.create(auth, new)
+        return created
+
+
+class WithoutMending(Around):
+    """A store that knows of nobody whose parent or children went on without it."""
+
+    async def adrift(self, *_: object, **__: object) -> tuple[Adrift, ...]:
+        return ()
+
+
 class ForgettingReplies(Around):
     """A gateway that asks its model anew each time, and gets another answer each time."""
 
@@ -403,6 +424,7 @@ PLANTED: Final[dict[str, tuple[str, dict[str, Wrap]]]] = {
     "the intent after the effect": ("E2|E9", {"plant": only("run_state", IntentsWithResults)}),
     "a gateway that forgets its replies": ("E2", {"stored": only("model", ForgettingReplies)}),
     "a new key per attempt": ("E2", {"plant": only("tool", KeyPerAttempt)}),
+    "a child per attempt": ("E2", {"plant": only("run_state", ChildPerAttempt)}),
     "a transactional tool that acts": ("E2", {"plant": acting_at_once}),
     "writes that are lost": ("E2", {"plant": only("run_state", LosingWrites)}),
     "an unsafe tool repeated": ("E9", {"plant": only("tool", UnsafeTakenForSafe)}),
@@ -415,6 +437,12 @@ def test_a_planted_bug_is_found(bug: str) -> None:
 
     with pytest.raises(AssertionError, match=promise):
         simulate(**planted, examples=SEARCHED)
+
+
+def test_a_parent_that_nobody_told_is_found_where_nobody_mends() -> None:
+    with pytest.raises(AssertionError, match="E1: run_.* is stuck"):
+        for number in range(len(scenario(turns=HANDING))):
+            scenario((number, "kill"), stored=only("run_state", WithoutMending), turns=HANDING)
 
 
 def test_acknowledging_before_the_claim_is_found_where_nobody_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
