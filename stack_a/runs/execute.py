@@ -6,7 +6,6 @@ made; another worker owns it now and nothing more is written; or this worker han
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -63,15 +62,6 @@ transactional one's, whose effect is in that commit and may be what the next ste
 Interruption: TypeAlias = Literal["abandon", "cancel", "deadline", "hand_back"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """By the calls of agents in one turn."""
-
-    children: dict[int, RunId] = field(default_factory=dict)
-    """Those that are open, by step."""
-    trouble: list[AgentOSError] = field(default_factory=list)
 
 
 class Execution:
@@ -265,7 +255,7 @@ class Execution:
         todo = await self._begin(journal, calls)
         handed = [call for call in todo if call.intent.kind == "agent"]
         limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
-        made = _Made()
+        children: dict[int, RunId] = {}
 
         async def every() -> None:
             if len(todo) == 1 and not handed:
@@ -277,12 +267,10 @@ class Execution:
                         group.start_soon(self._call_tool, journal, limiter, tools[call.intent.name], call)
                 # As many at a time as tools; the others when these have ended.
                 for call in handed[: agent.limits.max_parallel_tools]:
-                    group.start_soon(self._hand_on, journal, limiter, call, made)
+                    group.start_soon(self._hand_on, journal, limiter, call, children)
 
         await self._act(every)
-        if made.trouble:
-            raise made.trouble[0]
-        return made.children
+        return children
 
     async def _begin(self, journal: Journal, calls: tuple[PlannedTool, ...]) -> list[PlannedTool]:
         """Note the calls' intents. Those that are to be made."""
@@ -312,23 +300,21 @@ class Execution:
             with anyio.CancelScope(shield=True):
                 self._note(await journal.commit())
 
-    async def _hand_on(self, journal: Journal, limiter: anyio.CapacityLimiter, call: PlannedTool, made: _Made) -> None:
+    async def _hand_on(
+        self, journal: Journal, limiter: anyio.CapacityLimiter, call: PlannedTool, children: dict[int, RunId]
+    ) -> None:
         """Make the run that the call is for, or find it. Where it has ended, or can't be made, the step is settled."""
-        n, ends = call.intent.n, self.run.deadline_at
-        patience = Patience(MODEL_ATTEMPTS, outlasts=ends is not None)
-        took = timedelta(0)
+        n, took = call.intent.n, timedelta(0)
+        # Whether there is a child is unknown as long as the store is away: that is no answer to build upon.
+        patience = Patience(MODEL_ATTEMPTS, outlasts=True)
         try:
             async with limiter:
                 child = await self._retrying(patience, lambda: start_child(self._deps, self.run, call, now=self._now()))
-        except (Unavailable, Internal) as error:
-            # Whether there is a child is unknown. The tools beside it shall not pay for that.
-            made.trouble.append(error)
-            return
         except AgentOSError as error:
             result = StepResult(n=n, status="failed", error=fault_of(error))
         else:
             if (found := result_of(n, child)) is None:
-                made.children[n] = child.id
+                children[n] = child.id
                 return
             result, took = found, (child.finished_at or child.created_at) - child.created_at
         took_ms = round(took.total_seconds() * 1_000)

@@ -440,9 +440,12 @@ def test_a_planted_bug_is_found(bug: str) -> None:
 
 
 def test_a_parent_that_nobody_told_is_found_where_nobody_mends() -> None:
-    with pytest.raises(AssertionError, match="E1: run_.* is stuck"):
+    def at_every_gate() -> None:
         for number in range(len(scenario(turns=HANDING))):
             scenario((number, "kill"), stored=only("run_state", WithoutMending), turns=HANDING)
+
+    with pytest.raises(AssertionError, match=r"E1: run_.* is stuck"):
+        at_every_gate()
 
 
 def test_acknowledging_before_the_claim_is_found_where_nobody_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
