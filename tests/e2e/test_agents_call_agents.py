@@ -163,6 +163,20 @@ async def test_tools_beside_an_agent_end_before_the_run_waits(node: StackA, tool
     assert tools.cancelled == 0
 
 
+async def test_a_run_that_its_worker_ends_takes_its_children_with_it(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    both = turn(("slow", {}), (HAND, {"input": "x"}))
+    async with node.worker(parts(both, "never said", hand=(turn(("slow", {})), "done")), tools.port(clock)):
+        run_id = await node.created()
+        await until(lambda: tools.together == 2)
+        [child] = await family(node, run_id)
+        await node.cancel(run_id)
+        ended = [(await ended_in_time(node, clock, one)).status for one in (run_id, child.id)]
+
+    assert (ended, tools.cancelled) == (["cancelled", "cancelled"], 2)
+
+
 async def test_a_waiting_run_keeps_neither_slot_nor_place_from_its_child(
     node: StackA, tools: Toolbox, clock: ManualClock
 ) -> None:

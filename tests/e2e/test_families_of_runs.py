@@ -73,6 +73,11 @@ async def status_of(node: StackA, run_id: str) -> RunStatus:
     return (await node.run_state.load(ACME, RunId(run_id))).status
 
 
+async def held_up(faults: Faults) -> None:
+    with anyio.fail_after(5):
+        await faults.held()
+
+
 async def check_it_goes_on(node: StackA, tools: Toolbox, clock: ManualClock, run_id: str) -> None:
     """Under another worker, to its end, with one child."""
     tools.let_go.set()
@@ -94,7 +99,8 @@ async def test_a_call_that_is_not_answered_neither_loses_nor_doubles_a_child(
     ) as node:
         await team(node, member(BOSS, HAND), member(HAND))
         run_id = await node.created()
-        faults.inject(method, kind, times=2)
+        # An outage of the store is outlived, however long it takes to make the child.
+        faults.inject(method, kind, times=8 if method == "create" else 2)
 
         await check_it_goes_on(node, tools, clock, run_id)
 
@@ -119,7 +125,7 @@ async def test_a_worker_killed_after_it_made_the_child_leaves_it_to_be_found(
     run_id = await node.created()
     faults.inject("create", "late")
     async with node.worker(one_child(), tools.port(clock)):
-        await faults.held()
+        await held_up(faults)
     assert await status_of(node, run_id) == "running"
     assert len(await family(node, run_id)) == 1
 
@@ -132,7 +138,7 @@ async def test_a_worker_killed_after_its_run_began_to_wait_leaves_it_waiting(
     run_id = await node.created()
     faults.inject("wake", "late")
     async with node.worker(one_child(), tools.port(clock)):
-        await faults.held()
+        await held_up(faults)
     assert await status_of(node, run_id) == "waiting"
 
     await check_it_goes_on(node, tools, clock, run_id)
@@ -147,7 +153,7 @@ async def test_a_worker_killed_after_the_child_ended_leaves_the_parent_to_the_sw
         await until(tools.begun.is_set)
         faults.inject("append", "late")
         tools.let_go.set()
-        await faults.held()
+        await held_up(faults)
     [child] = await family(node, run_id)
     assert (child.status, await status_of(node, run_id)) == ("succeeded", "waiting")
 
@@ -163,7 +169,7 @@ async def test_a_worker_killed_after_it_woke_the_parent_leaves_it_to_the_sweep(
         await until(tools.begun.is_set)
         faults.inject("wake", "late")
         tools.let_go.set()
-        await faults.held()
+        await held_up(faults)
     assert await status_of(node, run_id) == "queued"
 
     await check_it_goes_on(node, tools, clock, run_id)
@@ -233,7 +239,7 @@ async def test_a_run_cancelled_just_before_it_waits_does_not_wait(
     async with node.worker(one_child(), tools.port(clock)):
         run_id = await node.created()
         faults.inject("create", "late")
-        await faults.held()
+        await held_up(faults)
         await node.cancel(run_id)
         faults.let_go()
         [child] = await until_made(node, run_id)
