@@ -150,6 +150,10 @@ class ToolSamples(Struct, frozen=True, kw_only=True):
     """`read` gives another output once the same tenant's `write` was called."""
     reconcilable: ToolCall | None = None
     """Of a tool that can tell what became of an interrupted call."""
+    unreachable: ToolCall | None = None
+    """Can't begin: there is no connection, or no process."""
+    lost: ToolCall | None = None
+    """Acts, as `ToolHarness.effects` counts, and its answer is lost: the connection breaks, or the process dies."""
 
 
 class ToolHarness(Harness[ToolPort], Protocol):

@@ -17,9 +17,9 @@ from conformance.harness import ToolHarness
 from conformance.people import ACME, FOREIGNERS, Foreigner
 from conformance.waiting import PATIENCE_S, while_time_passes
 from ports.context import AuthContext
-from ports.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unsupported
+from ports.errors import AgentOSError, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unsupported
 from ports.messages import Json
-from ports.tool import ToolCall, ToolPort, ToolResult
+from ports.tool import ToolCall, ToolPort, ToolResult, may_have_acted
 
 TIMEOUT: Final = timedelta(seconds=20)
 SHORT: Final = timedelta(milliseconds=50)
@@ -41,6 +41,12 @@ async def output_of(tools: ToolPort, auth: AuthContext, call: ToolCall) -> Json:
 async def reconciled(tools: ToolPort, auth: AuthContext, call: ToolCall) -> ToolResult | None:
     with anyio.fail_after(PATIENCE_S):
         return await tools.reconcile(auth, call.name, call.key)
+
+
+async def error_of(tools: ToolPort, call: ToolCall) -> AgentOSError:
+    with anyio.fail_after(PATIENCE_S), pytest.raises(AgentOSError) as raised:
+        await tools.invoke(ACME, call, timeout=TIMEOUT)
+    return raised.value
 
 
 @pytest.mark.anyio
@@ -70,7 +76,7 @@ class ToolContract(Contract):
         with pytest.raises(NotFound):
             await tools.invoke(ACME, ABSENT, timeout=TIMEOUT)
 
-    @clause("TOO-3")
+    @clause("TOO-3", "TOO-12")
     async def test_arguments_against_the_schema_are_refused_and_the_tool_does_not_act(
         self, harness: ToolHarness
     ) -> None:
@@ -83,6 +89,7 @@ class ToolContract(Contract):
             with pytest.raises(InvalidArgument) as refusal:
                 await tools.invoke(ACME, replace(call, arguments=arguments), timeout=TIMEOUT)
             assert refusal.value.code == "tool_bad_arguments"
+            assert not may_have_acted(refusal.value)
 
         assert await harness.effects() == before
 
@@ -193,6 +200,40 @@ class ToolContract(Contract):
             call: ToolCall | None = getattr(harness.samples, name)
             if call is not None and effects[call.name] != "transactional":
                 assert (await tools.invoke(ACME, call, timeout=TIMEOUT)).writes == (), call.name
+
+    @clause("TOO-12")
+    async def test_the_error_of_a_call_that_did_not_begin_says_so(self, harness: ToolHarness) -> None:
+        tools = await harness.open()
+        call = sample(harness, "unreachable")
+        before = await harness.effects()
+
+        error = await error_of(tools, call)
+
+        assert not may_have_acted(error)
+        assert await harness.effects() == before
+
+    @clause("TOO-12")
+    async def test_the_error_of_a_call_over_its_timeout_says_that_it_may_have_acted(self, harness: ToolHarness) -> None:
+        tools = await harness.open()
+        call = sample(harness, "slow")
+
+        error = await while_time_passes(lambda: tools.invoke(ACME, call, timeout=SHORT), harness.advance, SHORT)
+
+        assert isinstance(error, AgentOSError)
+        assert may_have_acted(error)
+
+    @clause("TOO-12")
+    async def test_the_error_of_a_call_whose_answer_was_lost_says_that_it_may_have_acted(
+        self, harness: ToolHarness
+    ) -> None:
+        tools = await harness.open()
+        call = sample(harness, "lost")
+        before = await harness.effects()
+
+        error = await error_of(tools, call)
+
+        assert may_have_acted(error)
+        assert await harness.effects() == before + 1
 
     @clause("TOO-9")
     async def test_every_schema_is_of_an_object_that_takes_nothing_else(self, harness: ToolHarness) -> None:

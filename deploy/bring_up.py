@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from adapters.postgres.maintenance import make_event_days
@@ -10,9 +10,10 @@ from adapters.postgres.migrate import migrate
 from deploy import config as settings
 from deploy import credentials, embedded_postgres
 from deploy.action import Failed, Recorder
-from deploy.catalogue import Service, layout_of
+from deploy.catalogue import Service, layout_of, successor
 from deploy.credentials import write_if_changed
 from deploy.embedded_postgres import SUPERUSER
+from deploy.handover import keeper
 from deploy.health import Health, probe
 from deploy.internal import open_directory
 from deploy.node import write_private
@@ -53,9 +54,17 @@ def remember_flags(recorder: Recorder, flags: Mapping[str, str]) -> None:
 
 
 def boot(
-    recorder: Recorder, services: tuple[Service, ...], environ: Mapping[str, str], supervisor: Supervisor
+    recorder: Recorder,
+    services: tuple[Service, ...],
+    environ: Mapping[str, str],
+    supervisor: Supervisor,
+    *,
+    spare: Collection[str] = (),
 ) -> Applied:
-    """The directories, the generated secrets, the supervisor and the database."""
+    """The directories, the generated secrets, the supervisor and the database.
+
+    Services with other settings than they run with are stopped, but for those in `spare`.
+    """
     node, config = recorder.node, recorder.config
     with recorder.phase("boot") as notes:
         done: list[str] = []
@@ -77,7 +86,7 @@ def boot(
             done.append("made the signing key")
         if supervisor.start_daemon(services, environ):
             done.append("started the supervisor")
-        applied = supervisor.apply(services)
+        applied = supervisor.apply(services, spare=spare)
         if applied.changed or applied.removed:
             done.append(f"new settings for {', '.join((*applied.changed, *applied.removed))}")
         database = tuple(service for service in services if service.name == "postgres")
@@ -125,16 +134,47 @@ def wire(recorder: Recorder, services: tuple[Service, ...], supervisor: Supervis
         notes.summary = f"{healthy}; started {', '.join(started)}" if started else f"{healthy}; all ran already"
 
 
+def rolled(services: tuple[Service, ...]) -> tuple[Service, ...]:
+    """What a redeploy restarts."""
+    return tuple(service for service in services if service.name != "postgres")
+
+
 def roll(recorder: Recorder, services: tuple[Service, ...], supervisor: Supervisor) -> None:
     """Restart every service but the database, one at a time, each only after the one before is healthy again."""
-    rolled = tuple(service for service in services if service.name != "postgres")
+    new = rolled(services)
     with recorder.phase("restart") as notes:
-        for number, service in enumerate(rolled, start=1):
-            supervisor.stop(service.name)
-            supervisor.start(service.name)
-            wait_healthy(recorder, (service,), supervisor, what=f"restarted {number}/{len(rolled)}, healthy")
+        for number, service in enumerate(new, start=1):
+            what = f"restarted {number}/{len(new)}, healthy"
+            if probe(service).ok and service.handover is not None and keeper(service.handover) is not None:
+                _hand_over(recorder, service, services, supervisor, what=what)
+            else:
+                # Nothing is lost by stopping it first: it serves nobody, or nobody from outside.
+                supervisor.renew(service)
+                wait_healthy(recorder, (service,), supervisor, what=what)
         notes.changed = True
-        notes.summary = f"restarted {', '.join(service.name for service in rolled)}"
+        notes.summary = f"restarted {', '.join(service.name for service in new)}"
+
+
+def _hand_over(
+    recorder: Recorder, service: Service, services: tuple[Service, ...], supervisor: Supervisor, *, what: str
+) -> None:
+    """Restart a service without a moment in which nobody listens: another process stands in for it meanwhile.
+
+    When that one does not become ready, the service goes on as it was.
+    """
+    spare = {one.name for one in rolled(services)}
+    standing_in = successor(service)
+    supervisor.apply((*services, standing_in), spare=spare)
+    try:
+        supervisor.start(standing_in.name)
+        wait_healthy(recorder, (standing_in,), supervisor, what="standing in")
+    except BaseException:
+        supervisor.apply(services, spare=spare)
+        raise
+    supervisor.renew(service)
+    # Should it fail now, the other one is left: it serves. The next `up` or `redeploy` takes it away.
+    wait_healthy(recorder, (service,), supervisor, what=what)
+    supervisor.apply(services, spare=spare)
 
 
 def wait_healthy(
@@ -156,7 +196,7 @@ def wait_healthy(
     dying_since: dict[str, float] = {}
     while waiting:
         for name, service in list(waiting.items()):
-            last[name] = probe(service)
+            last[name] = _probe_itself(service, supervisor)
             if last[name].ok:
                 del waiting[name]
                 recorder.progress.milestone(f"{what} {len(services) - len(waiting)}/{len(services)} ({name})")
@@ -173,6 +213,18 @@ def wait_healthy(
                 state = states[name]
                 raise Failed(unhealthy(recorder, last[name], f"{state.state} {state.remark}".strip()))
         time.sleep(_POLL_SECONDS)
+
+
+def _probe_itself(service: Service, supervisor: Supervisor) -> Health:
+    """As `probe`, but not content with the answer of another process that serves the same address."""
+    health = probe(service)
+    if not health.ok or service.handover is None:
+        return health
+    who = keeper(service.handover)
+    if who is None or who.pid == supervisor.states()[service.name].pid:
+        return health
+    detail = f"process {who.pid} still serves its address; it has not taken over yet"
+    return Health(service=service.name, ok=False, detail=detail, ms=health.ms)
 
 
 def unhealthy(recorder: Recorder, health: Health, state: str) -> Check:

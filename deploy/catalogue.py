@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from deploy import credentials, embedded_postgres
 from deploy.config import Config, dereference, referred_names
+from deploy.gateway_file import environment_of
 from deploy.node import Node
 
 # Set for everything a node starts, so that its processes can be told from all others, orphans included.
@@ -65,6 +66,8 @@ class Service(Struct, frozen=True, kw_only=True):
     stop_signal: str = "TERM"
     stop_wait_s: int = 25
     """Until it is killed; longer than the grace the services give to open requests."""
+    handover: Path | None = None
+    """The door (`deploy.handover`) where a successor gets the listening socket; None when it must be stopped first."""
 
 
 def catalogue(node: Node, config: Config, environ: Mapping[str, str]) -> tuple[Service, ...]:
@@ -126,6 +129,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
     }
     # Keys of further backends are looked up by name inside the service, so it needs those names, and only it.
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
+    own |= environment_of(config, environ)
     return _python_service(
         node,
         config,
@@ -140,6 +144,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         memory_mib=256,
         # 20 s for open requests, 15 s for model calls whose client has left, the rest for what they settle.
         stop_wait_s=45,
+        handover=_door(node, "stack-b"),
     )
 
 
@@ -162,6 +167,7 @@ def _stack_a(node: Node, config: Config, environ: Mapping[str, str], database: t
         url=stack_a_url(config),
         depends_on=database,
         memory_mib=256,
+        handover=_door(node, "stack-a"),
     )
 
 
@@ -204,6 +210,7 @@ def _python_service(
     depends_on: tuple[str, ...],
     memory_mib: int,
     stop_wait_s: int = 25,
+    handover: Path | None = None,
 ) -> Service:
     environment = base_environment(node, environ) | {
         "PYTHONPATH": str(node.code),
@@ -215,6 +222,8 @@ def _python_service(
         "AGENTOS_JWKS_FILE": str(node.secret(credentials.JWKS)),
         "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.APP_URL)),
     }
+    if handover is not None:
+        environment["AGENTOS_HANDOVER"] = str(handover)
     return Service(
         name=name,
         title=title,
@@ -226,6 +235,7 @@ def _python_service(
         resources=Resources(memory_mib=memory_mib, cpu_millis=500),
         working_directory=str(node.code),
         stop_wait_s=stop_wait_s,
+        handover=handover,
     )
 
 
@@ -236,6 +246,16 @@ def _tools(config: Config) -> dict[str, str]:
     path = Path(config.tools_file)
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     return {"AGENTOS_TOOLS_FILE": config.tools_file, "AGENTOS_TOOLS_SHA256": digest}
+
+
+def successor(service: Service) -> Service:
+    """The same service once more, to stand in for it while it is restarted."""
+    return msgspec.structs.replace(service, name=f"{service.name}-next")
+
+
+def _door(node: Node, service: str) -> Path:
+    # Beside the supervisor's socket, where paths are short enough for one.
+    return node.supervisor_socket.with_name(f"{service}.sock")
 
 
 def environment_file(node: Node, service: str) -> Path:

@@ -93,6 +93,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             f"kind ({' or '.join(KINDS)}; may be left out), base_url, api_key (reference), models}}."
         ),
     ] = ""
+    gateway_file: Annotated[
+        str,
+        Meta(
+            description="The gateway's backends and routing: path of a JSON file (docs/gateway.md), followed while it "
+            "runs; empty = none."
+        ),
+    ] = ""
     tools_file: Annotated[
         str,
         Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from http.client import HTTPException
 from typing import Any, Final
 
@@ -153,10 +153,10 @@ class Supervisor:
 
     def start_daemon(self, services: Iterable[Service], environ: Mapping[str, str]) -> bool:
         """Make sure the daemon runs; True when it had to be started. Starts no service."""
-        services = tuple(services)
-        self._write(services)
         if self.alive():
             return False
+        services = tuple(services)
+        self._write(services)
         self._node.supervisor_socket.unlink(missing_ok=True)
         write_private(self._node.supervisor_conf, self._render(services))
         environment = base_environment(self._node, environ) | {
@@ -184,13 +184,18 @@ class Supervisor:
             time.sleep(_POLL_SECONDS)
         return True
 
-    def apply(self, services: Iterable[Service]) -> Applied:
-        """Give the running daemon this catalogue. Changed and removed services are stopped; none is started."""
+    def apply(self, services: Iterable[Service], *, spare: Collection[str] = ()) -> Applied:
+        """Give the running daemon this catalogue. Changed and removed services are stopped; none is started.
+
+        Those in `spare` go on as they were started, until they are renewed.
+        """
         services = tuple(services)
-        self._write(services)
+        # A spared one that dies begins again as it was.
+        self._write(service for service in services if service.name not in spare)
         # Told in any case: an earlier `up` may have written the file and died before it told the daemon.
         write_if_changed(self._node.supervisor_conf, self._render(services))
         [[added, changed, removed]] = self._call("reloadConfig")
+        changed = [name for name in changed if name not in spare]
         for name in (*changed, *removed):
             self._call("stopProcessGroup", name)
             self._call("removeProcessGroup", name)
@@ -208,6 +213,13 @@ class Supervisor:
         self._call("startProcess", name, False)
         return True
 
+    def renew(self, service: Service) -> None:
+        """Stop the service and start it as the catalogue given last describes it. Does not wait until it is healthy."""
+        self._write((service,))
+        for method in ("stopProcessGroup", "removeProcessGroup", "addProcessGroup"):
+            self._call(method, service.name)
+        self._call("startProcess", service.name, False)
+
     def stop(self, name: str) -> bool:
         """Stop the service and wait until it is gone; False when it did not run."""
         if self._call("getProcessInfo", name)["statename"] not in _RUNNING:
@@ -219,7 +231,7 @@ class Supervisor:
         """End the daemon and everything it runs; returns at once, the caller waits for the processes."""
         self._call("shutdown")
 
-    def _write(self, services: tuple[Service, ...]) -> None:
+    def _write(self, services: Iterable[Service]) -> None:
         for service in services:
             if service.environment:
                 write_if_changed(environment_file(self._node, service.name), environment_json(service))

@@ -174,6 +174,10 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "worker.adopt_failed": "an orphaned run could not be taken over",
     "upkeep.done": "runs past their retention were removed",
     "upkeep.failed": "old runs could not be removed now; the next round tries again",
+    "backend.breaker": "a backend failed too often and is left alone, or is asked again",
+    "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
+    "gateway.configured": "a changed configuration of the gateway is in force",
+    "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
     "backend.silent": "a model backend that used to answer does not",
     "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
     "telemetry.failed": "something could not be recorded; the work went on",
@@ -189,8 +193,9 @@ LOG_FIELDS: Final = frozenset(
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
         "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "mode", "address", "pid",
+        "experiment",
         # how it went
-        "status", "status_class", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
+        "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much
         "active", "attempt", "recoveries", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
         "completion_tokens", "cost_nanousd", "depth", "limit", "seconds", "duration_ms", "latency_ms", "retry_after_s",

@@ -64,7 +64,8 @@ def created_event(agent_id: str, parent: Parent | None) -> NewEvent:
     return NewEvent(type="run.created", data=data)
 
 
-INTERRUPTED: Final = Fault(code="outcome_unknown", message="interrupted; whether it took effect is unknown")
+MAY_HAVE_ACTED: Final = "whether it took effect is unknown"
+INTERRUPTED: Final = Fault(code="outcome_unknown", message=f"interrupted; {MAY_HAVE_ACTED}")
 
 
 def interrupted(n: int, kind: StepKind, name: str) -> tuple[StepResult, list[NewEvent]]:

@@ -342,7 +342,10 @@ class RunStatePort(Protocol):
         ...
 
     async def renew(self, auth: AuthContext, worker: WorkerId, duration: timedelta) -> Renewal:
-        """Register `worker`, or extend its lease, for `duration` of the store's clock. Needs `runs:any-tenant`."""
+        """Register `worker`, or extend its lease, for `duration` of the store's clock. Needs `runs:any-tenant`.
+
+        A node opens the store once more for this alone, in a thread with an event loop of its own.
+        """
         ...
 
     async def retire(self, auth: AuthContext, worker: WorkerId) -> None:

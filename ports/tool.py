@@ -16,6 +16,10 @@ Clauses (each has a test in `conformance.tool`):
          same key; a tool that keeps no record raises `Unsupported`, as all do unless `capabilities.reconcile`.
 * TOO-11 A `transactional` tool does not act: what it would do is in the `writes` of its result, and whoever records the
          result makes them true together with it. No other tool has `writes`.
+* TOO-12 An error says whether the call may have taken effect, or yet may: an `Unavailable` or `Internal` says that it may,
+         unless its `details` have `sent` as false; `tool_failed`, `tool_tls_error`, `tool_bad_output` and all others say
+         that it has not, or was answered, unless their `details` have `outcome` as `unknown`. Of an `unsafe` call that may
+         have acted, `reconcile` or a person is asked.
 """
 
 from datetime import timedelta
@@ -24,11 +28,25 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from ports.context import AuthContext
+from ports.errors import AgentOSError, Internal, Unavailable
 from ports.memory import MemoryWrite
 from ports.messages import Json
 from ports.run_state import EffectClass
 
 MAX_OUTPUT_BYTES: Final = 256 * 1024
+
+NOT_SENT: Final = {"sent": False}
+"""`details` of an error that came before anybody could act: no connection, no process."""
+OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
+"""`details` of an error after which nobody knows: the connection broke, the process died."""
+_ANSWERED: Final = frozenset({"tool_failed", "tool_tls_error", "tool_bad_output"})
+
+
+def may_have_acted(error: AgentOSError) -> bool:
+    """Whether a call that raised `error` may have taken effect, or yet may (TOO-12)."""
+    if isinstance(error, Unavailable | Internal) and error.code not in _ANSWERED:
+        return error.details.get("sent") is not False
+    return error.details.get("outcome") == "unknown"
 
 
 class ToolSpec(Struct, frozen=True, kw_only=True):

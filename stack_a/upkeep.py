@@ -8,7 +8,7 @@ from typing import Final
 from ports.clock import Clock
 from ports.errors import AgentOSError
 from ports.maintenance import MaintenancePort
-from stack_a.worker import SELF
+from stack_a.lease import SELF
 
 logger = logging.getLogger("agentos.upkeep")
 

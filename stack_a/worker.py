@@ -3,18 +3,14 @@
 RunState decides; the queue only hints. A hint is acknowledged once the claim is committed, so a crash between the two costs
 a redelivery, and a crash after it costs a lapsed lease, which the sweep of any worker finds.
 
-The worker's right to write is its lease in the run store, renewed every `RENEW_EVERY` for `LEASE`. When it could not renew
-for `FENCE_AFTER` by its own monotonic clock, it stops all its runs without another write: the lease may soon lapse. The
-store gives renewals a way of their own, past whatever else waits for it. A loop kept so busy that it does not come to renew
-does not come to stop its runs either; what it then still writes, the store refuses, because whoever took over has a higher
-epoch.
+The worker's right to write is its lease (`stack_a.lease`). When that is given up, all runs are left as they are.
 """
 
 import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -22,29 +18,22 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from ports.context import QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
+from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, Internal, NotFound, ResourceExhausted, Unavailable
-from ports.ids import PrincipalId, RunId, TenantId, WorkerId
+from ports.ids import RunId, WorkerId
 from ports.messages import Fault
 from ports.queue import Delivery
 from ports.run_state import Run
 from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
-from stack_a.runs.execute import Execution, Interruption
+from stack_a.lease import SELF, Keep, Lease
+from stack_a.runs.execute import Execution
 from stack_a.runs.family import Family
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.start import Hint
 
 logger = logging.getLogger("agentos.worker")
 
-LEASE: Final = timedelta(seconds=25)
-"""How long a run of a worker that died waits, at most, before it may be taken over. With the longest pause between two
-sweeps (1.25 * `SWEEP_EVERY`) that is 27.5 s, which leaves 2.5 s of the 30 s promised for the sweep and the claim."""
-RENEW_EVERY: Final = timedelta(seconds=2)
-"""Also how soon a cancel reaches a running tool."""
-FENCE_AFTER: Final = timedelta(seconds=18)
-"""Looked at when a renewal fails, which may be a pause and a whole call after it passed: 18 + 2 + 4.5 s, where 4.5 s is the
-longest that the PostgreSQL adapter waits for an answer. So all runs are stopped before the lease ends, at 25 s."""
 SWEEP_EVERY: Final = timedelta(seconds=2)
 SWEEP_AGAIN: Final = timedelta(milliseconds=250)
 """After a sweep that found as much as there was room for."""
@@ -56,24 +45,22 @@ HOWEVER_LONG: Final = timedelta(days=36_500)
 HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
 RETRY_AFTER: Final = timedelta(seconds=1)
+STILL_UNDER_WAY: Final = timedelta(seconds=10)
+"""How long a claim that was not answered may yet be made: twice what the PostgreSQL adapter gives a call, rounded up."""
 ROOM_AFTER: Final = timedelta(milliseconds=250)
 """How long a hint is put aside whose tenant has as many runs running as it may. Queues that know don't even deliver it."""
-
-SELF: Final = AuthContext(
-    tenant=TenantId("tnt_system"),
-    principal=PrincipalId("svc_worker"),
-    scopes=frozenset({QUEUE_ANY_TENANT, RUNS_ANY_TENANT}),
-)
-"""The worker's own identity. What it does for a run it does as the run's requester."""
 
 
 class Worker:
     """Runs up to `concurrency` runs at once in this process. `serve` once per instance."""
 
-    def __init__(self, deps: WorkerDeps, *, new_id: Callable[[], WorkerId], concurrency: int) -> None:
-        self.id = new_id()
-        self._new_id = new_id
+    def __init__(
+        self, deps: WorkerDeps, *, new_id: Callable[[], WorkerId], concurrency: int, keep: Keep | None = None
+    ) -> None:
+        """`keep` is how the lease is kept; if it is not said, then here, where a busy event loop delays it."""
         self._deps = deps
+        self._lease = Lease(deps.clock, new_id=new_id)
+        self._keep: Keep = keep or (lambda lease: lease.keep(deps.run_state))
         self._agents = PinnedAgents(deps.agent)
         self._family = Family(run_state=deps.run_state, queue=deps.queue)
         self._concurrency = concurrency
@@ -83,14 +70,18 @@ class Worker:
         self._executions: dict[RunId, Execution] = {}
         self._claimed: dict[RunId, int] = {}
         """The epoch of each run in hand, from the claim on."""
-        self._renewed_at: float | None = None
-        self._behind = timedelta(0)
-        """How far this machine's clock is behind the store's."""
         self._registered = anyio.Event()
         self._sweep_due = False
         """Whether the next free slot is the sweep's."""
         self._leaving = anyio.Event()
+        self._handing_back = False
+        """Whether the grace after `drain` is over."""
         self._changed = anyio.Event()
+
+    @property
+    def id(self) -> WorkerId:
+        """Another one after the lease was given up."""
+        return self._lease.id
 
     @property
     def active(self) -> int:
@@ -100,17 +91,16 @@ class Worker:
     @property
     def holds_lease(self) -> bool:
         """Whether it may write: what its readiness says."""
-        if self._renewed_at is None:
-            return False
-        return self._deps.clock.monotonic() - self._renewed_at < FENCE_AFTER.total_seconds()
+        return self._lease.live
 
     async def serve(self) -> None:
         """Work until `drain` has been called and is done, or the task is cancelled.
 
         Raises `Internal` when it ends without either: then the process has to begin anew.
         """
+        self._lease.attend(self._hear)
         async with anyio.create_task_group() as group:
-            group.start_soon(self._renew_forever)
+            group.start_soon(self._keep, self._lease)
             await self._registered.wait()
             async with anyio.create_task_group() as taking:
                 taking.start_soon(self._take_forever, group)
@@ -129,57 +119,36 @@ class Worker:
         self._leaving.set()
         with anyio.move_on_after(grace.total_seconds()):
             await self._until_idle()
-        self._interrupt_all("hand_back")
+        self._handing_back = True
+        for execution in self._executions.values():
+            execution.interrupt("hand_back")
         await self._until_idle()
 
     async def _until_idle(self) -> None:
-        while self._executions:
+        """Until nothing is being claimed or executed any more."""
+        while self._in_hand:
             await self._changed.wait()
 
-    def _interrupt_all(self, why: Interruption) -> None:
-        for execution in self._executions.values():
-            execution.interrupt(why)
-
     def _announce(self) -> None:
-        """Wake those who wait for a free slot or for the last run to end."""
+        """Wake those who wait for a free slot, for the lease or for the last run to end."""
         self._changed.set()
         self._changed = anyio.Event()
 
-    # --- the lease ---------------------------------------------------------------------------------------------------
+    def _hear(self, cancel_requested: frozenset[RunId]) -> None:
+        """The lease was renewed or given up."""
+        if self.holds_lease:
+            self._registered.set()
+        for run_id, execution in self._executions.items():
+            if not self._holds(execution.run):
+                execution.interrupt("abandon")
+            elif run_id in cancel_requested:
+                execution.interrupt("cancel")
+        # Nobody takes work without a lease.
+        self._announce()
 
-    async def _renew_forever(self) -> None:
-        clock = self._deps.clock
-        while True:
-            began = clock.monotonic()
-            try:
-                renewal = await self._deps.run_state.renew(SELF, self.id, LEASE)
-            except AgentOSError as error:
-                logger.warning("worker.renew_failed", extra={"worker_id": self.id, "code": error.code})
-                if self._renewed_at is not None and not self.holds_lease:
-                    self._fence()
-            else:
-                # Counted from before the call: the store's lease ends no earlier.
-                self._renewed_at = began
-                self._behind = renewal.now - clock.now()
-                self._registered.set()
-                for run_id in renewal.cancel_requested:
-                    if execution := self._executions.get(run_id):
-                        execution.interrupt("cancel")
-            await clock.sleep(RENEW_EVERY)
-
-    def _now(self) -> datetime:
-        """By the store's clock, as far as a call's time: what runs are dated by."""
-        return self._deps.clock.now() + self._behind
-
-    def _fence(self) -> None:
-        """The lease may have lapsed: give up every run unwritten, and come back as another worker.
-
-        Under the old id those runs would look held for as long as it is renewed.
-        """
-        logger.error("worker.fenced_itself", extra={"worker_id": self.id, "active": self.active})
-        self._interrupt_all("abandon")
-        self.id = self._new_id()
-        self._renewed_at = None
+    def _holds(self, run: Run) -> bool:
+        """Whether it was claimed under the lease that we have now, whatever of that we have heard."""
+        return run.worker == self.id
 
     # --- taking work -------------------------------------------------------------------------------------------------
 
@@ -308,23 +277,30 @@ class Worker:
 
         Raises `ResourceExhausted` when there is something to do later: its tenant has as many runs running as it may.
         """
-        worker, unanswered = self.id, False
+        clock, worker, unanswered_at = self._deps.clock, self.id, None
         while True:
             try:
-                run = await self._claim_once(requester, run_id, worker, unanswered=unanswered)
+                run = await self._claim_once(requester, run_id, worker, unanswered=unanswered_at is not None)
             except NotFound:
                 return None
-            except Unavailable as error:
-                if worker != self.id:
-                    raise  # fenced meanwhile: the old lease ends, and with it what was claimed under it
-                logger.warning("worker.claim_unanswered", extra={"run_id": run_id, "code": error.code})
-                unanswered = True
-                await self._deps.clock.sleep(RETRY_AFTER)
+            except ResourceExhausted:
+                if unanswered_at is None or clock.monotonic() - unanswered_at > STILL_UNDER_WAY.total_seconds():
+                    raise
+                # The claim before this one may still find room.
+                await clock.sleep(RETRY_AFTER)
                 continue
-            if run is not None and worker != self.id:
+            except Unavailable as error:
+                if worker != self.id or self._handing_back:
+                    raise  # that lease ends, and with it what was claimed under it
+                logger.warning("worker.claim_unanswered", extra={"run_id": run_id, "code": error.code})
+                unanswered_at = clock.monotonic()
+                await clock.sleep(RETRY_AFTER)
+                continue
+            if run is None or worker != self.id:
                 return None  # fenced while the answer was on its way: the same
-            if run is not None:
-                self._claimed[run_id] = run.epoch
+            if self._claimed.get(run_id) == run.epoch:
+                return None  # another of our claims was not answered, and found what this one had made
+            self._claimed[run_id] = run.epoch
             return run
 
     async def _claim_once(
@@ -342,9 +318,11 @@ class Worker:
     # --- one run -----------------------------------------------------------------------------------------------------
 
     async def _execute(self, run: Run) -> None:
-        execution = Execution(self._deps, self._agents, run, now=self._now)
+        execution = Execution(self._deps, self._agents, run, now=self._lease.now, held=partial(self._holds, run))
         self._executions[run.id] = execution
-        waited = self._now() - run.created_at if run.epoch == 1 else None
+        if self._handing_back:
+            execution.interrupt("hand_back")
+        waited = self._lease.now() - run.created_at if run.epoch == 1 else None
         self._deps.metrics.run_claimed(waited=waited, recovered=run.recoveries > 0)
         try:
             with self._deps.metrics.run_active():
@@ -362,19 +340,22 @@ class Worker:
             if await answered(execution.proceed()):
                 await self._hand_back(run, troubled=False)
         except Exception as error:
-            if isinstance(error, AgentOSError) and error.retryable:
-                logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
-            else:
+            if troubled := not (isinstance(error, AgentOSError) and error.retryable):
                 # A defect, or something the store won't take: the run would meet it again on every worker.
                 logger.exception("run.crashed", extra={"run_id": run.id})
                 with contextlib.suppress(AgentOSError):
                     await execution.fail(Fault(code="internal", message="the run met an internal error"))
                     return
-            await self._hand_back(run, troubled=True)
+            else:
+                # Whatever did not answer, it is not this run's fault.
+                logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
+            # It may be claimed again at once, and meet the same.
+            await self._deps.clock.sleep(RETRY_AFTER)
+            await self._hand_back(run, troubled=troubled)
 
     async def _hand_back(self, run: Run, *, troubled: bool) -> None:
         """Release the run, however long the store takes to come back: while our lease lives nobody else may claim it."""
-        while True:
+        while self._holds(run):
             try:
                 await self._deps.run_state.release(run.requester, run.id, run.epoch, troubled=troubled)
                 await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, NoReturn, cast
 
 import msgspec
@@ -16,14 +17,16 @@ from ports.http.routes import public_template
 from ports.ids import PrincipalId, TenantId
 from stack_b.budget.balances import Balances
 from stack_b.deps import StackBDeps
+from stack_b.http.completions import surface_routes
 from stack_b.http.endpoints import model_routes, operator_routes
-from stack_b.http.errors import DOCUMENTED, openai_members
+from stack_b.http.errors import DOCUMENTED, anthropic_body, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 from stack_b.tell import Tell
 
 VERSION: Final = "1"
+MESSAGES: Final = "/v1/messages"
 
 # Nobody's tenant: asking for its balance touches no row, and proves that the ledger answers.
 _PROBE: Final = AuthContext(tenant=TenantId("tnt_system"), principal=PrincipalId("svc_stack_b"))
@@ -48,7 +51,10 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     table = routes(deps.limits)
     openapi = document(
         title="AgentOS Stack B",
-        description="An OpenAI-compatible gateway with entitlements, hard budgets and policy on every request.",
+        description=(
+            "A gateway for models, in the dialects of OpenAI and Anthropic, with entitlements, hard budgets and policy on "
+            "every request."
+        ),
         version=VERSION,
         routes=table,
         operations=OPERATIONS,
@@ -57,6 +63,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     )
     app = Litestar(
         route_handlers=[
+            *surface_routes(deps, pipeline, steps),
             *model_routes(deps, pipeline, steps),
             *operator_routes(
                 deps, {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}, msgspec.json.encode(openapi)
@@ -67,14 +74,42 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         openapi_config=None,
         logging_config=None,
     )
-    edge = Edge(
+    edge = partial(
+        Edge,
         cast(App, app),
         routes=table.with_denied(_served(app)),
         verifier=deps.verifier,
         observe=observer(deps.metrics),
-        extra=openai_members,
     )
-    return _with_balance(edge, pipeline.balances)
+    usual = edge(extra=openai_members)
+    anthropic = _with_request_id(edge(body=anthropic_body, key_header=b"x-api-key"))
+    return _with_balance(_by_dialect(usual, anthropic), pipeline.balances)
+
+
+def _by_dialect(usual: App, anthropic: App) -> App:
+    """The same edge, app and rules, for clients of either make."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        theirs = path == MESSAGES or path.startswith(f"{MESSAGES}/")
+        await (anthropic if theirs else usual)(scope, receive, send)
+
+    return app
+
+
+def _with_request_id(edge: App) -> App:
+    """`request-id`, which is what Anthropic's clients look for."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def stamped(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                found: Exchange = scope[EXCHANGE]
+                message["headers"] = [*message["headers"], (b"request-id", found.trace.correlation_id.encode())]
+            await send(message)
+
+        await edge(scope, receive, stamped)
+
+    return app
 
 
 def _with_balance(edge: App, balances: Balances) -> App:

@@ -1,10 +1,12 @@
 """One canonical form of a request. Everything after the parser works on these and never sees the wire again."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from ports.messages import Json
+
+Preference: TypeAlias = Literal["quality", "cost", "latency"]
 
 
 class ChatCall(Struct, frozen=True, kw_only=True):
@@ -14,6 +16,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     choices: int = 1
     max_tokens: int | None = None
     """Per choice; None when the client left it to us."""
+    preference: Preference = "quality"
+    """What to go by where several backends may serve it."""
     stream: bool = False
     include_usage: bool = False
     """The client asked for a usage chunk at the end of the stream."""
@@ -25,3 +29,4 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     members: dict[str, Json]
     """`dimensions`, `user` and what else a backend may know."""
     encoding: Literal["float", "base64"] = "float"
+    preference: Preference = "quality"

@@ -15,6 +15,7 @@ from ports.reply_journal import ReplyJournal
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.limits import Limits
+from stack_b.routing.router import Router
 
 NEEDS: Final[Mapping[str, Struct | None]] = {
     "verifier": None,
@@ -36,4 +37,5 @@ class StackBDeps:
     reply_journal: ReplyJournal
     pii: PiiDetector
     catalog: Catalog
+    router: Router
     limits: Limits = field(default_factory=Limits)

@@ -5,10 +5,10 @@ The edge has authenticated it and the parser made it canonical. Then: entitlemen
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -28,7 +28,8 @@ from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
 from stack_b.policy import Finding, decide
 from stack_b.receipt import Trail, budget_members
-from stack_b.routing import choose, may_fall_back
+from stack_b.routing.choice import may_fall_back
+from stack_b.routing.router import Asked, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, usage_of
@@ -48,6 +49,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
 class _Ready:
     """A request that may be called, once its budget is held."""
 
+    auth: AuthContext
+    asked: Asked
     candidates: tuple[Candidate, ...]
     body: dict[str, Json]
     ask: Ask
@@ -63,6 +66,7 @@ class Pipeline:
         self._limits = deps.limits
         self._tell = tell
         self._tenants = TenantCache(deps.tenant, deps.clock)
+        self._router = deps.router
         self.balances = Balances(deps.budget, deps.clock)
         self.meter = Meter(deps.budget, deps.clock, self.balances)
 
@@ -107,10 +111,13 @@ class Pipeline:
         """One vector per input, in the encoding asked for, with the receipt."""
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
-            tenant, candidates = await self._entitled(auth, call.model, "embed")
+            asked = Asked(name=call.model, kind="embed", preference=call.preference)
+            tenant, candidates = await self._entitled(auth, asked)
             value = await self._inspected(auth, {**call.members, "input": list(call.inputs)}, trail)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ready = _Ready(
+                auth=auth,
+                asked=asked,
                 candidates=candidates,
                 body={**value, "encoding_format": call.encoding},
                 ask=embed_ask(redacted),
@@ -129,7 +136,7 @@ class Pipeline:
         """What `chat` would decide, without a call and without changing a row."""
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
-            tenant, candidates = await self._entitled(auth, call.model, "chat")
+            tenant, candidates = await self._entitled(auth, _asked(call))
             decision = await decide(self._deps.pii, auth, call.members)
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
             ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
@@ -140,22 +147,20 @@ class Pipeline:
             )
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
-        """What the tenant may use, sorted by id; of several backends with the same model, the preferred one."""
+        """What the tenant may ask for, aliases and tiers included, sorted by id, each with who would be asked first."""
         tenant = await self._tenants.tenant(auth)
-        found: dict[str, Candidate] = {}
-        for candidate in self._deps.catalog.served():
-            model = candidate.card.id
-            if choose(model, "chat" if candidate.card.chat else "embed", tenant.entitlements, [candidate]):
-                found.setdefault(model, candidate)
-        return tuple(found[model] for model in sorted(found))
+        return self._router.named(auth, tenant.entitlements)
 
     # The stages, in their order.
 
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
-        tenant, candidates = await self._entitled(auth, call.model, "chat")
+        asked = _asked(call)
+        tenant, candidates = await self._entitled(auth, asked)
         body = await self._inspected(auth, call.members, trail)
         ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
         return _Ready(
+            auth=auth,
+            asked=asked,
             candidates=candidates,
             body={**body, "n": call.choices} if call.choices > 1 else body,
             ask=ask,
@@ -173,15 +178,13 @@ class Pipeline:
             )
         return chat_ask(call, self._limits, model_max_tokens=most)
 
-    async def _entitled(
-        self, auth: AuthContext, model: str, kind: Literal["chat", "embed"]
-    ) -> tuple[Tenant, tuple[Candidate, ...]]:
+    async def _entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
         tenant = await self._tenants.tenant(auth)
-        candidates = choose(model, kind, tenant.entitlements, self._deps.catalog.served())
+        candidates = self._router.candidates(auth, asked, tenant.entitlements)
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
-                f"this tenant has no model for {kind} under the name it asked for; GET /v1/models lists what it may use",
+                f"this tenant has no {asked.kind} model of the name it asked for; GET /v1/models lists what it may use",
                 code="model_not_entitled",
             )
         return tenant, candidates
@@ -216,15 +219,17 @@ class Pipeline:
         self, ready: _Ready, spending: Spending, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
     ) -> dict[str, Json]:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
-        for last, candidate in _with_last(ready.candidates):
+        failure: AgentOSError | None = None
+        for candidate in self._router.tries(ready.candidates):
             spending.assume(_lost(ready, candidate))
             try:
-                with trail.attempt(candidate):
+                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
                     answer = await act(candidate)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
-                if last or not may_fall_back(error):
+                if not may_fall_back(error):
                     raise
+                failure = error
                 continue
             usage = usage_of(
                 answer.get("usage"),
@@ -235,18 +240,21 @@ class Pipeline:
             spending.add(usage)
             self._tell.attempted(candidate, trail.paid(usage))
             return answer
-        raise AssertionError("there is always a candidate")
+        assert failure is not None, "there is always a candidate"
+        raise failure
 
     async def _streamed(
         self, ready: _Ready, spending: Spending, trail: Trail, model: str
     ) -> AsyncGenerator[tuple[StreamShaper, list[dict[str, Json]]], None]:
         """The pieces of the first answer that begins. Once content was released there is no falling back."""
-        for last, candidate in _with_last(ready.candidates):
+        failure: AgentOSError | None = None
+        for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
             spending.assume(_lost(ready, candidate))
             begun = False
             try:
-                with trail.attempt(candidate):
+                attempting = self._router.attempt(ready.auth, ready.asked, candidate)
+                with trail.attempt(candidate), attempting as attempt:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, ready.ask.max_tokens)
                     async with aclosing(chunks):
                         async for chunk in chunks:
@@ -254,6 +262,7 @@ class Pipeline:
                             if pieces:
                                 begun = True
                                 trail.first_content()
+                                attempt.answered()
                                 yield shaper, pieces
                     shaper.complete()
             except AgentOSError as error:
@@ -261,8 +270,9 @@ class Pipeline:
                     self._failed(ready, candidate, spending, trail, error)
                 else:
                     self._streamed_usage(ready, candidate, spending, trail, shaper)
-                if begun or last or not may_fall_back(error):
+                if begun or not may_fall_back(error):
                     raise
+                failure = error
                 continue
             except BaseException:
                 # The client is gone, or time is up. What was relayed is owed.
@@ -271,6 +281,8 @@ class Pipeline:
             self._streamed_usage(ready, candidate, spending, trail, shaper)
             yield shaper, []
             return
+        assert failure is not None, "there is always a candidate"
+        raise failure
 
     def _streamed_usage(
         self, ready: _Ready, candidate: Candidate, spending: Spending, trail: Trail, shaper: StreamShaper
@@ -307,9 +319,8 @@ def out_of_time(seconds: int) -> Unavailable:
     return Unavailable(f"the answer took longer than {seconds} s", code="upstream_timeout")
 
 
-def _with_last(candidates: tuple[Candidate, ...]) -> Iterator[tuple[bool, Candidate]]:
-    for number, candidate in enumerate(candidates, start=1):
-        yield number == len(candidates), candidate
+def _asked(call: ChatCall) -> Asked:
+    return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation_of(call.members))
 
 
 def _lost(ready: _Ready, candidate: Candidate) -> Usage:

@@ -12,7 +12,7 @@ from adapters.postgres.engine import Database, Transaction
 from adapters.postgres.rows import by_place, packed, packed_or_null, position, trace_of
 from adapters.postgres.run_reads import key_of, known, loaded, run_scope, run_uuid, whole_run
 from adapters.postgres.statements import load
-from adapters.postgres.together import Together
+from adapters.postgres.together import Apart, Together
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import TenantId
@@ -129,8 +129,9 @@ async def _create(transaction: Transaction, asks: Sequence[_Ask]) -> list[Run | 
     made = by_place(
         await transaction.rows(_SQL["create"], {"asks": packed(rows), **_LIMITS}), [ask.tenant for ask in asks]
     )
-    if len(made) != len(asks):
-        raise _NotMade
+    if missing := [place for place in range(len(asks)) if place not in made]:
+        # The others of a batch are not to pay for a tenant that is at its limit.
+        raise _NotMade if len(missing) == len(asks) else Apart(missing)
     await keep_all(transaction, [(ask.tenant, made[place]["id"], ask.outgoing) for place, ask in enumerate(asks)])
     return [
         await whole_run(transaction, ask.tenant, made[place], at_hand=ask.outgoing.bodies)

@@ -71,6 +71,8 @@ from ports.tenant import Entitlements
 _SQL: Final = load("run_state")
 _CAPABILITIES: Final = RunStateCapabilities(durable=True, transactional=True)
 _CURSOR: Final = "runs"
+_NEWEST: Final = uuid.UUID(int=2**128 - 1)
+"""Where lists begin."""
 _IDEMPOTENCY_KEY: Final = "idempotency_pkey"
 _LIMITS: Final = {"max_active_runs": Entitlements().max_active_runs}
 """What a tenant has that the directory does not know."""
@@ -142,7 +144,7 @@ class PostgresRunState:
         self, auth: AuthContext, where: RunFilter, *, limit: int, cursor: str | None = None
     ) -> Page[Run]:
         size = page_size(limit, MAX_PAGE)
-        before = None if cursor is None else decode_cursor(_CURSOR, cursor, tuple[uuid.UUID])[0]
+        before = _NEWEST if cursor is None else decode_cursor(_CURSOR, cursor, tuple[uuid.UUID])[0]
         asked = {
             **scope_of(auth),
             "before": before,
@@ -150,7 +152,7 @@ class PostgresRunState:
             "agent_id": where.agent_id,
             "limit": size + 1,
         }
-        statement = _SQL["list"]
+        statement = _SQL[_list_of(where)]
         if where.parent is not None:
             if (parent := uuid_of("run", where.parent)) is None:
                 return Page(items=())
@@ -257,6 +259,13 @@ class PostgresRunState:
         async with self._database.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["adrift"], {"limit": page_size(limit, MAX_PAGE)})
         return tuple(adrift_of(row) for row in rows)
+
+
+def _list_of(where: RunFilter) -> str:
+    """Which statement lists them, each by an index of its own."""
+    if where.agent_id is not None:
+        return "list_of_agent"
+    return "list" if where.status is None else "list_of_status"
 
 
 def orphan_of(row: Row) -> Orphan:

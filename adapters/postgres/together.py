@@ -27,6 +27,14 @@ LANES: Final = 2
 """Batches of one kind under way at once in this process, so that one that waits for a lock does not hold up the others."""
 
 
+class Apart(Exception):
+    """Raised by an `act`: make these asks, by their places, each by itself, and all others together without them."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__(places)
+        self.places = frozenset(places)
+
+
 class _Call(Struct, Generic[AskT, AnswerT], frozen=True, eq=False):
     tenant: TenantId
     ask: AskT
@@ -38,8 +46,8 @@ class Together(Generic[AskT, AnswerT]):
     """Commits what `act` does for one or more asks, which may be of several tenants.
 
     `act` gives each ask its answer, or the exception that is for it alone, in the order of the asks. When it raises,
-    nothing of the whole batch is kept, and each call is made again by itself; only that the database does not answer is
-    told to all.
+    nothing of the whole batch is kept, and each call, or those that `Apart` names, is made again by itself; only that the
+    database does not answer is told to all.
     """
 
     def __init__(self, database: Database, act: Act[AskT, AnswerT], *, most: int = MOST) -> None:
@@ -82,8 +90,10 @@ class Together(Generic[AskT, AnswerT]):
         [found] = await asyncio.gather(self._committed(calls), return_exceptions=True)
         if isinstance(found, BaseException):
             if len(calls) > 1 and isinstance(found, Exception) and not isinstance(found, Unavailable):
-                for call in calls:
-                    await self._make([call])
+                apart = found.places if isinstance(found, Apart) else range(len(calls))
+                await self._make([call for place, call in enumerate(calls) if place not in apart])
+                for place in sorted(apart):
+                    await self._make([calls[place]])
                 return
             ours = found if isinstance(found, Exception) else _unanswered()
             found = [ours] * len(calls)

@@ -31,7 +31,7 @@ from ports.context import AuthContext
 from ports.errors import Internal, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unsupported
 from ports.http import strict_json
 from ports.messages import Json
-from ports.tool import ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpec
+from ports.tool import NOT_SENT, OUTCOME_UNKNOWN, ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpec
 
 MAX_GRACE_S: Final = 2.5
 """A cancel is in force within 5 s: 2 s until the worker learns of it, this, and the time to write it down."""
@@ -117,7 +117,9 @@ class ProcessTools:
                     argv, encoded, environ=self._environ, max_output=tool.max_output_bytes, grace=self._grace_s
                 )
         except OSError as error:
-            raise Unavailable(f"{tool.name} can't be started: {error.strerror}; nothing was done") from error
+            raise Unavailable(
+                f"{tool.name} can't be started: {error.strerror}; nothing was done", details=NOT_SENT
+            ) from error
         if ended is None:
             raise Unavailable(f"{tool.name} took longer than {limit.total_seconds():g} s", code="tool_timeout")
         return judged(tool, ended)
@@ -128,7 +130,12 @@ def judged(tool: DeclaredTool, ended: command.Ended) -> Json:
     if ended.code != 0:
         how = f"exited with {ended.code}" if ended.code > 0 else f"was ended by {_signal_name(-ended.code)}"
         said = told(ended.stderr)
-        raise Unavailable(f"{tool.name} {how}" + (f": {said}" if said else ""), code="tool_failed")
+        # Who was ended has not said what it had done by then.
+        raise Unavailable(
+            f"{tool.name} {how}" + (f": {said}" if said else ""),
+            code="tool_failed",
+            details=None if ended.code > 0 else OUTCOME_UNKNOWN,
+        )
     if ended.size > tool.max_output_bytes:
         raise _too_large(tool, ended.size)
     try:

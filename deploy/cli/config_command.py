@@ -4,7 +4,7 @@ import argparse
 
 from msgspec import Struct
 
-from deploy import tool_file
+from deploy import gateway_file, tool_file
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.config import explain, problems
 
@@ -26,7 +26,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(options: Options, io: Io) -> int:
     resolved = io.resolved()
     effective = explain(resolved, io.environ)
-    found = [*problems(resolved.config), *tool_file.problems(resolved.config, io.environ)]
+    found = [
+        *problems(resolved.config),
+        *tool_file.problems(resolved.config, io.environ),
+        *gateway_file.problems(resolved.config, io.environ),
+    ]
     if options.json:
         io.json({"file": str(io.node.env_file), "settings": effective, "problems": found})
     else:

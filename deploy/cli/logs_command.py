@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from deploy.catalogue import catalogue
+from deploy.catalogue import catalogue, successor
 from deploy.cli.io import FINE, UNREACHABLE, Io
 from deploy.health import tail_and_size
 from ports.errors import InvalidArgument
@@ -41,7 +41,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: Options, io: Io) -> int:
     node = io.node
-    names = [service.name for service in catalogue(node, io.config(), io.environ)] + [_SUPERVISOR]
+    services = catalogue(node, io.config(), io.environ)
+    # What stood in for a service in a redeploy that failed is asked for when that is over.
+    stood_in = [name for name in (successor(service).name for service in services) if node.log_of(name).exists()]
+    names = [*(service.name for service in services), *stood_in, _SUPERVISOR]
     if options.service not in names:
         raise InvalidArgument(f"there is no service {options.service!r}; there are {', '.join(names)}")
     path = node.log_of(options.service)

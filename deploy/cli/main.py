@@ -13,6 +13,7 @@ from typing import Final, TextIO
 from deploy.cli import (
     agent_command,
     config_command,
+    gateway_command,
     key_command,
     logs_command,
     nuke_command,
@@ -58,6 +59,7 @@ _COMMANDS: Final = (
     agent_command,
     key_command,
     token_command,
+    gateway_command,
     test_command,
 )
 

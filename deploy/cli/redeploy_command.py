@@ -4,7 +4,7 @@ import argparse
 
 from msgspec import Struct
 
-from deploy import bring_up, config, smoke, tool_file
+from deploy import bring_up, config, gateway_file, smoke, tool_file
 from deploy.action import Failed, Recorder, exclusive
 from deploy.catalogue import catalogue
 from deploy.cli.io import FAILED, FINE, UNREACHABLE, Io, TerminalProgress, show_failure
@@ -23,7 +23,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="restart the services onto the current code and settings",
         description=(
             "Apply the current code and settings: migrate, restart every service but the database one by one, validate. "
-            "Tenants, runs, keys and secrets are kept."
+            "Tenants, runs, keys and secrets are kept; no request is refused meanwhile."
         ),
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -36,6 +36,7 @@ def run(options: Options, io: Io) -> int:
     if found := config.problems(settings) or [
         *config.dangling(settings, io.environ),
         *tool_file.problems(settings, io.environ),
+        *gateway_file.problems(settings, io.environ),
     ]:
         raise InvalidArgument("; ".join(found))
     supervisor = Supervisor(node)
@@ -50,7 +51,8 @@ def run(options: Options, io: Io) -> int:
         seeded = None
         try:
             bring_up.check_machine(recorder, services)
-            bring_up.boot(recorder, services, io.environ, supervisor)
+            spare = {service.name for service in bring_up.rolled(services)}
+            bring_up.boot(recorder, services, io.environ, supervisor, spare=spare)
             bring_up.migrate_database(recorder)
             seeded = bring_up.seed(recorder)
             bring_up.roll(recorder, services, supervisor)

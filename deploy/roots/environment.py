@@ -33,6 +33,10 @@ class Environment:
             raise InvalidArgument(f"{PREFIX}{name} must be a whole number from {least} to {most}, not {text!r}")
         return int(text)
 
+    def path(self, name: str) -> Path | None:
+        text = self.text(name)
+        return Path(text) if text else None
+
     def mode(self) -> Mode:
         text = self.text("MODE", "dev")
         for mode in get_args(Mode):

@@ -6,14 +6,18 @@ import gc
 import signal
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
-from typing import Any, ClassVar, Final
+from pathlib import Path
+from socket import socket
+from typing import Any, ClassVar, Final, cast
 
+import httpx
 import uvicorn
 import uvloop
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from deploy.handover import Door, inherited
 from deploy.roots.sender_watch import SenderWatch
 from ports.http.edge import App
 from ports.http.sse import HANG_UP
@@ -26,8 +30,12 @@ GRACE_S: Final = 20
 """How long open requests may take to finish after SIGTERM; then they are cancelled, which settles what they hold."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
+LINGER_S: Final = 2.0
+"""How long a server that has a successor keeps idle connections open: their clients come back meanwhile and are told that
+it was the last time. Closed at once, one of them might have been sending at that moment."""
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual client pools and proxies (60 s), so that they close first."""
+_LOOK_S: Final = 0.05
 
 
 class _HeadersTooLarge(Exception):
@@ -130,9 +138,32 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_leaving: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_leaving: Callable[[], None], door: Door | None) -> None:
         super().__init__(config)
         self._on_leaving = on_leaving
+        self._door = door
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._door is not None:
+            self._door.open(listener.fileno() for server in self.servers for listener in server.sockets)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        if self._door is not None:
+            self._door.close()
+            if self._door.superseded():
+                await self._send_away()
+        await super().shutdown(sockets)
+
+    async def _send_away(self) -> None:
+        """Accept nothing more, answer what still comes on open connections, and say on each that it is the last."""
+        for server in self.servers:
+            server.close()
+        self.server_state.default_headers.append((b"connection", b"close"))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LINGER_S
+        while self.server_state.connections and loop.time() < end and not self.force_exit:  # noqa: ASYNC110 - uvicorn's set
+            await asyncio.sleep(_LOOK_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -154,8 +185,14 @@ class _Server(uvicorn.Server):
         self._on_leaving()
 
 
-async def serve(app: App, *, host: str, port: int, on_leaving: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then call `on_leaving` and finish open requests within the grace period."""
+async def serve(
+    app: App, *, host: str, port: int, on_leaving: Callable[[], None] = lambda: None, handover: Path | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, then call `on_leaving` and finish open requests within the grace period.
+
+    With `handover`, the place of a door: whoever serves the address already is joined as soon as `app` is ready, and a
+    successor may do the same to us.
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -173,7 +210,19 @@ async def serve(app: App, *, host: str, port: int, on_leaving: Callable[[], None
     # What was built at start lives as long as the process: the collector needn't look at it again.
     gc.collect()
     gc.freeze()
-    await _Server(config, on_leaving).serve()
+    sockets = inherited(handover, host=host, port=port) if handover is not None else []
+    if sockets:
+        await _until_ready(app)
+    door = Door(handover, host=host, port=port) if handover is not None else None
+    await _Server(config, on_leaving, door).serve(sockets or None)
+
+
+async def _until_ready(app: App) -> None:
+    """Until `app` says so itself, for as long as it takes: somebody else serves meanwhile."""
+    transport = httpx.ASGITransport(cast("Any", app))  # its type of an app is another's than ours
+    async with httpx.AsyncClient(transport=transport, base_url="http://itself") as client:
+        while (await client.get("/readyz")).status_code != httpx.codes.OK:  # noqa: ASYNC110 - dependencies set no event
+            await asyncio.sleep(_LOOK_S)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -53,7 +53,7 @@ async def main(variables: Mapping[str, str]) -> None:
         app = create_app(ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), **ports), streams)
         host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
         # Readers of events resume elsewhere: nobody waits for them.
-        await serve(app, host=host, port=port, on_leaving=streams.close)
+        await serve(app, host=host, port=port, on_leaving=streams.close, handover=env.path("HANDOVER"))
 
 
 if __name__ == "__main__":

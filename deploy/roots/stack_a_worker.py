@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from ports.ids import WorkerId
 from ports.maintenance import MIN_RETENTION
 from stack_a.app import create_worker_app
 from stack_a.deps import UPKEEP_NEEDS, WORKER_NEEDS, WorkerDeps
+from stack_a.lease import LeaseStore, kept_apart
 from stack_a.upkeep import Upkeep
 from stack_a.worker import Worker
 
@@ -53,12 +55,21 @@ async def main(variables: Mapping[str, str]) -> None:
 
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     retention = timedelta(days=env.number("RETENTION_DAYS", 90, least=MIN_RETENTION.days, most=3_650))
+
+    @asynccontextmanager
+    async def store_of_leases() -> AsyncIterator[LeaseStore]:
+        # Once more, in the thread that keeps the lease: connections belong to one event loop.
+        needs = {"run_state": WORKER_NEEDS["run_state"]}
+        async with open_ports(choices, needs, clock=clock, wrap=watched) as apart:
+            yield apart["run_state"]
+
     async with open_ports(choices, {**WORKER_NEEDS, **UPKEEP_NEEDS}, clock=clock, wrap=watched) as ports:
         upkeep = Upkeep(ports.pop("maintenance"), clock, retention=retention)
         worker = Worker(
             WorkerDeps(clock=clock, metrics=metrics, **ports),
             new_id=lambda: WorkerId(f"wrk_{secrets.token_hex(8)}"),
             concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+            keep=kept_apart(store_of_leases),
         )
 
         async def holds_lease() -> None:

@@ -1,7 +1,8 @@
 """Composition root of Stack B, the model gateway: `python -m deploy.roots.stack_b`."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -19,9 +20,12 @@ from ports.errors import InvalidArgument
 from ports.http.edge import App
 from stack_b.app import open_app
 from stack_b.backends.catalog import Catalog
-from stack_b.backends.settings import BackendSettings, discovered, merged, open_backends, parse_settings
+from stack_b.backends.opened import OpenedBackends
+from stack_b.backends.settings import BackendSettings, check_settings, discovered, merged, parse_settings
+from stack_b.configuration import Configuration, Following, read_configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.limits import Limits
+from stack_b.routing.router import Router
 
 AUDIENCE = "stack-b"
 
@@ -37,9 +41,14 @@ def defaults(env: Environment) -> dict[str, Choice]:
     }
 
 
-def backends(env: Environment) -> tuple[BackendSettings, ...]:
-    """Those of `AGENTOS_BACKENDS`, those found, and the demo backend outside of `prod`."""
-    explicit = parse_settings(env.text("BACKENDS"))
+def backends(env: Environment, configuration: Configuration) -> tuple[BackendSettings, ...]:
+    """Those of the gateway's file, of `AGENTOS_BACKENDS`, those found, and the demo backend outside of `prod`.
+
+    Raises:
+        InvalidArgument: two of the first have the same name.
+    """
+    explicit = (*configuration.backends, *parse_settings(env.text("BACKENDS")))
+    check_settings(explicit)
     return merged(explicit, discovered(env.variables), demo=env.mode() != "prod")
 
 
@@ -52,6 +61,17 @@ def limits(env: Environment) -> Limits:
 
 
 @asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` as a task of its own for as long as the block runs."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@asynccontextmanager
 async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Clock) -> AsyncIterator[App]:
     """The gateway over the chosen adapters, for as long as the block runs."""
     metrics = Metrics()
@@ -61,15 +81,30 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
 
     async with AsyncExitStack() as stack:
         ports = await stack.enter_async_context(open_ports(choices, NEEDS, clock=clock, wrap=watched))
+        caps = limits(env)
         opened = await stack.enter_async_context(
-            open_backends(
-                backends(env),
+            OpenedBackends(
                 clock,
                 secret=lambda reference: resolve(reference, env.variables),
                 demo=env.mode() != "prod",
+                lingering=caps.deadline,
             )
         )
-        deps = StackBDeps(clock=clock, metrics=metrics, catalog=Catalog(opened, clock), limits=limits(env), **ports)
+        path = env.path("GATEWAY_FILE")
+        configuration = Configuration() if path is None else read_configuration(path)
+        catalog = Catalog(opened.use(backends(env, configuration)), clock)
+        router = Router(catalog, configuration.routing, clock)
+        if path is not None:
+            following = Following(
+                path,
+                catalog=catalog,
+                router=router,
+                opened=opened,
+                settings=lambda found: backends(env, found),
+                clock=clock,
+            )
+            await stack.enter_async_context(running(following.follow()))
+        deps = StackBDeps(clock=clock, metrics=metrics, catalog=catalog, router=router, limits=caps, **ports)
         yield await stack.enter_async_context(open_app(deps))
 
 
@@ -79,7 +114,7 @@ async def main(variables: Mapping[str, str]) -> None:
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     async with create(env, choices, clock=SystemClock()) as app:
         host, port = env.text("STACK_B_HOST", "127.0.0.1"), env.number("STACK_B_PORT", 8081, least=1, most=65_535)
-        await serve(app, host=host, port=port)
+        await serve(app, host=host, port=port, handover=env.path("HANDOVER"))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ UNMATCHED: Final = "unmatched"
 _SINGLETONS: Final = frozenset(
     {
         b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"last-event-id",
-        b"traceparent", b"transfer-encoding", b"x-correlation-id", b"x-step-key", b"x-tenant-id",
+        b"traceparent", b"transfer-encoding", b"x-api-key", b"x-correlation-id", b"x-step-key", b"x-tenant-id",
     }
 )  # fmt: skip
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
@@ -85,6 +85,9 @@ Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 ExtraMembers: TypeAlias = Callable[[AgentOSError], Mapping[str, Any]]
 """What a surface adds inside `error`."""
 
+BodyOf: TypeAlias = Callable[[AgentOSError, str], bytes]
+"""The body of a refusal, from the error and the correlation id."""
+
 
 def exchange(scope: Mapping[str, Any]) -> Exchange:
     found: Exchange = scope[EXCHANGE]
@@ -109,12 +112,17 @@ class Edge:
         verifier: TokenVerifier | None,
         observe: Observe,
         extra: ExtraMembers = no_extra,
+        body: BodyOf | None = None,
+        key_header: bytes | None = None,
     ) -> None:
+        """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
-        self._extra = extra
+        self._body = body or (lambda error, correlation_id: envelope.body_of(error, correlation_id, extra(error)))
+        self._key_header = key_header
+        self._credentials = (b"authorization",) if key_header is None else (b"authorization", key_header)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -184,10 +192,18 @@ class Edge:
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
+    def _token(self, headers: "_Headers") -> str | None:
+        """The caller's `Authorization`; a key in a header of its own is the same as a bearer's."""
+        sent = headers.get(b"authorization")
+        key = None if self._key_header is None else headers.get(self._key_header)
+        if sent is not None and key is not None and sent != f"Bearer {key}":
+            raise InvalidArgument("two different keys were sent; send one of them, in one header")
+        return sent if key is None else f"Bearer {key}"
+
     async def _authenticate(self, headers: "_Headers") -> AuthContext:
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
-        scheme, _, token = (headers.get(b"authorization") or "").partition(" ")
+        scheme, _, token = (self._token(headers) or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("send a token: Authorization: Bearer …")
         if len(token) > MAX_TOKEN_CHARS:
@@ -208,10 +224,10 @@ class Edge:
         if send.status is not None:
             # The response has begun: the status can't change any more. Its stream ends here.
             raise error
-        extra = envelope.headers_of(error, token_sent=headers.get(b"authorization") is not None)
+        extra = envelope.headers_of(error, token_sent=any(map(headers.get, self._credentials)))
         if error.code == "method_not_allowed":
             extra.append((b"allow", ", ".join(error.details.get("allow", [])).encode()))
-        body = envelope.body_of(error, send.trace.correlation_id, self._extra(error))
+        body = self._body(error, send.trace.correlation_id)
         start = {
             "type": "http.response.start",
             "status": envelope.status_of(error),

@@ -54,7 +54,12 @@ def status_of(error: AgentOSError) -> int:
 
 
 def body_of(error: AgentOSError, correlation_id: str, extra: Mapping[str, Any] | None = None) -> bytes:
-    """The JSON of the envelope. The text of an internal error is withheld; the log has it."""
+    """The JSON of the envelope."""
+    return msgspec.json.encode({"error": members_of(error, correlation_id, extra)})
+
+
+def members_of(error: AgentOSError, correlation_id: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is inside the envelope. The text of an internal error is withheld; the log has it."""
     withheld = isinstance(error, Internal)
     members: dict[str, Any] = {
         "code": error.code,
@@ -64,7 +69,7 @@ def body_of(error: AgentOSError, correlation_id: str, extra: Mapping[str, Any] |
         "correlation_id": correlation_id,
     }
     members.update(extra or {})
-    return msgspec.json.encode({"error": members})
+    return members
 
 
 def headers_of(error: AgentOSError, *, token_sent: bool) -> list[tuple[bytes, bytes]]:

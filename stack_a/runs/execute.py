@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from observability.logs import who
 from ports.agent import AgentSpec
@@ -20,9 +21,9 @@ from ports.ids import RunId
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
-from ports.run_rules import INTERRUPTED, interrupted
-from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepResult, step_key
-from ports.tool import ToolCall, ToolSpec
+from ports.run_rules import INTERRUPTED, MAY_HAVE_ACTED, interrupted
+from ports.run_state import Appended, EffectClass, Run, RunStatus, Step, StepIntent, StepResult, step_key
+from ports.tool import ToolCall, ToolResult, ToolSpec, may_have_acted
 from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
@@ -67,10 +68,19 @@ T = TypeVar("T")
 class Execution:
     """One claimed run in the hands of this worker. `interrupt` may be called from other tasks of the same loop."""
 
-    def __init__(self, deps: WorkerDeps, agents: PinnedAgents, run: Run, *, now: Callable[[], datetime]) -> None:
-        """`now` is the time of the clock that dated the run."""
+    def __init__(
+        self,
+        deps: WorkerDeps,
+        agents: PinnedAgents,
+        run: Run,
+        *,
+        now: Callable[[], datetime],
+        held: Callable[[], bool],
+    ) -> None:
+        """`now` is the time of the clock that dated the run; `held` is false once this worker has given it up."""
         self.run = run
         self._now = now
+        self._held = held
         self._deps = deps
         self._agents = agents
         self._auth = run.requester
@@ -85,6 +95,8 @@ class Execution:
         self._family = Family(run_state=deps.run_state, queue=deps.queue)
         self._failure: AgentOSError | None = None
         """Why the model call under way has not been answered yet."""
+        self._doubts: dict[int, AgentOSError] = {}
+        """By step: what an unsafe call met that may have taken effect all the same."""
 
     def interrupt(self, why: Interruption) -> None:
         """End what the run is doing now.
@@ -96,6 +108,12 @@ class Execution:
             self._interruption = why
         if self._acting is not None:
             self._acting.cancel()
+
+    def _interrupted(self) -> Interruption | None:
+        """A loop that was busy may come here before anybody could `interrupt`: it looks for itself."""
+        if not self._held():
+            self._interruption = "abandon"
+        return self._interruption
 
     async def proceed(self) -> bool:
         """Whether the run is still this worker's, to be handed back. Raises the store's errors, except being fenced."""
@@ -127,6 +145,9 @@ class Execution:
         except* AgentOSError as errors:
             # Several tasks may meet the same trouble: one of them tells enough.
             raise _first(errors) from None
+        if not left:
+            # Whoever else of the group is cancelled out of the blue takes the group along.
+            raise Unavailable("the run's tasks were cancelled, and nobody had cancelled them")
         return left[0]
 
     async def _expire(self, deadline: datetime) -> None:
@@ -141,14 +162,14 @@ class Execution:
         served = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
         tools = await with_agents(self._deps.agent, self._auth, agent, served)
         while True:
-            if self._interruption is not None:
-                return await self._leave(journal, self._interruption)
+            if (why := self._interrupted()) is not None:
+                return await self._leave(journal, why)
             match next_action(self.run, agent, tools, journal.steps):
                 case CallModel() as call:
                     await self._call_model(journal, call)
                 case CallTools(calls=calls):
                     children = await self._make_calls(journal, agent, tools, calls)
-                    if children and self._interruption is None:
+                    if children and not _in_doubt(journal) and self._interrupted() is None:
                         await journal.commit(status="waiting", events=[tell.waiting(children)])
                         await self._family.waits(self.run)
                         return False
@@ -198,7 +219,12 @@ class Execution:
 
     def _journal_of(self, steps: list[Step]) -> Journal:
         return Journal(
-            run_state=self._deps.run_state, clock=self._deps.clock, auth=self._auth, run=self.run, steps=steps
+            run_state=self._deps.run_state,
+            clock=self._deps.clock,
+            auth=self._auth,
+            run=self.run,
+            steps=steps,
+            held=self._held,
         )
 
     async def _call_model(self, journal: Journal, call: CallModel) -> None:
@@ -291,11 +317,8 @@ class Execution:
     ) -> None:
         async with limiter:
             began = self._deps.clock.monotonic()
-            result, writes = await self._invoke(call, spec)
-        journal.complete(result, tell.tool_completed(spec.name, result, self._ms_since(began)), writes)
-        seconds, code = self._seconds_since(began), result.error.code if result.error else None
-        self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
-        self._deps.metrics.tool_call(tool=spec.name, seconds=seconds, error_code=code)
+            answer = await self._invoke(call, spec)
+        self._conclude(journal, call.intent, answer, began)
         if call.intent.effect not in CAN_WAIT:
             with anyio.CancelScope(shield=True):
                 self._note(await journal.commit())
@@ -322,10 +345,9 @@ class Execution:
         self._usage = self._usage.plus(result.usage)
         self._deps.metrics.step(kind="agent", status=result.status, seconds=took.total_seconds())
 
-    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> tuple[StepResult, tuple[MemoryWrite, ...]]:
-        """What came of the call, and what becomes true with that."""
-        n = call.intent.n
-        wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, n))
+    async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> ToolResult | AgentOSError:
+        """What came of the call."""
+        wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, call.intent.n))
         patience = Patience(TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1)
         try:
             result = await self._retrying(
@@ -334,11 +356,29 @@ class Execution:
             if result.writes and spec.effect != "transactional":
                 raise Internal(f"{spec.name} has writes, and is not transactional", code="tool_bad_output")
         except AgentOSError as error:
-            return StepResult(n=n, status="failed", error=fault_of(error)), ()
-        return StepResult(n=n, status="completed", output=result.output), result.writes
+            return error
+        return result
+
+    def _conclude(self, journal: Journal, intent: StepIntent, answer: ToolResult | AgentOSError, began: float) -> None:
+        """Note what came of a call, and what becomes true with that."""
+        seconds = self._seconds_since(began)
+        writes: tuple[MemoryWrite, ...] = ()
+        if isinstance(answer, AgentOSError):
+            self._deps.metrics.tool_call(tool=intent.name, seconds=seconds, error_code=answer.code)
+            if journal.step(intent.n).effect == "unsafe" and may_have_acted(answer):
+                # As if it had been interrupted: it stays begun, and is settled next.
+                self._doubts[intent.n] = answer
+                return
+            result = StepResult(n=intent.n, status="failed", error=fault_of(answer))
+        else:
+            self._deps.metrics.tool_call(tool=intent.name, seconds=seconds, error_code=None)
+            result, writes = StepResult(n=intent.n, status="completed", output=answer.output), answer.writes
+        journal.complete(result, tell.tool_completed(intent.name, result, self._ms_since(began)), writes)
+        self._deps.metrics.step(kind="tool", status=result.status, seconds=seconds)
 
     async def _settle(self, journal: Journal, steps: tuple[Step, ...]) -> bool:
-        """Find out what became of interrupted unsafe calls. False when only an operator can say; the run is parked."""
+        """Find out what became of unsafe calls that nobody heard the end of. False when only an operator can say; the run
+        is parked."""
         results: list[tuple[Step, StepResult]] = []
         for step in steps:
             result = await self._act(partial(self._reconciled, step))
@@ -369,7 +409,9 @@ class Execution:
                 told = None
             if told is not None:
                 return StepResult(n=step.n, status="completed", output=told.output)
-        return StepResult(n=step.n, status="unknown", error=INTERRUPTED)
+        doubt = self._doubts.get(step.n)
+        fault = INTERRUPTED if doubt is None else replace(INTERRUPTED, message=f"{doubt.message}; {MAY_HAVE_ACTED}")
+        return StepResult(n=step.n, status="unknown", error=fault)
 
     async def _end(
         self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None
@@ -395,7 +437,7 @@ class Execution:
 
         What it raises is the store's: `work` keeps the errors of its calls to itself.
         """
-        if self._interruption is not None:
+        if self._interrupted() is not None:
             return None
         with anyio.CancelScope() as scope:
             self._acting, self._deltas = scope, deltas
@@ -466,6 +508,11 @@ class Execution:
 def _first(errors: BaseExceptionGroup[AgentOSError]) -> AgentOSError:
     inner = errors.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _in_doubt(journal: Journal) -> bool:
+    """Whether an unsafe call is to be settled before anything else."""
+    return any(step.status == "started" and step.effect == "unsafe" for step in journal.steps)
 
 
 def _asked(journal: Journal) -> list[int]:

@@ -4,7 +4,7 @@ Consecutive facts share a commit: "model completed, step completed, next step st
 so a run of N calls costs about N + 2 commits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError, Unavailable
+from ports.errors import AgentOSError, Conflict, Unavailable
 from ports.ids import RunId
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
@@ -37,8 +37,17 @@ class Journal:
     """One claimed run's journal. Parallel tool calls may use it from several tasks of one loop."""
 
     def __init__(
-        self, *, run_state: RunStatePort, clock: Clock, auth: AuthContext, run: Run, steps: Sequence[Step]
+        self,
+        *,
+        run_state: RunStatePort,
+        clock: Clock,
+        auth: AuthContext,
+        run: Run,
+        steps: Sequence[Step],
+        held: Callable[[], bool],
     ) -> None:
+        """`held` is false once this worker has given the run up."""
+        self._held = held
         self._run_state = run_state
         self._clock = clock
         self._auth = auth
@@ -57,6 +66,9 @@ class Journal:
     @property
     def steps(self) -> list[Step]:
         return [self._steps[n] for n in sorted(self._steps)]
+
+    def step(self, n: int) -> Step:
+        return self._steps[n]
 
     def intend(self, intent: StepIntent, events: Sequence[NewEvent]) -> None:
         """Note an intent, unless an earlier attempt committed it already: then its events were told as well."""
@@ -95,13 +107,15 @@ class Journal:
         """Write what is pending, with `events` last. None when there was nothing to write.
 
         Raises:
-            Conflict: `fenced`: another worker owns the run now. Nothing was written; stop.
+            Conflict: `fenced`: another worker owns the run now, or soon may. Nothing was written; stop.
             Unavailable: whether it was written is unknown.
         """
         async with self._committing:
             if not self.sound:
                 # The write before this one failed while we waited for it: what we build on may not be there.
                 raise Unavailable("an earlier write of this run's journal failed; the run must be read again")
+            if not self._held():
+                raise Conflict("the worker has given up the lease it claimed this run under", code="fenced")
             self._events.extend(events)
             change = Change(
                 steps=tuple(self._pending),

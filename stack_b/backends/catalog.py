@@ -42,21 +42,30 @@ class Catalog:
 
     async def refresh(self) -> bool:
         """Ask every backend what it serves; whether all answered. One that does not answer keeps what it last said."""
+        return await self._ask(self._backends, self._cards)
+
+    async def _ask(self, backends: Sequence[Backend], cards: dict[str, tuple[ModelCard, ...]]) -> bool:
         answered: list[bool] = []
 
         async def ask(backend: Backend) -> None:
             try:
-                self._cards[backend.name] = await backend.models()
+                cards[backend.name] = await backend.models()
             except AgentOSError as error:
-                if backend.name in self._cards:
+                if backend.name in cards:
                     logger.warning("backend.silent", extra={"backend": backend.name, "code": error.code})
             else:
                 answered.append(True)
 
         async with anyio.create_task_group() as group:
-            for backend in self._backends:
+            for backend in backends:
                 group.start_soon(ask, backend)
-        return len(answered) == len(self._backends)
+        return len(answered) == len(backends)
+
+    async def follow(self, backends: Sequence[Backend]) -> None:
+        """From now on these. Those that are new are asked first, so that no model is missing for a moment."""
+        cards = {backend.name: self._cards[backend.name] for backend in backends if backend in self._backends}
+        await self._ask([backend for backend in backends if backend not in self._backends], cards)
+        self._backends, self._cards = tuple(backends), cards
 
     async def keep_fresh(self) -> None:
         """Refresh for ever; runs as a task of the composition root."""

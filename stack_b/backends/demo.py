@@ -46,6 +46,9 @@ class DemoBackend:
     def name(self) -> str:
         return self._name
 
+    async def aclose(self) -> None:
+        """It has nothing to close."""
+
     async def models(self) -> tuple[ModelCard, ...]:
         return (
             ModelCard(id=CHAT_MODEL, upstream=CHAT_MODEL),
@@ -116,6 +119,16 @@ def vector_of(text: str, dimensions: int) -> list[float]:
 
 
 def _reply(body: dict[str, Json], max_tokens: int) -> _Reply:
+    try:
+        return _made(body, max_tokens)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # What the gateway leaves to backends, a schema above all, may be any JSON here.
+        raise InvalidArgument(
+            "the demo backend can't read this request; look at its tools and their schemas"
+        ) from error
+
+
+def _made(body: dict[str, Json], max_tokens: int) -> _Reply:
     turn = _turn(body)
     calls = next_calls(turn)
     if calls:

@@ -59,3 +59,11 @@ class Backend(Protocol):
         ...
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]: ...
+
+
+class OpenBackend(Backend, Protocol):
+    """One that its owner closes."""
+
+    async def aclose(self) -> None:
+        """Close its connections, also those that are in use."""
+        ...

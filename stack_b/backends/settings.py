@@ -1,7 +1,6 @@
 """Backends from configuration, and those that are found without any."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Final, Literal, TypeAlias, get_args
@@ -13,7 +12,7 @@ from ports.clock import Clock
 from ports.errors import InvalidArgument
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.openai_compatible import OpenAiCompatible
-from stack_b.backends.protocol import Backend, ModelCard, Price
+from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
@@ -64,15 +63,20 @@ def parse_settings(text: str) -> tuple[BackendSettings, ...]:
             f'the backends are not usable: {error}; write a JSON list such as [{{"name": …, "base_url": …}}], where `kind` '
             f"may be {' or '.join(KINDS)} ({KINDS[0]} if not said)"
         ) from None
-    names = [backend.name for backend in found]
+    check_settings(found)
+    return found
+
+
+def check_settings(backends: Sequence[BackendSettings]) -> None:
+    """Raise `InvalidArgument` as `parse_settings` does."""
+    names = [backend.name for backend in backends]
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two backends have the same name among {names}")
-    for backend in found:
+    for backend in backends:
         if backend.kind == "openai_compatible" and not backend.base_url.startswith(("http://", "https://")):
             raise InvalidArgument(f"backend {backend.name!r} needs a base_url that starts with http:// or https://")
         for model in backend.models:
             _card(model)
-    return found
 
 
 def discovered(variables: Mapping[str, str]) -> tuple[BackendSettings, ...]:
@@ -100,35 +104,25 @@ def merged(
     return (*explicit, *more, *rules)
 
 
-@asynccontextmanager
-async def open_backends(
-    settings: Sequence[BackendSettings], clock: Clock, *, secret: Callable[[str], str], demo: bool
-) -> AsyncIterator[tuple[Backend, ...]]:
-    """The backends, with their connection pools, for as long as the block runs. Contacts none of them.
+def open_backend(backend: BackendSettings, clock: Clock, *, secret: Callable[[str], str], demo: bool) -> OpenBackend:
+    """The backend, with its connection pool, for the caller to close. Contacts nobody.
 
     Raises:
         InvalidArgument: a secret that isn't there, or the demo backend where it may not be.
     """
-    opened: list[Backend] = []
-    async with AsyncExitStack() as stack:
-        for backend in settings:
-            if backend.kind == "demo":
-                if not demo:
-                    raise InvalidArgument(f"backend {backend.name!r}: the demo backend is not served in mode 'prod'")
-                opened.append(DemoBackend(clock, name=backend.name))
-                continue
-            client = OpenAiCompatible(
-                name=backend.name,
-                base_url=backend.base_url,
-                api_key=secret(backend.api_key) if backend.api_key else None,
-                models=tuple(_card(model) for model in backend.models),
-                timeout=timedelta(seconds=backend.timeout_s),
-                connect_timeout=timedelta(seconds=backend.connect_timeout_s),
-                max_tokens_member=backend.max_tokens_member,
-            )
-            stack.push_async_callback(client.aclose)
-            opened.append(client)
-        yield tuple(opened)
+    if backend.kind == "demo":
+        if not demo:
+            raise InvalidArgument(f"backend {backend.name!r}: the demo backend is not served in mode 'prod'")
+        return DemoBackend(clock, name=backend.name)
+    return OpenAiCompatible(
+        name=backend.name,
+        base_url=backend.base_url,
+        api_key=secret(backend.api_key) if backend.api_key else None,
+        models=tuple(_card(model) for model in backend.models),
+        timeout=timedelta(seconds=backend.timeout_s),
+        connect_timeout=timedelta(seconds=backend.connect_timeout_s),
+        max_tokens_member=backend.max_tokens_member,
+    )
 
 
 def _card(model: ModelSettings) -> ModelCard:

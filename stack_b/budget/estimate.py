@@ -56,7 +56,8 @@ def tokens_that_fit(fits: int, ask: Ask, *, choices: int) -> int:
 
 def _media(value: Json) -> Iterator[None]:
     if isinstance(value, dict):
-        if value.get("type") in _MEDIA_TYPES:
+        kind = value.get("type")
+        if isinstance(kind, str) and kind in _MEDIA_TYPES:
             yield None
         for member in value.values():
             yield from _media(member)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from ports.errors import (
     AgentOSError,
     Conflict,
@@ -15,6 +17,7 @@ from ports.errors import (
     Unavailable,
     Unsupported,
 )
+from ports.http import envelope
 from ports.messages import Json
 
 TYPES: Final[Mapping[type[AgentOSError], str]] = {
@@ -53,3 +56,31 @@ DOCUMENTED: Final[dict[str, Json]] = {
     "tenant_id": {"type": "string"},
 }
 """The same members for the OpenAPI document."""
+
+
+# Anthropic's words; where a status has none, `invalid_request_error` below 500 and `api_error` from there on.
+_ANTHROPIC: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_ANTHROPIC_CODES: Final = {"budget_exceeded": "billing_error"}
+
+
+def anthropic_error(error: AgentOSError, correlation_id: str) -> dict[str, Any]:
+    """Anthropic's envelope around ours: its `type`, and in `details` its `error_code`, which is our `code`."""
+    status = envelope.status_of(error)
+    usual = "invalid_request_error" if status < 500 else "api_error"  # noqa: PLR2004 - HTTP's own numbers
+    members = envelope.members_of(error, correlation_id, openai_members(error))
+    members["type"] = _ANTHROPIC_CODES.get(error.code) or _ANTHROPIC.get(status, usual)
+    members["details"] = {**members["details"], "error_code": error.code}
+    return {"type": "error", "error": members, "request_id": correlation_id}
+
+
+def anthropic_body(error: AgentOSError, correlation_id: str) -> bytes:
+    return msgspec.json.encode(anthropic_error(error, correlation_id))

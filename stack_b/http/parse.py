@@ -1,12 +1,15 @@
 """From the wire to the canonical request: shape, caps, and what a client may not say. Pure."""
 
 import re
-from typing import Final
+from typing import Final, TypeVar, get_args
+
+import msgspec
+from msgspec.structs import replace
 
 from ports.errors import InvalidArgument
 from ports.http.edge import decoded
 from ports.messages import Json
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, Preference
 from stack_b.http.wire import ChatBody, EmbeddingsBody
 from stack_b.limits import Limits
 
@@ -28,8 +31,25 @@ WIDENING: Final = (
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
 
+PREFERENCE: Final = "x-route-preference"
 STEP_KEY: Final = "x-step-key"
 _STEP_KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+CallT = TypeVar("CallT", ChatCall, EmbedCall)
+
+
+def preferring(call: CallT, given: str | None) -> CallT:
+    """`call` with what the header says to go by. Raises `InvalidArgument` for what is no preference."""
+    if given is None:
+        return call
+    try:
+        return replace(call, preference=msgspec.convert(given, Preference))
+    except msgspec.ValidationError:
+        raise InvalidArgument(
+            f"the header {PREFERENCE} is {', '.join(get_args(Preference))}, or left out",
+            details={"path": PREFERENCE},
+        ) from None
 
 
 def step_key(given: str) -> str:
@@ -43,12 +63,12 @@ def step_key(given: str) -> str:
 
 def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     """Raises `InvalidArgument` (`validation_failed`) with the member that is wrong in `details.path`."""
-    _refuse_steering(value)
+    refuse_steering(value)
     body = decoded(value, ChatBody)
-    _at_most(len(body.messages), limits.messages, "messages")
-    _at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
-    _at_most(len(body.stop) if isinstance(body.stop, list) else 0, limits.stop_strings, "stop")
-    _at_most(len(body.logit_bias or ()), limits.logit_bias, "logit_bias")
+    at_most(len(body.messages), limits.messages, "messages")
+    at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
+    at_most(len(body.stop) if isinstance(body.stop, list) else 0, limits.stop_strings, "stop")
+    at_most(len(body.logit_bias or ()), limits.logit_bias, "logit_bias")
     if (body.n or 1) > limits.choices:
         raise _refused("n", f"n is at most {limits.choices}")
     return ChatCall(
@@ -63,7 +83,7 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
 
 def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
     """Raises like `chat_call`."""
-    _refuse_steering(value)
+    refuse_steering(value)
     given = value.get("input")
     if isinstance(given, list) and given and not all(isinstance(item, str) for item in given):
         raise _refused("input", "input must be text: token ids can't be checked by policy, so send the text itself")
@@ -71,7 +91,7 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
     inputs = (body.input,) if isinstance(body.input, str) else tuple(body.input)
     if not inputs or not all(inputs):
         raise _refused("input", "input must hold at least one text, and no empty one")
-    _at_most(len(inputs), limits.embedding_inputs, "input")
+    at_most(len(inputs), limits.embedding_inputs, "input")
     ours = {"model", "input", "encoding_format"}
     return EmbedCall(
         model=body.model,
@@ -81,13 +101,14 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
     )
 
 
-def _refuse_steering(value: dict[str, Json]) -> None:
+def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") -> None:
+    """Also for surfaces that limit an answer by another member, `limit`."""
     for name in STEERING:
         if name in value:
             raise _refused(name, f"{name!r} is not taken: this node decides where a request goes")
     for name in WIDENING:
-        if name in value:
-            raise _refused(name, f"{name!r} is not taken: say how much may be written with max_tokens and n")
+        if name in value and name != limit:
+            raise _refused(name, f"{name!r} is not taken: say how much may be written with {limit}")
 
 
 def _max_tokens(body: ChatBody, limits: Limits) -> int | None:
@@ -110,7 +131,7 @@ def _list(value: dict[str, Json], name: str) -> list[Json]:
     return member
 
 
-def _at_most(count: int, limit: int, name: str) -> None:
+def at_most(count: int, limit: int, name: str) -> None:
     if count > limit:
         raise _refused(name, f"{name} has {count} items; at most {limit} are taken")
 

@@ -5,28 +5,54 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
+from litestar.types import ASGIApp
+from msgspec import Struct
 
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
-from ports.http import envelope
-from ports.http.edge import Receive, Scope, Send
+from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
-from stack_b.http.errors import openai_members
+from stack_b.http.surfaces.wire import Wire, told
 from stack_b.pipeline import out_of_time
 
-KEEP_ALIVE: Final = b": keepalive\n\n"
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
 """Revocation ends an open stream within 5 s; the verifier may remember for some of them."""
 MAX_WAITING: Final = 64
 """Chunks that wait for a slow reader; then the backend waits."""
-_DONE: Final = b"data: [DONE]\n\n"
+
+T = TypeVar("T")
 
 logger = logging.getLogger("agentos.gateway")
+
+
+async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
+    """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
+
+    Raises:
+        Disconnected: the client is gone.
+    """
+    try:
+        async with asyncio.timeout(None) as patience:
+            watcher = asyncio.create_task(_gone(receive, patience))
+            try:
+                return await work
+            finally:
+                watcher.cancel()
+    except TimeoutError:
+        if patience.expired():
+            raise Disconnected from None
+        raise
+
+
+async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    patience.reschedule(0)
 
 
 class JsonReply:
@@ -47,20 +73,24 @@ class ChatStream:
     """An ASGI app that sends a completion's chunks as they come.
 
     The status waits for the first chunk or the first keep-alive: a failure before that is raised, and answered by the
-    edge with the status it deserves. A failure after it is an `error` frame, and no `[DONE]`. When the client leaves, the
-    token no longer holds, or time is up, the chunks are closed, which settles the budget.
+    edge with the status it deserves. A failure after it is told in the client's dialect, and nothing comes after it. When
+    the client leaves, the token no longer holds, or time is up, the chunks are closed, which settles the budget.
     """
 
     def __init__(
         self,
         chunks: AsyncGenerator[dict[str, Json], None],
         *,
+        wire: Wire,
+        route: str,
         auth: AuthContext,
         clock: Clock,
         reauthorize: Callable[[], Awaitable[AuthContext]] | None,
         deadline: timedelta,
     ) -> None:
         self._chunks = chunks
+        self._wire = wire
+        self._route = route
         self._auth = auth
         self._clock = clock
         self._reauthorize = reauthorize
@@ -88,15 +118,17 @@ class ChatStream:
         try:
             async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
-                    await self._room.acquire()
-                    self._queue.put_nowait(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
-                self._queue.put_nowait(_DONE)
+                    frames = self._wire.chunk(chunk)
+                    if frames:
+                        await self._room.acquire()
+                        self._queue.put_nowait(frames)
+                self._queue.put_nowait(self._wire.end())
         except TimeoutError:
             self._failure = out_of_time(int(self._deadline.total_seconds()))
         except AgentOSError as error:
-            self._failure = error
+            self._failure = told(error, self._wire.names)
         except Exception as error:  # the stream's own HTTP edge: the real one can't answer any more
-            logger.exception("http.failed", extra={"route": "/v1/chat/completions"})
+            logger.exception("http.failed", extra={"route": self._route})
             self._failure = Internal(str(error))
         finally:
             self._queue.put_nowait(None)
@@ -108,8 +140,7 @@ class ChatStream:
             if ended and self._failure is not None:
                 if not started and not frames:
                     raise self._failure
-                body = envelope.body_of(self._failure, self._auth.trace.correlation_id, openai_members(self._failure))
-                frames += b"data: " + body + b"\n\n"
+                frames += self._wire.failed(self._failure, self._auth.trace.correlation_id)
             if not started:
                 started = True
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
@@ -124,7 +155,7 @@ class ChatStream:
             async with asyncio.timeout(KEEP_ALIVE_EVERY.total_seconds()):
                 frame = await self._queue.get()
         except TimeoutError:
-            return KEEP_ALIVE, False
+            return self._wire.keep_alive, False
         frames: list[bytes] = []
         while frame is not None:
             self._room.release()
@@ -153,3 +184,11 @@ class ChatStream:
                 self._failure = error
                 producer.cancel()
                 return
+
+
+def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
+    return asgi(JsonReply(msgspec.json.encode(value), status=status))
+
+
+def asgi(reply: JsonReply | ChatStream) -> ASGIApp:
+    return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out

@@ -9,6 +9,8 @@ from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_DEPTH
 from ports.messages import Json
 from stack_b.http import wire
+from stack_b.http.surfaces.messages_wire import CountBody, MessageEvent, MessagesBody, MessageView, TokenCount
+from stack_b.http.surfaces.responses_wire import ResponseEvent, ResponsesBody, ResponseView
 from stack_b.limits import Limits
 
 SCOPE: Final = "models:invoke"
@@ -17,6 +19,7 @@ _CALL_CODES: Final = (
     "model_not_entitled", "policy_blocked", "request_exceeds_budget", "context_length_exceeded", "budget_exceeded",
     "budget_in_flight", "upstream_error", "upstream_auth_error", "upstream_timeout",
 )  # fmt: skip
+_STEP_CODES: Final = ("idempotency_in_progress", "idempotency_key_reused", "conflict")
 
 
 def routes(limits: Limits) -> RouteTable:
@@ -25,6 +28,12 @@ def routes(limits: Limits) -> RouteTable:
         (
             # Not mutations: SDKs send no Idempotency-Key here.
             Route(method="POST", template="/v1/chat/completions", access=SCOPE, max_body_bytes=body, query=()),
+            Route(method="POST", template="/v1/responses", access=SCOPE, max_body_bytes=body, query=()),
+            # Anthropic's client says `?beta=true` for what it calls beta.
+            Route(method="POST", template="/v1/messages", access=SCOPE, max_body_bytes=body, query=("beta",)),
+            Route(
+                method="POST", template="/v1/messages/count_tokens", access=SCOPE, max_body_bytes=body, query=("beta",)
+            ),
             Route(method="POST", template="/v1/steps:cancel", access=SCOPE, query=()),
             Route(method="POST", template="/v1/embeddings", access=SCOPE, max_body_bytes=body, query=()),
             Route(method="POST", template="/v1/policy/check", access=SCOPE, max_body_bytes=body, query=()),
@@ -52,6 +61,7 @@ OPERATIONS: Final = {
         description=(
             "OpenAI's chat completions, plus a receipt. Personal data and secrets in the request reach no backend. With "
             "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event. "
+            "The header `X-Route-Preference` (`quality`, `cost`, `latency`) says what to go by where several may answer. "
             "With the header `X-Step-Key` the call is made once: it goes on when the client leaves, and whoever sends the "
             "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing."
         ),
@@ -59,7 +69,43 @@ OPERATIONS: Final = {
         request=wire.ChatBody,
         response=wire.ChatCompletion,
         stream=wire.ChatChunk,
-        codes=(*_CALL_CODES, "idempotency_in_progress", "idempotency_key_reused", "conflict"),
+        codes=(*_CALL_CODES, *_STEP_CODES),
+    ),
+    ("POST", "/v1/responses"): Operation(
+        summary="Create a response",
+        description=(
+            "OpenAI's responses, plus a receipt. Stateless: nothing is stored, so `store`, `previous_response_id`, "
+            "`conversation` and `background` are refused, like every member and kind of item or tool that no backend could "
+            "be told. With `stream`, OpenAI's events; a failure on the way is `response.failed`, then `error`. "
+            "`X-Step-Key` works as for chat completions."
+        ),
+        tag="models",
+        request=ResponsesBody,
+        response=ResponseView,
+        stream=ResponseEvent,
+        codes=(*_CALL_CODES, *_STEP_CODES, "unsupported"),
+    ),
+    ("POST", "/v1/messages"): Operation(
+        summary="Create a message",
+        description=(
+            "Anthropic's messages, plus a receipt. The key may come as `x-api-key`. What no backend could be told is "
+            "refused. With `stream`, Anthropic's events, and `ping` while there is nothing to say. An error has "
+            "Anthropic's `type` around and inside the `error` described here; `error.details.error_code` is its `code`. "
+            "`X-Step-Key` works as for chat completions."
+        ),
+        tag="models",
+        request=MessagesBody,
+        response=MessageView,
+        stream=MessageEvent,
+        codes=(*_CALL_CODES, *_STEP_CODES, "unsupported"),
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        summary="Estimate a message's input tokens",
+        description="By the size of what a backend would read. Calls no backend and changes nothing.",
+        tag="policy",
+        request=CountBody,
+        response=TokenCount,
+        codes=("model_not_entitled", "unsupported"),
     ),
     ("POST", "/v1/steps:cancel"): Operation(
         summary="End the call under way under a step key",

@@ -76,10 +76,9 @@ class EmbeddingsBody(Struct, frozen=True, kw_only=True):
     user: str | None = None
 
 
-class Usage(Struct, frozen=True, kw_only=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+class UsageReceipt(Struct, frozen=True, kw_only=True):
+    """What the gateway adds to a usage, whatever its counts are called."""
+
     latency_ms: int
     gateway_ms: float
     """Of `latency_ms`, what was not spent waiting for backends."""
@@ -88,6 +87,12 @@ class Usage(Struct, frozen=True, kw_only=True):
     """True when any part was counted by the gateway because the backend reported none."""
     ttft_ms: int | None = None
     """To the first content of a stream."""
+
+
+class Usage(UsageReceipt, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
 
 
 class Receipt(Struct, frozen=True, kw_only=True):

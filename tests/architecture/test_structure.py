@@ -41,7 +41,8 @@ def test_ports_import_the_standard_library_and_msgspec_only() -> None:
         "stack_a.runs.replay",
         "stack_a.tools.policy",
         "stack_a.runs.tell",
-        "stack_b.routing",
+        "stack_b.routing.choice",
+        "stack_b.routing.rules",
         "stack_b.redaction.spans",
     ],
 )

@@ -6,7 +6,8 @@ Started by the bench: `python -m tests.bench.engine_worker`.
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from ports.messages import Json, Usage
 from ports.model import ChatReply, ChatRequest, Message, PolicyOutcome, Route, ToolRequest
 from ports.tool import ToolSpec
 from stack_a.deps import WORKER_NEEDS, WorkerDeps
+from stack_a.lease import LeaseStore, kept_apart
 from stack_a.worker import Worker
 from tests.bench.machine import READY
 
@@ -100,6 +102,12 @@ async def main(env: Environment) -> None:
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     choices = {port: Choice(adapter="postgres", config=database) for port in _STORED}
     needs = {port: WORKER_NEEDS[port] for port in _STORED}
+
+    @asynccontextmanager
+    async def store_of_leases() -> AsyncIterator[LeaseStore]:
+        async with open_ports(choices, {"run_state": needs["run_state"]}, clock=clock, wrap=watched) as apart:
+            yield apart["run_state"]
+
     async with open_ports(choices, needs, clock=clock, wrap=watched) as ports:
         deps = WorkerDeps(
             clock=clock,
@@ -110,7 +118,10 @@ async def main(env: Environment) -> None:
         )
         identity = WorkerId(f"wrk_bench_{os.getpid()}")
         worker = Worker(
-            deps, new_id=lambda: identity, concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000)
+            deps,
+            new_id=lambda: identity,
+            concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+            keep=kept_apart(store_of_leases),
         )
         with anyio.open_signal_receiver(signal.SIGTERM) as ending:
             async with anyio.create_task_group() as group:

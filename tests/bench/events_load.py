@@ -17,7 +17,7 @@ from ports.errors import Conflict, Unavailable
 from ports.ids import AgentId, PrincipalId, RunId, TenantId, WorkerId
 from ports.run_state import Change, NewEvent, NewRun, Run, RunStatePort
 from ports.tenant import Entitlements
-from stack_a.worker import LEASE, RENEW_EVERY
+from stack_a.lease import LEASE, RENEW_EVERY
 from tests.bench.events_server import identity
 
 _PER_PRINCIPAL: Final = 50

@@ -22,6 +22,7 @@ from ports.adapter import Given
 from ports.memory import MAX_MATCHES, MemoryPort
 from ports.tool import ToolCall, ToolPort
 from tests.support.http_origin import Origin, serving
+from tests.support.postgres import free_port
 
 
 class BuiltinToolsHarness:
@@ -36,7 +37,10 @@ class BuiltinToolsHarness:
         self._closing = closing
         self._origin = origin
         self._memory = remembered
-        self._config = BuiltinToolsConfig(allow_private=(f"127.0.0.1:{origin.port}",))
+        self._nobody = free_port()
+        self._config = BuiltinToolsConfig(
+            allow_private=tuple(f"127.0.0.1:{port}" for port in (origin.port, self._nobody))
+        )
         self._clock = ManualClock()
         self._committed = committed
 
@@ -55,6 +59,9 @@ class BuiltinToolsHarness:
             transactional=put if self._committed else None,
             write=None if self._committed else put,
             read=ToolCall(name="memory_search", arguments={"query": "tea"}, key="run_1:5"),
+            unreachable=ToolCall(
+                name="http_get", arguments={"url": f"http://127.0.0.1:{self._nobody}/"}, key="run_1:6"
+            ),
         )
 
     async def open(self) -> ToolPort:

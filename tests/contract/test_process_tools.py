@@ -36,6 +36,7 @@ class CommandsHarness:
             home / "tools.json",
             declared("add", "add", store, input_schema=takes(a="integer", b="integer")),
             declared("flood", "flood", store, max_output_bytes=1_000),
+            declared("lose", "lose", store, effect="unsafe"),
             note,
             declared("notes", "notes", store),
             declared("wait", "wait", store, timeout_s=7_200),
@@ -59,6 +60,7 @@ class CommandsHarness:
             write=note,
             read=ToolCall(name="notes", arguments={}, key="run_1:6"),
             reconcilable=note,
+            lost=ToolCall(name="lose", arguments={}, key="run_1:7"),
         )
 
     async def open(self) -> ToolPort:

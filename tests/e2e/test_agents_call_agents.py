@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -10,11 +10,13 @@ from msgspec.structs import replace
 from conformance.clock import ManualClock
 from conformance.people import ACME
 from ports.agent import MAX_RUN_DEPTH, AgentLimits
-from ports.errors import ResourceExhausted
+from ports.context import AuthContext
+from ports.errors import ResourceExhausted, Unavailable
 from ports.ids import AgentId, RunId
 from ports.model import ChatRequest
 from ports.run_state import Adrift
 from ports.tenant import Entitlements
+from ports.tool import ToolCall, ToolPort, ToolResult
 from stack_a.runs.journal import read_steps
 from stack_a.runs.replay import replay
 from stack_a.tools.agents import with_agents
@@ -53,6 +55,22 @@ class Unmended:
 
     async def adrift(self, *_: object, **__: object) -> tuple[Adrift, ...]:
         return ()
+
+
+class Losing:
+    """Tools, of which `send` acts and does not answer."""
+
+    def __init__(self, port: ToolPort) -> None:
+        self._port = port
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
+
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        result = await self._port.invoke(auth, call, timeout=timeout)
+        if call.name == "send":
+            raise Unavailable("the answer was lost", code="tool_timeout")
+        return result
 
 
 @pytest.fixture
@@ -161,6 +179,21 @@ async def test_tools_beside_an_agent_end_before_the_run_waits(node: StackA, tool
 
     assert (meanwhile, run.status, len(tools.keys)) == ("running", "succeeded", 1)
     assert tools.cancelled == 0
+
+
+async def test_an_unsafe_call_in_doubt_is_settled_before_the_run_waits(
+    node: StackA, tools: Toolbox, clock: ManualClock
+) -> None:
+    tools.let_go.set()
+    both = turn(("send", {}), (HAND, {"input": "x"}))
+    lost = Losing(tools.port(clock))
+    async with node.worker(parts(both, "thanks", hand=(turn(("slow", {})), "done")), cast("Any", lost)):
+        run_id = await node.created()
+        run = await until_is(node, clock, run_id, "needs_operator")
+        await node.verb(run_id, "resolve", "eve", step=2, decision="done", output=None)
+        run = await ended_in_time(node, clock, run_id)
+
+    assert (run.status, [child.status for child in await family(node, run_id)]) == ("succeeded", ["succeeded"])
 
 
 async def test_a_run_that_its_worker_ends_takes_its_children_with_it(

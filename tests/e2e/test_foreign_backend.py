@@ -7,6 +7,7 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import anyio
 import pytest
 
 from adapters.system_clock import SystemClock
-from stack_b.backends.settings import BackendSettings, open_backends
+from stack_b.backends.settings import BackendSettings, open_backend
 from tests.support.http_server import served
 from tests.support.litellm_proxy import KEY, litellm_proxy
 from tests.support.stack_b import StackB, stack_b
@@ -39,10 +40,10 @@ async def proxy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def node(proxy: str) -> AsyncIterator[StackB]:
-    settings = [BackendSettings(name="litellm", base_url=proxy, api_key="env:KEY")]
-    opened = open_backends(settings, SystemClock(), secret=lambda _: KEY, demo=False)
+    settings = BackendSettings(name="litellm", base_url=proxy, api_key="env:KEY")
+    opened = open_backend(settings, SystemClock(), secret=lambda _: KEY, demo=False)
     with anyio.fail_after(60):
-        async with opened as backends, stack_b(*backends) as gateway:
+        async with aclosing(opened) as backend, stack_b(backend) as gateway:
             yield gateway
 
 

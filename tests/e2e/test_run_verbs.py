@@ -19,6 +19,7 @@ from ports.model import ChatRequest, Message, ToolRequest
 from ports.run_state import EffectClass, Run, RunStatus
 from ports.tool import MAX_OUTPUT_BYTES, ToolPort, ToolSpec
 from stack_a import worker as worker_module
+from stack_a.lease import LEASE
 from tests.support.stack_a import StackA, events_of, stack_a
 
 pytestmark = pytest.mark.anyio
@@ -99,7 +100,7 @@ def model(rule: Rule) -> InprocModel:
 
 
 async def takeover(clock: ManualClock) -> None:
-    for _ in range(round((worker_module.LEASE + worker_module.SWEEP_EVERY * 2).total_seconds())):
+    for _ in range(round((LEASE + worker_module.SWEEP_EVERY * 2).total_seconds())):
         await clock.advance(timedelta(seconds=1))
 
 

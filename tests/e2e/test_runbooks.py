@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from ports.errors import ResourceExhausted
-from stack_a.worker import LEASE
+from stack_a.lease import LEASE
 from tests.support.node import NodeUnderTest
 from tests.support.runbook import Operator, blocks
 

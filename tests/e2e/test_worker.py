@@ -1,5 +1,6 @@
 """The worker and the engine over the in-process adapters: runs end, once, whatever happens to who executes them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from datetime import timedelta
 from typing import Any
@@ -16,9 +17,9 @@ from ports.agent import AgentLimits
 from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.model import ChatReply, ChatRequest, Message
-from stack_a import worker as worker_module
+from stack_a.lease import RENEW_EVERY
 from tests.support.stack_a import AGENT, StackA, stack_a
-from tests.support.worker import Toolbox, calls, log_of, model, takeover, until, until_status, until_told
+from tests.support.worker import Toolbox, calls, ended_in_time, log_of, model, takeover, until, until_status, until_told
 
 pytestmark = pytest.mark.anyio
 
@@ -200,7 +201,7 @@ async def test_cancelling_reaches_a_running_tool(node: StackA, tools: Toolbox, c
         await until(tools.begun.is_set)
 
         asked = await node.cancel(run_id)
-        await clock.advance(worker_module.RENEW_EVERY)
+        await clock.advance(RENEW_EVERY)
         run = await node.ended(run_id)
 
     assert asked.json()["status"] == "running"
@@ -222,6 +223,36 @@ async def test_a_tool_that_ends_as_if_it_was_cancelled_fails_its_step_and_nothin
     [_, step, _] = await node.run_state.steps(ACME, broken.id)
     assert (step.status, step.error and step.error.code) == ("failed", "internal")
     assert after.output == {"text": "there"}
+
+
+async def test_a_run_one_of_whose_own_tasks_is_cancelled_out_of_the_blue_is_handed_back(
+    tools: Toolbox, clock: ManualClock
+) -> None:
+    class Vanishing:
+        """A run store that ends one append as if it was cancelled: the first that is made while the tool is at it."""
+
+        def __init__(self, port: Any) -> None:
+            self._port = port
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._port, name)
+
+        async def append(self, *arguments: Any) -> Any:
+            if tools.begun.is_set() and not tools.let_go.is_set():
+                tools.let_go.set()
+                raise asyncio.CancelledError
+            return await self._port.append(*arguments)
+
+    def wrap(name: str, port: Any) -> Any:
+        return Vanishing(port) if name == "run_state" else port
+
+    async with (
+        stack_a(clock=clock, wrap=wrap) as node,
+        node.worker(model(scripted([calls("slow"), "there"])), tools.port(clock)),
+    ):
+        run = await ended_in_time(node, clock, await node.created())
+
+    assert (run.status, run.error, run.epoch, run.recoveries) == ("succeeded", None, 2, 0)
 
 
 async def test_the_deadline_ends_a_run_and_interrupts_its_tool(

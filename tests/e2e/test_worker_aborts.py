@@ -15,7 +15,7 @@ from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.model import ChatRequest, Message
 from ports.tool import ToolPort
-from stack_a import worker as worker_module
+from stack_a.lease import RENEW_EVERY
 from stack_a.runs.execute import TELL_WITHIN
 from tests.support.stack_a import StackA, stack_a
 
@@ -86,7 +86,7 @@ async def test_cancelling_a_run_ends_its_model_call(node: StackA, slow: Slow, cl
         run_id = await node.created()
         await begun(slow)
         await node.cancel(run_id)
-        await clock.advance(worker_module.RENEW_EVERY)
+        await clock.advance(RENEW_EVERY)
         run = await node.ended(run_id)
         await settled()
 
@@ -153,7 +153,7 @@ async def test_a_gateway_that_cannot_be_told_does_not_keep_a_run_from_ending(
         run_id = await node.created()
         await begun(slow)
         await node.cancel(run_id)
-        await clock.advance(worker_module.RENEW_EVERY)
+        await clock.advance(RENEW_EVERY)
         run = await node.ended(run_id)
 
     assert run.status == "cancelled"

@@ -21,6 +21,7 @@ from ports.queue import Delivery
 from ports.run_state import Change
 from ports.tenant import Entitlements
 from stack_a import worker as worker_module
+from stack_a.lease import SELF
 from stack_a.runs import execute as execute_module
 from tests.support.stack_a import StackA, stack_a
 from tests.support.worker import Toolbox, calls, ended_in_time, model, slow_then_done, takeover, until, until_told
@@ -108,9 +109,9 @@ async def test_a_run_that_comes_back_to_its_worker_before_it_was_left_is_execute
 
 async def test_a_hint_delivered_twice_executes_the_run_once(node: StackA, tools: Toolbox, clock: ManualClock) -> None:
     run_id = await node.created()
-    [delivery] = await node.api.queue.lease(worker_module.SELF, limit=1, duration=timedelta(seconds=1))
+    [delivery] = await node.api.queue.lease(SELF, limit=1, duration=timedelta(seconds=1))
     await node.api.queue.enqueue(ACME, delivery.body)
-    await node.api.queue.release(worker_module.SELF, delivery)
+    await node.api.queue.release(SELF, delivery)
 
     async with node.worker(model(scripted([calls("add"), "once"])), tools.port(clock)):
         run = await node.ended(run_id)
@@ -268,19 +269,49 @@ async def test_a_reply_that_the_store_will_not_take_fails_the_run_at_once(clock:
     assert (run.error.code, asked) == ("internal", 1)
 
 
-async def test_a_run_that_keeps_meeting_trouble_is_given_up_as_poison(clock: ManualClock, tools: Toolbox) -> None:
+async def test_a_run_that_no_worker_can_go_on_with_nor_end_is_given_up_as_poison(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    def refused(change: Change) -> bool:
+        return tells_of_a_model(change) or (change.error is not None and change.error.code == "internal")
+
     def wrap(name: str, port: Any) -> Any:
-        return Choosy(port, Unavailable("too slow"), tells_of_a_model) if name == "run_state" else port
+        return Choosy(port, InvalidArgument("can't be stored"), refused) if name == "run_state" else port
 
     async with (
         stack_a(clock=clock, wrap=wrap) as node,
         node.worker(model(lambda _auth, _request: calls("send")), tools.port(clock)),
     ):
-        run = await node.ended(await node.created())
+        run = await ended_in_time(node, clock, await node.created())
 
     assert run.status == "failed"
     assert run.error is not None
     assert (run.error.code, run.recoveries) == ("poison", 6)
+
+
+async def test_outages_of_the_store_do_not_count_against_a_run_however_many_they_are(
+    clock: ManualClock, tools: Toolbox
+) -> None:
+    outages = 0
+
+    def refused(change: Change) -> bool:
+        nonlocal outages
+        outages += tells_of_a_model(change)
+        return tells_of_a_model(change) and outages <= 20
+
+    def wrap(name: str, port: Any) -> Any:
+        return Choosy(port, Unavailable("away"), refused) if name == "run_state" else port
+
+    tools.let_go.set()
+    talk = model(scripted([calls("send"), "said"]))
+    async with stack_a(clock=clock, wrap=wrap) as node, node.worker(talk, tools.port(clock)):
+        created = await node.created()
+        before = clock.monotonic()
+        run = await ended_in_time(node, clock, created)
+
+    assert (run.status, run.output, run.recoveries, run.epoch) == ("succeeded", {"text": "said"}, 0, 21)
+    # It was not claimed again in the same moment.
+    assert clock.monotonic() - before >= 20
 
 
 async def test_a_store_that_is_away_during_a_model_call_is_not_the_models_failure(

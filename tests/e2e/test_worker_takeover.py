@@ -14,7 +14,8 @@ from ports.ids import RunId, WorkerId
 from ports.messages import Json
 from ports.model import ChatRequest, Message, ToolRequest
 from ports.tool import ToolPort, ToolSpec
-from stack_a.worker import LEASE, SWEEP_EVERY, SWEEP_JITTER
+from stack_a.lease import LEASE
+from stack_a.worker import SWEEP_EVERY, SWEEP_JITTER
 from tests.support.stack_a import StackA, stack_a
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 
-from stack_a.worker import RENEW_EVERY
+from stack_a.lease import RENEW_EVERY
 from tests.bench.figures import percentile
 from tests.faults.clients import Clients
 from tests.faults.reconcile import Record, record

@@ -103,7 +103,8 @@ def places_tool(found: set[tuple[str, str]]) -> str:
 async def nothing_is_written_by_the_stale(
     dsn: str, takeovers_s: Sequence[float], *, held: int, **figures: float
 ) -> Record:
-    zombies = await ask(dsn, "SELECT run_id, n FROM faults.zombies")
+    zombies = await ask(dsn, "SELECT run_id, n, status, epoch, current FROM faults.zombies")
+    older = await ask(dsn, "SELECT count(*) AS all FROM faults.older")
     claims = await ask(dsn, "SELECT count(*) FILTER (WHERE epoch > 1) AS again, count(*) AS all FROM faults.claims")
     return record(
         "R5",
@@ -117,6 +118,8 @@ async def nothing_is_written_by_the_stale(
         claims=claims[0]["all"],
         claims_after_the_first=claims[0]["again"],
         taken_over_from_the_stopped=len(takeovers_s),
+        steps_closed_by_a_cancel=older[0]["all"] - len(zombies),
+        examples=[" ".join(f"{name}={value}" for name, value in row.items()) for row in zombies[:5]],
     )
 
 

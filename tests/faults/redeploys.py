@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,53 +21,76 @@ from tests.faults.reconcile import Record, record
 from tests.support.node import NodeUnderTest
 
 _CLIENTS: Final = 2
-_PAUSE_S: Final = 0.2
+"""Of each kind."""
+_PAUSE_S: Final = 0.1
 _SETTLE_S: Final = 60.0
 _TIMES: Final = 20
 _DONE: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Load:
-    """Clients that create runs until told to stop, and remember what they were promised."""
+    """Clients that create runs and ask the gateway until told to stop, and remember what they were promised.
+
+    Half of them keep their connections, half come with a new one each time: both can be cut off by a server that leaves.
+    """
 
     def __init__(self, node: NodeUnderTest) -> None:
         self._node = node
         self._ends = asyncio.Event()
         self.acked: list[str] = []
         self.answers: Counter[int] = Counter()
-        self.unanswered = 0
-        """Requests that met no listener, or one that went away before it answered."""
+        self.refused = 0
+        """Requests that met no listener."""
+        self.unanswered: Counter[str] = Counter()
+        """Requests that were cut off, by the error."""
 
     def end(self) -> None:
         self._ends.set()
 
     async def create(self, client: int) -> None:
-        number = 0
-        async with httpx.AsyncClient(
-            base_url=self._node.stack_a,
+        async with self._client(self._node.stack_a, keep=client % 2 == 0) as http:
+            number = 0
+            while not self._ends.is_set():
+                number += 1
+                headers = {"Idempotency-Key": f"redeploy-{client}-{number}"}
+                body = {"input": "What is 6 * 7?"}
+                answer = await self._answered(http, "/v1/agents/agt_demo/runs", body, headers, httpx.codes.ACCEPTED)
+                self.acked.append(answer.json()["run_id"])
+                await asyncio.sleep(_PAUSE_S)
+
+    async def chat(self, client: int) -> None:
+        async with self._client(self._node.stack_b, keep=client % 2 == 0) as http:
+            while not self._ends.is_set():
+                body = {"model": "agentos-demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 50}
+                await self._answered(http, "/v1/chat/completions", body, {}, httpx.codes.OK)
+                await asyncio.sleep(_PAUSE_S)
+
+    def _client(self, base_url: str, *, keep: bool) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=base_url,
             headers={"Authorization": f"Bearer {self._node.app_key()}"},
             timeout=10,
             trust_env=False,
-        ) as http:
-            while not self._ends.is_set():
-                number += 1
-                await self._one(http, f"redeploy-{client}-{number}")
-                await asyncio.sleep(_PAUSE_S)
+            limits=httpx.Limits(max_keepalive_connections=None if keep else 0),
+        )
 
-    async def _one(self, http: httpx.AsyncClient, key: str) -> None:
+    async def _answered(
+        self, http: httpx.AsyncClient, path: str, body: Mapping[str, object], headers: Mapping[str, str], wanted: int
+    ) -> httpx.Response:
         while True:
             try:
-                answer = await http.post(
-                    "/v1/agents/agt_demo/runs", json={"input": "What is 6 * 7?"}, headers={"Idempotency-Key": key}
-                )
-            except httpx.TransportError:
-                self.unanswered += 1
+                answer = await http.post(path, json=body, headers=headers)
+            except httpx.ConnectError:
+                self.refused += 1
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            except httpx.TransportError as error:
+                self.unanswered[f"{path} {type(error).__name__}: {error}"] += 1
                 await asyncio.sleep(_PAUSE_S)
                 continue
             self.answers[answer.status_code] += 1
-            if answer.status_code == httpx.codes.ACCEPTED:
-                self.acked.append(answer.json()["run_id"])
-                return
+            if answer.status_code == wanted:
+                return answer
             await asyncio.sleep(float(answer.headers.get("Retry-After", _PAUSE_S)))
 
     async def unfinished(self) -> dict[str, str]:
@@ -91,7 +114,7 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
     load = Load(node)
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        clients = [group.create_task(load.create(client)) for client in range(_CLIENTS)]
+        clients = [group.create_task(ask(client)) for ask in (load.create, load.chat) for client in range(_CLIENTS)]
         failed = 0
         for _ in range(times):
             done = await asyncio.to_thread(node.agentos, "redeploy")
@@ -103,19 +126,24 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
     errors = sum(count for status, count in load.answers.items() if status >= 500)
     return record(
         "R22",
-        {"lost": len(left), "share_of_5xx": errors / answered if answered else 1.0, "redeploys_failed": failed},
+        {
+            "lost": len(left),
+            "share_of_5xx": errors / answered if answered else 1.0,
+            "refused": load.refused,
+            "cut_off": load.unanswered.total(),
+            "redeploys_failed": failed,
+        },
         limits={"share_of_5xx": 0.001},
         redeploys=times,
         acked=len(load.acked),
         twice=len(load.acked) - len(set(load.acked)),
         answers=", ".join(f"{status}={count}" for status, count in sorted(load.answers.items())),
-        unanswered=load.unanswered,
         seconds=round(time.monotonic() - began, 1),
-        examples=[f"{run_id} {status}" for run_id, status in left.items()][:5],
+        examples=[*(f"{run_id} {status}" for run_id, status in left.items()), *load.unanswered][:5],
     )
 
 
-def _entitle(node: NodeUnderTest) -> None:
+def entitle(node: NodeUnderTest) -> None:
     """What is asked of the node is what it is able to do, not what a tenant may."""
     more = ("--runs-per-minute", "1000000", "--max-queued-runs", "1000000", "--tokens-per-day", "1000000000")
     done = node.agentos("tenant", "quota", "tnt_demo", *more)
@@ -130,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
         node = NodeUnderTest(Path(place) / "home")
         try:
             node.up()
-            _entitle(node)
+            entitle(node)
             found = asyncio.run(redeployed(node, given.times))
         finally:
             node.agentos("nuke", "--hard", "--yes-really")

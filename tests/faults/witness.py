@@ -11,7 +11,8 @@ import asyncpg
 _WITNESS: Final = """
 CREATE SCHEMA IF NOT EXISTS faults;
 CREATE TABLE faults.results (run_id uuid, n integer, epoch integer, at timestamptz);
-CREATE TABLE faults.zombies (run_id uuid, n integer, epoch integer, current integer, at timestamptz);
+CREATE TABLE faults.older (run_id uuid, n integer, status text, epoch integer, current integer, xid xid8, at timestamptz);
+CREATE TABLE faults.ended (run_id uuid, xid xid8);
 CREATE TABLE faults.claims (run_id uuid, epoch integer, worker_id text, at timestamptz);
 
 CREATE FUNCTION faults.step_written() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = faults AS $$
@@ -20,7 +21,8 @@ DECLARE
 BEGIN
     SELECT r.epoch INTO current FROM agentos.runs r WHERE r.tenant_id = NEW.tenant_id AND r.id = NEW.run_id;
     IF NEW.epoch <> current THEN
-        INSERT INTO zombies VALUES (NEW.run_id, NEW.n, NEW.epoch, current, clock_timestamp());
+        INSERT INTO older
+        VALUES (NEW.run_id, NEW.n, NEW.status, NEW.epoch, current, pg_current_xact_id(), clock_timestamp());
     END IF;
     IF TG_OP = 'INSERT' AND NEW.status <> 'started' OR TG_OP = 'UPDATE' AND NEW.status IS DISTINCT FROM OLD.status THEN
         INSERT INTO results VALUES (NEW.run_id, NEW.n, NEW.epoch, clock_timestamp());
@@ -38,6 +40,21 @@ END
 $$;
 CREATE TRIGGER witnessed AFTER UPDATE ON agentos.runs FOR EACH ROW WHEN (NEW.epoch <> OLD.epoch)
     EXECUTE FUNCTION faults.run_claimed();
+
+CREATE FUNCTION faults.run_ended() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = faults AS $$
+BEGIN
+    INSERT INTO ended VALUES (NEW.id, pg_current_xact_id());
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER ended AFTER UPDATE ON agentos.runs FOR EACH ROW
+    WHEN (OLD.status IN ('queued', 'waiting', 'needs_operator') AND NEW.status = 'cancelled')
+    EXECUTE FUNCTION faults.run_ended();
+
+-- Who ends a run that nobody holds closes its begun steps as they are, whatever epoch they were begun in.
+CREATE VIEW faults.zombies AS
+SELECT o.* FROM faults.older o
+WHERE NOT (o.status = 'unknown' AND EXISTS (SELECT FROM faults.ended e WHERE e.run_id = o.run_id AND e.xid = o.xid));
 """
 
 

@@ -17,9 +17,10 @@ from adapters.postgres.queue import PostgresQueue
 from adapters.postgres.rows import Row
 from adapters.postgres.run_state import PostgresRunState
 from adapters.postgres.statements import Statement, statement
-from adapters.postgres.together import LANES, Together
+from adapters.postgres.together import LANES, Apart, Together
 from conformance.factories import idempotency, new_run
 from conformance.people import ACME, GLOBEX, NODE
+from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, Unavailable
 from ports.ids import TenantId, WorkerId
 from ports.run_state import Change, NewEvent, StepIntent, StepResult
@@ -30,6 +31,7 @@ OTHER = TenantId("tnt_other")
 WORKER = WorkerId("wrk_together")
 SEEN = statement("SELECT tenant_id FROM tenants ORDER BY tenant_id")
 INSERT = statement("INSERT INTO tenants (tenant_id, name, entitlements) VALUES (:tenant, 'x', '{}')")
+LIMITED = statement("UPDATE tenants SET entitlements = '{\"runs_per_minute\": 1}' WHERE tenant_id = :tenant")
 REMEMBER = statement(
     "INSERT INTO memory_items (tenant_id, namespace, key, value, metadata, words, updated_at) "
     "VALUES (:tenant, 'default', 'k', '1', '{}', 0, ao_now())"
@@ -56,6 +58,8 @@ class Asked:
             await transaction.rows(BROKEN, {})
         if "slow" in asks:
             await transaction.rows(SLOW, {})
+        if "apart" in asks:
+            raise Conflict("in the way") if len(asks) == 1 else Apart([asks.index("apart")])
         if "refused with all" in asks:
             raise Conflict("one of them is wrong")
         seen = ",".join(row["tenant_id"] for row in await transaction.rows(SEEN, {}))
@@ -159,6 +163,35 @@ async def test_what_is_wrong_with_one_is_told_to_that_one(database: Database, tr
     assert outcomes[1] == code
     assert outcomes[3] == "invalid_request"
     assert all(tenant in str(seen) for tenant, seen in zip((ACME.tenant, GLOBEX.tenant), outcomes[::2], strict=True))
+
+
+async def test_who_is_in_the_way_of_others_is_made_apart_and_they_stay_together(database: Database) -> None:
+    asked = Asked()
+    together = Together(database, asked)
+
+    outcomes = await all_at_once(together, asked, (ACME.tenant, "a"), (ACME.tenant, "apart"), (GLOBEX.tenant, "b"))
+
+    assert outcomes[1] == "conflict"
+    assert asked.batches[LANES:] == [["a", "apart", "b"], ["a", "b"], ["apart"]]
+
+
+async def test_a_tenant_at_its_limit_takes_no_creation_of_another_along(database: Database) -> None:
+    runs = PostgresRunState(database, for_leases=database)
+    async with database.transaction(ACME.tenant) as transaction:
+        await transaction.rows(LIMITED, {"tenant": ACME.tenant})
+    outcomes: dict[str, list[object]] = {ACME.tenant: [], GLOBEX.tenant: []}
+
+    async def create(auth: AuthContext) -> None:
+        created = runs.create(auth, replace(new_run(), idempotency=idempotency()))
+        outcomes[auth.tenant].append(await outcome(created))
+
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(create, (ACME, GLOBEX)[number % 2])
+
+    assert outcomes[ACME.tenant].count("rate_limited") == 9
+    assert not any(isinstance(found, str) for found in outcomes[GLOBEX.tenant])
 
 
 async def test_who_leaves_is_not_served_and_takes_nobody_along(database: Database) -> None:

@@ -9,10 +9,11 @@ from adapters.inproc.tool import SPEC, Act, InprocToolConfig, InprocTools, Pytho
 from conformance.clock import ManualClock
 from conformance.harness import ToolSamples
 from ports.context import AuthContext
+from ports.errors import Unavailable
 from ports.memory import MemoryWrite
 from ports.messages import Json
 from ports.run_state import EffectClass
-from ports.tool import ToolCall, ToolPort, ToolResult, ToolSpec
+from ports.tool import NOT_SENT, OUTCOME_UNKNOWN, ToolCall, ToolPort, ToolResult, ToolSpec
 
 
 def tool(name: str, act: Act, *, properties: dict[str, Json] | None = None, effect: EffectClass = "pure") -> PythonTool:
@@ -49,7 +50,12 @@ async def _plan(_auth: AuthContext, arguments: dict[str, Json], key: str) -> Jso
     return ToolResult(output={"kept": True}, writes=(MemoryWrite(key=key, value=arguments["text"]),))
 
 
+async def _call_out(_auth: AuthContext, _arguments: dict[str, Json], _key: str) -> Json:
+    raise Unavailable("there is no connection", details=NOT_SENT)
+
+
 ADD = tool("add", _add, properties={"a": {"type": "integer"}, "b": {"type": "integer"}})
+CALL_OUT = tool("call_out", _call_out, effect="unsafe")
 FLOOD = tool("flood", _flood)
 PLAN = tool("plan", _plan, properties={"text": {"type": "string"}}, effect="transactional")
 
@@ -77,15 +83,24 @@ class InprocToolHarness:
             write=ToolCall(name="note", arguments={"text": "kept"}, key="run_1:6"),
             read=ToolCall(name="notes", arguments={}, key="run_1:7"),
             transactional=ToolCall(name="plan", arguments={"text": "later"}, key="run_1:8"),
+            unreachable=ToolCall(name="call_out", arguments={}, key="run_1:9"),
+            lost=ToolCall(name="lose", arguments={}, key="run_1:10"),
         )
 
     async def open(self) -> ToolPort:
-        own = (
+        return InprocTools(self.tools(), self.clock)
+
+    def tools(self) -> tuple[PythonTool, ...]:
+        return (
+            ADD,
+            CALL_OUT,
+            FLOOD,
+            PLAN,
+            tool("lose", self._lose, effect="unsafe"),
             tool("note", self._note, properties={"text": {"type": "string"}}, effect="idempotent"),
             tool("notes", self._list),
             tool("wait", self._wait),
         )
-        return InprocTools((ADD, FLOOD, PLAN, *own), self.clock)
 
     async def advance(self, delta: timedelta) -> None:
         await self.clock.advance(delta)
@@ -99,6 +114,10 @@ class InprocToolHarness:
     async def _note(self, auth: AuthContext, arguments: dict[str, Json], key: str) -> Json:
         self._notes[auth.tenant, auth.namespace, key] = arguments["text"]
         return {"kept": True}
+
+    async def _lose(self, auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
+        await self._note(auth, {"text": "said"}, key)
+        raise Unavailable("the connection broke", code="tool_failed", details=OUTCOME_UNKNOWN)
 
     async def _list(self, auth: AuthContext, _arguments: dict[str, Json], _key: str) -> Json:
         return [text for key, text in self._notes.items() if key[:2] == (auth.tenant, auth.namespace)]

@@ -36,6 +36,9 @@ match talent:
             kept.write_text(given["arguments"]["text"])
             tell("effects")
         answer({"kept": True})
+    case "lose":
+        tell("effects")
+        os.kill(os.getpid(), signal.SIGKILL)
     case "noted":
         answer({"acted": True, "output": {"kept": True}} if kept.exists() else {"acted": False})
     case "notes":

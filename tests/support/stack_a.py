@@ -30,6 +30,7 @@ from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolPort
 from stack_a.app import create_app
 from stack_a.deps import ApiDeps, Shedding, WorkerDeps
+from stack_a.lease import Keep
 from stack_a.worker import Worker
 
 ACME_EDITOR = replace(ACME, principal=PrincipalId("usr_eve"), scopes=ACME.scopes | {"approvals:decide"})
@@ -106,7 +107,9 @@ class StackA:
         return await self.run_state.load(TOKENS[who], cast("Any", run_id))
 
     @asynccontextmanager
-    async def worker(self, model: ModelPort, tool: ToolPort, *, concurrency: int = 4) -> AsyncIterator[Worker]:
+    async def worker(
+        self, model: ModelPort, tool: ToolPort, *, concurrency: int = 4, keep: Keep | None = None
+    ) -> AsyncIterator[Worker]:
         """A worker at work; on leaving it is stopped as if its process had been killed."""
         deps = WorkerDeps(
             clock=self.clock,
@@ -117,7 +120,7 @@ class StackA:
             tool=tool,
             metrics=Metrics(),
         )
-        made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid.uuid4().hex}"), concurrency=concurrency)
+        made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid.uuid4().hex}"), concurrency=concurrency, keep=keep)
         async with anyio.create_task_group() as group:
             group.start_soon(made.serve)
             yield made

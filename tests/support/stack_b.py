@@ -29,6 +29,8 @@ from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import Backend
 from stack_b.deps import StackBDeps
 from stack_b.limits import Limits
+from stack_b.routing.router import Router
+from stack_b.routing.rules import RoutingRules
 
 MAY_INVOKE = frozenset({"models:invoke"})
 CALLERS = {
@@ -81,6 +83,7 @@ async def stack_b(
     models: Sequence[str] = ("*",),
     limits: Limits | None = None,
     clock: Clock | None = None,
+    routing: RoutingRules | None = None,
     **wrapped: Any,
 ) -> AsyncIterator[StackB]:
     """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's."""
@@ -101,7 +104,14 @@ async def stack_b(
         ports: dict[str, Any] = {
             "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens
         } | wrapped  # fmt: skip
-        deps = StackBDeps(clock=given.clock, metrics=Metrics(), catalog=catalog, limits=limits or Limits(), **ports)
+        deps = StackBDeps(
+            clock=given.clock,
+            metrics=Metrics(),
+            catalog=catalog,
+            router=Router(catalog, routing or RoutingRules(), given.clock),
+            limits=limits or Limits(),
+            **ports,
+        )
         app = await stack.enter_async_context(open_app(deps))
         http = httpx.AsyncClient(transport=httpx.ASGITransport(cast("Any", app)), base_url="http://gateway")
         yield StackB(app=app, deps=deps, tokens=tokens, http=await stack.enter_async_context(http), limit=limit)

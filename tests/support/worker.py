@@ -21,6 +21,7 @@ from ports.model import ChatRequest, Message, ToolRequest
 from ports.run_state import TERMINAL, EffectClass, Run, RunStatus
 from ports.tool import ToolPort, ToolSpec
 from stack_a import worker as worker_module
+from stack_a.lease import LEASE
 from stack_a.runs import execute as execute_module
 from tests.support.stack_a import StackA, events_of
 
@@ -95,7 +96,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def takeover(clock: ManualClock) -> None:
     """Let a dead worker's lease lapse and another one sweep, second by second, so that the living keep renewing."""
-    for _ in range(round((worker_module.LEASE + worker_module.SWEEP_EVERY * 2).total_seconds())):
+    for _ in range(round((LEASE + worker_module.SWEEP_EVERY * 2).total_seconds())):
         await clock.advance(timedelta(seconds=1))
 
 

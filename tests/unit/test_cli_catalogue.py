@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from deploy import config
-from deploy.catalogue import OWNER_MARK, Service, catalogue, environment_json, stack_a_url
+from deploy.catalogue import OWNER_MARK, Service, catalogue, environment_json, stack_a_url, successor
 from deploy.config import Config
 from deploy.node import MAX_SOCKET_PATH_CHARS, Node, write_private
 from deploy.supervision import render
@@ -67,6 +67,16 @@ class TestCatalogue:
         }
 
         assert marks == {str(node.home)}
+
+    def test_who_has_clients_has_a_door_and_its_successor_comes_through_it(self, tmp_path: Path) -> None:
+        deep = Node.locate({"AGENTOS_HOME": str(tmp_path / ("d" * 120))})
+        for service in catalogue(deep, Config(), {}):
+            assert (service.handover is not None) == (service.name in {"stack-a", "stack-b"})
+            if service.handover is not None:
+                assert len(os.fsencode(service.handover)) <= MAX_SOCKET_PATH_CHARS
+                assert service.environment["AGENTOS_HANDOVER"] == str(service.handover)
+                assert (successor(service).handover, successor(service).listens) == (service.handover, service.listens)
+                assert successor(service).name == f"{service.name}-next"
 
     def test_a_listener_on_every_address_is_reached_by_loopback(self) -> None:
         assert stack_a_url(Config(stack_a_host="0.0.0.0", stack_a_port=1)) == "http://127.0.0.1:1"  # noqa: S104 - compared

@@ -18,7 +18,7 @@ from tests.support.cli import agentos
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
-    "token", "test",
+    "token", "gateway", "test",
 )  # fmt: skip
 
 

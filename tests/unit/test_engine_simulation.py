@@ -32,8 +32,9 @@ from ports.model import ChatDelta, ChatRequest
 from ports.queue import Delivery
 from ports.run_state import Adrift, Appended, Change, Created, NewRun, Orphan, Renewal, Run, StepIntent
 from ports.tool import ToolCall, ToolResult, ToolSpec
+from stack_a.lease import LEASE, SELF
 from stack_a.runs.start import Hint
-from stack_a.worker import LEASE, SELF, Worker
+from stack_a.worker import Worker
 from tests.support.simulation import AS_IT_IS, HANDED, TOOLS, TRANSACTIONAL, Trouble, Turns, World, Wrap
 
 EXAMPLES: Final = int(os.environ.get("AGENTOS_SIMULATION_EXAMPLES", "60"))

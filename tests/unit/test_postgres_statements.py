@@ -19,10 +19,12 @@ ACROSS_TENANTS: Final = {
 
 TABLES: Final = (
     "tenants|api_keys|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
-    "budget_holds|audit_log|model_replies|blobs|blob_refs"
+    "budget_holds|audit_log|model_replies|blobs|blob_refs|run_slots|run_rates|run_backlogs|queue_turns"
 )
 _READ: Final = re.compile(rf"\b(?:FROM|JOIN|UPDATE|DELETE FROM)\s+(?:{TABLES})\b(?:\s+(?:AS\s+)?(\w+))?")
-_BOUND: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (?::tenant|\w+\.tenant_id)\b")
+_BOUND: Final = re.compile(r"\b(?:\w+\.)?tenant_id = (?::tenant|\w+\.tenant(?:_id)?)\b")
+_NAMED: Final = re.compile(r":tenant\b|:asks\b.*\btenant text\b", re.DOTALL)
+"""Once for the whole statement, or in each ask of a batch."""
 
 
 def _bare(statement: str) -> str:
@@ -49,7 +51,7 @@ def all_statements() -> dict[str, str]:
 def test_every_statement_names_the_tenant(name: str) -> None:
     statement = all_statements()[name]
 
-    assert ":tenant" in statement
+    assert _NAMED.search(statement)
     assert unbound_reads(statement) <= 0
 
 
@@ -66,6 +68,7 @@ def test_what_crosses_tenants_touches_no_tenants_table_itself() -> None:
         "SELECT * FROM runs WHERE id = :run",
         "UPDATE steps s SET status = 'x' WHERE s.n = :n",
         "DELETE FROM queue_messages WHERE id = :id",
+        "UPDATE runs r SET status = 'x' FROM asked a WHERE r.id = a.run",
         "SELECT * FROM runs r JOIN run_events e ON e.run_id = r.id WHERE r.tenant_id = :tenant",
     ],
 )

@@ -14,6 +14,7 @@ from deploy.roots.environment import Environment
 from deploy.roots.stack_b import backends, create, defaults, limits
 from deploy.roots.wiring import Choice
 from ports.errors import InvalidArgument
+from stack_b.configuration import Configuration
 
 pytestmark = [pytest.mark.anyio]
 
@@ -50,8 +51,8 @@ async def test_it_opens_over_chosen_adapters_and_refuses_strangers(variables: di
 
 
 async def test_the_demo_backend_is_there_outside_of_production_only(variables: dict[str, str]) -> None:
-    demo = backends(Environment(variables))
-    prod = backends(Environment({**variables, "AGENTOS_MODE": "prod"}))
+    demo = backends(Environment(variables), Configuration())
+    prod = backends(Environment({**variables, "AGENTOS_MODE": "prod"}), Configuration())
 
     assert [backend.name for backend in demo] == ["ollama", "demo"]
     assert [backend.name for backend in prod] == ["ollama"]

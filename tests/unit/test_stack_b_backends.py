@@ -1,7 +1,7 @@
 """Backends that speak OpenAI, how they are configured and found, and which of them is asked."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import Any, cast
 
@@ -16,9 +16,9 @@ from stack_b.backends.catalog import Candidate, Catalog
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import Backend, ModelCard
-from stack_b.backends.settings import BackendSettings, discovered, merged, open_backends, parse_settings
+from stack_b.backends.settings import BackendSettings, discovered, merged, open_backend, parse_settings
 from stack_b.encoding import encoded
-from stack_b.routing import choose, may_fall_back
+from stack_b.routing.choice import choose, may_fall_back
 from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion
 
 pytestmark = [pytest.mark.anyio]
@@ -219,7 +219,7 @@ class TestSettings:
             '[{"name": "a", "base_url": "http://a", "models":'
             ' [{"id": "m", "prompt_usd_per_million": "0.0375", "completion_usd_per_million": "0.15"}, {"id": "free"}]}]'
         )
-        async with open_backends([settings], SystemClock(), secret=lambda _: "", demo=False) as (backend,):
+        async with aclosing(open_backend(settings, SystemClock(), secret=lambda _: "", demo=False)) as backend:
             priced, free = await backend.models()
 
         assert priced.price is not None
@@ -234,11 +234,10 @@ class TestSettings:
             )
 
     async def test_the_demo_backend_is_not_served_in_production(self) -> None:
-        settings = [BackendSettings(name="demo", kind="demo")]
+        settings = BackendSettings(name="demo", kind="demo")
 
         with pytest.raises(InvalidArgument, match="prod"):
-            async with open_backends(settings, SystemClock(), secret=lambda _: "", demo=False):
-                pytest.fail("it opened")
+            open_backend(settings, SystemClock(), secret=lambda _: "", demo=False)
 
 
 class Moody(DemoBackend):

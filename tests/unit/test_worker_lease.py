@@ -4,7 +4,8 @@ from datetime import timedelta
 from typing import Final
 
 from adapters.postgres.engine import CALL_SECONDS
-from stack_a.worker import FENCE_AFTER, LEASE, RENEW_EVERY, SWEEP_EVERY, SWEEP_JITTER
+from stack_a.lease import FENCE_AFTER, LEASE, RENEW_EVERY
+from stack_a.worker import SWEEP_EVERY, SWEEP_JITTER
 
 TAKEN_OVER_WITHIN: Final = timedelta(seconds=30)
 CALL: Final = timedelta(seconds=CALL_SECONDS)

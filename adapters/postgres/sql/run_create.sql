@@ -4,7 +4,8 @@
 
 -- name: create
 -- Several runs, or one. Admission of each tenant, then the keys, the runs, their first events and the audit. Fewer rows than
--- were asked for, and whoever asked rolls back: nothing was used up. A key that was used before asks for no admission.
+-- were asked for, and whoever asked rolls back: nothing was used up. Beside a key that was used before, nothing of its tenant
+-- asks for admission.
 -- Whoever makes the same key at the same moment waits for the other's commit.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
 asked AS MATERIALIZED (
@@ -22,8 +23,8 @@ admitted AS MATERIALIZED (
     FROM (SELECT a.tenant, CAST(count(*) AS integer) AS many FROM asked a GROUP BY a.tenant ORDER BY a.tenant) c
     WHERE NOT EXISTS (
         SELECT FROM asked a, idempotency i
-        WHERE i.tenant_id = a.tenant AND i.namespace = a.namespace AND i.principal = a.principal AND i.route = a.route
-          AND i.key = a.key
+        WHERE a.tenant = c.tenant AND i.tenant_id = a.tenant AND i.namespace = a.namespace AND i.principal = a.principal
+          AND i.route = a.route AND i.key = a.key
     )
 ),
 taken AS (

@@ -116,22 +116,54 @@ LEFT JOIN LATERAL (
 WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run
 ORDER BY s.n;
 
+-- The lists below say "equal" as "not above and not below", and sort by what is equal as well, so that only the index that is
+-- made for them is in their order. Else the index of all runs by age is, which seems cheap to the planner and is read through
+-- everybody's runs until a page is full.
+
 -- name: list
 SELECT r.*
 FROM runs r
-WHERE r.tenant_id = :tenant AND r.namespace = :namespace
-  AND r.id < coalesce(CAST(:before AS uuid), CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
-  AND (CAST(:status AS text) IS NULL OR r.status = :status)
-  AND (CAST(:agent_id AS text) IS NULL OR r.agent_id = :agent_id)
-ORDER BY r.id DESC
+WHERE r.tenant_id = :tenant AND r.namespace >= :namespace
+  AND (r.namespace, r.id) < (:namespace, :before)
+ORDER BY r.namespace DESC, r.id DESC
 LIMIT :limit;
+
+-- name: list_of_status
+SELECT r.*
+FROM runs r
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.status >= :status
+  AND (r.status, r.id) < (:status, :before)
+ORDER BY r.status DESC, r.id DESC
+LIMIT :limit;
+
+-- name: list_of_agent
+-- Of one status or of all. The newest of each, by its own stretch of the index, and of these the newest.
+SELECT r.*
+FROM (
+    SELECT newest.id
+    FROM (
+        VALUES ('queued'), ('running'), ('waiting'), ('succeeded'), ('failed'), ('cancelled'), ('needs_operator')
+    ) AS s (status),
+    LATERAL (
+        SELECT a.id
+        FROM runs a
+        WHERE a.tenant_id = :tenant AND a.namespace = :namespace AND (a.agent_id, a.status) >= (:agent_id, s.status)
+          AND (a.agent_id, a.status, a.id) < (:agent_id, s.status, :before)
+        ORDER BY a.agent_id DESC, a.status DESC, a.id DESC
+        LIMIT :limit
+    ) newest
+    WHERE CAST(:status AS text) IS NULL OR s.status = :status
+    ORDER BY newest.id DESC
+    LIMIT :limit
+) page
+JOIN runs r ON r.tenant_id = :tenant AND r.id = page.id
+ORDER BY r.id DESC;
 
 -- name: children
 -- As `list`, of the runs that one run made.
 SELECT r.*
 FROM runs r
-WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.parent_id = CAST(:parent AS uuid)
-  AND r.id < coalesce(CAST(:before AS uuid), CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.parent_id = CAST(:parent AS uuid) AND r.id < :before
   AND (CAST(:status AS text) IS NULL OR r.status = :status)
   AND (CAST(:agent_id AS text) IS NULL OR r.agent_id = :agent_id)
 ORDER BY r.id DESC

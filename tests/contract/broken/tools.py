@@ -16,28 +16,19 @@ from conformance.people import ACME
 from conformance.tool import ToolContract
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import Unavailable
+from ports.errors import AgentOSError, Unavailable
 from ports.memory import MemoryWrite
+from ports.messages import Json
 from ports.tool import ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpec
 from tests.contract.broken.mutant import Mutant
-from tests.support.inproc_tools import ADD, FLOOD, PLAN, InprocToolHarness, tool
+from tests.support.inproc_tools import InprocToolHarness
 
 
 class BrokenToolHarness(InprocToolHarness):
     def __init__(self, broken: type[InprocTools]) -> None:
         super().__init__()
         self._broken = broken
-        self._port = broken(
-            (
-                ADD,
-                FLOOD,
-                PLAN,
-                tool("note", self._note, properties={"text": {"type": "string"}}, effect="idempotent"),
-                tool("notes", self._list),
-                tool("wait", self._wait),
-            ),
-            self.clock,
-        )
+        self._port = broken(self.tools(), self.clock)
 
     @property
     def declared(self) -> Struct:
@@ -292,6 +283,64 @@ class LosesItsWrites(InprocTools):
 class TestLosesItsWrites(BrokenTools):
     broken = LosesItsWrites
     caught_by = frozenset({"test_a_transactional_tool_tells_what_it_would_write_and_does_not_act"})
+
+
+class Doubting(InprocTools):
+    """Tells of every error with these details."""
+
+    details: ClassVar[dict[str, Json]] = {}
+
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        try:
+            return await super().invoke(auth, call, timeout=timeout)
+        except AgentOSError as error:
+            error.details = dict(self.details)
+            raise
+
+
+class NeverKnowsWhatItDid(Doubting):
+    details: ClassVar[dict[str, Json]] = {"outcome": "unknown"}
+
+
+class TestNeverKnowsWhatItDid(BrokenTools):
+    broken = NeverKnowsWhatItDid
+    caught_by = frozenset(
+        {
+            "test_the_error_of_a_call_that_did_not_begin_says_so",
+            "test_arguments_against_the_schema_are_refused_and_the_tool_does_not_act",
+        }
+    )
+
+
+class SaysThatNothingWasSent(Doubting):
+    details: ClassVar[dict[str, Json]] = {"sent": False}
+
+
+class TestSaysThatNothingWasSent(BrokenTools):
+    broken = SaysThatNothingWasSent
+    caught_by = frozenset(
+        {
+            "test_the_error_of_a_call_over_its_timeout_says_that_it_may_have_acted",
+            "test_the_error_of_a_call_whose_answer_was_lost_says_that_it_may_have_acted",
+        }
+    )
+
+
+class TakesALostAnswerForARefusal(Doubting):
+    """And says of a call that could not begin that it failed, which is true."""
+
+    async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
+        try:
+            return await super().invoke(auth, call, timeout=timeout)
+        except Unavailable as error:
+            if error.code == "tool_timeout":
+                raise
+            raise Unavailable("it failed", code="tool_failed") from error
+
+
+class TestTakesALostAnswerForARefusal(BrokenTools):
+    broken = TakesALostAnswerForARefusal
+    caught_by = frozenset({"test_the_error_of_a_call_whose_answer_was_lost_says_that_it_may_have_acted"})
 
 
 class WritesWithEveryTool(InprocTools):

@@ -1,0 +1,55 @@
+"""The gateway's file (`AGENTOS_GATEWAY_FILE`), looked at before the gateway reads it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy.config import Config, referred_names
+from deploy.roots.environment import resolve
+from ports.errors import InvalidArgument
+from stack_b.backends.settings import check_settings, parse_settings
+from stack_b.configuration import Configuration, read_configuration
+
+
+def configuration(config: Config) -> Configuration:
+    """What the file says; nothing where there is none. Raises `InvalidArgument`."""
+    if not config.gateway_file:
+        return Configuration()
+    path = Path(config.gateway_file)
+    if not path.is_absolute():
+        # The gateway's working directory is another one than that of whoever wrote it.
+        raise InvalidArgument(f"AGENTOS_GATEWAY_FILE must be an absolute path, not {config.gateway_file!r}")
+    return read_configuration(path)
+
+
+def checked(found: Configuration, config: Config, environ: Mapping[str, str]) -> None:
+    """Raise `InvalidArgument` for what the gateway would refuse with this node's other settings."""
+    check_settings((*found.backends, *parse_settings(config.backends)))
+    for backend in found.backends:
+        if backend.kind == "demo" and config.mode == "prod":
+            raise InvalidArgument(f"backend {backend.name!r} is the demo backend, which prod does not serve; remove it")
+        if backend.api_key:
+            try:
+                resolve(backend.api_key, environ)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"the api_key of backend {backend.name!r}: {error.message}") from None
+
+
+def problems(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """What would keep the gateway from starting; empty when all is well."""
+    try:
+        checked(configuration(config), config, environ)
+    except InvalidArgument as error:
+        return [f"AGENTOS_GATEWAY_FILE: {error.message}"]
+    return []
+
+
+def environment_of(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where the file is, and the variables it refers to: the gateway needs them, and only it."""
+    if not config.gateway_file:
+        return {}
+    try:
+        text = Path(config.gateway_file).read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    names = {name: environ[name] for name in referred_names(text) if name in environ}
+    return {"AGENTOS_GATEWAY_FILE": config.gateway_file, **names}

@@ -1,0 +1,120 @@
+"""What an operator says about the gateway in one file, and how it is followed while requests go on.
+
+The file is read again whenever it changes. One that can't be used is refused whole, and told of: the last one that could be
+stays in force. A stream that has begun goes on under what it began with.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from ports.clock import Clock
+from ports.errors import InvalidArgument
+from stack_b.backends.catalog import Catalog
+from stack_b.backends.opened import OpenedBackends
+from stack_b.backends.settings import BackendSettings, check_settings
+from stack_b.routing.router import Router
+from stack_b.routing.rules import RoutingRules, check_rules
+
+LOOK_EVERY: Final = timedelta(seconds=2)
+MAX_FILE_BYTES: Final = 1024 * 1024
+
+logger = logging.getLogger("agentos.gateway")
+
+
+class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    backends: tuple[BackendSettings, ...] = ()
+    routing: RoutingRules = RoutingRules()
+
+    @property
+    def version(self) -> str:
+        """Equal for files that mean the same."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:12]
+
+
+def parse_configuration(text: str | bytes) -> Configuration:
+    """Raises `InvalidArgument` with the place in the document."""
+    try:
+        found = msgspec.json.decode(text, type=Configuration)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidArgument(f"the gateway's configuration is not usable: {error}") from None
+    check_settings(found.backends)
+    check_rules(found.routing)
+    return found
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Raises `InvalidArgument` for a file that is not there, too large, or not usable."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}; it should hold the gateway's configuration") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise InvalidArgument(f"{path} is over {MAX_FILE_BYTES:,} bytes; a gateway's configuration is small")
+    try:
+        return parse_configuration(raw)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path}: {error.message}") from None
+
+
+class Following:
+    """Applies a configuration, then each one that its file turns into."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        catalog: Catalog,
+        router: Router,
+        opened: OpenedBackends,
+        settings: Callable[[Configuration], Sequence[BackendSettings]],
+        clock: Clock,
+    ) -> None:
+        """`settings` gives all backends of the node, those that are not in the file included."""
+        self._path = path
+        self._catalog = catalog
+        self._router = router
+        self._opened = opened
+        self._settings = settings
+        self._clock = clock
+        self._seen = _mark(path)
+        self.version = read_configuration(path).version
+
+    async def follow(self) -> None:
+        """For ever; runs as a task of the composition root."""
+        while True:
+            await self._clock.sleep(LOOK_EVERY)
+            await self.look()
+
+    async def look(self) -> None:
+        """Apply the file if it changed since the last look."""
+        if (mark := _mark(self._path)) == self._seen:
+            return
+        self._seen = mark
+        try:
+            found = read_configuration(self._path)
+            if found.version == self.version:
+                return
+            backends = self._opened.use(self._settings(found))
+        except InvalidArgument as error:
+            logger.error("gateway.configuration_refused", extra={"reason": error.message, "version": self.version})  # noqa: TRY400 - the reason says it
+            return
+        await self._catalog.follow(backends)
+        self._router.follow(found.routing)
+        self.version = found.version
+        logger.info("gateway.configured", extra={"version": found.version, "count": len(backends)})
+
+
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

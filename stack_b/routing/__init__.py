@@ -1,0 +1,1 @@
+"""Which backend serves a request: names, choice, breakers, canaries, and the router that puts them together."""

@@ -1,0 +1,220 @@
+"""Who is asked, in which order, and who is not: by the rules, what is served now and what became of earlier calls.
+
+State is this process's own: every gateway process learns by itself whose backend fails.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.errors import AgentOSError, Unavailable
+from ports.messages import Json
+from ports.tenant import Entitlements
+from stack_b.backends.catalog import Candidate, Catalog
+from stack_b.canonical import Preference
+from stack_b.routing.breaker import Breaker, State
+from stack_b.routing.canary import Watch, drawn
+from stack_b.routing.choice import choose, may_fall_back, permits
+from stack_b.routing.rules import Canary, RoutingRules
+
+Kind: TypeAlias = Literal["chat", "embed"]
+
+LATENCY_WEIGHT: Final = 0.2
+"""Of a new measurement in the moving average."""
+_UNPRICED: Final = 10**30
+_KINDS: Final[tuple[Kind, ...]] = ("chat", "embed")
+
+logger = logging.getLogger("agentos.gateway")
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What a request says that its route depends on."""
+
+    name: str
+    """`model`, as the client said it."""
+    kind: Kind
+    preference: Preference = "quality"
+    conversation: str = ""
+    """Equal for the turns of one conversation, see `conversation_of`; empty where it has none."""
+
+
+class Router:
+    def __init__(self, catalog: Catalog, rules: RoutingRules, clock: Clock) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._breakers: dict[str, Breaker] = {}
+        self._latency: dict[tuple[str, str], float] = {}
+        self._rules = rules
+        self._watches: dict[str, Watch] = {}
+
+    def follow(self, rules: RoutingRules) -> None:
+        """From the next request on. A canary that was rolled back stays so, unless it was changed."""
+        kept = {canary.experiment for canary in rules.canaries} & {
+            canary.experiment for canary in self._rules.canaries if canary in rules.canaries
+        }
+        self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
+        self._rules = rules
+
+    def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
+        """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
+        served = self._catalog.served()
+        models = self._rules.models(asked.name)
+        canary = self._canary(auth, asked.name, entitlements)
+        if canary is not None:
+            # Where the canary can't, the usual ones do.
+            models = (canary.model, *(model for model in models if model != canary.model))
+        found: list[Candidate] = []
+        for model in models:
+            equals = choose(model, asked.kind, entitlements, served)
+            found += self._spread(auth, asked, equals) if model in self._rules.spread else equals
+        first = [one for one in found if canary is not None and one.card.id == canary.model]
+        return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
+
+    def named(self, auth: AuthContext, entitlements: Entitlements) -> tuple[Candidate, ...]:
+        """By every name that leads somewhere, sorted: who would be asked first, under that name."""
+        served = self._catalog.served()
+        names = {one.card.id for one in served} | self._rules.aliases.keys() | self._rules.tiers.keys()
+        found: list[Candidate] = []
+        for name in sorted(names):
+            for kind in _KINDS:
+                if candidates := self.candidates(auth, Asked(name=name, kind=kind), entitlements):
+                    card = msgspec.structs.replace(candidates[0].card, id=name)
+                    found.append(Candidate(candidates[0].backend, card))
+                    break
+        return tuple(found)
+
+    def tries(self, candidates: tuple[Candidate, ...]) -> Iterator[Candidate]:
+        """Those whose breaker admits a call at the moment their turn comes.
+
+        Raises:
+            Unavailable: none is admitted; `retry_after` says when one may be.
+        """
+        tried = False
+        for candidate in candidates:
+            if self._breaker(candidate).admits():
+                tried = True
+                yield candidate
+        if not tried:
+            wait = min(self._breaker(candidate).retry_after_s for candidate in candidates)
+            raise Unavailable(
+                "every backend of this model has failed lately; try again later",
+                code="upstream_error",
+                retry_after=timedelta(seconds=max(1.0, wait)),
+            )
+
+    @contextmanager
+    def attempt(self, auth: AuthContext, asked: Asked, candidate: Candidate) -> Iterator["Attempting"]:
+        """Around one call of a backend: what becomes of it is what the next requests go by.
+
+        A client that leaves, or its own deadline, is nobody's failure. Neither is a refusal of the request itself.
+        """
+        breaker, attempting = self._breaker(candidate), Attempting(self._clock)
+        try:
+            yield attempting
+        except AgentOSError as error:
+            failed = may_fall_back(error) or error.code == "upstream_auth_error"
+            self._judge(breaker, auth, asked, candidate, failed=failed)
+            raise
+        except BaseException:
+            breaker.left()
+            raise
+        self._judge(breaker, auth, asked, candidate, failed=False)
+        key = (candidate.backend.name, candidate.card.id)
+        before = self._latency.get(key, attempting.seconds)
+        self._latency[key] = before + LATENCY_WEIGHT * (attempting.seconds - before)
+
+    def states(self) -> dict[str, State]:
+        """By backend, of those that were called."""
+        return {name: breaker.state for name, breaker in self._breakers.items()}
+
+    def _judge(self, breaker: Breaker, auth: AuthContext, asked: Asked, candidate: Candidate, *, failed: bool) -> None:
+        before = breaker.state
+        if failed:
+            breaker.failed()
+        else:
+            breaker.succeeded()
+        if breaker.state != before:
+            logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
+        canary = self._drawn(auth, asked.name)
+        if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
+            logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
+
+    def _breaker(self, candidate: Candidate) -> Breaker:
+        name = candidate.backend.name
+        if name not in self._breakers:
+            self._breakers[name] = Breaker(self._clock.monotonic)
+        return self._breakers[name]
+
+    def _watch(self, canary: Canary) -> Watch:
+        return self._watches.setdefault(canary.experiment, Watch(canary.max_error_rate))
+
+    def _drawn(self, auth: AuthContext, name: str) -> Canary | None:
+        for canary in self._rules.canaries:
+            if canary.name == name and drawn(canary.experiment, (auth.tenant, auth.principal), canary.percent):
+                return canary
+        return None
+
+    def _canary(self, auth: AuthContext, name: str, entitlements: Entitlements) -> Canary | None:
+        canary = self._drawn(auth, name)
+        if canary is None or self._watch(canary).rolled_back or not permits(entitlements, canary.model):
+            return None
+        return canary
+
+    def _preferred(self, preference: Preference, found: list[Candidate]) -> list[Candidate]:
+        match preference:
+            case "quality":
+                return found
+            case "cost":
+                return sorted(found, key=_price)
+            case "latency":
+                # One that was never measured comes first, or it never would be.
+                return sorted(found, key=lambda one: self._latency.get((one.backend.name, one.card.id), 0.0))
+
+    def _spread(self, auth: AuthContext, asked: Asked, equals: tuple[Candidate, ...]) -> list[Candidate]:
+        """In an order that is the conversation's own (rendezvous hashing): when a backend leaves, only its own move."""
+
+        def weight(candidate: Candidate) -> bytes:
+            place = (candidate.backend.name, auth.tenant, auth.principal, asked.conversation)
+            return hashlib.sha256(msgspec.json.encode(place)).digest()
+
+        return sorted(equals, key=weight)
+
+
+class Attempting:
+    """A call under way."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began = clock.monotonic()
+        self._first: float | None = None
+
+    def answered(self) -> None:
+        """Its first content is there, or all of it."""
+        if self._first is None:
+            self._first = self._clock.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Until the first content; until now while there is none."""
+        return (self._clock.monotonic() if self._first is None else self._first) - self._began
+
+
+def conversation_of(members: dict[str, Json]) -> str:
+    """What stays the same from turn to turn and is cached by a backend: how the messages begin."""
+    messages = members.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return ""
+    return hashlib.sha256(msgspec.json.encode(messages[:2])).hexdigest()
+
+
+def _price(candidate: Candidate) -> int:
+    price = candidate.card.price
+    return _UNPRICED if price is None else price.prompt + price.completion

@@ -1,0 +1,60 @@
+"""A redeploy under load: services follow one another, and nobody is refused. Long: `python -m tests.faults.redeploys`."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from deploy.catalogue import environment_file
+from tests.faults.redeploys import entitle, redeployed
+from tests.support.node import NodeUnderTest
+
+SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b"}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
+    node = NodeUnderTest(tmp_path_factory.mktemp("redeployed") / "home")
+    try:
+        node.up()
+        entitle(node)
+        yield node
+    finally:
+        gone = node.agentos("nuke", "--hard", "--yes-really")
+        assert gone.returncode == 0, gone.stderr
+
+
+@pytest.mark.anyio
+async def test_a_redeploy_onto_other_settings_refuses_nobody_and_loses_nothing(node: NodeUnderTest) -> None:
+    before = node.pids()
+    text = node.node.env_file.read_text().replace("#AGENTOS_LOG_LEVEL=info", "AGENTOS_LOG_LEVEL=debug")
+    node.node.env_file.write_text(text)
+
+    record = await redeployed(node, 1)
+
+    assert record.ok, record
+    assert float(str(record.figures["acked"])) >= 10
+    after = node.pids()
+    assert after.keys() == SERVICES
+    assert {name for name in after if after[name] != before[name]} == SERVICES - {"postgres"}
+    for name in ("stack-a", "stack-b"):
+        assert '"AGENTOS_LOG_LEVEL":"DEBUG"' in environment_file(node.node, name).read_text()
+
+
+def test_a_release_that_does_not_start_leaves_the_node_as_it_was(node: NodeUnderTest) -> None:
+    before, settings = node.pids(), node.node.env_file.read_text()
+
+    node.node.env_file.write_text(settings + "AGENTOS_OPENAI_BASE_URL=http://[half-an-address\n")
+    failed = node.agentos("redeploy")
+
+    assert failed.returncode == 1
+    assert "stack-b-next is ready" in failed.stderr
+    assert "ValueError: Invalid IPv6 URL" in node.agentos("logs", "stack-b-next").stdout
+    assert node.pids() == before
+    # What it would begin with again, should it die.
+    assert "half-an-address" not in environment_file(node.node, "stack-b").read_text()
+    assert httpx.get(f"{node.stack_b}/readyz", trust_env=False).status_code == 200
+    # The next one, with the mistake taken back, finds nothing in its way.
+    node.node.env_file.write_text(settings)
+    assert node.agentos("redeploy").returncode == 0
+    assert node.pids().keys() == SERVICES

@@ -1,0 +1,80 @@
+"""The gateway's file as an operator meets it: the page that teaches it, the check before it is in force."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.config import Config
+from deploy.gateway_file import environment_of, problems
+from stack_b.configuration import parse_configuration
+from tests.support.cli import agentos
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "gateway.md"
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"AGENTOS_HOME": str(tmp_path / "home")}
+
+
+def example() -> str:
+    [found] = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return str(found)
+
+
+def test_the_example_of_the_page_is_usable_and_says_what_the_page_says(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "key").write_text("secret")
+    file = tmp_path / "gateway.json"
+    file.write_text(example().replace("/etc/agentos/models.key", str(tmp_path / "key")))
+
+    said = agentos("gateway", "check", str(file), environ=environ)
+
+    assert said.code == 0
+    rows = [line.split(None, 2) for line in said.out.splitlines()]
+    assert ["default", "alias", "primary/large, left/own, right/own, primary/small"] in rows
+    assert ["cheap", "alias", "primary/small"] in rows
+    assert "5 % of who asks for default get own" in said.err
+    assert f"version {parse_configuration(file.read_text()).version}" in said.err
+    assert "secret" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"routing": {"aliases": {"a": "b", "b": "c"}}}', "leads to another alias"),
+        ('{"backends": [{"name": "a", "base_url": "http://a", "api_key": "env:NOT_THERE"}]}', "NOT_THERE"),
+        ('{"backends": [{"name": "a"}]}', "base_url"),
+        ('{"backends": 1}', "$.backends"),
+        ("{", "not usable"),
+    ],
+)
+def test_what_can_not_be_used_is_said_before_it_is_in_force(
+    tmp_path: Path, environ: dict[str, str], text: str, reason: str
+) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text(text)
+
+    said = agentos("gateway", "check", str(file), environ=environ)
+
+    assert said.code == 1
+    assert reason in said.err
+    assert reason in problems(Config(gateway_file=str(file)), environ)[0]
+
+
+def test_without_a_file_the_check_says_how_to_have_one(environ: dict[str, str]) -> None:
+    said = agentos("gateway", "check", environ=environ)
+
+    assert said.code == 2
+    assert "AGENTOS_GATEWAY_FILE" in said.err
+
+
+def test_a_path_is_absolute_and_its_secrets_go_to_the_gateway_only(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text(json.dumps({"backends": [{"name": "a", "base_url": "http://a", "api_key": "env:A_KEY"}]}))
+    config = Config(gateway_file=str(file))
+
+    assert "absolute" in problems(Config(gateway_file="gateway.json"), {})[0]
+    assert environment_of(config, {"A_KEY": "s", "OTHER": "o"}) == {"AGENTOS_GATEWAY_FILE": str(file), "A_KEY": "s"}
+    assert problems(config, {"A_KEY": "s"}) == []
