@@ -58,7 +58,7 @@ class Unmended:
 
 
 class Losing:
-    """Tools, of which `send` acts and does not answer."""
+    """Tools, of which nobody hears whether `send` acted."""
 
     def __init__(self, port: ToolPort) -> None:
         self._port = port
@@ -67,10 +67,9 @@ class Losing:
         return getattr(self._port, name)
 
     async def invoke(self, auth: AuthContext, call: ToolCall, *, timeout: timedelta) -> ToolResult:
-        result = await self._port.invoke(auth, call, timeout=timeout)
         if call.name == "send":
             raise Unavailable("the answer was lost", code="tool_timeout")
-        return result
+        return await self._port.invoke(auth, call, timeout=timeout)
 
 
 @pytest.fixture
@@ -184,16 +183,18 @@ async def test_tools_beside_an_agent_end_before_the_run_waits(node: StackA, tool
 async def test_an_unsafe_call_in_doubt_is_settled_before_the_run_waits(
     node: StackA, tools: Toolbox, clock: ManualClock
 ) -> None:
-    tools.let_go.set()
     both = turn(("send", {}), (HAND, {"input": "x"}))
     lost = Losing(tools.port(clock))
     async with node.worker(parts(both, "thanks", hand=(turn(("slow", {})), "done")), cast("Any", lost)):
         run_id = await node.created()
-        run = await until_is(node, clock, run_id, "needs_operator")
+        await until_is(node, clock, run_id, "needs_operator")
+        [child] = await family(node, run_id)
         await node.verb(run_id, "resolve", "eve", step=2, decision="done", output=None)
-        run = await ended_in_time(node, clock, run_id)
+        await until_is(node, clock, run_id, "waiting")
+        tools.let_go.set()
+        ended = [(await ended_in_time(node, clock, one)).status for one in (run_id, child.id)]
 
-    assert (run.status, [child.status for child in await family(node, run_id)]) == ("succeeded", ["succeeded"])
+    assert ended == ["succeeded", "succeeded"]
 
 
 async def test_a_run_that_its_worker_ends_takes_its_children_with_it(
