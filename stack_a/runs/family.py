@@ -46,14 +46,16 @@ class Family:
                 await self._end_below(auth, run.id)
 
     async def mend(self, auth: AuthContext, *, limit: int) -> int:
-        """What others should have been told and were not: how much that was. Raises the store's errors."""
+        """Tell what should have been told and was not: how much that was. Raises what finding it raises."""
         adrift = await self._run_state.adrift(auth, limit=limit)
         for one in adrift:
             logger.info("run.mended", extra={"run_id": one.run_id, "kind": one.due})
-            if one.due == "wake":
-                await self._wake(one.requester, one.run_id)
-            elif await self._end(one.requester, one.run_id):
-                await self._end_below(one.requester, one.run_id)
+            # One that can't be helped now keeps nobody else waiting.
+            with _left_to_the_sweep(one.run_id):
+                if one.due == "wake":
+                    await self._wake(one.requester, one.run_id)
+                elif await self._end(one.requester, one.run_id):
+                    await self._end_below(one.requester, one.run_id)
         return len(adrift)
 
     async def _wake(self, auth: AuthContext, run_id: RunId) -> None:
