@@ -4,6 +4,7 @@ from conformance.run_state_access import RunStateIsolation, RunStateListing, Run
 from conformance.run_state_admission import RunStateAdmission
 from conformance.run_state_appends import RunStateAppends, RunStateCancellation
 from conformance.run_state_bodies import RunStateBodies
+from conformance.run_state_children import RunStateAdrift, RunStateLines, RunStateWaiting
 from conformance.run_state_claims import RunStateClaims, RunStateCreation
 from conformance.run_state_verbs import RunStateDecisions, RunStateForks
 from conformance.run_state_writes import RunStateWrites
@@ -22,5 +23,8 @@ class RunStateContract(
     RunStateForks,
     RunStateDecisions,
     RunStateAdmission,
+    RunStateLines,
+    RunStateWaiting,
+    RunStateAdrift,
 ):
     """All of it; the parts are split by subject only."""

@@ -66,7 +66,7 @@ def intents(n: st.SearchStrategy[int]) -> st.SearchStrategy[StepIntent]:
     return st.builds(
         StepIntent,
         n=n,
-        kind=st.sampled_from(("model", "tool")),
+        kind=st.sampled_from(("model", "tool", "agent")),
         name=_NAMES,
         effect=st.sampled_from(("pure", "idempotent", "transactional", "unsafe")),
         input=json_values(),

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from ports.agent import AgentLimits, AgentSpec
+from ports.agent import MAX_RUN_DEPTH, AgentLimits, AgentSpec
 from ports.errors import InvalidArgument
 from ports.http import strict_json
 from ports.ids import is_agent_id
@@ -18,6 +18,7 @@ MOST: Final = AgentLimits(
     max_parallel_tools=16,
     max_completion_tokens=131_072,
     max_cost_nanousd=10**15,
+    max_depth=MAX_RUN_DEPTH,
 )
 """The published caps of a run, of a request for one, and of a request to a model; an agent stays within them. A million
 dollars for a run is beyond any that was meant."""
@@ -61,6 +62,14 @@ def _problems(spec: AgentSpec, tools: Collection[str]) -> list[str]:
     ]
     if len(set(spec.tools)) < len(spec.tools):
         found.append("$.tools: a tool is named twice")
+    found += [
+        f"$.agents: {agent!r} can't name an agent: write agt_ and small letters, digits, - or _"
+        for agent in dict.fromkeys(spec.agents)
+        if not is_agent_id(agent)
+    ]
+    if len(set(spec.agents)) < len(spec.agents):
+        found.append("$.agents: an agent is named twice")
+    found += [f"$.agents: {name!r} is among the tools, too" for name in spec.tools if name in spec.agents]
     for name in AgentLimits.__struct_fields__:
         value, most = getattr(spec.limits, name), getattr(MOST, name)
         if value is not None and not 1 <= value <= most:

@@ -89,9 +89,9 @@ class RunsClient:
     def cancel(self, run_id: str, *, reason: str = "") -> dict[str, Any]:
         return self._verb(run_id, "cancel", {"reason": reason} if reason else {})
 
-    def list_runs(self, *, limit: int, status: str = "", agent: str = "") -> list[dict[str, Any]]:
+    def list_runs(self, *, limit: int, status: str = "", agent: str = "", parent: str = "") -> list[dict[str, Any]]:
         """The newest runs, at most `limit`."""
-        where = {"status": status, "agent_id": agent}
+        where = {"status": status, "agent_id": agent, "parent_run_id": parent}
         chosen = {name: value for name, value in where.items() if value}
         items: list[dict[str, Any]] = _good(self.get("/v1/runs", limit=str(limit), **chosen))["items"]
         return items

@@ -152,6 +152,8 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "run.crashed": "a bug ended a worker's hold on a run",
     "run.fenced": "another worker holds the run; this one stopped",
     "run.finished": "a run reached a terminal status",
+    "run.family_untold": "a run has ended or waits, and its parent or children were not told; a sweep will",
+    "run.mended": "a sweep told a run of its parent's or its children's end",
     "run.forked": "a run was made that goes on from another one's journal",
     "run.resolved": "an operator decided about a step of unknown outcome",
     "run.hint_lost": "a run was accepted and not enqueued; the sweeper will",

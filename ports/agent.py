@@ -12,7 +12,7 @@ Clauses (each has a test in `conformance.agent`):
 
 import hashlib
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,6 +20,9 @@ from msgspec import Meta, Struct
 from ports.context import AuthContext
 from ports.ids import AgentId
 from ports.messages import Page
+
+MAX_RUN_DEPTH: Final = 5
+"""How many runs deep agents may hand work on, counted from the run without a parent."""
 
 
 class AgentLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,7 +37,15 @@ class AgentLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         int | None,
         Meta(
             description="What the run's model calls may cost together, in 10⁻⁹ US dollars. Once they have cost that much, "
-            "no other is made and the run fails with `max_cost_exceeded`; the last one may go beyond it. Null: no limit."
+            "no other is made and the run fails with `max_cost_exceeded`; the last one may go beyond it. What the runs it "
+            "hands work to have cost counts. Null: no limit."
+        ),
+    ] = None
+    max_depth: Annotated[
+        int | None,
+        Meta(
+            description="How many runs deep this agent may hand work on, counted from the one without a parent: with 1 it "
+            "only may in that one. Null: as deep as anybody may."
         ),
     ] = None
 
@@ -48,6 +59,8 @@ class AgentSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str
     tools: tuple[str, ...] = ()
     limits: AgentLimits = AgentLimits()
+    agents: tuple[AgentId, ...] = ()
+    """Agents of the same namespace that it may hand work to."""
 
 
 class Agent(Struct, frozen=True, kw_only=True):
@@ -62,6 +75,8 @@ def digest_of(spec: AgentSpec) -> str:
     members = msgspec.to_builtins(spec)
     # A limit that is not set is none: agents from before it existed keep their digests.
     members["limits"] = {name: value for name, value in members["limits"].items() if value is not None}
+    if not members["agents"]:
+        del members["agents"]
     # Members in the order in which they are declared; new ones come last.
     canonical = msgspec.json.encode(members)
     return "sha256:" + hashlib.sha256(canonical).hexdigest()

@@ -133,6 +133,8 @@ CODES: Final[Mapping[str, type[AgentOSError]]] = {
     "egress_denied": PermissionDenied,
     "max_steps_exceeded": ResourceExhausted,
     "max_cost_exceeded": ResourceExhausted,
+    "max_depth_exceeded": ResourceExhausted,
+    "child_failed": Unavailable,
     "run_timeout": ResourceExhausted,
     "outcome_unknown": Unavailable,
     "poison": ResourceExhausted,
@@ -148,6 +150,8 @@ _RETRYABLE: Final[Mapping[str, bool]] = {
     "tool_response_too_large": False,
     "max_steps_exceeded": False,
     "max_cost_exceeded": False,
+    "max_depth_exceeded": False,
+    "child_failed": False,
     "run_timeout": False,
     "poison": False,
 }

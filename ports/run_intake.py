@@ -17,7 +17,7 @@ from msgspec import Struct
 from ports.context import AuthContext
 from ports.ids import AgentId
 from ports.messages import Json
-from ports.run_state import Created, Idempotency
+from ports.run_state import Created, Idempotency, Parent
 
 
 class RunRequest(Struct, frozen=True, kw_only=True):
@@ -28,6 +28,8 @@ class RunRequest(Struct, frozen=True, kw_only=True):
     tool_allowlist: tuple[str, ...] | None = None
     session_id: str | None = None
     deadline: timedelta | None = None
+    parent: Parent | None = None
+    """Set for a run that another one makes, by its worker. No request from outside names one."""
 
 
 class RunIntake(Protocol):

@@ -15,6 +15,7 @@ from ports.run_state import (
     Change,
     NewEvent,
     Origin,
+    Parent,
     Resolution,
     RunStatus,
     StepKind,
@@ -55,6 +56,14 @@ def forked_event(agent_id: str, origin: Origin) -> NewEvent:
     return NewEvent(type="run.created", data={"agent_id": agent_id, "forked_from": lineage})
 
 
+def created_event(agent_id: str, parent: Parent | None) -> NewEvent:
+    """A run's first event."""
+    data: dict[str, Json] = {"agent_id": agent_id}
+    if parent is not None:
+        data["parent"] = to_builtins(parent)
+    return NewEvent(type="run.created", data=data)
+
+
 MAY_HAVE_ACTED: Final = "whether it took effect is unknown"
 INTERRUPTED: Final = Fault(code="outcome_unknown", message=f"interrupted; {MAY_HAVE_ACTED}")
 
@@ -63,8 +72,8 @@ def interrupted(n: int, kind: StepKind, name: str) -> tuple[StepResult, list[New
     """How a step is closed that was begun, where its run ends."""
     result = StepResult(n=n, status="unknown", error=INTERRUPTED)
     told: dict[str, Json] = {"step": n, "error": to_builtins(INTERRUPTED), "duration_ms": 0}
-    if kind == "tool":
-        told |= {"tool": name, "status": result.status}
+    if kind != "model":
+        told |= {kind: name, "status": result.status}
     closed: dict[str, Json] = {"step": n, "status": result.status}
     return result, [NewEvent(type=f"{kind}.completed", data=told), NewEvent(type="step.completed", data=closed)]
 

@@ -65,6 +65,16 @@ Clauses (each has a test in `conformance.run_state`):
           `InvalidArgument`. Where not `transactional`, an append with writes raises `Unsupported` and writes nothing.
 * RUN-29  A run that `cancel` ends leaves no step begun: each becomes `unknown` with the fault `outcome_unknown`, and that
           is told, in the order of the steps, before `run.cancelled`. All other steps stay as they are.
+* RUN-30  A run created with a `parent` has it, and `run.created` names it; whatever becomes of the run it names. A fork has
+          none.
+* RUN-31  `list_runs` of a parent gives the runs of the caller's that were created with it, and no others.
+* RUN-32  A run that an append made `waiting` is held by nobody and counts as neither running nor queued: it leaves room for
+          another, can't be claimed, and takes no write under its last epoch.
+* RUN-33  `wake` makes a `waiting` run `queued`, claimable at once, where no run with it as parent is open, or its deadline
+          has passed, or somebody asked it to end. It says whether it did, and else changes nothing: of many at the same
+          moment one did. Whoever ends the last child, or made the run wait, and then calls it, leaves no run waiting.
+* RUN-34  `adrift` needs the scope `runs:any-tenant` and names, across tenants, oldest first, the runs that `wake` would
+          wake, and the open runs whose parent has ended and which nobody has asked to end yet.
 
 A tenant's entitlements are those its directory has (`ports.tenant`); a tenant unknown to it has the defaults.
 """
@@ -88,7 +98,9 @@ TERMINAL_EVENT: Final[dict[RunStatus, str]] = {
     "cancelled": "run.cancelled",
 }
 
-StepKind: TypeAlias = Literal["model", "tool"]
+StepKind: TypeAlias = Literal["model", "tool", "agent"]
+"""`agent`: a run of another agent, whose parent this run is."""
+
 EffectClass: TypeAlias = Literal["pure", "idempotent", "transactional", "unsafe"]
 StepStatus: TypeAlias = Literal["started", "completed", "failed", "unknown", "planned"]
 """`unknown`: interrupted, and nobody can say whether it took effect. `planned`: an operator asked for it once more."""
@@ -111,6 +123,16 @@ class Idempotency(Struct, frozen=True, kw_only=True):
     """Digest of the canonical body: equal for bodies that mean the same."""
 
 
+class Parent(Struct, frozen=True, kw_only=True):
+    """The run that a run was made for, and works for. It may be gone by now."""
+
+    run_id: RunId
+    step: int
+    """Which of its steps that is."""
+    depth: int
+    """How many runs are above the child: 1 where the parent has none itself."""
+
+
 class NewRun(Struct, frozen=True, kw_only=True):
     agent_id: AgentId
     agent_version: int
@@ -122,6 +144,7 @@ class NewRun(Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     deadline: timedelta | None = None
     """From creation to the end, waiting included, except for an operator; None means the agent's own limit."""
+    parent: Parent | None = None
 
 
 class Origin(Struct, frozen=True, kw_only=True):
@@ -159,6 +182,11 @@ class Run(Struct, frozen=True, kw_only=True):
     error: Fault | None = None
     usage: Usage = Usage()
     forked_from: Origin | None = None
+    parent: Parent | None = None
+
+    @property
+    def depth(self) -> int:
+        return 0 if self.parent is None else self.parent.depth
 
     @property
     def tenant(self) -> TenantId:
@@ -255,6 +283,14 @@ class Orphan(Struct, frozen=True, kw_only=True):
     run_id: RunId
 
 
+class Adrift(Struct, frozen=True, kw_only=True):
+    """A run whose parent or children went on without it."""
+
+    requester: AuthContext
+    run_id: RunId
+    due: Literal["wake", "cancel"]
+
+
 class Renewal(Struct, frozen=True, kw_only=True):
     now: datetime
     """By the store's clock, which also dated the runs' deadlines. The worker's own may be wrong."""
@@ -265,6 +301,7 @@ class Renewal(Struct, frozen=True, kw_only=True):
 class RunFilter(Struct, frozen=True, kw_only=True):
     status: RunStatus | None = None
     agent_id: AgentId | None = None
+    parent: RunId | None = None
 
 
 class RunStateCapabilities(Struct, frozen=True, kw_only=True):
@@ -392,4 +429,12 @@ class RunStatePort(Protocol):
 
     async def orphans(self, auth: AuthContext, *, queued_for: timedelta, limit: int) -> tuple[Orphan, ...]:
         """Runs that nobody works on but somebody should. Needs `runs:any-tenant`."""
+        ...
+
+    async def wake(self, auth: AuthContext, run_id: RunId) -> bool:
+        """Let the run go on if what it waits for is over. Whether it was queued by this call. Raises `NotFound`."""
+        ...
+
+    async def adrift(self, auth: AuthContext, *, limit: int) -> tuple[Adrift, ...]:
+        """What a crash between a run's end and its telling left behind. Needs `runs:any-tenant`."""
         ...

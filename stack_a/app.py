@@ -24,6 +24,7 @@ from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, li
 from stack_a.http.stream import OpenStreams
 from stack_a.http.verbs import fork_run, resolve_step, retry_run
 from stack_a.runs.again import Again
+from stack_a.runs.family import Family
 from stack_a.runs.shed import Shedder
 from stack_a.runs.start import Intake
 
@@ -64,13 +65,14 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         shedder=shedder,
     )
     again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics, shedder=shedder)
+    family = Family(run_state=deps.run_state, queue=deps.queue)
     app = _litestar(
         [
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
             list_agents, get_agent, openapi_json,
             *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": deps, "intake": intake, "again": again, "streams": streams or OpenStreams()},
+        {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams or OpenStreams()},
     )  # fmt: skip
     return Edge(
         cast(App, app),

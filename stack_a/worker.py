@@ -28,6 +28,7 @@ from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.lease import SELF, Keep, Lease
 from stack_a.runs.execute import Execution
+from stack_a.runs.family import Family
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.start import Hint
 
@@ -36,6 +37,7 @@ logger = logging.getLogger("agentos.worker")
 SWEEP_EVERY: Final = timedelta(seconds=2)
 SWEEP_AGAIN: Final = timedelta(milliseconds=250)
 """After a sweep that found as much as there was room for."""
+MENDED_AT_ONCE: Final = 50
 SWEEP_JITTER: Final = (0.75, 1.25)
 """So that workers started together do not sweep together."""
 QUEUED_TOO_LONG: Final = timedelta(seconds=2)
@@ -60,6 +62,7 @@ class Worker:
         self._lease = Lease(deps.clock, new_id=new_id)
         self._keep: Keep = keep or (lambda lease: lease.keep(deps.run_state))
         self._agents = PinnedAgents(deps.agent)
+        self._family = Family(run_state=deps.run_state, queue=deps.queue)
         self._concurrency = concurrency
         self._slots = anyio.Semaphore(concurrency)
         self._in_hand = 0
@@ -222,6 +225,7 @@ class Worker:
         pause = SWEEP_EVERY
         while True:
             await self._deps.clock.sleep(pause * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
+            mended = await self._mend()
             # With more hints than slots, what is only queued waits for its turn in the queue.
             queued_for = QUEUED_TOO_LONG if self._free > 0 else HOWEVER_LONG
             free = await self._until_free()
@@ -233,9 +237,17 @@ class Worker:
             for orphan in orphans:
                 self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
             # As many as there was room for: there may be more, and they come before new ones.
-            pause = SWEEP_AGAIN if len(orphans) == free else SWEEP_EVERY
+            pause = SWEEP_AGAIN if len(orphans) == free or mended == MENDED_AT_ONCE else SWEEP_EVERY
             self._sweep_due = False
             self._announce()
+
+    async def _mend(self) -> int:
+        """See to runs whose parent or children went on without them: that needs no slot."""
+        try:
+            return await self._family.mend(SELF, limit=MENDED_AT_ONCE)
+        except AgentOSError as error:
+            logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
+            return 0
 
     async def _until_free(self) -> int:
         """How many slots are free, at least one. It is the sweep's as soon as it is free."""

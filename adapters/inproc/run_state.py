@@ -24,6 +24,7 @@ from ports.run_rules import (
     RESOLVED_STATUS,
     check_change,
     check_fork,
+    created_event,
     forked_event,
     interrupted,
     resolved_event,
@@ -35,6 +36,7 @@ from ports.run_state import (
     MAX_PAGE,
     SETTLED_STEP,
     TERMINAL,
+    Adrift,
     Appended,
     Change,
     Created,
@@ -84,7 +86,7 @@ class InprocRunState:
         self._admit(auth.tenant, now)
         run = new_run(RunId(self._store.mint("run", now)), auth, new, now)
         row = RunRow(run=run, queued_at=now)
-        row.record(self._store, auth, now, NewEvent(type="run.created", data={"agent_id": new.agent_id}))
+        row.record(self._store, auth, now, created_event(new.agent_id, new.parent))
         self._runs.rows[auth.tenant, auth.namespace, run.id] = row
         self._runs.keys[KeyScope.of(auth, new.idempotency)] = (new.idempotency.fingerprint, row)
         return Created(run=own(row.run), created=True)
@@ -252,6 +254,34 @@ class InprocRunState:
         )
         return tuple(islice(lost, page_size(limit, MAX_PAGE)))
 
+    async def wake(self, auth: AuthContext, run_id: RunId) -> bool:
+        row = self._runs.row(auth, run_id)
+        now = self._clock.now()
+        if not may_go_on(self._runs, row.run, now):
+            return False
+        row.run = replace(row.run, status="queued")
+        row.queued_at = now
+        return True
+
+    async def adrift(self, auth: AuthContext, *, limit: int) -> tuple[Adrift, ...]:
+        auth.require(RUNS_ANY_TENANT)
+        now = self._clock.now()
+        runs = sorted((row.run for row in self._runs.rows.values()), key=lambda run: run.id)
+        found = [
+            *(
+                Adrift(requester=run.requester, run_id=run.id, due="wake")
+                for run in runs
+                if may_go_on(self._runs, run, now)
+            ),
+            *(
+                Adrift(requester=run.requester, run_id=run.id, due="cancel")
+                for run in runs
+                if left_behind(self._runs, run)
+            ),
+        ]
+        found.sort(key=lambda one: one.run_id)
+        return tuple(found[: page_size(limit, MAX_PAGE)])
+
     def _admit(self, tenant: TenantId, now: datetime) -> None:
         """Take a token of the tenant's rate. Raises `ResourceExhausted`, having taken none, where there is no room."""
         entitled = self._tenants.entitlements(tenant)
@@ -287,7 +317,25 @@ def new_run(run_id: RunId, auth: AuthContext, new: NewRun, now: datetime) -> Run
         session_id=new.session_id,
         created_at=now,
         deadline_at=None if new.deadline is None else now + new.deadline,
+        parent=new.parent,
     )
+
+
+def may_go_on(runs: Runs, run: Run, now: datetime) -> bool:
+    """Whether it waits, and for nothing any more."""
+    return run.status == "waiting" and (
+        run.cancel_requested_at is not None
+        or (run.deadline_at is not None and run.deadline_at <= now)
+        or all(child.status in TERMINAL for child in runs.children(run))
+    )
+
+
+def left_behind(runs: Runs, run: Run) -> bool:
+    """Whether its parent has ended, and nobody has asked it to end."""
+    if run.parent is None or run.status in TERMINAL or run.cancel_requested_at is not None:
+        return False
+    parent = runs.rows.get((run.tenant, run.requester.namespace, run.parent.run_id))
+    return parent is not None and parent.run.status in TERMINAL
 
 
 def has_results(journal: dict[int, Step], at: int) -> bool:
@@ -400,7 +448,12 @@ def changed(run: Run, change: Change, now: datetime) -> Run:
 
 
 def matches(run: Run, where: RunFilter) -> bool:
-    return where.status in {None, run.status} and where.agent_id in {None, run.agent_id}
+    parent = None if run.parent is None else run.parent.run_id
+    return (
+        where.status in {None, run.status}
+        and where.agent_id in {None, run.agent_id}
+        and (where.parent is None or where.parent == parent)
+    )
 
 
 @asynccontextmanager

@@ -94,6 +94,13 @@ class Runs:
             )
         return row
 
+    def children(self, run: Run) -> list[Run]:
+        return [
+            row.run
+            for key, row in self.rows.items()
+            if key[0] == run.tenant and row.run.parent is not None and row.run.parent.run_id == run.id
+        ]
+
     def count(self, tenant: TenantId, status: RunStatus) -> int:
         return sum(key[0] == tenant and row.run.status == status for key, row in self.rows.items())
 

@@ -11,7 +11,7 @@ from ports.errors import Internal, InvalidArgument
 from ports.event import Event
 from ports.ids import AgentId, EventId, RunId, TenantId, minted
 from ports.messages import Fault, Json, Usage
-from ports.run_state import Origin, Run, Step
+from ports.run_state import Origin, Parent, Run, Step
 
 ValueT = TypeVar("ValueT")
 Row: TypeAlias = Mapping[str, Any]
@@ -71,7 +71,7 @@ def body(row: Row, column: str) -> Json:
 
 def run_of(row: Row) -> Run:
     allowed: list[str] | None = row["tool_allowlist"]
-    origin = row["forked_from"]
+    origin, parent = row["forked_from"], row["parent_id"]
     return Run(
         id=RunId(minted("run", row["id"])),
         requester=msgspec.convert(row["requester"], AuthContext),
@@ -101,6 +101,9 @@ def run_of(row: Row) -> Run:
             estimated=row["usage_estimated"],
         ),
         forked_from=None if origin is None else Origin(run_id=RunId(minted("run", origin)), step=row["forked_step"]),
+        parent=None
+        if parent is None
+        else Parent(run_id=RunId(minted("run", parent)), step=row["parent_step"], depth=row["depth"]),
     )
 
 

@@ -10,15 +10,15 @@ from msgspec import Struct
 from adapters.postgres.blobs import Outgoing, keep_all
 from adapters.postgres.engine import Database, Transaction
 from adapters.postgres.rows import by_place, packed, packed_or_null, position, trace_of
-from adapters.postgres.run_reads import key_of, known, loaded, run_scope, whole_run
+from adapters.postgres.run_reads import key_of, known, loaded, run_scope, run_uuid, whole_run
 from adapters.postgres.statements import load
 from adapters.postgres.together import Apart, Together
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import TenantId
 from ports.messages import Usage
-from ports.run_rules import unforkable
-from ports.run_state import Created, Idempotency, NewRun, Origin, Run
+from ports.run_rules import created_event, unforkable
+from ports.run_state import Created, Idempotency, NewRun, Origin, Parent, Run
 from ports.tenant import Entitlements
 
 _SQL: Final = load("run_create")
@@ -68,7 +68,8 @@ class Creations:
             "tool_allowlist": packed_or_null(new.tool_allowlist),
             "session_id": new.session_id,
             "deadline_us": None if new.deadline is None else new.deadline // _MICROSECOND,
-            "data": packed({"agent_id": new.agent_id}),
+            "data": packed(created_event(new.agent_id, new.parent).data),
+            **_line(new.parent),
         }
         # Those of one key wait for each other, so keys are taken in one order everywhere.
         ask, order = _Ask(auth.tenant, row, outgoing), packed(list(named.values()))
@@ -115,6 +116,12 @@ class Creations:
                 if (refusal := await _refusal(transaction, auth)) is not None:
                     raise refusal
         raise _too_fast(_PLACE_WAIT)
+
+
+def _line(parent: Parent | None) -> dict[str, Any]:
+    if parent is None:
+        return {"parent_id": None, "parent_step": None, "depth": 0}
+    return {"parent_id": run_uuid(parent.run_id), "parent_step": parent.step, "depth": parent.depth}
 
 
 async def _create(transaction: Transaction, asks: Sequence[_Ask]) -> list[Run | Exception]:

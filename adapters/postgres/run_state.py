@@ -33,7 +33,7 @@ from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import RUNS_ANY_TENANT, AuthContext
 from ports.cursor import decode_cursor, encode_cursor
-from ports.ids import RunId, WorkerId, minted
+from ports.ids import RunId, WorkerId, minted, uuid_of
 from ports.messages import Page
 from ports.run_rules import (
     INTERRUPTED,
@@ -48,6 +48,7 @@ from ports.run_rules import (
 from ports.run_state import (
     MAX_PAGE,
     TERMINAL,
+    Adrift,
     Appended,
     Change,
     Created,
@@ -151,8 +152,13 @@ class PostgresRunState:
             "agent_id": where.agent_id,
             "limit": size + 1,
         }
+        statement = _SQL[_list_of(where)]
+        if where.parent is not None:
+            if (parent := uuid_of("run", where.parent)) is None:
+                return Page(items=())
+            statement, asked["parent"] = _SQL["children"], parent
         async with self._database.transaction(auth.tenant) as transaction:
-            found = await transaction.rows(_SQL[_list_of(where)], asked)
+            found = await transaction.rows(statement, asked)
             rows = await whole(transaction, auth.tenant, found, RUN_BODIES)
         more = len(rows) > size
         return Page(
@@ -241,6 +247,19 @@ class PostgresRunState:
             rows = await transaction.rows(_SQL["orphans"], asked)
         return tuple(orphan_of(row) for row in rows)
 
+    async def wake(self, auth: AuthContext, run_id: RunId) -> bool:
+        scope = run_scope(auth, run_id)
+        async with self._database.transaction(auth.tenant) as transaction:
+            if await transaction.row(_SQL["hold"], scope) is None:
+                raise absent(run_id)
+            return await transaction.row(_SQL["wake"], scope) is not None
+
+    async def adrift(self, auth: AuthContext, *, limit: int) -> tuple[Adrift, ...]:
+        auth.require(RUNS_ANY_TENANT)
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["adrift"], {"limit": page_size(limit, MAX_PAGE)})
+        return tuple(adrift_of(row) for row in rows)
+
 
 def _list_of(where: RunFilter) -> str:
     """Which statement lists them, each by an index of its own."""
@@ -251,6 +270,11 @@ def _list_of(where: RunFilter) -> str:
 
 def orphan_of(row: Row) -> Orphan:
     return Orphan(requester=msgspec.convert(row["requester"], AuthContext), run_id=RunId(minted("run", row["id"])))
+
+
+def adrift_of(row: Row) -> Adrift:
+    run = orphan_of(row)
+    return Adrift(requester=run.requester, run_id=run.run_id, due=row["due"])
 
 
 @asynccontextmanager

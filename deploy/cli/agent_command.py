@@ -24,6 +24,7 @@ _EPILOG: Final = """\
 an agent of your own:
   ./agentos agent show agt_demo > support.json                 one to start from; edit its id, instructions, tools
   ./agentos agent publish support.json --tenant tnt_acme
+  "agents": ["agt_billing"] in it lets it hand work to others, each piece in a run of its own
   ./agentos run agt_support "Hello" --tenant tnt_acme
 A changed spec makes the next version; runs that have begun keep theirs. The same spec again changes nothing."""
 

@@ -16,6 +16,7 @@ from ports.ids import RunId
 from ports.run_state import Run
 from stack_a.runs.journal import read_steps
 from stack_a.runs.replay import Decision, Divergence, Replayed, replay
+from stack_a.tools.agents import with_agents
 
 _EPILOG: Final = """\
 Reads the database only: no model and no tool is called, and the services need not run. A divergence means that the journal
@@ -68,7 +69,8 @@ async def _replayed(options: Options, io: Io) -> tuple[Run, Replayed]:
         found = await ports.runs.load(auth, RunId(options.run_id))
         steps = await read_steps(ports.runs, auth, found.id)
         agent = await ports.agents.get(auth, found.agent_id, found.agent_version)
-        tools = {spec.name: spec for spec in await ports.tools.list_tools(auth)}
+        served = {spec.name: spec for spec in await ports.tools.list_tools(auth)}
+        tools = await with_agents(ports.agents, auth, agent.spec, served)
     return found, replay(found, agent.spec, tools, steps)
 
 

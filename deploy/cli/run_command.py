@@ -152,15 +152,22 @@ def show(console: Console, event: SseEvent) -> None:
         console.print(f"  [dim]· asks {escape(str(body.get('model', 'the model')))}[/]")
     elif event.type == "model.completed":
         console.print(_model_line(body))
-    elif event.type == "tool.requested":
-        console.print(f"  [cyan]→ {escape(str(body.get('tool')))}[/] {escape(short(body.get('arguments')))}")
-    elif event.type == "tool.completed":
+    elif event.type in {"tool.requested", "agent.requested"}:
+        console.print(f"  [cyan]→ {escape(_called(body))}[/] {escape(short(body.get('arguments')))}")
+    elif event.type in {"tool.completed", "agent.completed"}:
         took = f"[dim]{body.get('duration_ms', 0)} ms[/]"
-        name = escape(str(body.get("tool")))
+        name = escape(_called(body))
         if "error" in body:
             console.print(f"  [red]✗ {name}[/] {escape(fault(body['error']))} {took}")
         else:
             console.print(f"  [green]✓ {name}[/] {escape(short(body.get('output')))} {took}")
+    elif event.type == "run.waiting":
+        children = ", ".join(str(child["run_id"]) for child in body.get("children", ()))
+        console.print(f"  [dim]· waits for {escape(children)}[/]")
+
+
+def _called(body: dict[str, Any]) -> str:
+    return str(body.get("tool") or body.get("agent"))
 
 
 def short(value: Any) -> str:

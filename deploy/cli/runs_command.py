@@ -24,6 +24,7 @@ _EPILOG: Final = """\
 examples:
   ./agentos runs list --status needs_operator
   ./agentos runs show run_…
+  ./agentos runs list --parent run_…                    the runs of the agents that it handed work to
   ./agentos runs retry run_…                            a failed or cancelled run, from where it went wrong
   ./agentos runs fork run_… --from-step 3               a new run that begins with the steps 1 to 3 of this one
   ./agentos runs resolve run_… --step 2 --done '{"sent": true}'    the interrupted call took effect
@@ -35,6 +36,7 @@ class ListRuns(Struct, frozen=True, kw_only=True):
     tenant: str | None
     status: str
     agent: str
+    parent: str
     limit: int
     json: bool
 
@@ -67,6 +69,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     listed = verbs.add_parser("list", help="the newest runs", allow_abbrev=False)
     listed.add_argument("--status", default="", choices=("", *get_args(RunStatus)), help="only those in this status")
     listed.add_argument("--agent", default="", help="only those of this agent")
+    listed.add_argument("--parent", metavar="RUN_ID", default="", help="only those that this run made")
     listed.add_argument("--limit", type=int, default=20, help=f"at most so many, up to {MAX_PAGE} (20)")
     listed.set_defaults(run=list_runs, options=_list_options)
     shown = verbs.add_parser("show", help="a run and its steps")
@@ -93,7 +96,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _list_options(parsed: argparse.Namespace) -> ListRuns:
     return ListRuns(
-        tenant=parsed.tenant, status=parsed.status, agent=parsed.agent, limit=parsed.limit, json=parsed.json
+        tenant=parsed.tenant,
+        status=parsed.status,
+        agent=parsed.agent,
+        parent=parsed.parent,
+        limit=parsed.limit,
+        json=parsed.json,
     )
 
 
@@ -117,7 +125,7 @@ def list_runs(options: ListRuns, io: Io) -> int:
     if not 1 <= options.limit <= MAX_PAGE:
         raise InvalidArgument(f"--limit must be 1 to {MAX_PAGE}, not {options.limit}")
     with _client(io, options.tenant) as client:
-        found = client.list_runs(limit=options.limit, status=options.status, agent=options.agent)
+        found = client.list_runs(limit=options.limit, status=options.status, agent=options.agent, parent=options.parent)
     if options.json:
         io.json(found)
         return FINE
@@ -157,6 +165,8 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", run["run_id"]
     yield "status", run["status"]
     yield "agent", f"{run['agent_id']} version {run['agent_version']}"
+    if run["parent_run_id"]:
+        yield "parent", f"{run['parent_run_id']}, {run['depth']} deep"
     if origin := run["forked_from"]:
         yield "forked", f"from {origin['run_id']} after step {origin['step']}"
     yield "created", f"{_time(run['created_at'])} by {run['principal_id']}"

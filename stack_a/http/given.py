@@ -11,12 +11,13 @@ from ports.run_intake import RunIntake
 from ports.run_state import MAX_PAGE
 from stack_a.deps import ApiDeps
 from stack_a.http.stream import OpenStreams
-from stack_a.runs import again
+from stack_a.runs import again, family
 
 HttpRequest: TypeAlias = Request[Any, AuthContext, Any]
 Deps: TypeAlias = NamedDependency[SkipValidation[ApiDeps]]
 Intake: TypeAlias = NamedDependency[SkipValidation[RunIntake]]
 Again: TypeAlias = NamedDependency[SkipValidation[again.Again]]
+Family: TypeAlias = NamedDependency[SkipValidation[family.Family]]
 Streams: TypeAlias = NamedDependency[SkipValidation[OpenStreams]]
 
 PathText: TypeAlias = FromPath[str]

@@ -16,7 +16,9 @@ ROUTES: Final = RouteTable(
         Route(method="POST", template="/v1/agents/{agent_id}/runs", access="runs:create", mutation=True, query=()),
         Route(method="GET", template="/v1/agents", access="agents:read", query=_PAGE),
         Route(method="GET", template="/v1/agents/{agent_id}", access="agents:read", query=("version",)),
-        Route(method="GET", template="/v1/runs", access="runs:read", query=(*_PAGE, "status", "agent_id")),
+        Route(
+            method="GET", template="/v1/runs", access="runs:read", query=(*_PAGE, "status", "agent_id", "parent_run_id")
+        ),
         Route(method="GET", template="/v1/runs/{run_id}", access="runs:read", query=()),
         Route(method="POST", template="/v1/runs/{run_id}:cancel", access="runs:cancel", mutation=True, query=()),
         Route(method="POST", template="/v1/runs/{run_id}:retry", access="runs:create", mutation=True, query=()),
@@ -92,6 +94,7 @@ OPERATIONS: Final = {
             *_PAGING,
             Parameter(name="status", description="Only runs in this status."),
             Parameter(name="agent_id", description="Only runs of this agent."),
+            Parameter(name="parent_run_id", description="Only runs that this run made."),
         ),
     ),
     ("GET", "/v1/runs/{run_id}"): Operation(
@@ -100,8 +103,8 @@ OPERATIONS: Final = {
     ("POST", "/v1/runs/{run_id}:cancel"): Operation(
         summary="Cancel a run",
         description=(
-            "A waiting or queued run ends at once; a running one within seconds, its tool interrupted. Cancelling a "
-            "finished run changes nothing. The body may be left out."
+            "A waiting or queued run ends at once; a running one within seconds, its tool interrupted. The runs that it "
+            "made by calling agents are cancelled too. Cancelling a finished run changes nothing. The body may be left out."
         ),
         tag="runs",
         request=wire.CancelRun,

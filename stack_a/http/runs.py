@@ -12,9 +12,9 @@ from ports.http import sse
 from ports.http.edge import Exchange, decoded, exchange
 from ports.ids import AgentId, RunId, is_agent_id, uuid_of
 from ports.run_intake import RunRequest
-from ports.run_state import Idempotency, RunFilter, RunStatus
+from ports.run_state import TERMINAL, Idempotency, RunFilter, RunStatus
 from stack_a.http import wire
-from stack_a.http.given import Deps, HttpRequest, Intake, Limit, PathText, QueryText, Streams
+from stack_a.http.given import Deps, Family, HttpRequest, Intake, Limit, PathText, QueryText, Streams
 from stack_a.http.stream import EventStream, frames
 from stack_a.runs.plan import digest
 
@@ -58,11 +58,18 @@ async def list_runs(
     cursor: QueryText = None,
     status: QueryText = None,
     agent_id: QueryText = None,
+    parent_run_id: QueryText = None,
 ) -> Response[bytes]:
     auth = exchange(request.scope).identity
     if agent_id is not None and not is_agent_id(agent_id):
         raise InvalidArgument("agent_id can't be an agent's: they look like agt_<name>")
-    where = RunFilter(status=_status(status), agent_id=None if agent_id is None else AgentId(agent_id))
+    if parent_run_id is not None and uuid_of("run", parent_run_id) is None:
+        raise InvalidArgument("parent_run_id can't be a run's: they look like run_<32 hexadecimal digits>")
+    where = RunFilter(
+        status=_status(status),
+        agent_id=None if agent_id is None else AgentId(agent_id),
+        parent=None if parent_run_id is None else RunId(parent_run_id),
+    )
     page = await deps.run_state.list_runs(auth, where, limit=limit, cursor=cursor)
     return wire.json_response(
         wire.RunPage(
@@ -81,12 +88,14 @@ async def get_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Respons
 
 
 @post("/v1/runs/{run_id:str}/:cancel")
-async def cancel_run(request: HttpRequest, run_id: PathText, deps: Deps) -> Response[bytes]:
+async def cancel_run(request: HttpRequest, run_id: PathText, deps: Deps, family: Family) -> Response[bytes]:
     found = exchange(request.scope)
     body = decoded(found.json, wire.CancelRun)
     run = await deps.run_state.cancel(
         found.identity, run_id_of(run_id), reason=body.reason, idempotency=idempotency_of(found, _CANCEL, run_id)
     )
+    if run.status in TERMINAL:
+        await family.ended(found.identity, run)
     return wire.json_response(wire.run_view(run))
 
 

@@ -101,13 +101,15 @@ class RunView(Struct, frozen=True, kw_only=True):
     session_id: str | None
     output: Any
     error: Fault | None
-    usage: UsageView
+    usage: Annotated[UsageView, Meta(description="With that of the runs it made, once they have ended.")]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     deadline_at: datetime | None
     cancel_requested_at: datetime | None
     recoveries: int
+    parent_run_id: Annotated[str | None, Meta(description="The run that made this one, for an agent's call.")]
+    depth: Annotated[int, Meta(description="How many runs are above it; 0 for one that was asked for.")]
     forked_from: Annotated[OriginView | None, Meta(description="The run that this one goes on from.")]
     correlation_id: Annotated[str, Meta(description="Of the request that created the run.")]
 
@@ -135,6 +137,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
     model: str
     instructions: str
     tools: tuple[str, ...]
+    agents: Annotated[tuple[str, ...], Meta(description="Agents that it may hand work to.")]
     limits: AgentLimits
     created_at: datetime
     tenant_id: str
@@ -219,6 +222,8 @@ def run_view(run: Run) -> RunView:
         deadline_at=run.deadline_at,
         cancel_requested_at=run.cancel_requested_at,
         recoveries=run.recoveries,
+        parent_run_id=None if run.parent is None else run.parent.run_id,
+        depth=run.depth,
         forked_from=_origin(run.forked_from),
         correlation_id=run.requester.trace.correlation_id,
     )
@@ -251,6 +256,7 @@ def agent_view(agent: Agent, auth: AuthContext) -> AgentView:
         model=spec.model,
         instructions=spec.instructions,
         tools=spec.tools,
+        agents=spec.agents,
         limits=spec.limits,
         created_at=agent.created_at,
         tenant_id=auth.tenant,

@@ -87,7 +87,7 @@ def retry_point(run: Run, journal: Sequence[Step]) -> int:
         if step.n != at + 1 or not _stands(step):
             break
         at = step.n
-    if repeated := [step for step in journal if step.n > at and step.kind == "tool" and _may_have_acted(step)]:
+    if repeated := [step for step in journal if step.n > at and step.kind != "model" and _may_have_acted(step)]:
         first = repeated[0]
         raise Conflict(
             f"a retry would repeat step {first.n}, a call of {first.name!r}, which may have taken effect; "
@@ -102,4 +102,4 @@ def _may_have_acted(step: Step) -> bool:
 
 
 def _stands(step: Step) -> bool:
-    return step.status == "completed" or (step.status == "failed" and step.kind == "tool")
+    return step.status == "completed" or (step.status == "failed" and step.kind != "model")

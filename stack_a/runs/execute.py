@@ -1,11 +1,11 @@
 """Execute a claimed run: plan, commit the intent, act, commit the result, until it ends or is taken away.
 
-Every way out is one of: a terminal status was committed; the run was parked for an operator; another worker owns it now
-and nothing more is written; or this worker hands it back.
+Every way out is one of: a terminal status was committed; the run was parked for an operator, or waits for runs that it
+made; another worker owns it now and nothing more is written; or this worker hands it back.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from observability.logs import who
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError, Conflict, Internal, NotFound, Unavailable, Unsupported
+from ports.ids import RunId
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json
 from ports.model import ChatReply, ChatRequest
@@ -26,11 +27,14 @@ from ports.tool import ToolCall, ToolResult, ToolSpec, may_have_acted
 from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
 from stack_a.runs import tell
+from stack_a.runs.children import result_of, start_child
 from stack_a.runs.deltas import Deltas
+from stack_a.runs.family import Family
 from stack_a.runs.journal import Journal, fault_of, read_steps
 from stack_a.runs.patience import Patience
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.plan import CallModel, CallTools, Finish, PlannedTool, Settle, next_action
+from stack_a.tools.agents import with_agents
 
 logger = logging.getLogger("agentos.runs")
 
@@ -88,6 +92,7 @@ class Execution:
         """Set while there is something under way that may take long."""
         self._usage = run.usage
         self._journal: Journal | None = None
+        self._family = Family(run_state=deps.run_state, queue=deps.queue)
         self._failure: AgentOSError | None = None
         """Why the model call under way has not been answered yet."""
         self._doubts: dict[int, AgentOSError] = {}
@@ -154,7 +159,8 @@ class Execution:
         begun = self.run.epoch > 1 or self.run.forked_from is not None
         journal = self._journal = self._journal_of(await self._written() if begun else [])
         agent = await self._agents.of(self.run)
-        tools = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
+        served = {spec.name: spec for spec in await self._deps.tool.list_tools(self._auth)}
+        tools = await with_agents(self._deps.agent, self._auth, agent, served)
         while True:
             if (why := self._interrupted()) is not None:
                 return await self._leave(journal, why)
@@ -162,7 +168,11 @@ class Execution:
                 case CallModel() as call:
                     await self._call_model(journal, call)
                 case CallTools(calls=calls):
-                    await self._call_tools(journal, agent, tools, calls)
+                    children = await self._make_calls(journal, agent, tools, calls)
+                    if children and not _in_doubt(journal) and self._interrupted() is None:
+                        await journal.commit(status="waiting", events=[tell.waiting(children)])
+                        await self._family.waits(self.run)
+                        return False
                 case Settle(steps=steps):
                     if not await self._settle(journal, steps):
                         return False
@@ -264,39 +274,76 @@ class Execution:
             raise Unavailable("the model's answer ended before it was whole", code="upstream_error")
         return reply
 
-    async def _call_tools(
-        self, journal: Journal, agent: AgentSpec, tools: dict[str, ToolSpec], calls: tuple[PlannedTool, ...]
-    ) -> None:
+    async def _make_calls(
+        self, journal: Journal, agent: AgentSpec, tools: Mapping[str, ToolSpec], calls: tuple[PlannedTool, ...]
+    ) -> dict[int, RunId]:
+        """Make the calls of a turn. Of those of agents, the runs that they made and that are open still, by step."""
+        todo = await self._begin(journal, calls)
+        handed = [call for call in todo if call.intent.kind == "agent"]
+        limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
+        children: dict[int, RunId] = {}
+
+        async def every() -> None:
+            if len(todo) == 1 and not handed:
+                await self._call_tool(journal, limiter, tools[todo[0].intent.name], todo[0])
+                return
+            async with anyio.create_task_group() as group:
+                for call in todo:
+                    if call.intent.kind == "tool":
+                        group.start_soon(self._call_tool, journal, limiter, tools[call.intent.name], call)
+                # As many at a time as tools; the others when these have ended.
+                for call in handed[: agent.limits.max_parallel_tools]:
+                    group.start_soon(self._hand_on, journal, limiter, call, children)
+
+        await self._act(every)
+        return children
+
+    async def _begin(self, journal: Journal, calls: tuple[PlannedTool, ...]) -> list[PlannedTool]:
+        """Note the calls' intents. Those that are to be made."""
         for call in calls:
             journal.intend(call.intent, tell.started(call.intent))
         for call in calls:
             if call.refusal is not None:
                 result = StepResult(n=call.intent.n, status="failed", error=call.refusal)
-                journal.complete(result, tell.tool_completed(call.intent.name, result, 0))
+                journal.complete(result, tell.call_completed(call.intent.kind, call.intent.name, result, 0))
         todo = [call for call in calls if call.refusal is None]
-        if any(call.intent.effect not in REPEATABLE for call in todo):
-            # What may not be done twice is not begun before the store knows of it.
+        if any(call.intent.kind == "agent" or call.intent.effect not in REPEATABLE for call in todo):
+            # What may not be done twice, or goes on without us, is not begun before the store knows of it.
             self._note(await journal.commit())
-        limiter = anyio.CapacityLimiter(agent.limits.max_parallel_tools)
+        return todo
 
-        async def one(call: PlannedTool) -> None:
+    async def _call_tool(
+        self, journal: Journal, limiter: anyio.CapacityLimiter, spec: ToolSpec, call: PlannedTool
+    ) -> None:
+        async with limiter:
+            began = self._deps.clock.monotonic()
+            answer = await self._invoke(call, spec)
+        self._conclude(journal, call.intent, answer, began)
+        if call.intent.effect not in CAN_WAIT:
+            with anyio.CancelScope(shield=True):
+                self._note(await journal.commit())
+
+    async def _hand_on(
+        self, journal: Journal, limiter: anyio.CapacityLimiter, call: PlannedTool, children: dict[int, RunId]
+    ) -> None:
+        """Make the run that the call is for, or find it. Where it has ended, or can't be made, the step is settled."""
+        n, took = call.intent.n, timedelta(0)
+        # Whether there is a child is unknown as long as the store is away: that is no answer to build upon.
+        patience = Patience(MODEL_ATTEMPTS, outlasts=True)
+        try:
             async with limiter:
-                began = self._deps.clock.monotonic()
-                answer = await self._invoke(call, tools[call.intent.name])
-            self._conclude(journal, call.intent, answer, began)
-            if call.intent.effect not in CAN_WAIT:
-                with anyio.CancelScope(shield=True):
-                    self._note(await journal.commit())
-
-        async def every() -> None:
-            if len(todo) == 1:
-                await one(todo[0])
+                child = await self._retrying(patience, lambda: start_child(self._deps, self.run, call, now=self._now()))
+        except AgentOSError as error:
+            result = StepResult(n=n, status="failed", error=fault_of(error))
+        else:
+            if (found := result_of(n, child)) is None:
+                children[n] = child.id
                 return
-            async with anyio.create_task_group() as group:
-                for call in todo:
-                    group.start_soon(one, call)
-
-        await self._act(every)
+            result, took = found, (child.finished_at or child.created_at) - child.created_at
+        took_ms = round(took.total_seconds() * 1_000)
+        journal.complete(result, tell.call_completed("agent", call.intent.name, result, took_ms))
+        self._usage = self._usage.plus(result.usage)
+        self._deps.metrics.step(kind="agent", status=result.status, seconds=took.total_seconds())
 
     async def _invoke(self, call: PlannedTool, spec: ToolSpec) -> ToolResult | AgentOSError:
         """What came of the call."""
@@ -369,15 +416,17 @@ class Execution:
     async def _end(
         self, journal: Journal, status: RunStatus, *, output: Json = None, error: Fault | None = None
     ) -> None:
-        for step in journal.steps:
-            if step.status == "started":
-                journal.complete(*interrupted(step.n, step.kind, step.name))
+        begun = [step for step in journal.steps if step.status == "started"]
+        for step in begun:
+            journal.complete(*interrupted(step.n, step.kind, step.name))
         last = tell.finished(status, output=output, error=error, usage=self._usage)
         await journal.commit(status=status, output=output, error=error, events=[last])
         took = self._now() - self.run.created_at
         self._deps.metrics.run_finished(status=status, took=took)
         fields = {"run_id": self.run.id, "status": status, "steps": len(journal.steps), "seconds": took.total_seconds()}
         logger.info("run.finished", extra={**who(self._auth), **fields})
+        childless = not any(step.kind == "agent" for step in begun)
+        await self._family.ended(self._auth, self.run, childless=childless)
 
     def _note(self, appended: Appended | None) -> None:
         if appended is not None and appended.cancel_requested:
@@ -459,6 +508,11 @@ class Execution:
 def _first(errors: BaseExceptionGroup[AgentOSError]) -> AgentOSError:
     inner = errors.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _in_doubt(journal: Journal) -> bool:
+    """Whether an unsafe call is to be settled before anything else."""
+    return any(step.status == "started" and step.effect == "unsafe" for step in journal.steps)
 
 
 def _asked(journal: Journal) -> list[int]:

@@ -4,7 +4,8 @@ Pure. The same journal gives the same action on every node and in every version 
 crash, replaying, retrying and forking are this one function.
 
 How the journal is read: a model step at `n` that asked for `k` tools is followed by the tool steps `n + 1 … n + k`, in the
-order of the requests; the next model step is `n + k + 1`.
+order of the requests; the next model step is `n + k + 1`. An agent that is called is one of those tools here, under a step
+kind of its own.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from ports.errors import InvalidArgument
 from ports.http import strict_json
 from ports.messages import Fault, Json
 from ports.model import ChatRequest, Message, ToolOffer, ToolRequest
-from ports.run_state import OPEN_STEP, TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, step_key
+from ports.run_state import OPEN_STEP, TERMINAL, EffectClass, Run, RunStatus, Step, StepIntent, StepKind, step_key
 from ports.tool import ToolSpec
+from stack_a.tools.agents import refused
 from stack_a.tools.policy import permitted
 
 MODEL_EFFECT: Final[EffectClass] = "idempotent"
@@ -37,7 +39,8 @@ class CallModel(Struct, frozen=True, kw_only=True):
 
 
 class PlannedTool(Struct, frozen=True, kw_only=True):
-    """One tool call. `refusal` is set when it must not be made: the journal records that instead of a result."""
+    """One call of a tool, or of an agent as its intent's kind says. `refusal` is set when it must not be made: the journal
+    records that instead of a result."""
 
     intent: StepIntent
     arguments: Json = None
@@ -95,7 +98,9 @@ def next_action(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], journ
         return _too_long(agent)
     spent, most = sum(step.usage.cost_nanousd for step in journal), agent.limits.max_cost_nanousd
     if most is not None and spent >= most:
-        message = f"the run's model calls have cost {spent} nano-US-dollars, and its limit is {most}"
+        message = (
+            f"the run's model calls, and the runs it made, have cost {spent} nano-US-dollars, and its limit is {most}"
+        )
         return _failed("max_cost_exceeded", message)
     return _model_call(run, agent, tools, n, tuple(messages), steps=steps)
 
@@ -183,6 +188,7 @@ def _model_call(
 def _planned(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, request: ToolRequest) -> PlannedTool:
     spec = next((one for one in permitted(run, agent, tools) if one.name == request.name), None)
     name = _shown(request.name)
+    kind: StepKind = "agent" if spec is not None and name in agent.agents else "tool"
     refusal: Fault | None = None
     arguments: Json = None
     if spec is None:
@@ -192,9 +198,11 @@ def _planned(run: Run, agent: AgentSpec, tools: Mapping[str, ToolSpec], n: int, 
             arguments = strict_json.parse((request.arguments or "{}").encode("utf-8", "surrogatepass"))
         except InvalidArgument as error:
             refusal = Fault(code="tool_bad_arguments", message=error.message)
+        else:
+            refusal = refused(run, agent, arguments) if kind == "agent" else None
     intent = StepIntent(
         n=n,
-        kind="tool",
+        kind=kind,
         name=name,
         effect=spec.effect if spec is not None and refusal is None else "pure",
         input={"call_id": request.id, "arguments": arguments},

@@ -104,6 +104,7 @@ class Intake:
             tool_allowlist=request.tool_allowlist,
             session_id=request.session_id,
             deadline=limit if request.deadline is None else min(limit, request.deadline),
+            parent=request.parent,
         )
 
 

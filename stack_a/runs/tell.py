@@ -1,10 +1,13 @@
 """The events of a run's progress: what an integrator reads on the stream. Pure."""
 
+from collections.abc import Mapping
+
 import msgspec
 
+from ports.ids import RunId
 from ports.messages import Fault, Json, Usage
 from ports.model import ChatReply
-from ports.run_state import TERMINAL_EVENT, NewEvent, RunStatus, StepIntent, StepResult
+from ports.run_state import TERMINAL_EVENT, NewEvent, RunStatus, StepIntent, StepKind, StepResult
 
 
 def started(intent: StepIntent) -> list[NewEvent]:
@@ -15,8 +18,8 @@ def started(intent: StepIntent) -> list[NewEvent]:
     return [
         opened,
         NewEvent(
-            type="tool.requested",
-            data={"step": intent.n, "tool": intent.name, "arguments": intent.input["arguments"]},
+            type=f"{intent.kind}.requested",
+            data={"step": intent.n, intent.kind: intent.name, "arguments": intent.input["arguments"]},
         ),
     ]
 
@@ -41,9 +44,14 @@ def model_failed(n: int, fault: Fault, duration_ms: int) -> list[NewEvent]:
 
 
 def tool_completed(name: str, result: StepResult, duration_ms: int) -> list[NewEvent]:
+    return call_completed("tool", name, result, duration_ms)
+
+
+def call_completed(kind: StepKind, name: str, result: StepResult, duration_ms: int) -> list[NewEvent]:
+    """A tool answered, or an agent's run has ended, or neither may be called."""
     data: dict[str, Json] = {
         "step": result.n,
-        "tool": name,
+        kind: name,
         "status": result.status,
         "duration_ms": duration_ms,
     }
@@ -51,7 +59,13 @@ def tool_completed(name: str, result: StepResult, duration_ms: int) -> list[NewE
         data["error"] = msgspec.to_builtins(result.error)
     else:
         data["output"] = result.output
-    return [NewEvent(type="tool.completed", data=data), _closed(result.n, result.status)]
+    return [NewEvent(type=f"{kind}.completed", data=data), _closed(result.n, result.status)]
+
+
+def waiting(children: Mapping[int, RunId]) -> NewEvent:
+    """The run waits for the runs that it made, by step."""
+    made = [{"step": n, "run_id": child} for n, child in sorted(children.items())]
+    return NewEvent(type="run.waiting", data={"for": "child", "children": made})
 
 
 def finished(status: RunStatus, *, output: Json = None, error: Fault | None = None, usage: Usage) -> NewEvent:

@@ -30,6 +30,7 @@ from tests.contract.broken import (
     replies,
     run_claims,
     run_effects,
+    run_families,
     run_states,
     run_verbs,
     tools,
@@ -50,6 +51,7 @@ SUITES: Final = {
     "run_claims": run_claims,
     "run_verbs": run_verbs,
     "run_effects": run_effects,
+    "run_families": run_families,
     "event": events,
     "maintenance": upkeeps,
     "memory": memories,
@@ -68,6 +70,7 @@ _PARTS: Final = {
     "run_claims": "run_state",
     "run_verbs": "run_state",
     "run_effects": "run_state",
+    "run_families": "run_state",
 }
 PORT_OF: Final = {suite: _PARTS.get(suite, suite) for suite in SUITES}
 

@@ -46,6 +46,7 @@ from ports.run_state import (
     Change,
     Idempotency,
     NewEvent,
+    Parent,
     Resolution,
     Run,
     RunFilter,
@@ -83,6 +84,7 @@ class Victim(Struct, frozen=True, kw_only=True):
     running: Run
     queued: Run
     parked: Run
+    waiting: Run
     delivery: Delivery
     hold: Hold
     key: ApiKey
@@ -141,10 +143,15 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.runs.append(
         ACME, running.id, running.epoch, Change(steps=(step,), events=(NewEvent(type="step.started"),))
     )
-    waiting = await ports.runs.create(ACME, new_run())
-    parked = await ports.runs.claim(ACME, waiting.run.id, WORKER)
+    created = await ports.runs.create(ACME, new_run())
+    parked = await ports.runs.claim(ACME, created.run.id, WORKER)
     lost = StepResult(n=1, status="unknown")
     await ports.runs.append(ACME, parked.id, parked.epoch, Change(steps=(step, lost), status="needs_operator"))
+    created = await ports.runs.create(ACME, new_run())
+    waiting = await ports.runs.claim(ACME, created.run.id, WORKER)
+    await ports.runs.append(ACME, waiting.id, waiting.epoch, Change(status="waiting"))
+    line = Parent(run_id=running.id, step=1, depth=1)
+    await ports.runs.create(ACME, replace(new_run(), parent=line))
     await ports.agents.publish(ACME, AGENT)
     await ports.memory.put(ACME, "k1", "the walrus is ours")
     hold = await ports.budget.reserve(ACME, 500, limit=LIMIT, lease=HOUR)
@@ -158,7 +165,14 @@ async def victim_of(ports: Ports) -> Victim:
     held = await ports.replies.open(ACME, "run_1:2", "d", lease=HOUR)
     assert isinstance(held, Won)
     return Victim(
-        running=running, queued=queued.run, parked=parked, delivery=delivery, hold=hold, key=key, ticket=held.ticket
+        running=running,
+        queued=queued.run,
+        parked=parked,
+        waiting=waiting,
+        delivery=delivery,
+        hold=hold,
+        key=key,
+        ticket=held.ticket,
     )
 
 
@@ -191,6 +205,8 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "load": lambda: runs.load(thief, run.id),
         "steps": lambda: runs.steps(thief, run.id),
         "list_runs": listed,
+        "children": lambda: _items(runs.list_runs(thief, RunFilter(parent=run.id), limit=10)),
+        "wake": lambda: runs.wake(thief, victim.waiting.id),
         "recall": lambda: runs.recall(thief, KEY),
         "read": lambda: ports.events.read(thief, run.id),
         "follow": followed,

@@ -40,7 +40,7 @@ from ports.memory import MemoryWrite
 from ports.messages import Json
 from ports.model import ChatReply, ChatRequest, Message, ToolRequest
 from ports.run_intake import RunRequest
-from ports.run_state import Appended, Change, Idempotency, Run, RunStatePort, StepResult, step_key
+from ports.run_state import TERMINAL, Appended, Change, Idempotency, Run, RunStatePort, StepResult, step_key
 from ports.tool import ToolResult, ToolSpec
 from stack_a.deps import WorkerDeps
 from stack_a.runs.start import Intake
@@ -61,6 +61,9 @@ TOOLS: Final = {
 """Name → effect class, and seconds it takes."""
 UNSAFE: Final = "send"
 TRANSACTIONAL: Final = "keep"
+HANDED: Final = AgentId("agt_simulated_helper")
+"""In a turn: the agent that gets `ITS_TURNS` to do, in a run of its own."""
+ITS_TURNS: Final = [["note"]]
 AS_IT_IS: Final[Wrap] = lambda _, port: port  # noqa: E731 - the annotation says what it is
 SECOND: Final = timedelta(seconds=1)
 MOMENT: Final = timedelta(milliseconds=30)
@@ -146,6 +149,12 @@ class Watching:
             self._told.ended.add(run_id)
         return appended
 
+    async def cancel(self, auth: AuthContext, run_id: RunId, **more: Any) -> Run:
+        run = await self._inner.cancel(auth, run_id, **more)
+        if run.status == "cancelled":
+            self._told.ended.add(run_id)
+        return run
+
 
 class Gateway(InprocModel):
     """A model that asks for the tools which the run's input lists, turn by turn, and never says the same thing twice.
@@ -170,7 +179,11 @@ class Gateway(InprocModel):
         return Message(
             role="assistant",
             tool_calls=tuple(
-                ToolRequest(id=f"c{done}_{place}", name=name, arguments=json.dumps({"nonce": next(self._nonces)}))
+                ToolRequest(
+                    id=f"c{done}_{place}",
+                    name=name,
+                    arguments=json.dumps({"input": ITS_TURNS} if name == HANDED else {"nonce": next(self._nonces)}),
+                )
                 for place, name in enumerate(turns[done])
             ),
         )
@@ -322,7 +335,9 @@ class World:
         self.model = stored("model", Gateway(self.clock))
         self._runner = asyncio.Runner(loop_factory=lambda: ClockLoop(self.clock))
         limits = AgentLimits(max_steps=20, max_parallel_tools=2, deadline_s=3_600)
-        self.run(self.agents.publish(ACME, AgentSpec(id=AGENT, model="m", tools=tuple(TOOLS), limits=limits)))
+        for agent_id, agents in ((AGENT, (HANDED,)), (HANDED, ())):
+            spec = AgentSpec(id=agent_id, model="m", tools=tuple(TOOLS), limits=limits, agents=agents)
+            self.run(self.agents.publish(ACME, spec))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
@@ -388,11 +403,8 @@ class World:
         return run_id
 
     def cancel(self, run_id: RunId) -> None:
-        async def cancelled() -> None:
-            if (await self.run_state.cancel(ACME, run_id, reason="simulated")).status == "cancelled":
-                self.told.ended.add(run_id)
-
-        self.run(cancelled())
+        # Nobody tells the runs below it: that is left to the workers.
+        self.run(self.run_state.cancel(ACME, run_id, reason="simulated"))
 
     def pass_time(self, seconds: int) -> None:
         """Second by second, so that the living keep renewing; with some turns of the loop in each."""
@@ -460,9 +472,10 @@ class World:
     def check_end(self) -> None:
         """What must hold once everything has healed."""
         self.check()
-        assert len(self.accepted) == len(self.rows), "E5: a run that nobody was promised"
-        for run_id in self.accepted.values():
-            row = self._row(run_id)
+        asked_for = [row for row in self.rows.values() if row.run.parent is None]
+        assert len(self.accepted) == len(asked_for), "E5: a run that nobody was promised"
+        self._check_families()
+        for (_, _, run_id), row in self.rows.items():
             unknown = [n for n, step in row.steps.items() if step.status == "unknown" and step.effect == "unsafe"]
             assert row.run.status in {"succeeded", "failed", "cancelled", "needs_operator"}, f"E1: {run_id} is stuck"
             assert (row.run.status == "needs_operator") <= bool(unknown), f"E1: {run_id} waits for nothing"
@@ -475,6 +488,23 @@ class World:
             if effect.tool == UNSAFE and not effect.ended and not effect.stale:
                 status = self._row(RunId(found)).steps[int(n)].status
                 assert status == "unknown", f"E9: {effect.key} was interrupted and is {status}"
+
+    def _check_families(self) -> None:
+        made: defaultdict[tuple[RunId, int], list[Run]] = defaultdict(list)
+        for row in self.rows.values():
+            if (parent := row.run.parent) is not None:
+                made[parent.run_id, parent.step].append(row.run)
+        for (run_id, n), children in made.items():
+            assert len(children) == 1, f"E2: step {n} of {run_id} made {len(children)} runs"
+            row, [child] = self._row(run_id), children
+            assert row.steps[n].kind == "agent", f"E2: step {n} of {run_id} made a run"
+            if row.steps[n].status == "completed":
+                assert child.status == "succeeded", (
+                    f"E2: step {n} of {run_id} was completed by a run that {child.status}"
+                )
+            assert row.run.status != "cancelled" or child.status in TERMINAL, (
+                f"E8: {run_id} has ended, its child goes on"
+            )
 
     def _check_effects(self) -> None:
         unsafe = Counter(effect.key for effect in self.effects if effect.tool == UNSAFE)

@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 import anyio.lowlevel
 
-from adapters.inproc.model import InprocModel, InprocModelConfig
+from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
 from adapters.inproc.tool import InprocTools, PythonTool
 from adapters.postgres import agent, event, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
@@ -63,16 +63,18 @@ class Node:
         await self.tenants.create(PLATFORM, auth.tenant, name=auth.tenant, entitlements=entitlements)
         await self.agents.publish(auth, AGENT)
 
-    async def create(self, auth: AuthContext) -> RunId:
+    async def create(self, auth: AuthContext, agent: AgentId = AGENT.id) -> RunId:
         intake = Intake(run_state=self.runs, agent=self.agents, queue=self.queue, metrics=Metrics())
-        return (await intake.accept(auth, RunRequest(agent_id=AGENT.id, input="x", idempotency=idempotency()))).run.id
+        return (await intake.accept(auth, RunRequest(agent_id=agent, input="x", idempotency=idempotency()))).run.id
 
     async def ended(self, auth: AuthContext, run: RunId) -> None:
         async for _ in self.events.follow(auth, run):
             pass
 
     @asynccontextmanager
-    async def worker(self, *, concurrency: int, clock: Clock = _CLOCK) -> AsyncIterator[None]:
+    async def worker(
+        self, *, concurrency: int, clock: Clock = _CLOCK, rule: Rule = first_a_tool_then_text
+    ) -> AsyncIterator[None]:
         schema: dict[str, Json] = {"type": "object", "additionalProperties": False}
         spec = ToolSpec(name="count", description="c", input_schema=schema, effect="pure")
         deps = WorkerDeps(
@@ -80,7 +82,7 @@ class Node:
             run_state=self.runs,
             queue=self.queue,
             agent=self.agents,
-            model=InprocModel(InprocModelConfig(chat_models=("m",)), first_a_tool_then_text),
+            model=InprocModel(InprocModelConfig(chat_models=("m",)), rule),
             tool=InprocTools([PythonTool(spec=spec, act=self._count)], clock),
             metrics=Metrics(),
         )

@@ -34,10 +34,10 @@ def test_what_is_left_out_has_its_default() -> None:
         (b"[]", "Expected `object`"),
         (b'{"model": "m"}', "missing required field `id`"),
         (b'{"id": "agt_x"}', "missing required field `model`"),
-        (spec(tool=["calculator"]), "`tool`; an agent has id, description, instructions, model, tools, limits"),
+        (spec(tool=["calculator"]), "`tool`; an agent has id, description, instructions, model, tools, limits, agents"),
         (
             spec(limits={"steps": 3}),
-            "its limits max_steps, deadline_s, max_parallel_tools, max_completion_tokens, max_cost_nanousd",
+            "its limits max_steps, deadline_s, max_parallel_tools, max_completion_tokens, max_cost_nanousd, max_depth",
         ),
         (spec(limits={"max_steps": "3"}), "Expected `int`, got `str` - at `$.limits.max_steps`"),
         (spec(id="x"), "$.id: 'x' can't name an agent: write agt_"),
@@ -49,6 +49,9 @@ def test_what_is_left_out_has_its_default() -> None:
         (spec(limits={"max_cost_nanousd": 0}), "$.limits.max_cost_nanousd: must be 1 to 1000000000000000, not 0"),
         (spec(limits={"max_cost_nanousd": 1.5}), "Expected `int | null`, got `float` - at `$.limits.max_cost_nanousd`"),
         (spec(limits={"max_steps": None}), "Expected `int`, got `null` - at `$.limits.max_steps`"),
+        (spec(limits={"max_depth": 6}), "$.limits.max_depth: must be 1 to 5, not 6"),
+        (spec(agents=["billing"]), "$.agents: 'billing' can't name an agent: write agt_"),
+        (spec(agents=["agt_y", "agt_y"]), "$.agents: an agent is named twice"),
         (b" " * (MAX_SPEC_BYTES + 1), f"at most {MAX_SPEC_BYTES}"),
     ],
 )  # fmt: skip
@@ -72,6 +75,12 @@ def test_an_agent_without_a_cost_limit_has_the_digest_it_had_before_there_was_on
 
     assert digest_of(AgentSpec(id=AgentId("agt_x"), model="m")) == before
     assert digest_of(limited) != before
+    assert digest_of(AgentSpec(id=AgentId("agt_x"), model="m", agents=(AgentId("agt_y"),))) != before
+
+
+def test_a_name_can_not_mean_a_tool_and_an_agent() -> None:
+    with pytest.raises(InvalidArgument, match="'agt_y' is among the tools, too"):
+        parse_spec(spec(tools=["agt_y"], agents=["agt_y"]), tools=["agt_y"])
 
 
 def test_the_caps_are_those_that_are_published() -> None:

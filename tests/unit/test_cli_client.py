@@ -160,6 +160,23 @@ class TestShowing:
             '  ✓ calculator {"result":4} 3 ms',
         ]
 
+    def test_a_call_of_an_agent_reads_like_that_of_a_tool_with_the_run_it_made(self) -> None:
+        console = Console(width=200, file=None)
+        lines = (
+            frame(1, "agent.requested", agent="agt_b", arguments={"input": 1})
+            + frame(2, "run.waiting", **{"for": "child", "children": [{"step": 2, "run_id": "run_1"}]})
+            + frame(3, "agent.completed", agent="agt_b", status="completed", output={"run_id": "run_1"}, duration_ms=3)
+        ).splitlines()
+        with console.capture() as captured:
+            for event in parse_events(lines):
+                show(console, event)
+
+        assert captured.get().splitlines() == [
+            '  → agt_b {"input":1}',
+            "  · waits for run_1",
+            '  ✓ agt_b {"run_id":"run_1"} 3 ms',
+        ]
+
     def test_text_grows_where_it_stands_and_other_lines_stay_whole(self) -> None:
         console = Console(width=20, file=None)
         told = Told(console)

@@ -30,12 +30,12 @@ from ports.ids import RunId, WorkerId
 from ports.memory import MemoryWrite
 from ports.model import ChatDelta, ChatRequest
 from ports.queue import Delivery
-from ports.run_state import Appended, Change, Orphan, Renewal, Run, StepIntent
+from ports.run_state import Adrift, Appended, Change, Created, NewRun, Orphan, Renewal, Run, StepIntent
 from ports.tool import ToolCall, ToolResult, ToolSpec
 from stack_a.lease import LEASE, SELF
 from stack_a.runs.start import Hint
 from stack_a.worker import Worker
-from tests.support.simulation import AS_IT_IS, TOOLS, TRANSACTIONAL, Trouble, World, Wrap
+from tests.support.simulation import AS_IT_IS, HANDED, TOOLS, TRANSACTIONAL, Trouble, Turns, World, Wrap
 
 EXAMPLES: Final = int(os.environ.get("AGENTOS_SIMULATION_EXAMPLES", "60"))
 SEARCHED: Final = max(400, EXAMPLES)
@@ -54,7 +54,7 @@ SETTINGS: Final = settings(
     suppress_health_check=list(HealthCheck),
 )
 TURNS: Final = st.lists(
-    st.lists(st.sampled_from([*TOOLS, "nonsense"]), min_size=1, max_size=3).map(tuple), max_size=3
+    st.lists(st.sampled_from([*TOOLS, HANDED, "nonsense"]), min_size=1, max_size=3).map(tuple), max_size=3
 ).map(tuple)
 FAULTS: Final = st.dictionaries(
     st.sampled_from(["create", "enqueue"]), st.sampled_from(["before", "after"]), max_size=2
@@ -189,13 +189,20 @@ def test_every_promise_holds_in_every_history_that_hypothesis_finds() -> None:
 # --- trouble at every port call --------------------------------------------------------------------------------------
 
 SCENARIO: Final = (("note", "look"), ("slow", "keep"), ("send",))
+HANDING: Final = ((HANDED, "note"),)
 
 
-def scenario(trouble: tuple[int, Trouble] | None = None, plant: Wrap = AS_IT_IS, stored: Wrap = AS_IT_IS) -> list[str]:
+def scenario(
+    trouble: tuple[int, Trouble] | None = None,
+    plant: Wrap = AS_IT_IS,
+    stored: Wrap = AS_IT_IS,
+    *,
+    turns: Turns = SCENARIO,
+) -> list[str]:
     """One run through one worker to which something happens, and through another one after that; the gates it passed."""
     world = World(plant=plant, stored=stored)
     try:
-        world.create(SCENARIO, key="key-1")
+        world.create(turns, key="key-1")
         world.start(trouble=trouble)
         first = world.processes[0]
         for _ in range(30):
@@ -224,6 +231,17 @@ def test_every_promise_holds_whatever_port_call_meets_trouble(kind: Trouble) -> 
 
     assert {"run_state.claim after", "run_state.append before", "run_state.append after", "queue.ack before",
             "model.stream after", "tool.invoke before", "tool.invoke after"} <= set(gates)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["kill", "pause", "unavailable"])
+def test_every_promise_holds_whatever_port_call_of_a_run_that_hands_work_on_meets_trouble(kind: Trouble) -> None:
+    gates = scenario(turns=HANDING)
+
+    for number in range(len(gates)):
+        scenario((number, kind), turns=HANDING)
+
+    assert {"run_state.create before", "run_state.create after", "run_state.wake before",
+            "run_state.wake after"} <= set(gates)  # fmt: skip
 
 
 # --- the oracle sees what it should ----------------------------------------------------------------------------------
@@ -341,6 +359,27 @@ class KeyPerAttempt(Around):
         return result
 
 
+class ChildPerAttempt(Around):
+    """A worker that makes a new key each time it makes a run for another one."""
+
+    calls = 0
+
+    async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        if new.parent is not None:
+            self.calls += 1
+            key = msgspec.structs.replace(new.idempotency, key=f"{new.idempotency.key}.{id(self)}.{self.calls}")
+            new = msgspec.structs.replace(new, idempotency=key)
+        created: Created = await self.port.create(auth, new)
+        return created
+
+
+class WithoutMending(Around):
+    """A store that knows of nobody whose parent or children went on without it."""
+
+    async def adrift(self, *_: object, **__: object) -> tuple[Adrift, ...]:
+        return ()
+
+
 class ForgettingReplies(Around):
     """A gateway that asks its model anew each time, and gets another answer each time."""
 
@@ -386,6 +425,7 @@ PLANTED: Final[dict[str, tuple[str, dict[str, Wrap]]]] = {
     "the intent after the effect": ("E2|E9", {"plant": only("run_state", IntentsWithResults)}),
     "a gateway that forgets its replies": ("E2", {"stored": only("model", ForgettingReplies)}),
     "a new key per attempt": ("E2", {"plant": only("tool", KeyPerAttempt)}),
+    "a child per attempt": ("E2", {"plant": only("run_state", ChildPerAttempt)}),
     "a transactional tool that acts": ("E2", {"plant": acting_at_once}),
     "writes that are lost": ("E2", {"plant": only("run_state", LosingWrites)}),
     "an unsafe tool repeated": ("E9", {"plant": only("tool", UnsafeTakenForSafe)}),
@@ -398,6 +438,15 @@ def test_a_planted_bug_is_found(bug: str) -> None:
 
     with pytest.raises(AssertionError, match=promise):
         simulate(**planted, examples=SEARCHED)
+
+
+def test_a_parent_that_nobody_told_is_found_where_nobody_mends() -> None:
+    def at_every_gate() -> None:
+        for number in range(len(scenario(turns=HANDING))):
+            scenario((number, "kill"), stored=only("run_state", WithoutMending), turns=HANDING)
+
+    with pytest.raises(AssertionError, match=r"E1: run_.* is stuck"):
+        at_every_gate()
 
 
 def test_acknowledging_before_the_claim_is_found_where_nobody_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:

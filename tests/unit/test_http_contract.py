@@ -19,7 +19,7 @@ TABLE = RouteTable(
 INSIDE_A_RUN = {
     "fenced", "tool_not_allowed", "tool_bad_arguments", "tool_timeout", "tool_response_too_large", "tool_bad_output",
     "tool_failed", "tool_tls_error", "egress_denied", "max_steps_exceeded", "max_cost_exceeded", "run_timeout",
-    "outcome_unknown", "poison",
+    "outcome_unknown", "poison", "max_depth_exceeded", "child_failed",
 }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from ports.agent import AgentLimits, AgentSpec
 from ports.context import AuthContext
 from ports.ids import AgentId, PrincipalId, RunId, TenantId
 from ports.messages import Fault, Json, Usage
-from ports.run_state import Run, Step
+from ports.run_state import Parent, Run, Step
 from ports.tool import ToolSpec
-from stack_a.runs.plan import MAX_RECOVERIES, Action, CallModel, CallTools, Finish, Settle, next_action
+from stack_a.runs.plan import MAX_RECOVERIES, Action, CallModel, CallTools, Finish, PlannedTool, Settle, next_action
+from stack_a.tools.agents import function_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = AgentSpec(id=AgentId("agt_a"), instructions="Help.", model="m", tools=("add", "send"))
@@ -319,3 +320,96 @@ def test_a_call_that_an_operator_wants_again_is_planned_under_its_number() -> No
 
     assert isinstance(action, CallTools)
     assert [(call.intent.n, call.intent.name) for call in action.calls] == [(2, "send")]
+
+
+HELPER = AgentSpec(id=AgentId("agt_b"), description="knows better", model="m")
+LEADER = replace(AGENT, agents=(HELPER.id, AgentId("agt_gone")))
+TRUSTED = replace(RUN, requester=replace(RUN.requester, scopes=frozenset({"tools:invoke", "runs:create"})))
+WITH_HELPER = {**TOOLS, HELPER.id: function_of(HELPER)}
+
+
+def lead(*journal: Step, run: Run = TRUSTED, agent: AgentSpec = LEADER) -> Action:
+    return next_action(run, agent, WITH_HELPER, journal)
+
+
+def calls_of(action: Action) -> tuple[PlannedTool, ...]:
+    assert isinstance(action, CallTools)
+    return action.calls
+
+
+def at_depth(depth: int) -> Run:
+    return replace(TRUSTED, parent=Parent(run_id=RUN.id, step=2, depth=depth))
+
+
+def test_agents_that_are_there_are_offered_after_the_tools() -> None:
+    offers = calling(lead()).request.tools
+
+    assert [offer.name for offer in offers] == ["add", "send", HELPER.id]
+    assert (offers[-1].description, offers[-1].parameters["required"]) == ("knows better", ["input"])
+
+
+def test_a_call_of_an_agent_is_a_step_of_its_own_kind_beside_the_tools() -> None:
+    calls = calls_of(lead(done(1, "model", "m", requesting(add="{}", agt_b='{"input":7}'))))
+
+    assert [(call.intent.n, call.intent.kind, call.intent.effect, call.refusal) for call in calls] == [
+        (2, "tool", "pure", None), (3, "agent", "idempotent", None)
+    ]  # fmt: skip
+    assert calls[1].arguments == {"input": 7}
+
+
+def requesting(**calls: str) -> Json:
+    return {
+        "text": None,
+        "tool_calls": [{"id": f"call_{name}", "name": name, "arguments": text} for name, text in calls.items()],
+    }
+
+
+def handing_on(arguments: str = '{"input":1}', *, run: Run = TRUSTED, agent: AgentSpec = LEADER) -> PlannedTool:
+    [call] = calls_of(lead(done(1, "model", "m", requesting(agt_b=arguments)), run=run, agent=agent))
+    return call
+
+
+@pytest.mark.parametrize("arguments", ["", "[]", "{}", '{"input":1,"more":2}', '"input"', "{"])
+def test_an_agent_is_given_an_input_and_nothing_else(arguments: str) -> None:
+    refusal = handing_on(arguments).refusal
+
+    assert refusal is not None
+    assert refusal.code == "tool_bad_arguments"
+
+
+@pytest.mark.parametrize(
+    ("depth", "limit", "refused"),
+    [(4, None, False), (5, None, True), (1, 2, False), (2, 2, True), (5, 9, True)],
+)
+def test_a_run_that_is_deep_enough_hands_nothing_on(depth: int, limit: int | None, refused: bool) -> None:
+    agent = replace(LEADER, limits=AgentLimits(max_depth=limit))
+
+    refusal = handing_on(run=at_depth(depth), agent=agent).refusal
+
+    assert (refusal is not None) == refused
+    assert refusal is None or refusal.code == "max_depth_exceeded"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [RUN, replace(TRUSTED, tool_allowlist=("add",))],
+    ids=["a requester who may not create runs", "an allow-list without it"],
+)
+def test_an_agent_is_called_where_its_caller_may(run: Run) -> None:
+    call = handing_on(run=run)
+
+    assert HELPER.id not in [offer.name for offer in calling(lead(run=run)).request.tools]
+    assert call.refusal is not None
+    assert call.refusal.code == "tool_not_allowed"
+
+
+def test_what_a_child_has_cost_counts() -> None:
+    limited = replace(LEADER, limits=AgentLimits(max_cost_nanousd=10))
+    asked = done(1, "model", "m", requesting(agt_b='{"input":1}'))
+    answered_by_agent = paid(done(2, "agent", HELPER.id, {"run_id": "run_x", "output": 1}, effect="idempotent"), 10)
+
+    action = lead(asked, answered_by_agent, agent=limited)
+
+    assert isinstance(action, Finish)
+    assert action.error is not None
+    assert action.error.code == "max_cost_exceeded"

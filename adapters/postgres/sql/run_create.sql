@@ -13,7 +13,8 @@ asked AS MATERIALIZED (
     FROM json_to_recordset(CAST(:asks AS json)) AS a (
         place integer, tenant text, namespace text, principal text, route text, key text, fingerprint text, agent_id text,
         agent_version integer, agent_digest text, requester text, input text, context text, tool_allowlist text,
-        session_id text, deadline_us bigint, data text, correlation_id text, traceparent text
+        session_id text, deadline_us bigint, data text, correlation_id text, traceparent text, parent_id uuid,
+        parent_step integer, depth integer
     )
 ),
 admitted AS MATERIALIZED (
@@ -38,11 +39,11 @@ taken AS (
 made AS (
     INSERT INTO runs (
         tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
-        session_id, created_at, queued_at, deadline_at, last_sequence, backlog_stripe
+        session_id, created_at, queued_at, deadline_at, last_sequence, backlog_stripe, parent_id, parent_step, depth
     )
     SELECT a.tenant, a.id, a.namespace, a.agent_id, a.agent_version, a.agent_digest, CAST(a.requester AS json),
            CAST(a.input AS json), CAST(a.context AS json), CAST(a.tool_allowlist AS json), a.session_id, t.now, t.now,
-           t.now + a.deadline_us * interval '1 microsecond', 1, d.stripe
+           t.now + a.deadline_us * interval '1 microsecond', 1, d.stripe, a.parent_id, a.parent_step, a.depth
     FROM t, taken
     JOIN asked a ON a.id = taken.run_id
     JOIN admitted d ON d.tenant = a.tenant

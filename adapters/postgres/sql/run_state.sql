@@ -159,6 +159,37 @@ FROM (
 JOIN runs r ON r.tenant_id = :tenant AND r.id = page.id
 ORDER BY r.id DESC;
 
+-- name: children
+-- As `list`, of the runs that one run made.
+SELECT r.*
+FROM runs r
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.parent_id = CAST(:parent AS uuid) AND r.id < :before
+  AND (CAST(:status AS text) IS NULL OR r.status = :status)
+  AND (CAST(:agent_id AS text) IS NULL OR r.agent_id = :agent_id)
+ORDER BY r.id DESC
+LIMIT :limit;
+
+-- name: wake
+-- Run under `hold`, so after everything that the run's lock waited for: whoever ended a child before that is seen here, and
+-- whoever ends one after it finds the run waiting.
+UPDATE runs r
+SET status = 'queued', queued_at = t.now
+FROM (SELECT ao_now() AS now) t
+WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.status = 'waiting'
+  AND (
+      r.cancel_requested_at IS NOT NULL
+      OR r.deadline_at <= t.now
+      OR NOT EXISTS (
+          SELECT FROM runs c
+          WHERE c.tenant_id = :tenant AND c.parent_id = r.id AND c.status NOT IN ('succeeded', 'failed', 'cancelled')
+      )
+  )
+RETURNING r.id;
+
+-- name: adrift
+-- Across tenants, like `orphans`.
+SELECT id, requester, due FROM ao_adrift(:limit);
+
 -- name: renew
 -- Across tenants: a worker holds runs of many. One row at least, for the time.
 SELECT t.now, r.id

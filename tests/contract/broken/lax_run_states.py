@@ -230,6 +230,7 @@ class TestClaimsBeyondTheLimit(BrokenRunState):
             "test_one_tenants_running_runs_take_no_others_room",
             "test_what_a_tenant_has_no_room_for_is_no_orphan_until_it_has",
             "test_a_lapsed_run_of_a_tenant_without_room_is_an_orphan",
+            "test_a_waiting_run_leaves_its_place_to_another",
         }
     )
 
@@ -261,6 +262,7 @@ class TestClaimsWhatItRefuses(BrokenRunState):
         {
             "test_a_refused_run_stays_as_it_was_and_is_claimed_when_another_has_ended",
             "test_a_limit_that_was_lowered_holds_as_soon_as_enough_has_ended",
+            "test_a_waiting_run_leaves_its_place_to_another",
         }
     )
 

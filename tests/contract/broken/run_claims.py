@@ -40,6 +40,7 @@ class TestClaimsWithoutAnEpoch(BrokenRunState):
             "test_taking_a_run_over_needs_no_room_and_makes_none",
             "test_a_run_that_was_decided_about_can_be_claimed_at_once",
             "test_a_worker_that_was_taken_over_makes_no_writes",
+            "test_a_run_whose_children_have_ended_can_be_claimed_again",
         }
     )
 
@@ -65,6 +66,7 @@ class TestNamesWhoHeldARunLast(BrokenRunState):
             "test_a_decision_is_recorded_and_the_run_is_queued_again",
             "test_a_run_names_who_claimed_it_until_it_is_handed_back",
             "test_cancelling_a_terminal_run_returns_it_as_it_is",
+            "test_a_waiting_run_is_held_by_nobody",
         }
     )
 
@@ -163,6 +165,7 @@ class TestClearsTheJournalAtTakeover(BrokenRunState):
             "test_a_planned_step_takes_one_more_intent_and_one_result",
             "test_a_fork_goes_on_with_the_next_step",
             "test_only_a_planned_step_is_begun_again",
+            "test_a_run_whose_children_have_ended_can_be_claimed_again",
         }
     )
 

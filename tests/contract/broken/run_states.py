@@ -88,6 +88,7 @@ class TestShowsEveryTenant(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_foreign_run_is_refused_like_an_absent_one",
+            "test_a_foreigner_wakes_nobody",
         }
     )
 
@@ -113,6 +114,7 @@ class TestListsEveryTenant(BrokenRunState):
         {
             "test_a_listing_shows_the_callers_tenant_and_namespace_only",
             "test_another_tenants_cursor_shows_nothing_of_it",
+            "test_a_runs_children_are_listed_newest_first_and_nobody_elses",
         }
     )
 
@@ -141,6 +143,7 @@ class TestLosesEverythingAtReopen(BrokenRunState):
             "test_what_was_appended_is_there_for_a_port_opened_anew",
             "test_a_fork_is_there_for_a_port_opened_anew",
             "test_a_decision_is_there_for_a_port_opened_anew",
+            "test_a_run_made_for_another_names_it_for_good",
         }
     )
 
@@ -171,6 +174,8 @@ class TestCreatesWithoutAnEvent(BrokenRunState):
             "test_a_decision_is_told",
             "test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun",
             "test_a_decided_step_of_a_cancelled_run_keeps_its_decision",
+            "test_a_run_made_for_another_names_it_for_good",
+            "test_a_run_that_was_asked_for_has_no_parent",
         }
     )
 
@@ -274,6 +279,7 @@ class TestIgnoresFencing(BrokenRunState):
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_nothing_is_appended_after_the_end",
             "test_a_worker_that_was_taken_over_makes_no_writes",
+            "test_a_waiting_run_is_held_by_nobody",
         }
     )
 
@@ -307,6 +313,7 @@ class TestFencesByEpochOnly(BrokenRunState):
             "test_nothing_is_appended_to_a_run_that_was_handed_back",
             "test_nothing_is_appended_after_the_end",
             "test_a_worker_that_was_taken_over_makes_no_writes",
+            "test_a_waiting_run_is_held_by_nobody",
         }
     )
 
@@ -388,6 +395,7 @@ class TestWritesEventsBeforeItRefuses(BrokenRunState):
             "test_an_ending_that_is_not_one_is_refused",
             "test_nothing_is_appended_after_the_end",
             "test_a_write_that_memory_would_not_take_refuses_the_whole_append",
+            "test_a_waiting_run_is_held_by_nobody",
         }
     )
 
@@ -461,6 +469,8 @@ class TestCancelsHeldRunsAtOnce(BrokenRunState):
             "test_cancelling_a_held_run_is_reported_to_its_worker",
             "test_a_worker_that_takes_over_learns_of_the_cancellation",
             "test_cancelling_a_held_run_leaves_its_steps_to_its_worker",
+            "test_a_deadline_and_a_wish_to_end_are_reasons_to_wake_a_run",
+            "test_a_run_that_was_asked_to_end_before_it_waited_does_not_wait",
         }
     )
 
@@ -488,6 +498,7 @@ class TestOnlyAsksToCancel(BrokenRunState):
             "test_a_backlog_limit_that_was_lowered_holds_for_what_is_queued_already",
             "test_a_run_cancelled_while_nobody_holds_it_leaves_no_step_begun",
             "test_a_decided_step_of_a_cancelled_run_keeps_its_decision",
+            "test_children_are_listed_in_pages_and_by_status",
         }
     )
 
@@ -555,6 +566,7 @@ class TestListsOldestFirst(BrokenRunState):
             "test_a_listing_gives_the_newest_first",
             "test_following_the_cursor_visits_every_run_once_whatever_is_created_meanwhile",
             "test_a_filter_keeps_the_runs_that_match",
+            "test_a_runs_children_are_listed_newest_first_and_nobody_elses",
         }
     )
 
