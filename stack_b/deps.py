@@ -15,6 +15,7 @@ from ports.reply_journal import ReplyJournal
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.limits import Limits
+from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
 NEEDS: Final[Mapping[str, Struct | None]] = {
@@ -39,3 +40,5 @@ class StackBDeps:
     catalog: Catalog
     router: Router
     limits: Limits = field(default_factory=Limits)
+    placeholder_key: bytes = field(default_factory=new_key, repr=False)
+    """A node's secret. With the same one, a value has the same placeholder in every process and after a restart."""

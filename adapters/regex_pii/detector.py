@@ -11,11 +11,11 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from adapters.regex_pii import patterns
-from adapters.regex_pii.canonical import canonical_form
 from adapters.regex_pii.checks import iban_length, is_card, mod97
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.pii import PiiCapabilities, PiiDetector, Span
+from ports.pii_text import canonical_form
 
 # The gravest first: where two overlap, the whole is treated as that.
 _BY_GRAVITY: Final = ("secret", "payment_card", "iban", "us_ssn", "email", "phone")
@@ -49,10 +49,18 @@ def find(text: str) -> tuple[Span, ...]:
     """What `text` should not tell: in order, without overlaps. Time and space are linear in its length."""
     canonical = canonical_form(text)
     seen = canonical.text
-    if patterns.HINT.search(seen) is None:
-        return ()
-    hits = [*_secrets(seen), *_emails(seen), *_ibans(seen), *_numbers(seen)]
-    return _joined([(*canonical.place(start, end), kind) for start, end, kind in hits])
+    digits = _count_digits(seen)
+    hits = [*_secrets(seen), *_emails(seen)]
+    if digits:
+        hits += _named_secrets(seen)
+    if digits >= patterns.FEWEST_DIGITS:
+        hits += [*_ibans(seen), *_numbers(seen)]
+    return _joined([(*canonical.place(start, end), kind) for start, end, kind in hits]) if hits else ()
+
+
+def _count_digits(text: str) -> int:
+    given = text.encode("utf-8", "replace")
+    return len(given) - len(given.translate(None, b"0123456789"))
 
 
 def _joined(hits: list[Hit]) -> tuple[Span, ...]:
@@ -69,11 +77,24 @@ def _joined(hits: list[Hit]) -> tuple[Span, ...]:
 
 
 def _secrets(text: str) -> Iterator[Hit]:
-    for match in patterns.SECRET.finditer(text):
-        yield match.start(), match.end(), "secret"
-    for pattern in (patterns.SECRET_NAMED, patterns.URL_PASSWORD):
-        for match in pattern.finditer(text):
+    if any(sign in text and any(map(text.__contains__, hints)) for sign, hints in patterns.SECRET_HINTS.items()):
+        for match in patterns.SECRET.finditer(text):
+            yield match.start(), match.end(), "secret"
+    if patterns.URL_HINT in text:
+        for match in patterns.URL_PASSWORD.finditer(text):
             yield match.start(1), match.end(1), "secret"
+    if patterns.KEY_HINT in text:
+        yield from _private_keys(text)
+
+
+def _named_secrets(text: str) -> Iterator[Hit]:
+    folded = text.casefold()
+    if any(map(folded.__contains__, patterns.NAMES_OF_SECRETS)):
+        for match in patterns.SECRET_NAMED.finditer(text):
+            yield match.start(1), match.end(1), "secret"
+
+
+def _private_keys(text: str) -> Iterator[Hit]:
     at = 0
     while (begin := patterns.PRIVATE_KEY.search(text, at)) is not None:
         end = patterns.PRIVATE_KEY_END.search(text, begin.end())
@@ -83,7 +104,7 @@ def _secrets(text: str) -> Iterator[Hit]:
 
 
 def _emails(text: str) -> Iterator[Hit]:
-    if "@" in text or "%40" in text:
+    if "@" in text:
         for match in patterns.EMAIL.finditer(text):
             yield match.start(), match.end(), "email"
 

@@ -18,6 +18,7 @@ from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
+    detectors,
     directories,
     events,
     lax_run_states,
@@ -58,6 +59,7 @@ SUITES: Final = {
     "tool": tools,
     "agent": registries,
     "tenant": directories,
+    "pii": detectors,
 }
 _PARTS: Final = {
     "unfair_queues": "queue",
