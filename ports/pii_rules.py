@@ -24,9 +24,8 @@ _ANNOUNCED: Final = re.compile(
     r"[\"']?[ \t]{0,4}(?:[=:][ \t]{0,4}[\"']?)?)[ \t]{0,4}\Z",
     re.ASCII | re.IGNORECASE,
 )
-_KEY: Final = "-----BEGIN"
+_KEY: Final = re.compile(r"-----BEGIN[A-Z0-9 ]{0,64}-{0,5}")
 _KEY_HEAD: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
-_KEY_HEAD_BEGUN: Final = re.compile(r"-----BEGIN[A-Z0-9 ]{0,64}-{0,5}\Z")
 _KEY_END: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 
 
@@ -36,12 +35,11 @@ def seam(text: str, *, since: int = 0, lines_only: bool = False) -> int:
     What stands before the place decides, never what follows, so that a text that grows has its seams where it had them.
     `lines_only` is for detectors that find plain words (`PiiCapabilities.plain_words`).
     """
-    closed = len(text)
-    if (key := _open_key(text)) is not None:
-        closed = key
-    for blank in reversed(list(_BLANK.finditer(text, max(0, since - 1), closed))):
+    keys = _keys(text)
+    for blank in reversed(list(_BLANK.finditer(text, max(0, since - 1)))):
         place = blank.end()
-        if place > since and _is_seam(text, place, lines_only=lines_only):
+        inside = any(start < place <= end for start, end in keys)
+        if place > since and not inside and _is_seam(text, place, lines_only=lines_only):
             return place
     return 0
 
@@ -70,15 +68,17 @@ def _announces_nothing(before: str) -> bool:
     return _ANNOUNCED.search(canonical_form(before).text) is None
 
 
-def _open_key(text: str) -> int | None:
-    """Where a block begins that may be a private key and has not ended."""
+def _keys(text: str) -> list[tuple[int, int]]:
+    """Where blocks lie that are private keys, or may become one: those have lines of plain words."""
     canonical = canonical_form(text)
-    at = canonical.text.rfind(_KEY)
-    if at < 0:
-        return None
-    head = _KEY_HEAD.match(canonical.text, at)
-    if head is None:
-        is_open = _KEY_HEAD_BEGUN.match(canonical.text, at) is not None
-    else:
-        is_open = _KEY_END.search(canonical.text, head.end()) is None
-    return canonical.place(at, at + 1)[0] if is_open else None
+    found: list[tuple[int, int]] = []
+    begin = _KEY.search(canonical.text)
+    while begin is not None:
+        end = begin.end()
+        head = _KEY_HEAD.match(canonical.text, begin.start())
+        if head is not None:
+            last = _KEY_END.search(canonical.text, head.end())
+            end = last.end() if last else len(canonical.text)
+        found.append(canonical.place(begin.start(), end))
+        begin = _KEY.search(canonical.text, end)
+    return found

@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple
 from ports.context import AuthContext
 from ports.pii import PiiDetector, Span
 from ports.pii_rules import seam
+from ports.pii_text import canonical_form
 from stack_b.redaction.placeholders import Mark, Placeholders
 from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import placeholder
@@ -18,6 +19,7 @@ MAX_HELD: Final = 8_192
 _KEPT: Final = 1_024
 
 _END_OF_KEY: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}-----")
+_LONGEST_END: Final = 64
 _END_OF_TOKEN: Final = re.compile(r"\s")
 
 
@@ -92,8 +94,7 @@ class TextStream:
         """What may be shown now that `more` has come. Nothing is fed after something was blocked."""
         self._held += more
         shown: list[Shown] = []
-        while self._held:
-            self._drop()
+        while self._held and self._dropped():
             cut = seam(self._held[:MAX_HELD], since=self._looked_at, lines_only=self._lens.lines_only)
             if cut:
                 shown.append(await self._released(cut))
@@ -108,8 +109,7 @@ class TextStream:
 
     async def end(self) -> Shown:
         """The rest of it."""
-        self._drop()
-        rest, self._held = self._held, ""
+        rest, self._held = self._held if self._dropped() else "", ""
         return await self._lens.shown(rest, ends=True)
 
     async def _released(self, cut: int) -> Shown:
@@ -125,7 +125,7 @@ class TextStream:
             if mark.start < cut < mark.end:
                 cut = mark.start
         for span in await self._lens.found(window):
-            if span.end == len(window):
+            if not canonical_form(window[span.end :]).text:
                 # It may go on for as long as it likes. What stands for it goes out now, the rest of it never.
                 self._dropping = "key" if "-----BEGIN" in window[span.start :] else "token"
                 return await self._released(len(window))
@@ -133,17 +133,18 @@ class TextStream:
                 cut = span.end
         return await self._released(cut)
 
-    def _drop(self) -> None:
+    def _dropped(self) -> bool:
+        """Drop what belongs to a finding that went out already; whether it has come to its end."""
         if self._dropping == "no":
-            return
-        pattern = _END_OF_KEY if self._dropping == "key" else _END_OF_TOKEN
-        match = pattern.search(self._held)
+            return True
+        match = (_END_OF_KEY if self._dropping == "key" else _END_OF_TOKEN).search(self._held)
         if match is None:
-            # The mark of the end may have come in part.
-            self._held = self._held[-100:] if self._dropping == "key" else ""
-            return
+            # The mark of a key's end may have come in part.
+            self._held = self._held[-_LONGEST_END:] if self._dropping == "key" else ""
+            return False
         self._held = self._held[match.end() if self._dropping == "key" else match.start() :]
         self._dropping = "no"
+        return True
 
 
 def _undone(text: str, marks: list[Mark], start: int, end: int) -> str:
