@@ -24,6 +24,7 @@ KINDS: Final = frozenset(_BY_GRAVITY)
 _CARD_LENGTHS: Final = range(13, 20)
 # How many digits of a card people write together.
 _GROUP_LENGTHS: Final = range(3, 7)
+_PARTS_OF_A_FRACTION: Final = 2
 
 Hit: TypeAlias = tuple[int, int, str]
 Group: TypeAlias = tuple[int, str]
@@ -154,7 +155,8 @@ def _cards(text: str) -> Iterator[Hit]:
         if len(run[0]) < _CARD_LENGTHS.start:
             continue
         groups = [(run.start() + match.start(), match[0]) for match in patterns.DIGITS.finditer(run[0])]
-        if is_card("".join(digits for _, digits in groups)):
+        is_fraction = len(groups) == _PARTS_OF_A_FRACTION and "." in run[0]
+        if not is_fraction and is_card("".join(digits for _, digits in groups)):
             yield run.start(), run.end(), "payment_card"
         else:
             yield from _cards_among(text, groups)

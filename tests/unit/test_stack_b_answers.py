@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.regex_pii import RegexPii, find
+from conformance.people import ACME, GLOBEX
 from ports.model import PolicyOutcome
 from ports.pii import PiiMode
 from ports.pii_rules import seam
 from stack_b.redaction.answer import Answer
+from stack_b.redaction.rules import rules_for
 from stack_b.redaction.stream import MAX_HELD, TextStream
 from tests.support.answers import asked, lens, rules, told, two_cuts
 
@@ -109,6 +111,23 @@ async def test_a_value_has_one_placeholder_in_all_requests_of_a_tenant_and_anoth
     assert find(second) == ()
 
 
+def test_two_tenants_of_a_node_have_two_keys() -> None:
+    mine, theirs = (rules_for(one.tenant, {}, b"node").tag("email", "ann@x.org") for one in (ACME, GLOBEX))
+
+    assert mine != theirs
+
+
+@pytest.mark.anyio
+async def test_a_placeholder_in_the_place_of_a_secret_is_undone_and_what_is_beside_it_is_not() -> None:
+    tag, placeholders = await asked("password = hunter2x", REVERSIBLE)
+    tag = tag.removeprefix("password = ")
+    answer = f"postgres://app:{tag}@db/x but postgres://app:{tag}9@db/x"
+
+    assert await told(lens(REVERSIBLE, placeholders), list(answer)) == (
+        "postgres://app:hunter2x@db/x but postgres://app:[SECRET]@db/x"
+    )
+
+
 @pytest.mark.anyio
 async def test_a_placeholder_of_another_request_is_not_undone() -> None:
     elsewhere, _ = await asked("ann@x.org", REVERSIBLE)
@@ -143,6 +162,16 @@ async def test_a_stretch_without_blanks_is_held_only_so_long_and_cuts_nothing_in
     for step in (1_000, 8_191, 8_192, 8_193):
         pieces = [stretch[at : at + step] for at in range(0, len(stretch), step)]
         assert await told(through, pieces) == early + rest
+
+
+@pytest.mark.anyio
+async def test_a_placeholder_where_a_long_stretch_is_cut_stays_whole() -> None:
+    tag, placeholders = await asked("ann@x.org", REVERSIBLE)
+    through = lens(REVERSIBLE, placeholders)
+
+    for before in range(MAX_HELD - 1_024 - len(tag), MAX_HELD - 1_024 + 2):
+        stretch = "/" * before + tag + "/" * MAX_HELD
+        assert await told(through, [stretch]) == stretch.replace(tag, "ann@x.org")
 
 
 @pytest.mark.anyio

@@ -69,7 +69,9 @@ def places(value: Json, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
     """Where a string stands in `value`; a path that ends in "" is that of a member's name."""
     if isinstance(value, str):
         yield path
-    for key, member in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, member in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         if isinstance(key, str) and path:
             yield (*path, key, "")
         if key not in _CHECKED:
@@ -182,7 +184,11 @@ async def test_a_reversible_value_is_hidden_from_the_backend_and_undone_in_the_a
     async with stack_b(backend(upstream), pii_modes={"email": "reversible"}) as node:
         tag = await sent_placeholder(node, upstream)
         arguments = json.dumps({"to": tag})
-        call: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "send", "arguments": arguments}}
+        call: dict[str, Any] = {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "send", "arguments": arguments},
+        }
         if stream:
             pieces = [f"Dear {tag}, and bob@example.com"[at : at + 3] for at in range(0, 60, 3)]
             upstream.script = [
