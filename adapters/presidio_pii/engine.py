@@ -80,7 +80,7 @@ def _is_prose(entity: str, text: str) -> bool:
 
 def _analyzer(settings: EngineSettings) -> Any:  # Presidio ships no types
     from presidio_analyzer import AnalyzerEngine, RecognizerRegistry  # noqa: PLC0415 - see the module's docstring
-    from presidio_analyzer.nlp_engine import NoOpNlpEngine, SpacyNlpEngine  # noqa: PLC0415 - as above
+    from presidio_analyzer.nlp_engine import NlpEngine, NoOpNlpEngine, SpacyNlpEngine  # noqa: PLC0415 - as above
     from presidio_analyzer.predefined_recognizers import (  # noqa: PLC0415 - as above
         CreditCardRecognizer,
         CryptoRecognizer,
@@ -96,7 +96,7 @@ def _analyzer(settings: EngineSettings) -> Any:  # Presidio ships no types
     # Its own extractor would fetch the list of suffixes at first use; a gateway calls nobody but backends.
     bundled = TLDExtract(cache_dir=None, suffix_list_urls=())
 
-    class Email(EmailRecognizer):  # type: ignore[misc]  # Presidio ships no types
+    class Email(EmailRecognizer):
         def validate_result(self, pattern_text: str) -> bool:
             return bool(bundled(pattern_text).fqdn)
 
@@ -110,6 +110,7 @@ def _analyzer(settings: EngineSettings) -> Any:  # Presidio ships no types
         "CRYPTO": CryptoRecognizer,
     }
     chosen: list[Any] = [recognizers[entity]() for entity in settings.entities if entity in recognizers]
+    engine: NlpEngine
     if settings.model:
         engine = SpacyNlpEngine(models=[{"lang_code": LANGUAGE, "model_name": settings.model}])
         chosen.append(SpacyRecognizer(supported_entities=sorted(NEED_A_MODEL & set(settings.entities))))

@@ -140,10 +140,13 @@ def _alphanumeric(text: str, at: int) -> bool:
 
 def _numbers(text: str) -> Iterator[Hit]:
     """Cards, social security numbers and telephone numbers, outside identifiers."""
+    hits = sorted([*_cards(text), *_ssns(text), *_phones(text)])
+    if not hits:
+        return
     nowhere = len(text), len(text) + 1
     identifiers = (match.span() for match in patterns.IDENTIFIER.finditer(text))
     start, end = next(identifiers, nowhere)
-    for hit in sorted([*_cards(text), *_ssns(text), *_phones(text)]):
+    for hit in hits:
         while end <= hit[0]:
             start, end = next(identifiers, nowhere)
         if not (start < hit[1] and hit[0] < end):

@@ -25,6 +25,7 @@ from stack_b.backends.settings import BackendSettings, check_settings, discovere
 from stack_b.configuration import Configuration, Following, read_configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.limits import Limits
+from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
 AUDIENCE = "stack-b"
@@ -38,6 +39,8 @@ def defaults(env: Environment) -> dict[str, Choice]:
         **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget", "reply_journal")},
         "verifier": Choice(adapter="tokens", config=tokens),
         "pii": Choice(adapter="regex"),
+        # Underneath detectors that add to it; opened only for those.
+        "pii_patterns": Choice(adapter="regex"),
     }
 
 
@@ -58,6 +61,11 @@ def limits(env: Environment) -> Limits:
         return msgspec.json.decode(env.text("GATEWAY_LIMITS", "{}"), type=Limits)
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"AGENTOS_GATEWAY_LIMITS is not usable: {error}") from None
+
+
+def placeholder_key(env: Environment) -> bytes:
+    """The node's; without a file one of this process, whose placeholders no other one shares."""
+    return env.secret_file("PLACEHOLDER_KEY_FILE").encode() if env.text("PLACEHOLDER_KEY_FILE") else new_key()
 
 
 @asynccontextmanager
@@ -104,7 +112,15 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 clock=clock,
             )
             await stack.enter_async_context(running(following.follow()))
-        deps = StackBDeps(clock=clock, metrics=metrics, catalog=catalog, router=router, limits=caps, **ports)
+        deps = StackBDeps(
+            clock=clock,
+            metrics=metrics,
+            catalog=catalog,
+            router=router,
+            limits=caps,
+            placeholder_key=placeholder_key(env),
+            **ports,
+        )
         yield await stack.enter_async_context(open_app(deps))
 
 

@@ -43,7 +43,7 @@ CLEAN: Final = (
     "She was born in a small town, moved twice, and wrote eleven novels.",
     'Stack trace: File "/app/main.py", line 1024, in run; exit code 137 (128 + 9).',
     "The sum of 0.1 and 0.2 is 0.30000000000000004 in most languages.",
-    "{\"id\": 1234567890123, \"price\": 19.99, \"tags\": [\"a\", \"b\"], \"at\": \"2026-11-21T01:10:01Z\"}",
+    '{"id": 1234567890123, "price": 19.99, "tags": ["a", "b"], "at": "2026-11-21T01:10:01Z"}',
     "rows=1048576 cols=64 bytes=67108864 ms=41.7 p50=12.1 p95=88.4 p99=140.2",
     "CVE-2026-12345 is fixed in 3.11.9-r2; CWE-79 and CWE-89 are not concerned.",
     "Diff: @@ -120,7 +120,9 @@ def run(self) -> None:",

@@ -84,7 +84,7 @@ def planted(value: Json, path: tuple[str | int, ...], canary: Json) -> Json:
     key, *rest = path
     if rest == [""]:
         return {(f"{name} {canary}" if name == key else name): member for name, member in value.items()}
-    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
     copy[key] = planted(value[key], tuple(rest), canary)
     return copy
 
