@@ -16,7 +16,8 @@ from stack_b.redaction.findings import Finding, findings_of
 from stack_b.redaction.spans import SHORTEST, is_media
 from stack_b.redaction.stream import Lens, Shown, TextStream
 
-_STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id"})
+_STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", "function"})
+"""Members of a choice and of a call that clients go by, and those that are looked at by themselves."""
 _BLOCKED: Final = "content_filter"
 
 
@@ -47,7 +48,7 @@ class Answer:
         released: list[dict[str, Json]] = []
         for chunk in chunks:
             [choice] = chunk["choices"]
-            index = choice["index"]
+            index = choice.get("index") or 0
             one = self._choice(index)
             self._last[index] = chunk
             for delta in await one.feed(choice["delta"]):
@@ -98,7 +99,7 @@ class Answer:
         """Everything of a choice but what it says."""
         one = self._choice(choice.get("index") or 0)
         shown = {
-            name: member if name == "delta" else None if name == "logprobs" else await one.value(member)
+            name: None if name == "logprobs" else member if name in _STRUCTURE else await one.value(member)
             for name, member in choice.items()
             if name != "message"
         }
@@ -152,10 +153,7 @@ class _Choice:
         if isinstance(value, list):
             return [await self.value(item) for item in value]
         if isinstance(value, dict):
-            return {
-                await self.value(name): member if name in _STRUCTURE else await self.value(member)
-                for name, member in value.items()
-            }
+            return {await self.value(name): await self.value(member) for name, member in value.items()}
         if isinstance(value, int) and len(str(value)) > SHORTEST:
             text = self._noted(await self._lens.shown(str(value), ends=True))
             return value if text == str(value) else text
@@ -166,7 +164,8 @@ class _Choice:
         if not isinstance(function, dict):
             shown: dict[str, Json] = await self.value(call)
             return shown
-        return {**await self.value({**call, "function": None}), "function": await self._function(function)}
+        rest = {name: member if name in _STRUCTURE else await self.value(member) for name, member in call.items()}
+        return {**rest, "function": await self._function(function)}
 
     async def _function(self, function: dict[str, Json]) -> dict[str, Json]:
         """Its arguments are looked at as the values that the tool will read."""

@@ -253,7 +253,7 @@ async def test_each_choice_of_a_stream_holds_its_own() -> None:
 async def test_arguments_of_a_call_are_looked_at_as_what_the_tool_will_read() -> None:
     sent, placeholders = await asked(f"ann@x.org and {PEM}", REVERSIBLE)
     mail, key = sent.split(" and ")
-    given = {"to": mail, "key": key, "cc": "bob@x.org", "n": 4111111111111111, "id": 7}
+    given = {"to": mail, "key": key, "cc": "bob@x.org", "n": 4111111111111111, "id": mail, "type": [mail]}
     text = json.dumps(given).replace("bob@x.org", "\\u0062ob@x.org")
     called = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "send", "arguments": text}}
 
@@ -265,7 +265,8 @@ async def test_arguments_of_a_call_are_looked_at_as_what_the_tool_will_read() ->
     [function] = [one["function"] for one in calls["delta"]["tool_calls"]]
     assert function["name"] == "send"
     assert json.loads(function["arguments"]) == {
-        "to": "ann@x.org", "key": PEM, "cc": "[EMAIL]", "n": "[PAYMENT_CARD]", "id": 7
+        "to": "ann@x.org", "key": PEM, "cc": "[EMAIL]", "n": "[PAYMENT_CARD]", "id": "ann@x.org",
+        "type": ["ann@x.org"],
     }  # fmt: skip
 
 
