@@ -236,3 +236,30 @@ async def test_a_blocked_answer_ends_with_content_filter_and_is_paid() -> None:
     assert frames[-1]["policy_outcome"] == {"decision": "blocked", "reasons": ["pii_output:email"]}
     assert "[DONE]" in answer.text
     assert balance.settled > 0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_every_surface_undoes_and_takes_out(path: str, *, stream: bool) -> None:
+    body: dict[str, Json] = {"model": "m-1", "stream": stream}
+    if path == "/v1/messages":
+        body |= {"messages": [{"role": "user", "content": f"to {CANARY}"}], "max_tokens": 64}
+    else:
+        body |= {"input": f"to {CANARY}"}
+    upstream = ScriptedUpstream([completion()])
+    async with stack_b(backend(upstream), pii_modes={"email": "reversible"}) as node:
+        tag = await sent_placeholder(node, upstream)
+        text = f"Dear {tag},\nand bob@example.com"
+        cut = text.index("_")
+        upstream.script = [
+            Events([delta(content=text[:cut]), delta(content=text[cut:]), delta("stop")])
+            if stream
+            else completion(text)
+        ]
+        answer = await node.post(path, body)
+
+    assert CANARY not in json.dumps(upstream.requests[0].body)
+    assert CANARY in answer.text
+    assert "[EMAIL]" in answer.text
+    assert tag[1:-1] not in answer.text
+    assert "bob@example.com" not in answer.text
