@@ -4,7 +4,7 @@
 out before the text is given.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
@@ -14,6 +14,7 @@ from conformance.contract import Contract
 from conformance.harness import PiiHarness
 from conformance.people import ACME
 from ports.pii import PiiDetector, Span
+from ports.pii_rules import seam
 
 _HEX: Final = "0123456789abcdef"
 
@@ -61,10 +62,46 @@ def full_width(text: str) -> str:
     return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text)
 
 
+def mathematical(text: str) -> str:
+    """Bold letters and digits of the mathematical block."""
+    starts = (("a", "z", 0x1D41A), ("A", "Z", 0x1D400), ("0", "9", 0x1D7CE))
+    return "".join(
+        next((chr(start + ord(char) - ord(first)) for first, last, start in starts if first <= char <= last), char)
+        for char in text
+    )
+
+
+def in_utf16_escapes(text: str) -> str:
+    units = text.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+ENCODINGS: Final[dict[str, Callable[[str], str]]] = {
+    "full width": full_width,
+    "mathematical": mathematical,
+    **{f"U+{ord(hidden):04X} between": hidden.join for hidden in _HIDDEN},
+    "HTML, decimal": lambda text: "".join(f"&#{ord(char)};" for char in text),
+    "HTML, hexadecimal": lambda text: "".join(f"&#x{ord(char):X};" for char in text),
+    "HTML, invisible names": "&shy;".join,
+    "percent": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "JSON": in_utf16_escapes,
+    "JSON in JSON": lambda text: in_utf16_escapes(text).replace("\\", "\\\\"),
+}
+"""Ways to write a text that its reader sees, or a program decodes, as the same text."""
+
+
 def disguises(secret: str) -> Iterator[str]:
-    yield full_width(secret)
-    for hidden in _HIDDEN:
-        yield hidden.join(secret)
+    for encoding in ENCODINGS.values():
+        yield encoding(secret)
+
+
+def places_of(text: str, *, lines_only: bool) -> list[int]:
+    """Every place where a text that grows may be cut on its way to `text`."""
+    return sorted({seam(text[:end], lines_only=lines_only) for end in range(1, len(text) + 1)} - {0})
+
+
+async def found_in(detector: PiiDetector, text: str, at: int = 0) -> list[tuple[int, int, str]]:
+    return [(at + span.start, at + span.end, span.kind) for span in await detector.detect(ACME, text)]
 
 
 def assert_well_formed(text: str, spans: tuple[Span, ...]) -> None:
@@ -150,3 +187,16 @@ class PiiContract(Contract):
                 spans = await detector.detect(ACME, text)
                 assert_well_formed(text, spans)
                 assert kind in found_kinds(text, disguised, spans), f"{kind}: {text!r}"
+
+    @clause("PII-5")
+    async def test_what_is_found_in_a_text_is_found_in_its_pieces(self, harness: PiiHarness) -> None:
+        detector = await harness.open()
+
+        for kind, marked in declared_samples(detector):
+            text = f"Look at this one here: {sample_of(marked)[0]} and then, said Ben Lee,\nat the other one."
+            whole = await found_in(detector, text)
+            places = places_of(text, lines_only=detector.capabilities.plain_words)
+            assert places, "a text of plain words has seams"
+            for place in places:
+                pieces = [*await found_in(detector, text[:place]), *await found_in(detector, text[place:], place)]
+                assert pieces == whole, f"{kind}: {text[:place]!r} | {text[place:]!r}"

@@ -15,6 +15,7 @@ from conformance.people import PLATFORM
 from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from ports.ids import KeyId, PrincipalId, TenantId
+from ports.messages import Json
 from ports.tenant import ApiKey, Entitlements, NewKey, TenantDirectory
 
 # Not `people.TENANTS`: those may exist already.
@@ -155,7 +156,9 @@ class TenantContract(Contract):
     async def test_the_platform_replaces_a_tenants_entitlements(self, harness: TenantHarness) -> None:
         directory = await directory_of_two(harness)
         other = await directory.get(GAVIN, HOOLI)
-        wanted = Entitlements(max_active_runs=7, runs_per_minute=8, max_queued_runs=9, weight=3)
+        wanted = Entitlements(
+            max_active_runs=7, runs_per_minute=8, max_queued_runs=9, weight=3, pii={"email": "reversible"}
+        )
 
         changed = await directory.set_entitlements(PLATFORM, INITECH, wanted)
 
@@ -175,10 +178,23 @@ class TenantContract(Contract):
         assert (await directory.get(PETER, INITECH)).entitlements == ENTITLED
 
     @clause("TNT-8")
-    @pytest.mark.parametrize("name", ["max_active_runs", "runs_per_minute", "max_queued_runs", "weight"])
-    async def test_entitlements_out_of_their_bounds_are_refused(self, harness: TenantHarness, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("max_active_runs", 0),
+            ("runs_per_minute", 0),
+            ("max_queued_runs", 0),
+            ("weight", 0),
+            ("pii", {"email": "hide"}),
+            ("pii", {"E-Mail": "redact"}),
+        ],
+        ids=str,
+    )
+    async def test_entitlements_out_of_their_bounds_are_refused(
+        self, harness: TenantHarness, name: str, value: Json
+    ) -> None:
         directory = await directory_of_two(harness)
-        wrong = msgspec.structs.replace(ENTITLED, **{name: 0})
+        wrong = msgspec.structs.replace(ENTITLED, **{name: value})
 
         with pytest.raises(InvalidArgument, match=name):
             await directory.set_entitlements(PLATFORM, INITECH, wrong)

@@ -82,6 +82,7 @@ def boot(
             credentials.write_embedded_urls(node, passwords, config.postgres_port)
         else:
             _write_external_urls(recorder, environ)
+        credentials.ensure_placeholder_key(node)
         if ensure_issuer_key(node):
             done.append("made the signing key")
         if supervisor.start_daemon(services, environ):

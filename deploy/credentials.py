@@ -21,6 +21,7 @@ APP_URL: Final = "database_url"
 OWNER_URL: Final = "database_owner_url"
 ISSUER_KEY: Final = "issuer_key.pem"
 JWKS: Final = "jwks.json"
+PLACEHOLDER_KEY: Final = "placeholder_key"
 TOKENS: Final = "tokens.json"
 
 
@@ -65,6 +66,13 @@ def database_passwords(node: Node) -> DatabasePasswords:
     )
     write_private(path, msgspec.json.encode(made).decode())
     return made
+
+
+def ensure_placeholder_key(node: Node) -> None:
+    """What the gateway makes its placeholders for personal data with: the same ones after a restart."""
+    path = node.secret(PLACEHOLDER_KEY)
+    if not path.exists():
+        write_private(path, secrets.token_hex(_SECRET_BYTES))
 
 
 def embedded_url(role: str, password: str, port: int, database: str = DATABASE) -> str:

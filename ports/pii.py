@@ -5,15 +5,20 @@ Clauses (each has a test in `conformance.pii`):
 * PII-1  Spans lie inside the text, do not overlap, and come in order.
 * PII-2  Each class in `capabilities.classes` is found in its published samples.
 * PII-3  A text without personal data gives no spans; numbers, dates and identifiers of ours are not personal data.
-* PII-4  Detection sees through full-width forms, zero-width characters and soft hyphens; the spans are those of the
-         text given.
+* PII-4  Detection sees through full-width and other compatibility forms, zero-width characters and soft hyphens, and
+         through the escapes of HTML, URLs and JSON; the spans are those of the text given.
+* PII-5  What is found in a text is found in its pieces, where it is cut at a seam (`ports.pii_rules.seam`): a text that
+         comes bit by bit can be decided on the way.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from ports.context import AuthContext
+
+PiiMode: TypeAlias = Literal["redact", "reversible", "block", "allow"]
+"""What becomes of a finding: a typed placeholder, one that is undone in the answer, a refusal, or nothing."""
 
 
 class Span(Struct, frozen=True, kw_only=True):
@@ -25,6 +30,8 @@ class Span(Struct, frozen=True, kw_only=True):
 
 class PiiCapabilities(Struct, frozen=True, kw_only=True):
     classes: frozenset[str] = frozenset()
+    plain_words: bool = False
+    """Finds what looks like any other word, such as names: then a line is decided as a whole."""
 
 
 class PiiDetector(Protocol):

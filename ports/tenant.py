@@ -24,6 +24,7 @@ from ports.context import DEFAULT_NAMESPACE, AuthContext
 from ports.errors import InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
+from ports.pii import PiiMode
 
 ALL_MODELS: Final = "*"
 
@@ -40,6 +41,8 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_queued_runs: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
     weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
     """The tenant's share of the workers while several tenants wait for them, relative to the others' weights."""
+    pii: Annotated[dict[Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$")], PiiMode], Meta(max_length=64)] = {}
+    """By class of finding (`email`, `secret`, …). What isn't named is redacted."""
 
 
 def check_entitlements(entitlements: Entitlements) -> None:

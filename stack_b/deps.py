@@ -16,6 +16,7 @@ from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.budget.prices import Prices
 from stack_b.limits import Limits
+from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
 NEEDS: Final[Mapping[str, Struct | None]] = {
@@ -43,3 +44,5 @@ class StackBDeps:
     prices: Prices = field(default_factory=Prices)
     budget_in_chunks: bool = False
     """Hold more of a budget than a request needs, for those to come: where a call of the ledger costs something."""
+    placeholder_key: bytes = field(default_factory=new_key, repr=False)
+    """A node's secret. With the same one, a value has the same placeholder in every process and after a restart."""

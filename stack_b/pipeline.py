@@ -28,8 +28,13 @@ from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
-from stack_b.policy import Finding, decide
+from stack_b.policy import Decision, decide, enforce
 from stack_b.receipt import Trail, budget_members
+from stack_b.redaction.answer import Answer
+from stack_b.redaction.cache import Remembering
+from stack_b.redaction.findings import Finding
+from stack_b.redaction.rules import PiiRules, rules_for
+from stack_b.redaction.stream import Lens
 from stack_b.routing.choice import may_fall_back
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.streaming import StreamShaper
@@ -59,6 +64,8 @@ class _Ready:
     plan: Plan
     limit: int
     sent_bytes: int
+    answer: Answer
+    """How what comes back is shown."""
 
 
 class Pipeline:
@@ -71,6 +78,7 @@ class Pipeline:
         self._tenants = TenantCache(deps.tenant, deps.clock)
         self._router = deps.router
         self._budgets = Budgets(deps.budget, deps.clock)
+        self._pii = Remembering(deps.pii)
         self.balances = Balances(deps.budget, deps.clock)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
 
@@ -91,6 +99,8 @@ class Pipeline:
                     lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
                     content_bytes_of,
                 )
+                answer = await ready.answer.whole(answer)
+            self._looked_through(ready, trail)
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     async def stream(
@@ -103,12 +113,21 @@ class Pipeline:
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 shaper = StreamShaper(call.model)
                 async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
-                    async for reached, pieces in answer:
-                        shaper = reached
-                        for piece in pieces:
+                    try:
+                        async for reached, pieces in answer:
+                            shaper = reached
+                            for piece in await ready.answer.pieces(pieces):
+                                yield piece
+                    except AgentOSError:
+                        # What came before the failure was paid, and may be read.
+                        for piece in await ready.answer.rest():
                             yield piece
+                        raise
+                for piece in await ready.answer.rest():
+                    yield piece
+            self._looked_through(ready, trail)
             receipt = trail.receipt(spending.total, shaper.reported)
-            for chunk in shaper.finish(receipt, include_usage=call.include_usage):
+            for chunk in await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage)):
                 yield chunk
 
     async def embed(self, auth: AuthContext, call: EmbedCall) -> dict[str, Json]:
@@ -117,7 +136,8 @@ class Pipeline:
         async with self._request(trail):
             asked = Asked(name=call.model, kind="embed", preference=call.preference)
             tenant, candidates = await self._entitled(auth, asked)
-            value = await self._inspected(auth, {**call.members, "input": list(call.inputs)}, trail)
+            decision = await self._inspected(auth, tenant, {**call.members, "input": list(call.inputs)}, trail)
+            value = decision.value
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
             plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
@@ -130,6 +150,7 @@ class Pipeline:
                 plan=plan,
                 limit=tenant.entitlements.tokens_per_day,
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
+                answer=self._answer(auth, tenant, decision),
             )
             async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
                 answer = await self._called(
@@ -144,7 +165,7 @@ class Pipeline:
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
             tenant, candidates = await self._entitled(auth, _asked(call))
-            decision = await decide(self._deps.pii, auth, call.members)
+            decision = await decide(self._pii, auth, call.members, self._rules(tenant))
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
             ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
             plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
@@ -165,7 +186,8 @@ class Pipeline:
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
         asked = _asked(call)
         tenant, candidates = await self._entitled(auth, asked)
-        body = await self._inspected(auth, call.members, trail)
+        decision = await self._inspected(auth, tenant, call.members, trail)
+        body: dict[str, Json] = decision.value
         ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
         plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
         return _Ready(
@@ -177,6 +199,7 @@ class Pipeline:
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(msgspec.json.encode(body)),
+            answer=self._answer(auth, tenant, decision),
         )
 
     def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
@@ -213,12 +236,23 @@ class Pipeline:
             for account, balance in balances
         )
 
-    async def _inspected(self, auth: AuthContext, members: dict[str, Json], trail: Trail) -> dict[str, Json]:
-        decision = await decide(self._deps.pii, auth, members)
+    async def _inspected(self, auth: AuthContext, tenant: Tenant, members: dict[str, Json], trail: Trail) -> Decision:
+        decision = await decide(self._pii, auth, members, self._rules(tenant))
         trail.outcome = decision.outcome
-        self._tell.decided(decision)
-        value: dict[str, Json] = decision.value
-        return value
+        self._tell.decided(decision.findings)
+        enforce(decision)
+        return decision
+
+    def _rules(self, tenant: Tenant) -> PiiRules:
+        return rules_for(tenant.id, tenant.entitlements.pii, self._deps.placeholder_key)
+
+    def _answer(self, auth: AuthContext, tenant: Tenant, decision: Decision) -> Answer:
+        return Answer(Lens(self._pii, auth, self._rules(tenant), decision.placeholders))
+
+    def _looked_through(self, ready: _Ready, trail: Trail) -> None:
+        """Note what was taken out of the answer, before the receipt is written."""
+        trail.outcome = ready.answer.outcome(trail.outcome)
+        self._tell.decided(ready.answer.findings)
 
     @asynccontextmanager
     async def _reserved(

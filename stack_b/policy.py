@@ -1,23 +1,26 @@
 """The policy decision: what is in a request that its backend may not see. One function, also for `/v1/policy/check`.
 
-Personal data and secrets are replaced by typed placeholders before a backend sees them. Secrets are redacted, not
-blocked: a key pasted by accident shouldn't end the conversation, and redacted it can't leak.
+Personal data and secrets are replaced by placeholders before a backend sees them, unless the tenant's rules say otherwise.
+Secrets are redacted, not blocked, by default: a key pasted by accident shouldn't end the conversation, and redacted it
+can't leak.
 """
 
 from collections import Counter
+from typing import Final
 
 from msgspec import Struct
 
 from ports.context import AuthContext
+from ports.errors import PermissionDenied
 from ports.messages import Json
 from ports.model import PolicyOutcome
 from ports.pii import PiiDetector
-from stack_b.redaction.spans import replaced, rewritten, texts
+from stack_b.redaction.findings import Finding, findings_of
+from stack_b.redaction.placeholders import Placeholders
+from stack_b.redaction.rules import PiiRules
+from stack_b.redaction.spans import placeholder, replaced, rewritten, texts
 
-
-class Finding(Struct, frozen=True, kw_only=True):
-    kind: str
-    count: int
+_REDACT: Final = PiiRules()
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -25,25 +28,48 @@ class Decision(Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     value: Json
     """What may be sent: the value given, redacted."""
+    placeholders: Placeholders
+    """Those that the answer undoes."""
 
 
-async def decide(detector: PiiDetector, auth: AuthContext, value: Json) -> Decision:
+async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: PiiRules = _REDACT) -> Decision:
     """Decide on every text in `value`.
 
     Raises:
         Unavailable: the detector can't tell. Then nothing is sent (fail closed).
     """
+    undone = Placeholders(rules)
+
+    def stand_in(kind: str, found: str) -> str:
+        return undone.of(kind, found) if rules.mode(kind) == "reversible" else placeholder(kind)
+
     replacements: dict[str, str] = {}
     kinds: Counter[str] = Counter()
     for text in dict.fromkeys(texts(value)):
-        spans = await detector.detect(auth, text)
+        spans = [span for span in await detector.detect(auth, text) if rules.mode(span.kind) != "allow"]
         if spans:
-            replacements[text] = replaced(text, spans)
+            replacements[text] = replaced(text, spans, stand_in)
             kinds.update(span.kind for span in spans)
-    if not replacements:
-        return Decision(outcome=PolicyOutcome(decision="allowed"), findings=(), value=value)
+    if not kinds:
+        return Decision(outcome=PolicyOutcome(decision="allowed"), findings=(), value=value, placeholders=undone)
+    blocked = sorted(kind for kind in kinds if rules.mode(kind) == "block")
     return Decision(
-        outcome=PolicyOutcome(decision="redacted", reasons=tuple(f"pii:{kind}" for kind in sorted(kinds))),
-        findings=tuple(Finding(kind=kind, count=kinds[kind]) for kind in sorted(kinds)),
+        outcome=PolicyOutcome(
+            decision="blocked" if blocked else "redacted",
+            reasons=tuple(f"pii:{kind}" for kind in blocked or sorted(kinds)),
+        ),
+        findings=findings_of(kinds),
         value=rewritten(value, replacements),
+        placeholders=undone,
     )
+
+
+def enforce(decision: Decision) -> None:
+    """Raise `PermissionDenied` (`policy_blocked`) if the request may not be made. It names classes, not findings."""
+    if decision.outcome.decision == "blocked":
+        kinds = ", ".join(reason.removeprefix("pii:") for reason in decision.outcome.reasons)
+        raise PermissionDenied(
+            f"the request holds what this tenant may not send to a model: {kinds}; take it out and ask again",
+            code="policy_blocked",
+            details={"reasons": list(decision.outcome.reasons)},
+        )

@@ -12,6 +12,7 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument, from_code
 from ports.messages import Json
 from stack_b.canonical import ChatCall
+from stack_b.fragments import joined as _joined
 
 _RECEIPT: Final[tuple[str, ...]] = ("usage", "policy_outcome", "route", "correlation_id", "tenant_id")
 
@@ -126,16 +127,3 @@ def _with_delta(message: dict[str, Json], delta: dict[str, Json]) -> dict[str, J
     joined: dict[str, Json] = {"role": "assistant", "content": None} | message
     joined |= {name: _joined(joined.get(name), value) for name, value in said.items()}
     return joined | ({"tool_calls": [*joined.get("tool_calls", ()), *calls]} if calls else {})
-
-
-def _joined(known: Json, more: Json) -> Json:
-    """Texts and lists go on, objects member by member; of anything else the last word counts."""
-    if known is None or more is None:
-        return known if more is None else more
-    if isinstance(known, dict) and isinstance(more, dict):
-        return known | {name: _joined(known.get(name), value) for name, value in more.items()}
-    if isinstance(known, str) and isinstance(more, str):
-        return known + more
-    if isinstance(known, list) and isinstance(more, list):
-        return [*known, *more]
-    return more

@@ -1,6 +1,6 @@
 """What the gateway counts of its requests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from observability.metrics import Metrics
@@ -9,7 +9,7 @@ from ports.errors import AgentOSError
 from ports.messages import Usage
 from ports.model import Attempt
 from stack_b.backends.catalog import Candidate
-from stack_b.policy import Decision
+from stack_b.redaction.findings import Finding
 
 
 class Tell:
@@ -28,8 +28,8 @@ class Tell:
                 self._metrics.policy_block("request")
             raise
 
-    def decided(self, decision: Decision) -> None:
-        for finding in decision.findings:
+    def decided(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
             self._metrics.redactions(finding.kind, finding.count)
 
     def attempted(self, candidate: Candidate, attempt: Attempt) -> None:

@@ -1,6 +1,6 @@
 """PiiDetector by patterns and checksums: no model, no dependency, the reference for richer detectors.
 
-`canonical.py` shows the patterns what a reader sees, `checks.py` knows the checksums, `detector.py` finds.
+`checks.py` knows the checksums, `detector.py` finds.
 """
 
 from adapters.regex_pii.detector import SPEC, RegexPii, find

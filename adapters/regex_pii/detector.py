@@ -11,11 +11,11 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from adapters.regex_pii import patterns
-from adapters.regex_pii.canonical import canonical_form
 from adapters.regex_pii.checks import iban_length, is_card, mod97
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.pii import PiiCapabilities, PiiDetector, Span
+from ports.pii_text import canonical_form
 
 # The gravest first: where two overlap, the whole is treated as that.
 _BY_GRAVITY: Final = ("secret", "payment_card", "iban", "us_ssn", "email", "phone")
@@ -24,6 +24,7 @@ KINDS: Final = frozenset(_BY_GRAVITY)
 _CARD_LENGTHS: Final = range(13, 20)
 # How many digits of a card people write together.
 _GROUP_LENGTHS: Final = range(3, 7)
+_PARTS_OF_A_FRACTION: Final = 2
 
 Hit: TypeAlias = tuple[int, int, str]
 Group: TypeAlias = tuple[int, str]
@@ -49,10 +50,18 @@ def find(text: str) -> tuple[Span, ...]:
     """What `text` should not tell: in order, without overlaps. Time and space are linear in its length."""
     canonical = canonical_form(text)
     seen = canonical.text
-    if patterns.HINT.search(seen) is None:
-        return ()
-    hits = [*_secrets(seen), *_emails(seen), *_ibans(seen), *_numbers(seen)]
-    return _joined([(*canonical.place(start, end), kind) for start, end, kind in hits])
+    digits = _count_digits(seen)
+    hits = [*_secrets(seen), *_emails(seen)]
+    if digits:
+        hits += _named_secrets(seen)
+    if digits >= patterns.FEWEST_DIGITS:
+        hits += [*_ibans(seen), *_numbers(seen)]
+    return _joined([(*canonical.place(start, end), kind) for start, end, kind in hits]) if hits else ()
+
+
+def _count_digits(text: str) -> int:
+    given = text.encode("utf-8", "replace")
+    return len(given) - len(given.translate(None, b"0123456789"))
 
 
 def _joined(hits: list[Hit]) -> tuple[Span, ...]:
@@ -69,11 +78,24 @@ def _joined(hits: list[Hit]) -> tuple[Span, ...]:
 
 
 def _secrets(text: str) -> Iterator[Hit]:
-    for match in patterns.SECRET.finditer(text):
-        yield match.start(), match.end(), "secret"
-    for pattern in (patterns.SECRET_NAMED, patterns.URL_PASSWORD):
-        for match in pattern.finditer(text):
+    if any(sign in text and any(map(text.__contains__, hints)) for sign, hints in patterns.SECRET_HINTS.items()):
+        for match in patterns.SECRET.finditer(text):
+            yield match.start(), match.end(), "secret"
+    if patterns.URL_HINT in text:
+        for match in patterns.URL_PASSWORD.finditer(text):
             yield match.start(1), match.end(1), "secret"
+    if patterns.KEY_HINT in text:
+        yield from _private_keys(text)
+
+
+def _named_secrets(text: str) -> Iterator[Hit]:
+    folded = text.casefold()
+    if any(map(folded.__contains__, patterns.NAMES_OF_SECRETS)):
+        for match in patterns.SECRET_NAMED.finditer(text):
+            yield match.start(1), match.end(1), "secret"
+
+
+def _private_keys(text: str) -> Iterator[Hit]:
     at = 0
     while (begin := patterns.PRIVATE_KEY.search(text, at)) is not None:
         end = patterns.PRIVATE_KEY_END.search(text, begin.end())
@@ -83,7 +105,7 @@ def _secrets(text: str) -> Iterator[Hit]:
 
 
 def _emails(text: str) -> Iterator[Hit]:
-    if "@" in text or "%40" in text:
+    if "@" in text:
         for match in patterns.EMAIL.finditer(text):
             yield match.start(), match.end(), "email"
 
@@ -118,10 +140,13 @@ def _alphanumeric(text: str, at: int) -> bool:
 
 def _numbers(text: str) -> Iterator[Hit]:
     """Cards, social security numbers and telephone numbers, outside identifiers."""
+    hits = sorted([*_cards(text), *_ssns(text), *_phones(text)])
+    if not hits:
+        return
     nowhere = len(text), len(text) + 1
     identifiers = (match.span() for match in patterns.IDENTIFIER.finditer(text))
     start, end = next(identifiers, nowhere)
-    for hit in sorted([*_cards(text), *_ssns(text), *_phones(text)]):
+    for hit in hits:
         while end <= hit[0]:
             start, end = next(identifiers, nowhere)
         if not (start < hit[1] and hit[0] < end):
@@ -133,7 +158,8 @@ def _cards(text: str) -> Iterator[Hit]:
         if len(run[0]) < _CARD_LENGTHS.start:
             continue
         groups = [(run.start() + match.start(), match[0]) for match in patterns.DIGITS.finditer(run[0])]
-        if is_card("".join(digits for _, digits in groups)):
+        is_fraction = len(groups) == _PARTS_OF_A_FRACTION and "." in run[0]
+        if not is_fraction and is_card("".join(digits for _, digits in groups)):
             yield run.start(), run.end(), "payment_card"
         else:
             yield from _cards_among(text, groups)

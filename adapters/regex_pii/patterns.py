@@ -12,12 +12,12 @@ _LETTERS: Final = "a-zA-Z\u00c0-\u024f\u0370-\u052f\u0590-\u06ff\u0900-\u0e7f"
 
 EMAIL: Final = re.compile(
     rf"(?<![{_LETTERS}0-9_.+-])"
-    rf"(?:[{_LETTERS}]{{1,3}}')?[{_LETTERS}0-9_.+-]++(?:@|%40)"
+    rf"(?:[{_LETTERS}]{{1,3}}')?[{_LETTERS}0-9_.+-]++@"
     rf"(?:[{_LETTERS}0-9-]{{1,63}}\.){{1,8}}(?:xn--[a-z0-9-]{{1,59}}|[{_LETTERS}]{{2,24}})"
 )
 
-# Digits, with single separators between groups of them.
-DIGIT_RUN: Final = re.compile(r"(?<!\d)\d++(?:[ .-]\d++)*+", re.ASCII)
+# Digits, with a separator between groups of them that may have a blank on each side.
+DIGIT_RUN: Final = re.compile(r"(?<!\d)\d++(?: ?[ .-] ?\d++)*+", re.ASCII)
 DIGITS: Final = re.compile(r"\d++", re.ASCII)
 
 IBAN_START: Final = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[ -]?[0-9][ -]?[0-9]")
@@ -30,8 +30,8 @@ SSN_NAMED: Final = re.compile(
 )
 
 PHONE: Final = re.compile(
-    r"(?<![\w+])\+[1-9](?:[ ./-]{0,2}(?:\(\d{1,5}\)|\d)){8,14}(?!\d)"  # +49 (0)30 1234567
-    r"|(?<![\w.+-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?![\w-])",  # (212) 555-0142
+    r"(?<![\w+])\+[1-9](?:[ ./-]{0,2}(?:\(\d{1,5}\)|\d)){8,14}(?!\d)"  # +49 (0)30 1234567, (212) 555-0142
+    r"|(?<![\w.+-])(?<!\d[ .-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?![\w-])",
     re.ASCII,
 )
 
@@ -66,5 +66,16 @@ IDENTIFIER: Final = re.compile(
     r"|[0-9a-f]{128}|[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9A-Za-z])"
 )
 
-# A text with none of these has nothing to find.
-HINT: Final = re.compile(r"[0-9@_]|://|-----BEGIN|eyJ|sk-|xox|glpat|AIza|AKIA|ASIA")
+# The pre-scan: literals are searched at the speed of memory, patterns at a hundredth of it.
+SECRET_HINTS: Final = {
+    "_": ("aos_", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_", "npm_"),
+    "-": ("sk-", "glpat-", "xox"),
+    "A": ("AKIA", "ASIA", "AIza"),
+    "J": ("eyJ",),
+}
+"""By a character that they have and prose seldom has."""
+NAMES_OF_SECRETS: Final = ("bearer", "secret", "key", "token", "passw")
+KEY_HINT: Final = "-----BEGIN"
+URL_HINT: Final = "://"
+FEWEST_DIGITS: Final = 7
+"""Of everything that is told by its digits."""

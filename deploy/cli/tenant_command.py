@@ -1,7 +1,7 @@
 """`agentos tenant create|list|quota|enable|disable`."""
 
 import argparse
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +15,8 @@ from deploy.seed import demo_agent, issue
 from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId
+from ports.messages import Json
+from ports.pii import PiiMode
 from ports.run_state import MAX_PAGE
 from ports.tenant import ALL_MODELS, Entitlements, Tenant, check_entitlements
 from stack_b.backends.demo import CHAT_MODEL
@@ -27,6 +29,8 @@ _QUOTA: Final = {
     "max_queued_runs": "runs waiting to be started",
     "weight": "share of the workers while tenants wait for them, relative to the others' weights",
 }
+_MODES: Final = get_args(PiiMode)
+_PII: Final = f"what becomes of personal data, by class: {', '.join(_MODES)}"
 _EPILOG: Final = """\
 examples:
   ./agentos tenant create tnt_acme --name "Acme" --admin-key --sample-agent
@@ -34,6 +38,7 @@ examples:
   ./agentos tenant list
   ./agentos tenant quota tnt_acme         what it is entitled to; with flags, changes it
   ./agentos tenant quota tnt_acme --max-active-runs 200 --weight 3
+  ./agentos tenant quota tnt_acme --pii email=reversible,secret=block
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
 
 
@@ -41,7 +46,7 @@ class Create(Struct, frozen=True, kw_only=True):
     tenant: str
     name: str
     models: tuple[str, ...]
-    quota: dict[str, int]
+    quota: dict[str, Json]
     """Members of `Entitlements` that were given."""
     admin_key: bool
     sample_agent: bool
@@ -54,7 +59,7 @@ class ListAll(Struct, frozen=True, kw_only=True):
 
 class Quota(Struct, frozen=True, kw_only=True):
     tenant: str
-    quota: dict[str, int]
+    quota: dict[str, Json]
     models: tuple[str, ...] | None
     json: bool
 
@@ -101,14 +106,24 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_quota(parser: argparse.ArgumentParser) -> None:
     for name, meaning in _QUOTA.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
+    parser.add_argument("--pii", metavar="CLASS=MODE,…", help=_PII)
 
 
-def _quota_given(parsed: argparse.Namespace) -> dict[str, int]:
-    given = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
+def _quota_given(parsed: argparse.Namespace) -> dict[str, Json]:
+    given: dict[str, Json] = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
     if "tokens_per_day" in given:
         whole("--tokens-per-day", given["tokens_per_day"], least=0, most=MAX_TOKENS_PER_DAY)
+    if parsed.pii is not None:
+        given["pii"] = _pii(parsed.pii)
     check_entitlements(msgspec.structs.replace(Entitlements(), **given))
     return given
+
+
+def _pii(text: str) -> dict[str, str]:
+    pairs = [pair.strip().partition("=") for pair in text.split(",") if pair.strip()]
+    if not pairs or not all(kind and mode in _MODES for kind, _, mode in pairs):
+        raise InvalidArgument(f"--pii takes classes and modes, as in email=reversible,secret=block; {_PII}")
+    return {kind: mode for kind, _, mode in pairs}
 
 
 def _models(text: str) -> tuple[str, ...]:
@@ -229,7 +244,9 @@ def quota(options: Quota, io: Io) -> int:
         known = await directory.tenants.get(operator, name)
         if not given:
             return known
-        wanted = msgspec.structs.replace(known.entitlements, **given)
+        # A class that isn't named stays as it is.
+        pii = {**known.entitlements.pii, **given.get("pii", {})}
+        wanted = msgspec.structs.replace(known.entitlements, **{**given, "pii": pii})
         return await directory.tenants.set_entitlements(operator, name, wanted)
 
     tenant = with_directory(io, act)
@@ -239,9 +256,14 @@ def quota(options: Quota, io: Io) -> int:
     rows = [
         (member.replace("_", " "), f"{getattr(tenant.entitlements, member):,}", _QUOTA[member]) for member in _QUOTA
     ]
+    pii = ", ".join(f"{kind}={mode}" for kind, mode in sorted(tenant.entitlements.pii.items()))
     io.columns(
         ("ENTITLEMENT", "VALUE", "WHAT IT IS"),
-        (("models", ", ".join(tenant.entitlements.models), "model ids it may use"), *rows),
+        (
+            ("models", ", ".join(tenant.entitlements.models), "model ids it may use"),
+            *rows,
+            ("pii", pii or "redact all", _PII),
+        ),
     )
     return FINE
 

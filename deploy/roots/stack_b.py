@@ -27,6 +27,7 @@ from stack_b.budget.prices import Prices, parse_prices
 from stack_b.configuration import Configuration, Following, read_configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.limits import Limits
+from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
 AUDIENCE = "stack-b"
@@ -40,6 +41,8 @@ def defaults(env: Environment) -> dict[str, Choice]:
         **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget", "reply_journal")},
         "verifier": Choice(adapter="tokens", config=tokens),
         "pii": Choice(adapter="regex"),
+        # Underneath detectors that add to it; opened only for those.
+        "pii_patterns": Choice(adapter="regex"),
     }
 
 
@@ -71,6 +74,11 @@ def prices(env: Environment) -> Prices:
         raise InvalidArgument(f"AGENTOS_PRICES_FILE: {path!r} can't be read: {error}") from None
     except InvalidArgument as error:
         raise InvalidArgument(f"AGENTOS_PRICES_FILE: {error.message}") from None
+
+
+def placeholder_key(env: Environment) -> bytes:
+    """The node's; without a file one of this process, whose placeholders no other one shares."""
+    return env.secret_file("PLACEHOLDER_KEY_FILE").encode() if env.text("PLACEHOLDER_KEY_FILE") else new_key()
 
 
 @asynccontextmanager
@@ -126,6 +134,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             prices=prices(env),
             # A ledger in this process is as quick as a chunk of it.
             budget_in_chunks=choices["budget"].adapter != "inproc",
+            placeholder_key=placeholder_key(env),
             **ports,
         )
         yield await stack.enter_async_context(open_app(deps))

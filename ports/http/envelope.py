@@ -80,6 +80,7 @@ def headers_of(error: AgentOSError, *, token_sent: bool) -> list[tuple[bytes, by
         headers.append((b"www-authenticate", b'Bearer error="invalid_token"' if token_sent else b"Bearer"))
     if error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after.total_seconds()))).encode()))
-    if status in {409, 429} or status >= 500:  # noqa: PLR2004 - what SDKs retry by themselves
+    # What SDKs retry by themselves, and what a proxy in between may take for a passing refusal.
+    if status in {403, 409, 429} or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
         headers.append((b"x-should-retry", b"true" if error.retryable else b"false"))
     return headers

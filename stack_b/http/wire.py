@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from ports.messages import Json
 from ports.model import PolicyOutcome, Route
-from stack_b.policy import Finding
+from stack_b.redaction.findings import Finding
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 

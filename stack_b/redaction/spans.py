@@ -1,7 +1,7 @@
 """Replacing spans of a text, and of every text in a JSON value. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ports.messages import Json
@@ -10,51 +10,74 @@ from ports.pii import Span
 SHORTEST: Final = 5
 """Nothing that counts as personal data is shorter (`a@b.c`)."""
 
+_LONG_NUMBER: Final = 10**8
+
 # Media travel as base64. Its alphabet has no '@', '.', '-' or space, so no text hides in it, and a detector that took
 # a stretch of it for a card number would destroy the image.
 _MEDIA: Final = re.compile(r"(?:data:[\w.+/-]{1,100};base64,)?[A-Za-z0-9+/]{256,}={0,2}")
+_SHORTEST_MEDIA: Final = 255
 
 
 def placeholder(kind: str) -> str:
     return f"[{kind.upper()}]"
 
 
-def replaced(text: str, spans: Sequence[Span]) -> str:
-    """`text` with a typed placeholder for each span. Spans are in order and do not overlap."""
+def typed(kind: str, _value: str) -> str:
+    return placeholder(kind)
+
+
+def replaced(text: str, spans: Sequence[Span], stand_in: Callable[[str, str], str] = typed) -> str:
+    """`text` with what `stand_in` gives for each span's kind and text. Spans are in order and do not overlap."""
     parts: list[str] = []
     end = 0
     for span in spans:
-        parts += (text[end : span.start], placeholder(span.kind))
+        parts += (text[end : span.start], stand_in(span.kind, text[span.start : span.end]))
         end = span.end
     return "".join((*parts, text[end:]))
 
 
-def texts(value: Json) -> Iterator[str]:
-    """Every string that a backend would see and that may hold something to find, member names included."""
+def texts(value: Json, *, depth: int = 0) -> Iterator[str]:
+    """Every string that a backend would see and that may hold something to find, member names included.
+
+    Numbers as well, if they are long enough to be an account's; but not those of the outermost members, which are
+    settings such as `seed`.
+    """
     if isinstance(value, str):
-        if len(value) >= SHORTEST and not _MEDIA.fullmatch(value):
+        if len(value) >= SHORTEST and not is_media(value):
             yield value
     elif isinstance(value, dict):
         for name, member in value.items():
             yield from texts(name)
-            yield from texts(member)
+            yield from texts(member, depth=depth + 1)
     elif isinstance(value, list):
         for item in value:
-            yield from texts(item)
+            yield from texts(item, depth=depth + 1)
+    elif depth > 1 and _is_long(value):
+        yield str(value)
 
 
-def rewritten(value: Json, replacements: Mapping[str, str]) -> Json:
+def rewritten(value: Json, replacements: Mapping[str, str], *, depth: int = 0) -> Json:
     """`value` with the strings of `replacements` replaced, member names included."""
     if isinstance(value, str):
         return replacements.get(value, value)
     if isinstance(value, list):
-        return [rewritten(item, replacements) for item in value]
+        return [rewritten(item, replacements, depth=depth + 1) for item in value]
     if isinstance(value, dict):
         members: dict[str, Json] = {}
         for name, member in value.items():
-            members[_free(replacements.get(name, name), members)] = rewritten(member, replacements)
+            members[_free(replacements.get(name, name), members)] = rewritten(member, replacements, depth=depth + 1)
         return members
+    if depth > 1 and _is_long(value):
+        return replacements.get(str(value), value)
     return value
+
+
+def is_media(text: str) -> bool:
+    return len(text) > _SHORTEST_MEDIA and _MEDIA.fullmatch(text) is not None
+
+
+def _is_long(value: Json) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LONG_NUMBER
 
 
 def _free(name: str, taken: Mapping[str, Json]) -> str:

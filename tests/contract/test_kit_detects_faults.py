@@ -18,6 +18,7 @@ from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
+    detectors,
     directories,
     events,
     lax_ledgers,
@@ -62,6 +63,7 @@ SUITES: Final = {
     "tool": tools,
     "agent": registries,
     "tenant": directories,
+    "pii": detectors,
 }
 _PARTS: Final = {
     "lax_ledgers": "budget",
@@ -99,7 +101,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failures]:
             sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist",
             f"--clause-report={report}", *sources,
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-2_000:] + done.stderr[-2_000:]
     found: dict[str, Failures] = {suite: {} for suite in SUITES}

@@ -286,7 +286,7 @@ async def test_a_client_that_waits_no_longer_ends_the_call(path: str, *, streame
 
 
 async def test_a_stream_that_is_left_ends_the_call_and_pays_for_what_came(path: str) -> None:
-    upstream = ScriptedUpstream([Events([ROLE, delta(content="x" * 400), delta("stop"), TOLD], hold_after=2)])
+    upstream = ScriptedUpstream([Events([ROLE, delta(content="xxx " * 100), delta("stop"), TOLD], hold_after=2)])
     async with gateway(path, upstream) as (node, client):
         async with await client.open("hello") as events:
             async for event in events:
@@ -299,7 +299,7 @@ async def test_a_stream_that_is_left_ends_the_call_and_pays_for_what_came(path: 
 
 
 async def test_a_failure_after_the_first_content_is_raised_by_the_client(path: str) -> None:
-    broken = Events([ROLE, delta(content="half of it")], done=False)
+    broken = Events([ROLE, delta(content="half of it\n")], done=False)
     errors: Any = anthropic if path == "/v1/messages" else openai
     seen: list[str] = []
 

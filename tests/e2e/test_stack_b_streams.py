@@ -56,7 +56,7 @@ async def data_lines(response: httpx.Response) -> list[str]:
 
 
 async def test_a_client_that_leaves_mid_stream_pays_for_what_it_got_and_leaves_no_hold() -> None:
-    upstream = ScriptedUpstream([Events([ROLE, delta(content="x" * 400), END, TOLD], hold_after=2)])
+    upstream = ScriptedUpstream([Events([ROLE, delta(content="xxx " * 100), END, TOLD], hold_after=2)])
     async with node_before(upstream) as (node, client):
         async with streaming(client) as response:
             lines = response.aiter_lines()
@@ -93,7 +93,7 @@ async def test_a_client_that_leaves_before_the_first_content_leaves_no_hold() ->
 
 async def test_a_paced_stream_is_relayed_as_it_comes() -> None:
     upstream = ScriptedUpstream(
-        [Events([ROLE, delta(content="first"), delta(content="second"), END, TOLD], hold_after=2)]
+        [Events([ROLE, delta(content="first "), delta(content="second"), END, TOLD], hold_after=2)]
     )
     async with node_before(upstream) as (node, client), streaming(client) as response:
         lines = response.aiter_lines()

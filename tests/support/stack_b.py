@@ -1,7 +1,7 @@
 """Stack B in this process over adapters of `adapters.inproc`, and the pieces to script it with."""
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +21,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import Unauthenticated
 from ports.http.edge import App
+from ports.pii import PiiMode
 from ports.tenant import Entitlements
 from stack_b.app import open_app
 from stack_b.backends.catalog import Catalog
@@ -84,6 +85,7 @@ async def stack_b(
     limits: Limits | None = None,
     clock: Clock | None = None,
     routing: RoutingRules | None = None,
+    pii_modes: Mapping[str, PiiMode] | None = None,
     **wrapped: Any,
 ) -> AsyncIterator[StackB]:
     """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's.
@@ -101,7 +103,7 @@ async def stack_b(
         directory = await stack.enter_async_context(tenant.SPEC.open(config, given))
         ledger = await stack.enter_async_context(budget.SPEC.open(config, given))
         detector = await stack.enter_async_context(regex_pii.SPEC.open(regex_pii.SPEC.config(), given))
-        entitlements = Entitlements(models=tuple(models), tokens_per_day=limit)
+        entitlements = Entitlements(models=tuple(models), tokens_per_day=limit, pii=dict(pii_modes or {}))
         for who in ("acme", "globex"):
             await directory.create(PLATFORM, CALLERS[who].tenant, name=who, entitlements=entitlements)
         catalog = Catalog(backends or (DemoBackend(given.clock),), given.clock)

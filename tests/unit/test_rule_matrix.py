@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import anyio
 import pytest
 
-from ports.budget import Balance
+from ports.budget import Balance, Budget
 from ports.context import AuthContext
 from ports.errors import PermissionDenied, Unavailable
 from ports.pii import PiiCapabilities, Span
@@ -174,6 +174,9 @@ class Away:
 
     async def balance(self, auth: AuthContext, *, limit: int) -> Balance:
         raise Unavailable(f"no ledger for {auth.tenant} with {limit}")
+
+    async def budgets(self, auth: AuthContext) -> tuple[Budget, ...]:
+        raise Unavailable(f"no ledger for {auth.tenant}")
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")

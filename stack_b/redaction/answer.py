@@ -1,0 +1,203 @@
+"""What the client may read of a model's answer, whole or as chunks: the texts of every choice, and what it calls.
+
+A finding that blocks ends its choice there, with the finish reason `content_filter`. Token probabilities are left out where
+texts are looked at: token by token they spell what was taken out.
+"""
+
+from collections import Counter
+from typing import Final
+
+import msgspec
+
+from ports.messages import Json
+from ports.model import PolicyOutcome
+from stack_b.fragments import joined
+from stack_b.redaction.findings import Finding, findings_of
+from stack_b.redaction.spans import SHORTEST, is_media
+from stack_b.redaction.stream import Lens, Shown, TextStream
+
+_STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", "function"})
+"""Members of a choice and of a call that clients go by, and those that are looked at by themselves."""
+_BLOCKED: Final = "content_filter"
+
+
+class Answer:
+    """The answer to one request."""
+
+    def __init__(self, lens: Lens) -> None:
+        self._lens = lens
+        self._choices: dict[int, _Choice] = {}
+        self._leads: dict[int, dict[str, Json]] = {}
+        self._last: dict[int, dict[str, Json]] = {}
+        self._kinds: Counter[str] = Counter()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was taken out so far."""
+        return findings_of(self._kinds)
+
+    async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
+        if self._lens.idle:
+            return answer
+        return {**answer, "choices": [await self._whole(choice) for choice in answer["choices"]]}
+
+    async def pieces(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+        """What may go out now, of chunks with one choice each."""
+        if self._lens.idle:
+            return chunks
+        released: list[dict[str, Json]] = []
+        for chunk in chunks:
+            [choice] = chunk["choices"]
+            index = choice.get("index") or 0
+            one = self._choice(index)
+            self._last[index] = chunk
+            for delta in await one.feed(choice["delta"]):
+                lead = self._leads.pop(index, {}) | delta
+                if lead.keys() <= {"role"}:
+                    # Said together with the first words: an answer that has only begun may still become an error.
+                    self._leads[index] = lead
+                else:
+                    released.append(_piece(chunk, lead))
+        return released
+
+    async def rest(self) -> list[dict[str, Json]]:
+        """What was held back until the model had ended."""
+        released: list[dict[str, Json]] = []
+        for index, one in sorted(self._choices.items()):
+            last = self._leads.pop(index, {}) | await one.end()
+            if last:
+                released.append(_piece(self._last[index], last))
+        return released
+
+    async def closing(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+        """The last chunks; they say which choices were blocked."""
+        if self._lens.idle:
+            return chunks
+        return [{**chunk, "choices": [await self._ended(choice) for choice in chunk["choices"]]} for chunk in chunks]
+
+    def outcome(self, asked: PolicyOutcome | None) -> PolicyOutcome | None:
+        """What policy decided on the request and on its answer."""
+        if asked is None or not self._kinds:
+            return asked
+        blocked = any(one.blocked for one in self._choices.values())
+        reasons = (*asked.reasons, *(f"pii_output:{kind}" for kind in sorted(self._kinds)))
+        return PolicyOutcome(decision="blocked" if blocked else "redacted", reasons=reasons)
+
+    def _choice(self, index: int) -> "_Choice":
+        return self._choices.setdefault(index, _Choice(self._lens, self._kinds))
+
+    async def _whole(self, choice: dict[str, Json]) -> dict[str, Json]:
+        one = self._choice(choice.get("index") or 0)
+        message: dict[str, Json] = {"role": "assistant", "content": None} | dict.fromkeys(choice["message"])
+        for part in (*await one.feed(choice["message"]), await one.end()):
+            for name, member in part.items():
+                known = message.get(name)
+                message[name] = known + member if isinstance(known, str) and name != "role" else member
+        return {**await self._ended(choice), "message": message}
+
+    async def _ended(self, choice: dict[str, Json]) -> dict[str, Json]:
+        """Everything of a choice but what it says."""
+        one = self._choice(choice.get("index") or 0)
+        shown = {
+            name: None if name == "logprobs" else member if name in _STRUCTURE else await one.value(member)
+            for name, member in choice.items()
+            if name != "message"
+        }
+        return {**shown, "finish_reason": _BLOCKED} if one.blocked else shown
+
+
+class _Choice:
+    def __init__(self, lens: Lens, findings: Counter[str]) -> None:
+        self._lens = lens
+        self._findings = findings
+        self._texts: dict[str, TextStream] = {}
+        self._held: dict[str, Json] = {}
+        self.blocked = False
+
+    async def feed(self, delta: dict[str, Json]) -> list[dict[str, Json]]:
+        """What may be shown of it now, in order. Of a choice that was blocked, nothing."""
+        shown: dict[str, Json] = {}
+        calls: dict[str, Json] = {}
+        for name, member in delta.items():
+            if self.blocked:
+                break
+            if name == "role" or member is None:
+                shown[name] = member
+            elif name == "tool_calls":
+                # What was said before comes before.
+                for earlier, text in (await self._texts_ended()).items():
+                    shown[earlier] = (shown.get(earlier) or "") + text
+                called = [await self._call(call) for call in member]
+                calls = {} if self.blocked else {name: called}
+            elif isinstance(member, str):
+                text = self._noted(await self._texts.setdefault(name, TextStream(self._lens)).feed(member))
+                if text or not member:
+                    shown[name] = text
+            else:
+                # Nobody reads these as they come, and a text in them may go on in the next chunk.
+                self._held[name] = joined(self._held.get(name), member)
+        return [part for part in (shown, calls) if part]
+
+    async def end(self) -> dict[str, Json]:
+        shown: dict[str, Json] = dict(await self._texts_ended())
+        for name, member in self._held.items():
+            if not self.blocked:
+                value = await (self._function(member) if name == "function_call" else self.value(member))
+                shown |= {} if self.blocked else {name: value}
+        return shown
+
+    async def value(self, value: Json) -> Json:
+        """A JSON value with each of its strings as it may be shown."""
+        if isinstance(value, str):
+            return value if is_media(value) else self._noted(await self._lens.shown(value, ends=True))
+        if isinstance(value, list):
+            return [await self.value(item) for item in value]
+        if isinstance(value, dict):
+            return {await self.value(name): await self.value(member) for name, member in value.items()}
+        if isinstance(value, int) and len(str(value)) > SHORTEST:
+            text = self._noted(await self._lens.shown(str(value), ends=True))
+            return value if text == str(value) else text
+        return value
+
+    async def _call(self, call: dict[str, Json]) -> dict[str, Json]:
+        function = call.get("function")
+        if not isinstance(function, dict):
+            shown: dict[str, Json] = await self.value(call)
+            return shown
+        rest = {name: member if name in _STRUCTURE else await self.value(member) for name, member in call.items()}
+        return {**rest, "function": await self._function(function)}
+
+    async def _function(self, function: dict[str, Json]) -> dict[str, Json]:
+        """Its arguments are looked at as the values that the tool will read."""
+        shown: dict[str, Json] = {}
+        for name, member in function.items():
+            is_text = name == "arguments" and isinstance(member, str)
+            shown[name] = await (self._arguments(member) if is_text else self.value(member))
+        return shown
+
+    async def _arguments(self, text: str) -> str:
+        try:
+            given = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            # Cut off, most likely: then it is a text like any other.
+            return self._noted(await self._lens.shown(text, ends=True))
+        shown = await self.value(given)
+        return text if shown == given else msgspec.json.encode(shown).decode()
+
+    async def _texts_ended(self) -> dict[str, str]:
+        ended: dict[str, str] = {}
+        for name, text in self._texts.items():
+            if not self.blocked and (last := self._noted(await text.end())):
+                ended[name] = last
+        return ended
+
+    def _noted(self, shown: Shown) -> str:
+        self._findings.update(shown.kinds)
+        self.blocked = self.blocked or shown.blocked
+        return shown.text
+
+
+def _piece(chunk: dict[str, Json], delta: dict[str, Json]) -> dict[str, Json]:
+    [choice] = chunk["choices"]
+    rest = {name: member for name, member in choice.items() if name not in {"delta", "logprobs"}}
+    return {**chunk, "choices": [{**rest, "delta": delta} | ({"logprobs": None} if "logprobs" in choice else {})]}
