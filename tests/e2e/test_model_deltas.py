@@ -21,6 +21,7 @@ from ports.model import ChatDelta, ChatReply, ChatRequest, Message, PolicyOutcom
 from ports.run_state import Appended, Change
 from stack_a.runs.deltas import MAX_TOLD_BYTES, PIECE_BYTES
 from stack_a.runs.execute import TELL_TEXT_WITHIN, TELL_WITHIN
+from stack_a.worker import RETRY_AFTER
 from tests.support.stack_a import StackA, events_of, stack_a
 
 pytestmark = pytest.mark.anyio
@@ -259,8 +260,11 @@ async def test_a_store_that_is_away_for_a_moment_has_the_answer_told_anew(
         talker.say("lost, ")
         await settle()
         await clock.advance(TELL_TEXT_WITHIN)
+        await until(lambda: talker.closed == 1)
         stores[0].refusal = None
         talker.say("and after.", END)
+        # What did not answer is not asked again at once.
+        await clock.advance(RETRY_AFTER)
         run = await node.ended(run_id)
 
     told = await told_so_far(node, run_id)
