@@ -53,11 +53,14 @@ TOKENS_PER_DAY: Final = "tokens_per_day"
 """The budget that every tenant's entitlements make."""
 
 
+MAX_SCOPE_ID_CHARS: Final = 256
+
+
 class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     id: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
     limit: Annotated[int, Meta(ge=0, le=2**62)]
     scope: Scope = "tenant"
-    scope_id: Annotated[str, Meta(max_length=256)] = ""
+    scope_id: Annotated[str, Meta(max_length=MAX_SCOPE_ID_CHARS)] = ""
     """Which key, agent, session or tier; empty: each of them has this much for itself."""
     unit: Unit = "tokens"
     period: Period = "day"

@@ -225,7 +225,6 @@ class Worker:
         pause = SWEEP_EVERY
         while True:
             await self._deps.clock.sleep(pause * random.uniform(*SWEEP_JITTER))  # noqa: S311 - not a secret
-            mended = await self._mend()
             # With more hints than slots, what is only queued waits for its turn in the queue.
             queued_for = QUEUED_TOO_LONG if self._free > 0 else HOWEVER_LONG
             free = await self._until_free()
@@ -236,6 +235,8 @@ class Worker:
                 orphans = ()
             for orphan in orphans:
                 self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
+            # Not before: whose worker is gone waits longest already.
+            mended = await self._mend()
             # As many as there was room for: there may be more, and they come before new ones.
             pause = SWEEP_AGAIN if len(orphans) == free or mended == MENDED_AT_ONCE else SWEEP_EVERY
             self._sweep_due = False

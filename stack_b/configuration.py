@@ -24,6 +24,7 @@ from stack_b.routing.rules import RoutingRules, check_rules
 
 LOOK_EVERY: Final = timedelta(seconds=2)
 MAX_FILE_BYTES: Final = 1024 * 1024
+FILE: Final = "file:"
 
 logger = logging.getLogger("agentos.gateway")
 
@@ -70,6 +71,7 @@ class Following:
     def __init__(
         self,
         path: Path,
+        found: Configuration,
         *,
         catalog: Catalog,
         router: Router,
@@ -77,42 +79,64 @@ class Following:
         settings: Callable[[Configuration], Sequence[BackendSettings]],
         clock: Clock,
     ) -> None:
-        """`settings` gives all backends of the node, those that are not in the file included."""
+        """`found` is what was read from `path` and is in force. `settings` gives all backends of the node, those that are
+        not in the file included."""
         self._path = path
         self._catalog = catalog
         self._router = router
         self._opened = opened
         self._settings = settings
         self._clock = clock
-        self._seen = _mark(path)
-        self.version = read_configuration(path).version
+        # Not of the file as it is now: it may have changed since it was read.
+        self._seen: tuple[object, ...] | None = None
+        self.version = found.version
+        self._refers_to = referred_files(settings(found))
 
     async def follow(self) -> None:
         """For ever; runs as a task of the composition root."""
         while True:
             await self._clock.sleep(LOOK_EVERY)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # A defect of ours must not keep the next change from being looked at.
+                logger.exception("gateway.configuration_refused", extra={"version": self.version})
 
     async def look(self) -> None:
-        """Apply the file if it changed since the last look."""
-        if (mark := _mark(self._path)) == self._seen:
+        """Apply the file if it, or a file it refers to, changed since the last look."""
+        mark = _mark(self._path, self._refers_to)
+        if mark == self._seen:
             return
         self._seen = mark
         try:
             found = read_configuration(self._path)
-            if found.version == self.version:
-                return
-            backends = self._opened.use(self._settings(found))
+            settings = self._settings(found)
+            self._refers_to = referred_files(settings)
+            self._seen = _mark(self._path, self._refers_to)
+            backends = self._opened.use(settings)
         except InvalidArgument as error:
             logger.error("gateway.configuration_refused", extra={"reason": error.message, "version": self.version})  # noqa: TRY400 - the reason says it
             return
+        before, self.version = self.version, found.version
+        if backends == self._catalog.backends and before == found.version:
+            return
         await self._catalog.follow(backends)
         self._router.follow(found.routing)
-        self.version = found.version
         logger.info("gateway.configured", extra={"version": found.version, "count": len(backends)})
 
 
-def _mark(path: Path) -> tuple[int, int, int] | None:
+def referred_files(settings: Sequence[BackendSettings]) -> tuple[Path, ...]:
+    """Where the secrets and certificates of these backends lie."""
+    keys = (one.api_key.removeprefix(FILE) for one in settings if one.api_key.startswith(FILE))
+    return tuple(Path(name) for name in (*keys, *(one.ca_file for one in settings if one.ca_file)))
+
+
+def _mark(path: Path, others: Sequence[Path]) -> tuple[object, ...]:
+    """Another one when a file changes."""
+    return tuple(_state(one) for one in (path, *others))
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:

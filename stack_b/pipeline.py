@@ -332,12 +332,14 @@ class Pipeline:
                                 trail.first_content()
                                 attempt.answered()
                                 yield shaper, pieces
+                    # Here, because an answer that only looks whole is a failure of its backend.
                     shaper.complete()
             except AgentOSError as error:
-                if not begun:
-                    self._failed(ready, candidate, spending, trail, error)
-                else:
+                if begun or shaper.reported or shaper.content_bytes:
+                    # Also of what was gathered and never released, such as half a tool call.
                     self._streamed_usage(ready, candidate, spending, trail, shaper)
+                else:
+                    self._failed(ready, candidate, spending, trail, error)
                 if begun or not may_fall_back(error):
                     raise
                 failure = error

@@ -19,11 +19,16 @@ def kinds_of(reported: dict[str, Json] | None) -> Kinds:
     """What the backend says of its kinds, as far as it can be: parts of a whole, and no part counted twice."""
     told = reported or {}
     prompt, completion = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
-    details = told.get("prompt_tokens_details") or {}
+    details = _members(told.get("prompt_tokens_details"))
     read = _part(details.get("cached_tokens"), prompt)
-    written = _part(details.get("cache_creation_tokens"), prompt - read)
-    reasoning = _part((told.get("completion_tokens_details") or {}).get("reasoning_tokens"), completion)
+    written = _part(details.get("cache_creation_tokens", details.get("cache_write_tokens")), prompt - read)
+    reasoning = _part(_members(told.get("completion_tokens_details")).get("reasoning_tokens"), completion)
     return Kinds(cache_read=read, cache_write=written, reasoning=reasoning)
+
+
+def _members(value: Json) -> dict[str, Json]:
+    """What is there where a backend says its details; whatever else it may be says nothing."""
+    return value if isinstance(value, dict) else {}
 
 
 def _part(count: Json, whole: int) -> int:

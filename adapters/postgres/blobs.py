@@ -55,7 +55,7 @@ class Outgoing:
 async def keep_all(transaction: Transaction, outgoing: Sequence[tuple[TenantId, uuid.UUID, Outgoing]]) -> None:
     """`keep` for several runs."""
     bodies = [(tenant, digest, run, raw) for tenant, run, one in outgoing for digest, raw in one.bodies.items()]
-    # In one order everywhere, so that two writers never wait for each other.
+    # In one order everywhere, so that two writers never wait for each other in a circle.
     for tenant, digest, run, raw in sorted(bodies):
         asked = {"tenant": tenant, "run": run, "sha256": bytes.fromhex(digest), "body": raw}
         await transaction.rows(_SQL["keep"], asked)

@@ -75,6 +75,10 @@ _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
     Internal: "the database refused a statement of ours",
 }
 
+# A deadlock, and a lock that was not to be had in time. Neither comes at a commit.
+_ROLLED_BACK: Final = frozenset({"40P01", "55P03"})
+_TAKEN_BACK: Final = "somebody else held what this needed for too long; nothing was done, so it may be tried again"
+
 # What the driver raises by itself, without the server.
 _DRIVER: Final[tuple[tuple[type[BaseException], type[AgentOSError]], ...]] = (
     (asyncpg.InternalClientError, Unavailable),  # it lost track of a connection, as when the server stops just then
@@ -116,7 +120,14 @@ def translate(error: BaseException) -> AgentOSError | None:
     if ours is None:
         return None
     shown = f" (SQLSTATE {sqlstate})" if sqlstate else f" ({type(error).__name__})"
+    if sqlstate in _ROLLED_BACK:
+        return Unavailable(_TAKEN_BACK + shown, details={"rolled_back": True})
     return ours(_TEXTS[ours] + shown)
+
+
+def rolled_back(error: BaseException) -> bool:
+    """Whether the database itself took the transaction back, because of others: it is known that nothing was done."""
+    return isinstance(error, Unavailable) and bool(error.details.get("rolled_back"))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeAlias, TypeVar, cast
 from msgspec import Struct
 
 from adapters.postgres.engine import CALL_SECONDS, Database, Transaction
+from adapters.postgres.errors import rolled_back
 from ports.errors import Unavailable
 from ports.ids import TenantId
 
@@ -24,7 +25,9 @@ Act: TypeAlias = Callable[[Transaction, Sequence[AskT]], Awaitable[Sequence[Answ
 MOST: Final = 32
 """Calls in one batch: the locks of all are held until its commit."""
 LANES: Final = 2
-"""Batches of one kind under way at once in this process, so that one that waits for a lock does not hold up the others."""
+"""Batches of one kind under way at once in this process at most. A second one only where the first takes long, as one does
+that waits for a lock: two would be smaller, and cost more."""
+LONG_S: Final = 0.05
 
 
 class Apart(Exception):
@@ -56,22 +59,34 @@ class Together(Generic[AskT, AnswerT]):
         self._most = most
         self._waiting: deque[_Call[AskT, AnswerT]] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
+        self._relief: asyncio.TimerHandle | None = None
 
     async def __call__(self, tenant: TenantId, ask: AskT, *, order: str) -> AnswerT:
-        """`order` is that of the calls in a batch, and with it of their locks: two batches never wait for each other.
+        """`order` is that of the calls in a batch, and with it of their locks: two batches never wait in a circle.
 
         Raises what is for this call, and `Unavailable` when it had to wait too long; then it may or may not have been made.
         """
-        call = _Call(tenant, ask, order, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        call = _Call(tenant, ask, order, loop.create_future())
         self._waiting.append(call)
-        if len(self._lanes) < LANES:
-            self._lanes.add(asyncio.create_task(self._serve()))
+        if not self._lanes:
+            self._open_lane()
+        elif self._relief is None and len(self._lanes) < LANES:
+            self._relief = loop.call_later(LONG_S, self._relieve)
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 answer: AnswerT = await call.answer
                 return answer
         except TimeoutError as error:
             raise _unanswered() from error
+
+    def _open_lane(self) -> None:
+        self._lanes.add(asyncio.create_task(self._serve()))
+
+    def _relieve(self) -> None:
+        self._relief = None
+        if self._waiting and len(self._lanes) < LANES:
+            self._open_lane()
 
     async def _serve(self) -> None:
         try:
@@ -89,7 +104,7 @@ class Together(Generic[AskT, AnswerT]):
             return
         [found] = await asyncio.gather(self._committed(calls), return_exceptions=True)
         if isinstance(found, BaseException):
-            if len(calls) > 1 and isinstance(found, Exception) and not isinstance(found, Unavailable):
+            if len(calls) > 1 and isinstance(found, Exception) and _may_be_made_again(found):
                 apart = found.places if isinstance(found, Apart) else range(len(calls))
                 await self._make([call for place, call in enumerate(calls) if place not in apart])
                 for place in sorted(apart):
@@ -110,6 +125,11 @@ class Together(Generic[AskT, AnswerT]):
         tenants = dict.fromkeys(call.tenant for call in calls)
         async with self._database.transaction(*tenants) as transaction:
             return await self._act(transaction, [call.ask for call in calls])
+
+
+def _may_be_made_again(error: Exception) -> bool:
+    """Whether nothing of the batch was done, and it may be one call only that was in the way."""
+    return not isinstance(error, Unavailable) or rolled_back(error)
 
 
 def _unanswered() -> Unavailable:

@@ -118,6 +118,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         if path is not None:
             following = Following(
                 path,
+                configuration,
                 catalog=catalog,
                 router=router,
                 opened=opened,

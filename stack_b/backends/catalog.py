@@ -35,6 +35,10 @@ class Catalog:
         self._clock = clock
         self._cards: dict[str, tuple[ModelCard, ...]] = {}
 
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        return self._backends
+
     def served(self) -> tuple[Candidate, ...]:
         return tuple(
             Candidate(backend, card) for backend in self._backends for card in self._cards.get(backend.name, ())
@@ -63,7 +67,8 @@ class Catalog:
 
     async def follow(self, backends: Sequence[Backend]) -> None:
         """From now on these. Those that are new are asked first, so that no model is missing for a moment."""
-        cards = {backend.name: self._cards[backend.name] for backend in backends if backend in self._backends}
+        # What one of the same name had said holds until it answers.
+        cards = {backend.name: self._cards[backend.name] for backend in backends if backend.name in self._cards}
         await self._ask([backend for backend in backends if backend not in self._backends], cards)
         self._backends, self._cards = tuple(backends), cards
 

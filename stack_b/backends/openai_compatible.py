@@ -216,7 +216,11 @@ class OpenAiCompatible:
     def _chunk(self, event: bytes) -> dict[str, Json]:
         chunk = self._object(event)
         if "error" in chunk:
-            raise Unavailable(f"backend {self._name!r} failed in the middle of its answer", code="upstream_error")
+            raise Unavailable(
+                f"backend {self._name!r} failed in the middle of its answer",
+                code="upstream_error",
+                details=OUTCOME_UNKNOWN,
+            )
         self._check(chunk, ChunkShape)
         return chunk
 
@@ -235,7 +239,10 @@ class OpenAiCompatible:
             raise self._broken("its answer is not a JSON object") from None
 
     def _broken(self, what: str) -> Unavailable:
-        return Unavailable(f"backend {self._name!r} can't be understood: {what}", code="upstream_error")
+        """It answered, so it has worked, whatever it was that it said."""
+        return Unavailable(
+            f"backend {self._name!r} can't be understood: {what}", code="upstream_error", details=OUTCOME_UNKNOWN
+        )
 
 
 def _headers(name: str, host: str, api_key: str | None) -> str:

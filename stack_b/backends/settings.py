@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ports.clock import Clock
 from ports.errors import InvalidArgument
@@ -20,6 +20,9 @@ OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
 
 Kind: TypeAlias = Literal["openai_compatible", "demo"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
+
+
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3_600)]
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,11 +45,11 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A reference, `env:NAME` or `file:/path`; empty for a backend without one."""
     models: tuple[ModelSettings, ...] = ()
     """Empty: what the backend lists."""
-    timeout_s: float = 300.0
+    timeout_s: Seconds = 300.0
     """The longest wait for the next bytes of an answer; the first of them may include loading the model."""
-    first_byte_timeout_s: float | None = None
+    first_byte_timeout_s: Seconds | None = None
     """Of a stream, the longest wait for its beginning; not said, it is `timeout_s`."""
-    connect_timeout_s: float = 5.0
+    connect_timeout_s: Seconds = 5.0
     ca_file: str = ""
     """Certificates of the only authorities that are trusted here; empty: the usual ones."""
     max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None

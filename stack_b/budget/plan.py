@@ -7,11 +7,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from ports.budget import Account, Budget, BudgetLedger, Scope
+from ports.budget import MAX_SCOPE_ID_CHARS, Account, Budget, BudgetLedger, Scope
 from ports.budget_rules import accounts
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import PermissionDenied
+from ports.errors import InvalidArgument, PermissionDenied
 from ports.ids import TenantId
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
@@ -94,8 +94,17 @@ def _about(members: dict[str, Json]) -> About:
     """What a client says of itself in `metadata`; whoever counts by it trusts its own clients."""
     told = members.get("metadata")
     told = told if isinstance(told, dict) else {}
-    agent, session = told.get("agent_id"), told.get("session_id")
-    return About(
-        agent=agent if isinstance(agent, str) else "",
-        session=session if isinstance(session, str) else "",
-    )
+    return About(agent=_name(told, "agent_id"), session=_name(told, "session_id"))
+
+
+def _name(told: dict[str, Json], member: str) -> str:
+    name = told.get(member)
+    if not isinstance(name, str):
+        return ""
+    if len(name) > MAX_SCOPE_ID_CHARS:
+        raise InvalidArgument(
+            f"{member} is longer than {MAX_SCOPE_ID_CHARS} characters",
+            code="validation_failed",
+            details={"path": f"$.metadata.{member}"},
+        )
+    return name

@@ -22,7 +22,7 @@ from stack_b.backends.catalog import Candidate, Catalog
 from stack_b.canonical import Preference
 from stack_b.routing.breaker import Breaker, State
 from stack_b.routing.canary import Watch, drawn
-from stack_b.routing.choice import choose, may_fall_back, permits
+from stack_b.routing.choice import choose, permits
 from stack_b.routing.rules import Canary, RoutingRules
 
 Kind: TypeAlias = Literal["chat", "embed"]
@@ -116,11 +116,13 @@ class Router:
 
         A client that leaves, or its own deadline, is nobody's failure. Neither is a refusal of the request itself.
         """
-        breaker, attempting = self._breaker(candidate), Attempting(self._clock)
+        breaker = self._breaker(candidate)
+        attempting = Attempting(self._clock, breaker)
         try:
             yield attempting
         except AgentOSError as error:
-            failed = may_fall_back(error) or error.code == "upstream_auth_error"
+            # What is not `upstream_…` is ours, such as having no connection left.
+            failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
             self._judge(breaker, auth, asked, candidate, failed=failed)
             raise
         except BaseException:
@@ -191,8 +193,9 @@ class Router:
 class Attempting:
     """A call under way."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, breaker: Breaker) -> None:
         self._clock = clock
+        self._breaker = breaker
         self._began = clock.monotonic()
         self._first: float | None = None
 
@@ -200,6 +203,9 @@ class Attempting:
         """Its first content is there, or all of it."""
         if self._first is None:
             self._first = self._clock.monotonic()
+            if self._breaker.state == "half_open":
+                # Others need not wait until this answer has ended.
+                self._breaker.succeeded()
 
     @property
     def seconds(self) -> float:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 CANCELLED_WITHIN_S: Final = 5.0
 """Promise E8."""
 
-TOOLS: Final = ("stubborn", "tidy", "hasty", "forgotten", "not_sent", "sent")
+TOOLS: Final = ("stubborn", "tidy", "hasty", "rash", "forgotten", "not_sent", "sent")
 AGENT: Final = AgentSpec(id=AgentId("agt_demo"), model=MODEL_ID, instructions="Use the tools.", tools=TOOLS)
 
 
@@ -61,7 +61,8 @@ async def stacks(tmp_path: Path, store: Path) -> AsyncIterator[RealStacks]:
         tmp_path / "tools.json",
         declared("stubborn", "stubborn", store, timeout_s=600),
         declared("tidy", "tidy", store, timeout_s=600),
-        declared("hasty", "stubborn", store, timeout_s=0.5, effect="unsafe"),
+        declared("hasty", "stubborn", store, timeout_s=0.5, effect="idempotent"),
+        declared("rash", "stubborn", store, timeout_s=0.5, effect="unsafe"),
         declared("forgotten", "stubborn", store, timeout_s=600, effect="unsafe"),
         declared("not_sent", "wait", store, timeout_s=600, effect="unsafe", reconcile=told),
         declared("sent", "send", store, timeout_s=600, effect="unsafe", reconcile=told),
@@ -158,6 +159,17 @@ async def test_the_timeout_of_a_step_ends_its_command_and_the_model_hears_of_it(
     assert step.error.code == "tool_timeout"
     assert "took longer than 0.5 s" in run.output["text"]
     assert alive(store) == []
+
+
+async def test_an_unsafe_command_that_took_too_long_may_have_acted_and_waits_for_an_operator(
+    stacks: RealStacks, store: Path
+) -> None:
+    run_id = await stacks.created("rash")
+
+    await ended(stacks, run_id, "needs_operator")
+    step = await tool_step(stacks, run_id)
+
+    assert (step.status, alive(store)) == ("unknown", [])
 
 
 @pytest.mark.parametrize(

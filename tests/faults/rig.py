@@ -228,6 +228,7 @@ async def rig(
         made = Rig(node=node, config=config, upstream=upstream, sink=sink, http=http)
         passwords = credentials.database_passwords(node)
         credentials.write_embedded_urls(node, passwords, config.postgres_port)
+        credentials.ensure_placeholder_key(node)
         ensure_issuer_key(node)
         keeping = asyncio.create_task(made.keep_database())
         stack.push_async_callback(_end_database, made, keeping)

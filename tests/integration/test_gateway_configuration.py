@@ -68,7 +68,13 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         await catalog.refresh()
         router = Router(catalog, found.routing, clock)
         following = Following(
-            path, catalog=catalog, router=router, opened=opened, settings=lambda found: found.backends, clock=clock
+            path,
+            found,
+            catalog=catalog,
+            router=router,
+            opened=opened,
+            settings=lambda found: found.backends,
+            clock=clock,
         )
         yield Node(path, catalog, router, opened, following)
 
@@ -157,7 +163,7 @@ async def test_a_stream_that_has_begun_goes_on_under_what_it_began_with() -> Non
             answer = await sending
 
     assert refused.json()["error"]["code"] == "model_not_entitled"
-    assert " second" in answer.text
+    assert "second" in answer.text
     assert answer.text.rstrip().endswith("[DONE]")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from anyio.abc import TaskGroup
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -402,16 +403,15 @@ def only(port: str, broken: type[Around]) -> Wrap:
 def acknowledging_before_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker as it would be with `accept` meant too literally."""
 
-    async def follow(self: Worker, delivery: Delivery) -> None:
+    async def follow(self: Worker, delivery: Delivery, _group: TaskGroup) -> None:
         hint = msgspec.json.decode(delivery.body, type=Hint)
-        async with self._slots:
-            try:
-                await self._deps.queue.ack(SELF, delivery)
-                run = await self._claim(delivery.requester, hint.run_id)
-            except AgentOSError:
-                return
-            if run is not None:
-                await self._execute(run)
+        try:
+            await self._deps.queue.ack(SELF, delivery)
+            run = await self._claim(delivery.requester, hint.run_id)
+        except AgentOSError:
+            return
+        if run is not None:
+            await self._execute(run)
 
     monkeypatch.setattr(Worker, "_follow_hint", follow)
 

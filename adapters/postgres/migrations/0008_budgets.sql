@@ -46,7 +46,7 @@ ALTER TABLE budget_holds
     ADD COLUMN ended text CHECK (ended IN ('settled', 'lapsed')),
     ADD COLUMN lapsed_tokens bigint NOT NULL DEFAULT 0,
     ADD COLUMN lapsed_nanousd bigint NOT NULL DEFAULT 0;
-UPDATE budget_holds SET ended = 'settled' WHERE spent IS NOT NULL;
+UPDATE budget_holds SET ended = 'settled', tokens = 0 WHERE spent IS NOT NULL;
 DROP INDEX budget_holds_open;
 CREATE INDEX budget_holds_open ON budget_holds (tenant_id, expires_at) WHERE ended IS NULL;
 
