@@ -96,11 +96,7 @@ class Following:
         """For ever; runs as a task of the composition root."""
         while True:
             await self._clock.sleep(LOOK_EVERY)
-            try:
-                await self.look()
-            except Exception:
-                # A defect of ours must not keep the next change from being looked at.
-                logger.exception("gateway.configuration_refused", extra={"version": self.version})
+            await self.look()
 
     async def look(self) -> None:
         """Apply the file if it, or a file it refers to, changed since the last look."""
@@ -114,8 +110,10 @@ class Following:
             self._refers_to = referred_files(settings)
             self._seen = _mark(self._path, self._refers_to)
             backends = self._opened.use(settings)
-        except InvalidArgument as error:
-            logger.error("gateway.configuration_refused", extra={"reason": error.message, "version": self.version})  # noqa: TRY400 - the reason says it
+        except (InvalidArgument, OSError, ValueError) as error:
+            # The last two: certificates that can't be read, and what else no check of ours has thought of.
+            reason = error.message if isinstance(error, InvalidArgument) else type(error).__name__
+            logger.error("gateway.configuration_refused", extra={"reason": reason, "version": self.version})  # noqa: TRY400 - the reason says it
             return
         before, self.version = self.version, found.version
         if backends == self._catalog.backends and before == found.version:
