@@ -28,6 +28,7 @@ LANES: Final = 2
 """Batches of one kind under way at once in this process at most. A second one only where the first takes long, as one does
 that waits for a lock: two would be smaller, and cost more."""
 LONG_S: Final = 0.05
+"""After this a batch takes long."""
 
 
 class Apart(Exception):

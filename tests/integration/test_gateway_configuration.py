@@ -181,3 +181,31 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidArgument, match="is small"):
         read_configuration(path)
+
+
+async def test_a_secret_that_is_rotated_is_followed_although_the_file_stays(tmp_path: Path) -> None:
+    key, path = tmp_path / "key", tmp_path / "gateway.json"
+    key.write_text("old")
+    path.write_text(json.dumps({"backends": [{**backend("one", "m-1"), "api_key": f"file:{key}"}]}))
+    clock, found = SystemClock(), read_configuration(path)
+
+    def secret(reference: str) -> str:
+        return Path(reference.removeprefix("file:")).read_text()
+
+    async with OpenedBackends(clock, secret=secret, demo=False, lingering=LINGERING) as opened:
+        catalog = Catalog(opened.use(found.backends), clock)
+        following = Following(
+            path,
+            found,
+            catalog=catalog,
+            router=Router(catalog, found.routing, clock),
+            opened=opened,
+            settings=lambda found: found.backends,
+            clock=clock,
+        )
+        await following.look()
+        before = catalog.backends
+        key.write_text("another")
+        await following.look()
+
+        assert before != catalog.backends

@@ -60,6 +60,8 @@ class Asked:
             await transaction.rows(SLOW, {})
         if "apart" in asks:
             raise Conflict("in the way") if len(asks) == 1 else Apart([asks.index("apart")])
+        if "locked" in asks:
+            raise Unavailable("taken back", details={"rolled_back": True})
         if "refused with all" in asks:
             raise Conflict("one of them is wrong")
         seen = ",".join(row["tenant_id"] for row in await transaction.rows(SEEN, {}))
@@ -173,6 +175,15 @@ async def test_who_is_in_the_way_of_others_is_made_apart_and_they_stay_together(
 
     assert outcomes[1] == "conflict"
     assert asked.batches[LANES:] == [["a", "apart", "b"], ["a", "b"], ["apart"]]
+
+
+async def test_a_lock_that_one_call_waits_for_in_vain_is_told_to_that_call(database: Database) -> None:
+    asked = Asked()
+    together = Together(database, asked)
+
+    outcomes = await all_at_once(together, asked, (ACME.tenant, "a"), (ACME.tenant, "locked"), (GLOBEX.tenant, "b"))
+
+    assert outcomes == [ACME.tenant, "unavailable", GLOBEX.tenant]
 
 
 async def test_a_tenant_at_its_limit_takes_no_creation_of_another_along(database: Database) -> None:

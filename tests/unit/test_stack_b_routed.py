@@ -133,3 +133,21 @@ async def test_the_demo_backend_takes_any_schema_a_client_may_send(schema: dict[
             answer = await node.chat(f"use {name}: what is 2 + 2? remember that", tools=[tool])
 
             assert answer.status_code < 500
+
+
+async def test_whatever_a_backend_says_of_its_details_an_answer_stays_an_answer() -> None:
+    odd = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": "n/a"}
+    odd |= {"completion_tokens_details": [1]}
+    async with stack_b(backend(ScriptedUpstream([completion(usage=odd)]), "a", "m-1")) as node:
+        answer = await node.chat(model="m-1")
+        balance = await node.balance()
+
+    assert (answer.status_code, balance.settled) == (200, 7)
+
+
+async def test_a_name_that_budgets_are_counted_by_has_an_end() -> None:
+    async with stack_b(backend(ScriptedUpstream([completion()]), "a", "m-1")) as node:
+        allowed = await node.chat(model="m-1", metadata={"agent_id": "a" * 256})
+        refused = await node.chat(model="m-1", metadata={"agent_id": "a" * 257})
+
+    assert (allowed.status_code, refused.json()["error"]["code"]) == (200, "validation_failed")

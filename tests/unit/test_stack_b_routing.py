@@ -266,6 +266,19 @@ class TestBreaker:
 
         assert breaker.admits()
 
+    async def test_a_trial_that_answers_opens_the_way_before_its_answer_ends(self, clock: ManualClock) -> None:
+        over = router(clock, ("a", "m", 1))
+        [only] = over.candidates(ACME, asked("m"), ALL)
+        for _ in range(MIN_FAILURES):
+            call(over, only, DOWN)
+        await clock.advance(timedelta(seconds=PAUSE_S))
+
+        with over.attempt(ACME, asked("m"), only) as attempt:
+            before = over.states()
+            attempt.answered()
+
+            assert (before, over.states()) == ({"a": "half_open"}, {"a": "closed"})
+
     async def test_a_trial_nobody_tells_of_blocks_for_a_while_only(self, clock: ManualClock) -> None:
         breaker = opened(clock)
         await clock.advance(timedelta(seconds=PAUSE_S))
