@@ -18,6 +18,7 @@ from stack_b.budget.prices import Prices
 from stack_b.limits import Limits
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
+from stack_b.vault import Vault, new_vault
 
 NEEDS: Final[Mapping[str, Struct | None]] = {
     "verifier": None,
@@ -44,5 +45,7 @@ class StackBDeps:
     prices: Prices = field(default_factory=Prices)
     budget_in_chunks: bool = False
     """Hold more of a budget than a request needs, for those to come: where a call of the ledger costs something."""
+    vault: Vault = field(default_factory=new_vault, repr=False)
+    """Seals replies in the journal, and prompts and answers that a tenant wants kept."""
     placeholder_key: bytes = field(default_factory=new_key, repr=False)
     """A node's secret. With the same one, a value has the same placeholder in every process and after a restart."""

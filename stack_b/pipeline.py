@@ -130,9 +130,9 @@ class Pipeline:
             for chunk in await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage)):
                 yield chunk
 
-    async def embed(self, auth: AuthContext, call: EmbedCall) -> dict[str, Json]:
+    async def embed(self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
-        trail = Trail(auth, self._deps.clock)
+        trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self._request(trail):
             asked = Asked(name=call.model, kind="embed", preference=call.preference)
             tenant, candidates = await self._entitled(auth, asked)

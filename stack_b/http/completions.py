@@ -12,7 +12,8 @@ from ports.http.edge import exchange
 from ports.messages import Json
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
-from stack_b.http.parse import PREFERENCE, STEP_KEY, preferring, step_key
+from stack_b.http.once import asked_once, client_of
+from stack_b.http.parse import PREFERENCE, preferring
 from stack_b.http.replies import ChatStream, asgi, json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
 from stack_b.http.surfaces.messages_in import counted, input_tokens, messages
@@ -60,24 +61,28 @@ def _route(path: str, read: Surface, deps: StackBDeps, pipeline: Pipeline, steps
         found = exchange(request.scope)
         call, wire = read(found.json, deps.limits)
         call = preferring(call, request.headers.get(PREFERENCE))
-        auth, sent = found.identity, request.headers.get(STEP_KEY)
-        key = None if sent is None else step_key(sent)
+        auth, client = found.identity, client_of(request.headers)
+        once = asked_once(request.headers, auth, path, call, client)
+        flight = steps.flight(auth, call, client, path) if once is None and client is not None else None
         if call.stream:
             return asgi(
                 ChatStream(
-                    pipeline.stream(auth, call) if key is None else steps.stream(auth, call, key),
+                    pipeline.stream(auth, call) if once is None else steps.stream(auth, call, once, path),
                     wire=wire,
                     route=found.template,
                     auth=auth,
                     clock=deps.clock,
                     reauthorize=found.reauthorize,
                     deadline=deps.limits.deadline,
+                    flight=flight,
                 )
             )
         try:
-            # A step goes on without its client; any other call has nobody left to pay for.
-            answer = await (
-                unless_gone(request.receive, pipeline.chat(auth, call)) if key is None else steps.chat(auth, call, key)
+            # Under a key it goes on without its client; any other call has nobody left to pay for.
+            answer = (
+                await unless_gone(request.receive, pipeline.chat(auth, call), flight)
+                if once is None
+                else (await steps.whole(auth, call, once, path))
             )
         except AgentOSError as error:
             told(error, wire.names)

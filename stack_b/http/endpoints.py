@@ -15,6 +15,7 @@ from ports.http.health import OK, Probe, states_of
 from stack_b.backends.catalog import Candidate
 from stack_b.deps import StackBDeps
 from stack_b.http.completions import Asked
+from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import JsonReply, asgi, json_reply, unless_gone
 from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
@@ -37,7 +38,12 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTT
     async def embeddings(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call = preferring(embed_call(found.json, deps.limits), request.headers.get(PREFERENCE))
-        return json_reply(await unless_gone(request.receive, pipeline.embed(found.identity, call)))
+        auth, client = found.identity, client_of(request.headers)
+        once = asked_once(request.headers, auth, found.template, call, client)
+        if once is not None:
+            return json_reply(await steps.whole(auth, call, once, found.template))
+        flight = None if client is None else steps.flight(auth, call, client, found.template)
+        return json_reply(await unless_gone(request.receive, pipeline.embed(auth, call), flight))
 
     @post("/v1/policy/check", status_code=200)
     async def policy_check(request: Asked) -> ASGIApp:

@@ -5,7 +5,8 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 from litestar.types import ASGIApp
@@ -16,6 +17,7 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
+from stack_b.flights import Flight
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.pipeline import out_of_time
 
@@ -25,22 +27,28 @@ REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
 MAX_WAITING: Final = 64
 """Chunks that wait for a slow reader; then the backend waits."""
 
-T = TypeVar("T")
-
 logger = logging.getLogger("agentos.gateway")
 
 
-async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
+async def unless_gone(
+    receive: Callable[[], Awaitable[Any]],
+    work: Awaitable[dict[str, Json]],
+    flight: Flight | None = None,
+) -> dict[str, Json]:
     """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
+
+    A `flight` may go on all the same; then it is given up with `flight.stop`.
 
     Raises:
         Disconnected: the client is gone.
     """
     try:
         async with asyncio.timeout(None) as patience:
-            watcher = asyncio.create_task(_gone(receive, patience))
+            watcher = asyncio.create_task(_gone(receive, patience, flight))
+            if flight is not None:
+                flight.stop = partial(patience.reschedule, 0)
             try:
-                return await work
+                return await (work if flight is None else flight.carried(work))
             finally:
                 watcher.cancel()
     except TimeoutError:
@@ -49,10 +57,11 @@ async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T])
         raise
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout) -> None:
+async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout, flight: Flight | None) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    patience.reschedule(0)
+    if flight is None or not flight.left():
+        patience.reschedule(0)
 
 
 class JsonReply:
@@ -87,7 +96,9 @@ class ChatStream:
         clock: Clock,
         reauthorize: Callable[[], Awaitable[AuthContext]] | None,
         deadline: timedelta,
+        flight: Flight | None = None,
     ) -> None:
+        """`flight`: the call of a client that may try again."""
         self._chunks = chunks
         self._wire = wire
         self._route = route
@@ -95,6 +106,7 @@ class ChatStream:
         self._clock = clock
         self._reauthorize = reauthorize
         self._deadline = deadline
+        self._flight = flight
         # The room is counted beside the queue, so that its end always fits.
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAX_WAITING)
@@ -102,6 +114,8 @@ class ChatStream:
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         producer = asyncio.create_task(self._produce())
+        if self._flight is not None:
+            self._flight.stop = producer.cancel
         watchers = [asyncio.create_task(self._until_gone(receive, producer))]
         if self._reauthorize is not None:
             watchers.append(asyncio.create_task(self._until_revoked(self._reauthorize, producer)))
@@ -115,14 +129,20 @@ class ChatStream:
 
     async def _produce(self) -> None:
         """Frames into the queue, then None. The chunks are opened and closed in this one task."""
+        whole = False
+        if self._flight is not None:
+            self._flight.begin()
         try:
             async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
+                    if self._flight is not None:
+                        self._flight.tell(chunk)
                     frames = self._wire.chunk(chunk)
                     if frames:
                         await self._room.acquire()
                         self._queue.put_nowait(frames)
                 self._queue.put_nowait(self._wire.end())
+            whole = True
         except TimeoutError:
             self._failure = out_of_time(int(self._deadline.total_seconds()))
         except AgentOSError as error:
@@ -132,6 +152,8 @@ class ChatStream:
             self._failure = Internal(str(error))
         finally:
             self._queue.put_nowait(None)
+            if self._flight is not None:
+                self._flight.end(error=None if whole else self._failure or Disconnected())
 
     async def _relay(self, send: Send) -> None:
         started = False
@@ -143,6 +165,8 @@ class ChatStream:
                 frames += self._wire.failed(self._failure, self._auth.trace.correlation_id)
             if not started:
                 started = True
+                if self._flight is not None:
+                    self._flight.sending()
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": frames, "more_body": not ended})
@@ -168,7 +192,8 @@ class ChatStream:
     async def _until_gone(self, receive: Receive, producer: asyncio.Task[None]) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        producer.cancel()
+        if self._flight is None or not self._flight.left():
+            producer.cancel()
 
     async def _until_revoked(
         self, reauthorize: Callable[[], Awaitable[AuthContext]], producer: asyncio.Task[None]

@@ -32,6 +32,7 @@ from stack_b.deps import StackBDeps
 from stack_b.limits import Limits
 from stack_b.routing.router import Router
 from stack_b.routing.rules import RoutingRules
+from stack_b.vault import Vault
 
 MAY_INVOKE = frozenset({"models:invoke"})
 CALLERS = {
@@ -39,6 +40,8 @@ CALLERS = {
     "globex": replace(GLOBEX, scopes=MAY_INVOKE),
     "reader": replace(ACME, scopes=frozenset({"runs:read"})),
 }
+VAULT = Vault({"tests": bytes(32)})
+"""Of all gateways: what one has sealed, another opens."""
 PLATFORM = replace(NODE, scopes=frozenset({"admin:platform"}))
 
 
@@ -118,6 +121,7 @@ async def stack_b(
             catalog=catalog,
             router=Router(catalog, routing or RoutingRules(), given.clock),
             limits=limits or Limits(),
+            vault=VAULT,
             **ports,
         )
         app = await stack.enter_async_context(open_app(deps))

@@ -22,6 +22,7 @@ from stack_b import steps as steps_module
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.canonical import ChatCall
 from stack_b.limits import Limits
+from stack_b.once import of_step
 from stack_b.pipeline import Pipeline
 from stack_b.replay import Gathered, chunks_of, digest_of
 from stack_b.steps import Steps
@@ -32,6 +33,7 @@ from tests.support.stack_b import CALLERS, PLATFORM, StackB, stack_b
 pytestmark = [pytest.mark.anyio]
 
 KEY = "run_1:1"
+ROUTE = "/v1/chat/completions"
 ASKED: Any = {"model": "m-1", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -512,7 +514,7 @@ class TestFailing:
             steps = Steps(node.deps, Pipeline(node.deps, Tell(Metrics())))
 
             async def listen() -> None:
-                async for chunk in steps.stream(ACME, _call_streamed(), KEY):
+                async for chunk in steps.stream(ACME, _call_streamed(), of_step(KEY), ROUTE):
                     told.append(chunk)  # noqa: PERF401 - what came so far is looked at meanwhile
 
             with anyio.fail_after(10):

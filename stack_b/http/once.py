@@ -1,0 +1,62 @@
+"""What the headers of a request say of making it once."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from ports.context import AuthContext
+from ports.errors import InvalidArgument
+from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.http.parse import STEP_KEY, step_key
+from stack_b.once import MAX_RETRIES, Client, Once, of_client, of_retry, of_step
+
+IDEMPOTENCY_KEY: Final = "idempotency-key"
+RETRY_COUNT: Final = "x-stainless-retry-count"
+READ_TIMEOUTS: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
+_PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+def asked_once(
+    headers: Mapping[str, str], auth: AuthContext, route: str, call: ChatCall | EmbedCall, client: Client | None
+) -> Once | None:
+    """The key that the request is made under; None for one that is made as it comes.
+
+    Raises:
+        InvalidArgument: a header that can't be a key.
+    """
+    given = headers.get(STEP_KEY)
+    if given is not None:
+        return of_step(step_key(given))
+    given = headers.get(IDEMPOTENCY_KEY)
+    if given is not None:
+        return of_client(auth, route, client_key(given))
+    if client is not None and client.retries > 0:
+        return of_retry(auth, route, call, client.retries)
+    return None
+
+
+def client_of(headers: Mapping[str, str]) -> Client | None:
+    """None for a client that does not say how often it has tried. What makes no sense is not said."""
+    count = headers.get(RETRY_COUNT)
+    if count is None or not (count.isascii() and count.isdigit() and len(count) <= len(str(MAX_RETRIES))):
+        return None
+    waits = next((found for name in READ_TIMEOUTS if (found := headers.get(name)) is not None), None)
+    return Client(retries=int(count), waits_s=_seconds(waits))
+
+
+def client_key(given: str) -> str:
+    """Raises `InvalidArgument` for what can't be one."""
+    if _PRINTABLE.fullmatch(given) is None:
+        raise InvalidArgument(
+            "Idempotency-Key must be 1 to 255 printable ASCII characters", details={"path": IDEMPOTENCY_KEY}
+        )
+    return given
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
