@@ -1,4 +1,4 @@
-"""Under which key a call is made once: a run's step, a client's Idempotency-Key, or a retry of a client that has none. Pure.
+"""Under which key a call is made once: a run's step, a client's Idempotency-Key, or a retry of one without a key. Pure.
 
 The official clients try again by themselves, with the very same bytes, and say so in a header. They send no key of their
 own, so that the request itself is the key: its principal, route and what it asks.

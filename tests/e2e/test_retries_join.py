@@ -172,24 +172,24 @@ RETRY: Final = {**SDK, "x-stainless-retry-count": "1"}
 
 
 async def post(
-    url: str, body: Any = ASKED, *, who: str = "acme", timeout: float = 20, **headers: str
+    url: str, body: Any = ASKED, *, who: str = "acme", timeout: float = 20, headers: dict[str, str] | None = None
 ) -> httpx.Response:
     async with httpx.AsyncClient(trust_env=False, timeout=timeout) as http:
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"authorization": f"Bearer {who}", "content-type": "application/json", **headers}
+        given = {"authorization": f"Bearer {who}", "content-type": "application/json", **(headers or {})}
         return await http.post(f"{url}{CHAT}", content=sent, headers=given)
 
 
-async def abandoned(url: str, *, after_s: float, **headers: str) -> None:
+async def abandoned(url: str, *, after_s: float, headers: dict[str, str]) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        await post(url, timeout=after_s, **headers)
+        await post(url, timeout=after_s, headers=headers)
 
 
 class TestWithoutAKey:
     async def test_whoever_gives_up_early_ends_the_call(self) -> None:
         backend = HeldBackend()
         async with gateway(backend) as (_, _, url):
-            await abandoned(url, after_s=0.1, **{**SDK, "x-stainless-read-timeout": "600"})
+            await abandoned(url, after_s=0.1, headers={**SDK, "x-stainless-read-timeout": "600"})
             with anyio.fail_after(1):
                 await backend.stopped.wait()
 
@@ -202,7 +202,7 @@ class TestWithoutAKey:
         monkeypatch.setattr("stack_b.once._SLACK_S", 0.05)
         backend = HeldBackend()
         async with gateway(backend) as (node, _, url):
-            await abandoned(url, after_s=WAITS_S, **SDK)
+            await abandoned(url, after_s=WAITS_S, headers=SDK)
             with anyio.fail_after(5):
                 await backend.stopped.wait()
                 while (await node.balance()).held:  # noqa: ASYNC110 - the ledger doesn't tell
@@ -216,7 +216,7 @@ class TestWithoutAKey:
         async with gateway(backend) as (_, door, url):
 
             async def ask() -> None:
-                answers.append(await post(url, **SDK))
+                answers.append(await post(url, headers=SDK))
 
             async with anyio.create_task_group() as group:
                 group.start_soon(ask)
@@ -240,9 +240,9 @@ class TestWithoutAKey:
         async with gateway(backend) as (_, _, url):
 
             async def again() -> None:
-                answers.append(await post(url, body, who=who, **RETRY))
+                answers.append(await post(url, body, who=who, headers=RETRY))
 
-            await abandoned(url, after_s=WAITS_S, **SDK)
+            await abandoned(url, after_s=WAITS_S, headers=SDK)
             async with anyio.create_task_group() as group:
                 group.start_soon(again)
                 with anyio.fail_after(5):
@@ -256,11 +256,11 @@ class TestWithoutAKey:
         monkeypatch.setattr("stack_b.once.JOIN_WINDOW", timedelta(seconds=1.5))
         backend = HeldBackend()
         async with gateway(backend) as (_, _, url):
-            await abandoned(url, after_s=WAITS_S, **SDK)
+            await abandoned(url, after_s=WAITS_S, headers=SDK)
             backend.let_go.set()
-            soon = (await post(url, **RETRY)).json()["route"]["replayed"]
+            soon = (await post(url, headers=RETRY)).json()["route"]["replayed"]
             await anyio.sleep(1.6)
-            late = (await post(url, **RETRY)).json()["route"]["replayed"]
+            late = (await post(url, headers=RETRY)).json()["route"]["replayed"]
 
         assert (soon, late) == (True, False)
         assert backend.calls == 2
@@ -274,7 +274,7 @@ class TestWithoutAKey:
         body = {**ASKED, "stream": stream}
         async with gateway(first) as (one, door, url), stack_b(second, reply_journal=one.deps.reply_journal) as other:
             with pytest.raises(httpx.ReadTimeout):
-                await post(url, body, timeout=WAITS_S, **SDK)
+                await post(url, body, timeout=WAITS_S, headers=SDK)
             await door.until(left=1)
             answers: list[httpx.Response] = []
 
@@ -303,9 +303,9 @@ class TestWithoutAKey:
         async with gateway(backend, reply_journal=Away()) as (_, door, url):
 
             async def again() -> None:
-                answers.append(await post(url, **RETRY))
+                answers.append(await post(url, headers=RETRY))
 
-            await abandoned(url, after_s=WAITS_S, **SDK)
+            await abandoned(url, after_s=WAITS_S, headers=SDK)
             async with anyio.create_task_group() as group:
                 group.start_soon(again)
                 await door.until(came=2)
@@ -320,8 +320,8 @@ class TestWithAKey:
         backend = HeldBackend(held=False)
         same = b'{ "messages" : [ {"content": "hello", "role": "user"} ],\n "model": "m-1" }'
         async with gateway(backend) as (node, _, url):
-            first = (await post(url, **{"idempotency-key": "once"})).json()
-            again = (await post(url, same, **{"idempotency-key": "once"})).json()
+            first = (await post(url, headers={"idempotency-key": "once"})).json()
+            again = (await post(url, same, headers={"idempotency-key": "once"})).json()
             balance = await node.balance()
 
         assert again["choices"] == first["choices"]
@@ -332,8 +332,8 @@ class TestWithAKey:
     async def test_another_body_is_refused_and_finally(self) -> None:
         backend = HeldBackend(held=False)
         async with gateway(backend) as (_, _, url):
-            await post(url, **{"idempotency-key": "once"})
-            refused = await post(url, {**ASKED, "max_tokens": 7}, **{"idempotency-key": "once"})
+            await post(url, headers={"idempotency-key": "once"})
+            refused = await post(url, {**ASKED, "max_tokens": 7}, headers={"idempotency-key": "once"})
 
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
         assert backend.calls == 1
@@ -342,9 +342,9 @@ class TestWithAKey:
         backend = HeldBackend(held=False)
         async with gateway(backend) as (_, _, url):
             answers = [
-                await post(url, **{"idempotency-key": "run_1:1"}),
-                await post(url, who="globex", **{"idempotency-key": "run_1:1"}),
-                await post(url, **{"x-step-key": "run_1:1"}),
+                await post(url, headers={"idempotency-key": "run_1:1"}),
+                await post(url, who="globex", headers={"idempotency-key": "run_1:1"}),
+                await post(url, headers={"x-step-key": "run_1:1"}),
             ]
 
         assert [answer.json()["route"]["replayed"] for answer in answers] == [False, False, False]
@@ -352,8 +352,8 @@ class TestWithAKey:
     async def test_a_refused_body_does_not_burn_the_key(self) -> None:
         backend = HeldBackend(held=False)
         async with gateway(backend) as (_, _, url):
-            bad = await post(url, {**ASKED, "max_tokens": -1}, **{"idempotency-key": "once"})
-            good = await post(url, **{"idempotency-key": "once"})
+            bad = await post(url, {**ASKED, "max_tokens": -1}, headers={"idempotency-key": "once"})
+            good = await post(url, headers={"idempotency-key": "once"})
 
         assert (bad.status_code, good.status_code) == (422, 200)
 
@@ -371,9 +371,9 @@ class TestWithAKey:
     async def test_the_call_goes_on_when_its_client_leaves(self) -> None:
         backend = HeldBackend()
         async with gateway(backend) as (_, _, url):
-            await abandoned(url, after_s=0.1, **{"idempotency-key": "once"})
+            await abandoned(url, after_s=0.1, headers={"idempotency-key": "once"})
             backend.let_go.set()
-            again = (await post(url, **{"idempotency-key": "once"})).json()
+            again = (await post(url, headers={"idempotency-key": "once"})).json()
 
         assert (backend.calls, backend.cancelled) == (1, 0)
         assert again["route"]["replayed"] is True
