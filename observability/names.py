@@ -164,7 +164,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "step.model_retried": "a model call failed in a way that may pass; the run waits and makes it again",
     "step.not_abandoned": "the journal could not be told that a model call failed; its lease ends by itself",
     "step.not_journaled": "a model's reply was given out although the journal could not keep it",
-    "step.not_opened": "the journal could not be told of a call that its client will ask for again; only this process knows of it",
+    "step.not_opened": "a call that its client will ask for again could not be noted; only this process knows of it",
     "step.reconcile_failed": "a tool could not say what became of an interrupted call; an operator is asked",
     "worker.renew_failed": "the worker's lease could not be extended",
     "worker.fenced_itself": "the worker stopped because its lease may have lapsed",

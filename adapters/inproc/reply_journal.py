@@ -60,7 +60,7 @@ class InprocReplyJournal:
         now = self._clock.now()
         self._forget(now)
         row = self._rows.get(_key(auth, key))
-        if row is not None and _forgotten(row, now):
+        if row is not None and is_forgotten(row, now):
             row = None
         if row is not None and row.digest != digest:
             raise _reused(key)
@@ -120,12 +120,13 @@ class InprocReplyJournal:
         """Sweep old entries away, as far as they are the oldest."""
         while self._rows:
             key, row = next(iter(self._rows.items()))
-            if not _forgotten(row, now):
+            if not is_forgotten(row, now):
                 return
             del self._rows[key]
 
 
-def _forgotten(row: EntryRow, now: datetime) -> bool:
+def is_forgotten(row: EntryRow, now: datetime) -> bool:
+    """Whether it is as if there had never been one."""
     return row.changed_at <= now - row.keep and (row.completed or row.lease_until <= now)
 
 
