@@ -39,13 +39,14 @@ async def record(harness: RequestLogHarness, auth: AuthContext = ACME, **more: A
     """A new one, of this moment."""
     at = await harness.now()
     at = at.replace(microsecond=at.microsecond // 1_000 * 1_000)
+    given: dict[str, Any] = {"route": "/v1/chat/completions", "model_asked": "fast", "status": 200} | more
     return RequestRecord(
         id=new_request_id(at),
         at=at,
         namespace=auth.namespace,
         principal=auth.principal,
         correlation_id=auth.trace.correlation_id,
-        **{"route": "/v1/chat/completions", "model_asked": "fast", "status": 200} | more,
+        **given,
     )
 
 

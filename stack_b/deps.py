@@ -12,6 +12,7 @@ from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.pii import PiiCapabilities, PiiDetector
 from ports.reply_journal import ReplyJournal
+from ports.request_log import RequestLog
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.budget.prices import Prices
@@ -25,6 +26,7 @@ NEEDS: Final[Mapping[str, Struct | None]] = {
     "tenant": None,
     "budget": None,
     "reply_journal": None,
+    "request_log": None,
     "pii": PiiCapabilities(),
 }
 """By port; None where a port has no capabilities."""
@@ -38,6 +40,7 @@ class StackBDeps:
     tenant: TenantDirectory
     budget: BudgetLedger
     reply_journal: ReplyJournal
+    request_log: RequestLog
     pii: PiiDetector
     catalog: Catalog
     router: Router

@@ -28,13 +28,16 @@ from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
+from stack_b.kept_texts import texts_to_keep
 from stack_b.policy import Decision, decide, enforce
 from stack_b.receipt import Trail, budget_members
+from stack_b.records.recorder import Recorder
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding
 from stack_b.redaction.rules import PiiRules, rules_for
 from stack_b.redaction.stream import Lens
+from stack_b.replay import Gathered
 from stack_b.routing.choice import may_fall_back
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.streaming import StreamShaper
@@ -80,6 +83,7 @@ class Pipeline:
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
         self.balances = Balances(deps.budget, deps.clock)
+        self.recorder = Recorder(deps, self._pii)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
 
     async def admit(self, auth: AuthContext) -> None:
@@ -89,7 +93,7 @@ class Pipeline:
     async def chat(self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
-        async with self._request(trail):
+        async with self.recorder.recorded(trail, call), self._request(trail):
             ready = await self._prepared_chat(auth, call, trail)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 answer = await self._called(
@@ -99,6 +103,8 @@ class Pipeline:
                     lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
                     content_bytes_of,
                 )
+                if trail.texts is not None:
+                    trail.texts.answer = answer["choices"]
                 answer = await ready.answer.whole(answer)
             self._looked_through(ready, trail)
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
@@ -108,14 +114,17 @@ class Pipeline:
     ) -> AsyncGenerator[dict[str, Json], None]:
         """The chunks of the answer; the receipt is on the finish chunk. Closing it early settles what was used."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
-        with trail.told(), self._tell.refusals():
+        async with self.recorder.recorded(trail, call), self._refused(trail):
             ready = await self._prepared_chat(auth, call, trail)
+            gathered = None if trail.texts is None else Gathered()
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 shaper = StreamShaper(call.model)
                 async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
                     try:
                         async for reached, pieces in answer:
                             shaper = reached
+                            if gathered is not None:
+                                gathered.add_all(pieces)
                             for piece in await ready.answer.pieces(pieces):
                                 yield piece
                     except AgentOSError:
@@ -126,6 +135,8 @@ class Pipeline:
                 for piece in await ready.answer.rest():
                     yield piece
             self._looked_through(ready, trail)
+            if trail.texts is not None and gathered is not None:
+                trail.texts.answer = gathered.reply()["choices"]
             receipt = trail.receipt(spending.total, shaper.reported)
             for chunk in await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage)):
                 yield chunk
@@ -133,11 +144,12 @@ class Pipeline:
     async def embed(self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
-        async with self._request(trail):
+        async with self.recorder.recorded(trail, call), self._request(trail):
             asked = Asked(name=call.model, kind="embed", preference=call.preference)
             tenant, candidates = await self._entitled(auth, asked)
             decision = await self._inspected(auth, tenant, {**call.members, "input": list(call.inputs)}, trail)
             value = decision.value
+            trail.texts = texts_to_keep(tenant.entitlements, value)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
             plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
@@ -188,6 +200,7 @@ class Pipeline:
         tenant, candidates = await self._entitled(auth, asked)
         decision = await self._inspected(auth, tenant, call.members, trail)
         body: dict[str, Json] = decision.value
+        trail.texts = texts_to_keep(tenant.entitlements, body)
         ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
         plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
         return _Ready(
@@ -269,8 +282,10 @@ class Pipeline:
                 also=plan.also,
                 nanousd=plan.nanousd,
                 about=plan.about,
+                request=trail.request,
             )
             async with reservation as spending:
+                trail.spending = spending
                 trail.over = spending.over
                 try:
                     yield spending
@@ -373,6 +388,11 @@ class Pipeline:
         usage = _lost(ready, candidate) if error.details.get("outcome") == "unknown" else Usage()
         spending.add(usage, _served(candidate))
         self._tell.attempted(candidate, trail.paid(usage))
+
+    @asynccontextmanager
+    async def _refused(self, trail: Trail) -> AsyncIterator[None]:
+        with trail.told(), self._tell.refusals():
+            yield
 
     @asynccontextmanager
     async def _request(self, trail: Trail) -> AsyncIterator[None]:

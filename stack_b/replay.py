@@ -49,6 +49,10 @@ class Gathered:
             known = {name: _joined(known.get(name), rest.get(name)) for name in (known | rest)}
             self._choices[index] = known | {"message": _with_delta(known["message"], raw.get("delta") or {})}
 
+    def add_all(self, chunks: list[dict[str, Json]]) -> None:
+        for chunk in chunks:
+            self.add(chunk)
+
     def reply(self) -> dict[str, Json]:
         choices = [choice for _, choice in sorted(self._choices.items())]
         return {**self._head, "object": "chat.completion", "choices": choices, **self._receipt}

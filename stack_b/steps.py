@@ -133,7 +133,10 @@ class Steps:
         step, first = await self._joined(auth, call, once, route)
         with self._attended(step):
             result = await self._result(step)
-        return result.reply if first and result.made else replayed(result.reply, auth, joined=result.made)
+        if first and result.made:
+            return result.reply
+        self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
+        return replayed(result.reply, auth, joined=result.made)
 
     async def stream(self, auth: AuthContext, call: ChatCall, once: Once, route: str) -> AsyncGenerator[Chunk, None]:
         """The same as chunks, from the first one on, whenever one comes."""
@@ -152,6 +155,8 @@ class Steps:
             last = chunks_of(replayed(result.reply, auth, joined=result.made), include_usage=call.include_usage)
         for chunk in last:
             yield chunk
+        if not (first and result.made):
+            self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
 
     def flight(self, auth: AuthContext, call: ChatCall | EmbedCall, client: Client, route: str) -> Flight:
         """A call without a key, which a retry of its client may join."""

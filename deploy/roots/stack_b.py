@@ -39,7 +39,10 @@ def defaults(env: Environment) -> dict[str, Choice]:
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
-        **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget", "reply_journal")},
+        **{
+            port: Choice(adapter="postgres", config=database)
+            for port in ("tenant", "budget", "reply_journal", "request_log")
+        },
         "verifier": Choice(adapter="tokens", config=tokens),
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.

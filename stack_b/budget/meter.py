@@ -97,6 +97,7 @@ class Meter:
         also: tuple[Account, ...] = (),
         nanousd: int = 0,
         about: About = _NOTHING_KNOWN,
+        request: str = "",
     ) -> AsyncIterator[Spending]:
         """Hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on the way
         out settle what was added to the `Spending`.
@@ -116,7 +117,7 @@ class Meter:
             yield spending
         finally:
             self._balances.settled(auth.tenant, amount, spending.total.total_tokens)
-            await self._purse.put(taken, events_of(auth, about, spending), wait_s=SETTLE_BOUND_S)
+            await self._purse.put(taken, events_of(auth, about, spending, request), wait_s=SETTLE_BOUND_S)
 
     def idle(self, tenant: TenantId) -> int:
         """Tokens that the ledger counts as held and that this process has for requests to come."""
@@ -127,11 +128,10 @@ class Meter:
         await self._purse.drain()
 
 
-def events_of(auth: AuthContext, about: About, spending: Spending) -> tuple[UsageEvent, ...]:
-    """An event for each attempt that consumed something, under an id of ours for the request."""
-    request = f"req_{uuid.uuid4().hex}"
+def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
+    """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
     common = UsageEvent(
-        request=request,
+        request=request or f"req_{uuid.uuid4().hex}",
         attempt=0,
         correlation_id=auth.trace.correlation_id,
         principal=auth.principal,

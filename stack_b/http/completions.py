@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
@@ -60,7 +61,7 @@ def _route(path: str, read: Surface, deps: StackBDeps, pipeline: Pipeline, steps
     async def complete(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call, wire = read(found.json, deps.limits)
-        call = preferring(call, request.headers.get(PREFERENCE))
+        call = msgspec.structs.replace(preferring(call, request.headers.get(PREFERENCE)), route=path)
         auth, client = found.identity, client_of(request.headers)
         once = asked_once(request.headers, auth, path, call, client)
         flight = steps.flight(auth, call, client, path) if once is None and client is not None else None

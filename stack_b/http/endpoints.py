@@ -38,6 +38,7 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTT
     async def embeddings(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call = preferring(embed_call(found.json, deps.limits), request.headers.get(PREFERENCE))
+        call = msgspec.structs.replace(call, route=found.template)
         auth, client = found.identity, client_of(request.headers)
         once = asked_once(request.headers, auth, found.template, call, client)
         if once is not None:

@@ -10,7 +10,7 @@ import httpx
 from msgspec.structs import replace
 
 from adapters import regex_pii
-from adapters.inproc import budget, reply_journal, store, tenant
+from adapters.inproc import budget, reply_journal, request_log, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME, GLOBEX, NODE
@@ -113,7 +113,8 @@ async def stack_b(
         await catalog.refresh()
         journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
         ports: dict[str, Any] = {
-            "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens
+            "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens,
+            "request_log": await stack.enter_async_context(request_log.SPEC.open(config, given)),
         } | wrapped  # fmt: skip
         deps = StackBDeps(
             clock=given.clock,
