@@ -204,7 +204,7 @@ LOG_FIELDS: Final = frozenset(
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much
-        "active", "attempt", "recoveries", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
+        "active", "attempt", "recoveries", "request_id", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
         "completion_tokens", "cost_nanousd", "depth", "limit", "seconds", "duration_ms", "latency_ms", "retry_after_s",
     }
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """`agentos tenant create|list|quota|enable|disable`."""
 
 import argparse
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -15,10 +15,9 @@ from deploy.seed import demo_agent, issue
 from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId
-from ports.messages import Json
 from ports.pii import PiiMode
 from ports.run_state import MAX_PAGE
-from ports.tenant import ALL_MODELS, Entitlements, Tenant, check_entitlements
+from ports.tenant import ALL_MODELS, MAX_KEPT_DAYS, Entitlements, StorePrompts, Tenant, check_entitlements
 from stack_b.backends.demo import CHAT_MODEL
 
 # Member of `Entitlements` and flag, with what it means.
@@ -31,6 +30,7 @@ _QUOTA: Final = {
 }
 _MODES: Final = get_args(PiiMode)
 _PII: Final = f"what becomes of personal data, by class: {', '.join(_MODES)}"
+_STORE: Final = f"keep prompts and answers so long, redacted and sealed: 1 to {MAX_KEPT_DAYS} days, or 0 for not at all"
 _EPILOG: Final = """\
 examples:
   ./agentos tenant create tnt_acme --name "Acme" --admin-key --sample-agent
@@ -39,6 +39,7 @@ examples:
   ./agentos tenant quota tnt_acme         what it is entitled to; with flags, changes it
   ./agentos tenant quota tnt_acme --max-active-runs 200 --weight 3
   ./agentos tenant quota tnt_acme --pii email=reversible,secret=block
+  ./agentos tenant quota tnt_acme --store-prompts 30     keep prompts and answers for 30 days, redacted and sealed; 0: none
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
 
 
@@ -46,7 +47,7 @@ class Create(Struct, frozen=True, kw_only=True):
     tenant: str
     name: str
     models: tuple[str, ...]
-    quota: dict[str, Json]
+    quota: dict[str, Any]
     """Members of `Entitlements` that were given."""
     admin_key: bool
     sample_agent: bool
@@ -59,7 +60,7 @@ class ListAll(Struct, frozen=True, kw_only=True):
 
 class Quota(Struct, frozen=True, kw_only=True):
     tenant: str
-    quota: dict[str, Json]
+    quota: dict[str, Any]
     models: tuple[str, ...] | None
     json: bool
 
@@ -106,15 +107,19 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_quota(parser: argparse.ArgumentParser) -> None:
     for name, meaning in _QUOTA.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
+    parser.add_argument("--store-prompts", type=int, metavar="DAYS", help=_STORE)
     parser.add_argument("--pii", metavar="CLASS=MODE,…", help=_PII)
 
 
-def _quota_given(parsed: argparse.Namespace) -> dict[str, Json]:
-    given: dict[str, Json] = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
+def _quota_given(parsed: argparse.Namespace) -> dict[str, Any]:
+    given: dict[str, Any] = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
     if "tokens_per_day" in given:
         whole("--tokens-per-day", given["tokens_per_day"], least=0, most=MAX_TOKENS_PER_DAY)
     if parsed.pii is not None:
         given["pii"] = _pii(parsed.pii)
+    if parsed.store_prompts is not None:
+        days = whole("--store-prompts", parsed.store_prompts, least=0, most=MAX_KEPT_DAYS)
+        given["store_prompts"] = StorePrompts(retention_days=days) if days else None
     check_entitlements(msgspec.structs.replace(Entitlements(), **given))
     return given
 
@@ -256,6 +261,7 @@ def quota(options: Quota, io: Io) -> int:
     rows = [
         (member.replace("_", " "), f"{getattr(tenant.entitlements, member):,}", _QUOTA[member]) for member in _QUOTA
     ]
+    kept = tenant.entitlements.store_prompts
     pii = ", ".join(f"{kind}={mode}" for kind, mode in sorted(tenant.entitlements.pii.items()))
     io.columns(
         ("ENTITLEMENT", "VALUE", "WHAT IT IS"),
@@ -263,6 +269,7 @@ def quota(options: Quota, io: Io) -> int:
             ("models", ", ".join(tenant.entitlements.models), "model ids it may use"),
             *rows,
             ("pii", pii or "redact all", _PII),
+            ("store prompts", "no" if kept is None else f"{kept.retention_days} days", _STORE),
         ),
     )
     return FINE

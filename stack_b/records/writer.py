@@ -107,7 +107,7 @@ class RecordWriter:
                     await self._clock.sleep(RETRY)
                     continue
                 logger.error(  # noqa: TRY400 - the code says it; a stack would not
-                    "record.refused", extra={"tenant_id": tenant.auth.tenant, "code": error.code, "records": len(batch)}
+                    "record.refused", extra={"tenant_id": tenant.auth.tenant, "code": error.code, "count": len(batch)}
                 )
             # Some of it may have been dropped meanwhile.
             gone = {one.record.id for one in batch}
@@ -129,5 +129,5 @@ class RecordWriter:
 
     def _lost(self, count: int) -> None:
         if count:
-            logger.warning("record.dropped", extra={"records": count})
+            logger.warning("record.dropped", extra={"count": count})
             self._dropped(count)

@@ -89,6 +89,7 @@ async def stack_b(
     clock: Clock | None = None,
     routing: RoutingRules | None = None,
     pii_modes: Mapping[str, PiiMode] | None = None,
+    vault: Vault | None = None,
     **wrapped: Any,
 ) -> AsyncIterator[StackB]:
     """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's.
@@ -122,7 +123,7 @@ async def stack_b(
             catalog=catalog,
             router=Router(catalog, routing or RoutingRules(), given.clock),
             limits=limits or Limits(),
-            vault=VAULT,
+            vault=vault or VAULT,
             **ports,
         )
         app = await stack.enter_async_context(open_app(deps))

@@ -299,7 +299,8 @@ class TestWriter:
 
     async def test_beyond_its_limit_the_oldest_goes_but_no_denial(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(writer_module, "MAX_WAITING", 3)
-        log, dropped = Log(), []
+        log = Log()
+        dropped: list[int] = []
         writer = RecordWriter(cast("Any", log), ManualClock(), dropped.append)
         denial, *others = [written(denied=True), *(written() for _ in range(4))]
 
