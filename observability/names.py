@@ -200,11 +200,11 @@ LOG_FIELDS: Final = frozenset(
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
         "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "mode", "address", "pid",
-        "experiment",
+        "experiment", "request_id",
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much
-        "active", "attempt", "recoveries", "request_id", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
+        "active", "attempt", "recoveries", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
         "completion_tokens", "cost_nanousd", "depth", "limit", "seconds", "duration_ms", "latency_ms", "retry_after_s",
     }
 )  # fmt: skip
