@@ -31,8 +31,8 @@ WIDENING: Final = (
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
 
-PREFERENCE: Final = "x-route-preference"
-STEP_KEY: Final = "x-step-key"
+PREFERENCE: Final = b"x-route-preference"
+STEP_KEY: Final = b"x-step-key"
 _STEP_KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -47,8 +47,8 @@ def preferring(call: CallT, given: str | None) -> CallT:
         return replace(call, preference=msgspec.convert(given, Preference))
     except msgspec.ValidationError:
         raise InvalidArgument(
-            f"the header {PREFERENCE} is {', '.join(get_args(Preference))}, or left out",
-            details={"path": PREFERENCE},
+            f"the header {PREFERENCE.decode()} is {', '.join(get_args(Preference))}, or left out",
+            details={"path": PREFERENCE.decode()},
         ) from None
 
 

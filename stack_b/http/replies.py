@@ -186,9 +186,9 @@ class ChatStream:
                 return
 
 
-def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
-    return asgi(JsonReply(msgspec.json.encode(value), status=status))
+def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> JsonReply:
+    return JsonReply(msgspec.json.encode(value), status=status)
 
 
-def asgi(reply: JsonReply | ChatStream) -> ASGIApp:
+def asgi(reply: JsonReply) -> ASGIApp:
     return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out

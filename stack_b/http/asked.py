@@ -1,0 +1,34 @@
+"""What an endpoint gets and gives: one that is reached without a framework."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+from msgspec import Struct
+
+from ports.http.edge import App, Exchange, Receive, Scope, Send, exchange
+
+
+class Asked(Struct, frozen=True):
+    """A request that the edge has let through."""
+
+    exchange: Exchange
+    receive: Receive
+
+
+class Reply(Protocol):
+    """An ASGI app that answers one request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> None: ...
+
+
+Endpoint: TypeAlias = Callable[[Asked], Awaitable[Reply]]
+
+
+def served(endpoint: Endpoint) -> App:
+    """`endpoint` for the edge."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reply = await endpoint(Asked(exchange(scope), receive))
+        await reply(scope, receive, send)
+
+    return app
