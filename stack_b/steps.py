@@ -23,7 +23,8 @@ from ports.reply_journal import Done, Ticket, Won
 from stack_b.budget.meter import SETTLE_BOUND_S
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
-from stack_b.pipeline import Pipeline, out_of_time
+from stack_b.interrupt import out_of_time
+from stack_b.pipeline import Pipeline
 from stack_b.replay import (
     Gathered,
     again,

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from deploy.handover import Door, inherited
 from deploy.roots.sender_watch import SenderWatch
+from ports.http.disconnect import ON_DISCONNECT
 from ports.http.edge import App
 from ports.http.sse import HANG_UP
 
@@ -35,6 +36,9 @@ LINGER_S: Final = 2.0
 it was the last time. Closed at once, one of them might have been sending at that moment."""
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual client pools and proxies (60 s), so that they close first."""
+GC_ALLOCATIONS: Final = 20_000
+"""Objects that come and stay between two looks of the collector. What requests make goes by its count of references; the
+interpreter's own 700 are a few requests."""
 _LOOK_S: Final = 0.05
 
 
@@ -71,6 +75,8 @@ class BoundedProtocol(HttpToolsProtocol):
     window_bytes: ClassVar[int] = SENDER_WINDOW_BYTES
 
     _watch: SenderWatch
+    _told: Callable[[], None] | None = None
+    """Whom the request at work wants to be called when its client leaves."""
     _head_bytes = 0
     _in_head = True
 
@@ -83,6 +89,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.end()
         super().connection_lost(exc)
+        told, self._told = self._told, None
+        if told is not None:
+            told()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -122,8 +131,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        cycle.scope["extensions"] = {HANG_UP: partial(self._hang_up, cycle)}  # type: ignore[dict-item]  # not one of ASGI's own
+        self._told = None
+        extensions: dict[str, Any] = {HANG_UP: partial(self._hang_up, cycle), ON_DISCONNECT: self._on_disconnect}
+        cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
         super()._start_asgi_task(cycle, app)
+
+    def _on_disconnect(self, call: Callable[[], None]) -> None:
+        if self.transport.is_closing():
+            call()
+        else:
+            self._told = call
 
     def _hang_up(self, cycle: RequestResponseCycle, last: bytes) -> None:
         """End a chunked response with `last` behind what the client has not read yet, waiting for nothing."""
@@ -210,6 +227,7 @@ async def serve(
     # What was built at start lives as long as the process: the collector needn't look at it again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 10, 10)
     sockets = inherited(handover, host=host, port=port) if handover is not None else []
     if sockets:
         await _until_ready(app)

@@ -5,6 +5,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
+from ports.http.disconnect import ON_DISCONNECT, OnDisconnect
 from ports.http.edge import App, Exchange, Receive, Scope, Send, exchange
 
 
@@ -13,6 +14,8 @@ class Asked(Struct, frozen=True):
 
     exchange: Exchange
     receive: Receive
+    on_disconnect: OnDisconnect | None = None
+    """Where the server has it."""
 
 
 class Reply(Protocol):
@@ -28,7 +31,8 @@ def served(endpoint: Endpoint) -> App:
     """`endpoint` for the edge."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        reply = await endpoint(Asked(exchange(scope), receive))
+        extensions = scope.get("extensions") or {}
+        reply = await endpoint(Asked(exchange(scope), receive, extensions.get(ON_DISCONNECT)))
         await reply(scope, receive, send)
 
     return app

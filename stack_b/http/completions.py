@@ -67,7 +67,7 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
         try:
             # A step goes on without its client; any other call has nobody left to pay for.
             answer = await (
-                unless_gone(asked.receive, pipeline.chat(auth, call)) if key is None else steps.chat(auth, call, key)
+                unless_gone(asked, pipeline.chat(auth, call)) if key is None else steps.chat(auth, call, key)
             )
         except AgentOSError as error:
             told(error, wire.names)

@@ -38,7 +38,7 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
     async def embeddings(asked: Asked) -> Reply:
         found = asked.exchange
         call = preferring(embed_call(found.json, deps.limits), found.headers.get(PREFERENCE))
-        return json_reply(await unless_gone(asked.receive, pipeline.embed(found.identity, call)))
+        return json_reply(await unless_gone(asked, pipeline.embed(found.identity, call)))
 
     async def policy_check(asked: Asked) -> Reply:
         found = asked.exchange

@@ -27,6 +27,8 @@ WIDENING: Final = (
     "options", "use_beam_search",
 )  # fmt: skip
 
+_NOT_TAKEN: Final = frozenset({*STEERING, *WIDENING})
+
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
@@ -103,6 +105,8 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
 
 def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") -> None:
     """Also for surfaces that limit an answer by another member, `limit`."""
+    if _NOT_TAKEN.isdisjoint(value):
+        return
     for name in STEERING:
         if name in value:
             raise _refused(name, f"{name!r} is not taken: this node decides where a request goes")

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from litestar.types import ASGIApp
@@ -16,8 +16,9 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
+from stack_b.http.asked import Asked
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.pipeline import out_of_time
+from stack_b.interrupt import Interrupt, out_of_time
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
@@ -30,29 +31,28 @@ T = TypeVar("T")
 logger = logging.getLogger("agentos.gateway")
 
 
-async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
-    """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
+async def unless_gone(asked: Asked, work: Awaitable[T]) -> T:
+    """What `work` comes to; it is cancelled when the client leaves meanwhile.
 
     Raises:
         Disconnected: the client is gone.
     """
-    try:
-        async with asyncio.timeout(None) as patience:
-            watcher = asyncio.create_task(_gone(receive, patience))
-            try:
-                return await work
-            finally:
-                watcher.cancel()
-    except TimeoutError:
-        if patience.expired():
-            raise Disconnected from None
-        raise
+    with Interrupt(Disconnected) as interrupt:
+        if asked.on_disconnect is not None:
+            asked.on_disconnect(interrupt.fire)
+            return await work
+        # A server that can't tell by itself is asked.
+        watcher = asyncio.create_task(_gone(asked.receive, interrupt))
+        try:
+            return await work
+        finally:
+            watcher.cancel()
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout) -> None:
+async def _gone(receive: Receive, interrupt: Interrupt) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    patience.reschedule(0)
+    interrupt.fire()
 
 
 class JsonReply:
