@@ -74,6 +74,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        """Whether a call that is cut off costs only what was written until then; if not, it costs all it would have."""
+        ...
+
     async def models(self) -> tuple[ModelCard, ...]:
         """What it serves now. Raises `Unavailable`."""
         ...
