@@ -4,7 +4,7 @@ The edge has authenticated it and the parser made it canonical. Then: entitlemen
 → call (→ fall back) → stream → settle → receipt. The only block is `reserved`, because it settles on every way out.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -25,6 +25,7 @@ from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.chunks import Piece
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
@@ -107,8 +108,9 @@ class Pipeline:
 
     async def stream(
         self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False
-    ) -> AsyncGenerator[dict[str, Json], None]:
-        """The chunks of the answer; the receipt is on the finish chunk. Closing it early settles what was used."""
+    ) -> AsyncGenerator[Sequence[Piece], None]:
+        """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
+        settles what was used."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         with self._request(trail):
             ready = await self._prepared_chat(auth, call, trail)
@@ -118,19 +120,18 @@ class Pipeline:
                     try:
                         async for reached, pieces in answer:
                             shaper = reached
-                            for piece in await ready.answer.pieces(pieces):
-                                yield piece
+                            if shown := await ready.answer.pieces(pieces):
+                                yield shown
                     except AgentOSError:
                         # What came before the failure was paid, and may be read.
-                        for piece in await ready.answer.rest():
-                            yield piece
+                        if rest := await ready.answer.rest():
+                            yield rest
                         raise
-                for piece in await ready.answer.rest():
-                    yield piece
+                if rest := await ready.answer.rest():
+                    yield rest
             self._looked_through(ready, trail)
             receipt = trail.receipt(spending.total, shaper.reported)
-            for chunk in await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage)):
-                yield chunk
+            yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
 
     async def embed(self, auth: AuthContext, call: EmbedCall) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
@@ -309,7 +310,7 @@ class Pipeline:
 
     async def _streamed(
         self, ready: _Ready, spending: Spending, trail: Trail, model: str
-    ) -> AsyncGenerator[tuple[StreamShaper, list[dict[str, Json]]], None]:
+    ) -> AsyncGenerator[tuple[StreamShaper, list[Piece]], None]:
         """The pieces of the first answer that begins. Once content was released there is no falling back."""
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
@@ -321,8 +322,8 @@ class Pipeline:
                 with trail.attempt(candidate), attempting as attempt:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, ready.ask.max_tokens)
                     async with aclosing(chunks):
-                        async for chunk in chunks:
-                            pieces = shaper.feed(chunk)
+                        async for come in chunks:
+                            pieces = shaper.take(come)
                             if pieces:
                                 begun = True
                                 trail.first_content()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Final, TypeVar
@@ -16,6 +16,7 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
+from stack_b.chunks import Piece, Run
 from stack_b.http.asked import Asked
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.interrupt import Interrupt, out_of_time
@@ -79,7 +80,7 @@ class ChatStream:
 
     def __init__(
         self,
-        chunks: AsyncGenerator[dict[str, Json], None],
+        chunks: AsyncGenerator[Sequence[Piece], None],
         *,
         wire: Wire,
         route: str,
@@ -117,8 +118,8 @@ class ChatStream:
         """Frames into the queue, then None. The chunks are opened and closed in this one task."""
         try:
             async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
-                    frames = self._wire.chunk(chunk)
+                async for pieces in chunks:
+                    frames = b"".join(map(self._frames, pieces))
                     if frames:
                         await self._room.acquire()
                         self._queue.put_nowait(frames)
@@ -132,6 +133,9 @@ class ChatStream:
             self._failure = Internal(str(error))
         finally:
             self._queue.put_nowait(None)
+
+    def _frames(self, piece: Piece) -> bytes:
+        return self._wire.run(piece) if isinstance(piece, Run) else self._wire.chunk(piece)
 
     async def _relay(self, send: Send) -> None:
         started = False

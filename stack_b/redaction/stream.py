@@ -94,6 +94,11 @@ class TextStream:
         """Up to here `_held` has no seam."""
         self._dropping: Literal["no", "key", "token"] = "no"
 
+    @property
+    def held(self) -> str:
+        """What was not shown yet."""
+        return self._held
+
     async def feed(self, more: str) -> Shown:
         """What may be shown now that `more` has come. Nothing is fed after something was blocked."""
         self._held += more
