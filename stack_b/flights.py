@@ -4,7 +4,7 @@ Most are never joined, so that one costs no more than its place in a set: nothin
 before its client leaves or a retry of it comes.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from ports.context import AuthContext
@@ -14,10 +14,10 @@ from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.broadcast import Broadcast
 from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.chunks import Piece
 from stack_b.once import Client
 from stack_b.replay import again, digest_of, is_streamed
 
-Chunk: TypeAlias = dict[str, Json]
 _Where: TypeAlias = tuple[TenantId, str, PrincipalId, str]
 
 MAX_COMPARED: Final = 256
@@ -33,14 +33,13 @@ class Flight:
 
     __slots__ = (
         "_chunks", "_digest", "_error", "_flights", "_reply", "auth", "began", "begun", "call", "client", "gone", "over",
-        "route", "stop",
+        "stop",
     )  # fmt: skip
 
     def __init__(
         self,
         flights: "Flights",
         auth: AuthContext,
-        route: str,
         call: ChatCall | EmbedCall,
         client: Client,
         *,
@@ -48,7 +47,6 @@ class Flight:
     ) -> None:
         self._flights = flights
         self.auth = auth
-        self.route = route
         self.call = call
         self.client = client
         self.began = began
@@ -58,7 +56,7 @@ class Flight:
         """Its client has left."""
         self.over = False
         self.stop: Callable[[], object] = _nothing
-        self._chunks: Broadcast[Chunk] | None = None
+        self._chunks: Broadcast[Sequence[Piece]] | None = None
         self._digest: str | None = None
         self._reply: dict[str, Json] | None = None
         self._error: AgentOSError | None = None
@@ -99,11 +97,15 @@ class Flight:
         self.gone = True
         return self._flights.on_left(self)
 
-    def tell(self, chunk: Chunk) -> None:
+    def client_left(self) -> None:
+        if not self.left():
+            self.give_up()
+
+    def tell(self, pieces: Sequence[Piece]) -> None:
         if self._chunks is None:
             self.begun = True
         else:
-            self._chunks.tell(chunk)
+            self._chunks.tell(pieces)
 
     def sending(self) -> None:
         """The client is told that there will be an answer: from here on it does not try again."""
@@ -129,10 +131,10 @@ class Flight:
         assert self._reply is not None, "it is over"
         return self._reply
 
-    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+    async def chunks(self) -> AsyncGenerator[Sequence[Piece], None]:
         assert self._chunks is not None, "it was not joined"
-        async for chunk in self._chunks.listen():
-            yield chunk
+        async for pieces in self._chunks.listen():
+            yield pieces
         if self._error is not None:
             raise again(self._error) from self._error
 
@@ -145,20 +147,20 @@ class Flights:
         self._flights: dict[_Where, dict[Flight, None]] = {}
 
     def add(self, flight: Flight) -> None:
-        self._flights.setdefault(_where(flight.auth, flight.route), {})[flight] = None
+        self._flights.setdefault(_where(flight.auth, flight.call.route), {})[flight] = None
 
     def remove(self, flight: Flight) -> None:
-        where = _where(flight.auth, flight.route)
+        where = _where(flight.auth, flight.call.route)
         others = self._flights[where]
         del others[flight]
         if not others:
             del self._flights[where]
 
-    def same(self, auth: AuthContext, route: str, call: ChatCall | EmbedCall) -> Flight | None:
+    def same(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Flight | None:
         """One at work that asks the same and may be joined; rather one whose client has left."""
         flights = [
             flight
-            for flight in list(self._flights.get(_where(auth, route), ()))[:MAX_COMPARED]
+            for flight in list(self._flights.get(_where(auth, call.route), ()))[:MAX_COMPARED]
             if not flight.begun and flight.call.model == call.model and is_streamed(flight.call) == is_streamed(call)
         ]
         if not flights:

@@ -61,10 +61,10 @@ def of_client(auth: AuthContext, route: str, key: str) -> Once:
     return Once(key=_hashed("idempotency", auth, route, key), named="this Idempotency-Key")
 
 
-def of_retry(auth: AuthContext, route: str, call: ChatCall | EmbedCall, retries: int) -> Once:
+def of_retry(auth: AuthContext, call: ChatCall | EmbedCall, retries: int) -> Once:
     """The same for all attempts at a request."""
     return Once(
-        key=_hashed("retry", auth, route, digest_of(call)),
+        key=_hashed("retry", auth, call.route, digest_of(call)),
         named="this request",
         keep=JOIN_WINDOW,
         patience=patience(retries),

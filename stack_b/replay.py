@@ -4,6 +4,7 @@ A stream that was gathered and one that was never streamed look alike: whoever a
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -49,7 +50,7 @@ class Gathered:
             known = {name: _joined(known.get(name), rest.get(name)) for name in (known | rest)}
             self._choices[index] = known | {"message": _with_delta(known["message"], raw.get("delta") or {})}
 
-    def add_all(self, chunks: list[dict[str, Json]]) -> None:
+    def add_all(self, chunks: Iterable[dict[str, Json]]) -> None:
         for chunk in chunks:
             self.add(chunk)
 

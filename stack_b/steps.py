@@ -13,7 +13,7 @@ followed here like any other.
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,10 +29,12 @@ from ports.reply_journal import Done, Opened, Ticket, Won
 from stack_b.broadcast import Broadcast
 from stack_b.budget.meter import SETTLE_BOUND_S
 from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
 from stack_b.flights import Flight, Flights
+from stack_b.interrupt import out_of_time
 from stack_b.once import Client, Once, of_retry
-from stack_b.pipeline import Pipeline, out_of_time
+from stack_b.pipeline import Pipeline
 from stack_b.replay import (
     Gathered,
     again,
@@ -123,14 +125,14 @@ class Steps:
         self._waits: set[asyncio.Task[None]] = set()
         self._flights = Flights(self._left)
 
-    async def whole(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, route: str) -> dict[str, Json]:
+    async def whole(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once) -> dict[str, Json]:
         """The whole reply, with the receipt of when it was paid.
 
         Raises:
             Conflict: `idempotency_key_reused`; `idempotency_in_progress`: another process is still at it; `conflict`: it
                 was aborted meanwhile.
         """
-        step, first = await self._joined(auth, call, once, route)
+        step, first = await self._joined(auth, call, once)
         with self._attended(step):
             result = await self._result(step)
         if first and result.made:
@@ -138,14 +140,14 @@ class Steps:
         self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
         return replayed(result.reply, auth, joined=result.made)
 
-    async def stream(self, auth: AuthContext, call: ChatCall, once: Once, route: str) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, auth: AuthContext, call: ChatCall, once: Once) -> AsyncGenerator[Sequence[Piece], None]:
         """The same as chunks, from the first one on, whenever one comes."""
-        step, first = await self._joined(auth, call, once, route)
+        step, first = await self._joined(auth, call, once)
         with self._attended(step):
             if step.said is not None:
                 async with aclosing(step.said.listen()) as said:
                     async for chunk in said:
-                        yield chunk
+                        yield (chunk,)
             result = await self._result(step)
         if first and result.made:
             last = step.closing
@@ -153,17 +155,16 @@ class Steps:
             last = closing_of(replayed(result.reply, auth, joined=True), include_usage=call.include_usage)
         else:
             last = chunks_of(replayed(result.reply, auth, joined=result.made), include_usage=call.include_usage)
-        for chunk in last:
-            yield chunk
+        yield last
         if not (first and result.made):
             self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
 
-    def flight(self, auth: AuthContext, call: ChatCall | EmbedCall, client: Client, route: str) -> Flight:
+    def flight(self, auth: AuthContext, call: ChatCall | EmbedCall, client: Client) -> Flight:
         """A call without a key, which a retry of its client may join."""
-        return Flight(self._flights, auth, route, call, client, began=self._clock.monotonic())
+        return Flight(self._flights, auth, call, client, began=self._clock.monotonic())
 
     def _left(self, flight: Flight) -> bool:
-        once = of_retry(flight.auth, flight.route, flight.call, flight.client.retries)
+        once = of_retry(flight.auth, flight.call, flight.client.retries)
         where = _where(flight.auth, once)
         step = self._steps.get(where)
         if step is not None and step.flight is flight:
@@ -195,9 +196,7 @@ class Steps:
             if late:
                 await asyncio.wait(late, timeout=SETTLE_BOUND_S)
 
-    async def _joined(
-        self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, route: str
-    ) -> tuple[_Step, bool]:
+    async def _joined(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once) -> tuple[_Step, bool]:
         """The key's call in this process, and whether it is this caller's."""
         await self._pipeline.admit(auth)
         step = self._steps.get(_where(auth, once))
@@ -205,7 +204,7 @@ class Steps:
             if step.digest != digest_of(call):
                 raise _reused(once)
             return step, False
-        flight = None if once.patience is None else self._flights.same(auth, route, call)
+        flight = None if once.patience is None else self._flights.same(auth, call)
         return self._begun(auth, call, once, flight), flight is None
 
     def _begun(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, flight: Flight | None) -> _Step:
@@ -363,9 +362,10 @@ class Steps:
             chunks = step.flight.chunks()
         try:
             async with asyncio.timeout(self._request_s), aclosing(chunks):
-                async for chunk in chunks:
-                    gathered.add(chunk)
-                    step.tell(chunk)
+                async for pieces in chunks:
+                    for chunk in written_out(pieces):
+                        gathered.add(chunk)
+                        step.tell(chunk)
         except TimeoutError:
             raise out_of_time(self._request_s) from None
         return gathered.reply()

@@ -2,24 +2,22 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Final
 
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
+from ports.http.headers import Headers
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.http.parse import STEP_KEY, step_key
 from stack_b.once import MAX_RETRIES, Client, Once, of_client, of_retry, of_step
 
-IDEMPOTENCY_KEY: Final = "idempotency-key"
-RETRY_COUNT: Final = "x-stainless-retry-count"
-READ_TIMEOUTS: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
+IDEMPOTENCY_KEY: Final = b"idempotency-key"
+RETRY_COUNT: Final = b"x-stainless-retry-count"
+READ_TIMEOUTS: Final = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
-def asked_once(
-    headers: Mapping[str, str], auth: AuthContext, route: str, call: ChatCall | EmbedCall, client: Client | None
-) -> Once | None:
+def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, client: Client | None) -> Once | None:
     """The key that the request is made under; None for one that is made as it comes.
 
     Raises:
@@ -30,13 +28,13 @@ def asked_once(
         return of_step(step_key(given))
     given = headers.get(IDEMPOTENCY_KEY)
     if given is not None:
-        return of_client(auth, route, client_key(given))
+        return of_client(auth, call.route, client_key(given))
     if client is not None and client.retries > 0:
-        return of_retry(auth, route, call, client.retries)
+        return of_retry(auth, call, client.retries)
     return None
 
 
-def client_of(headers: Mapping[str, str]) -> Client | None:
+def client_of(headers: Headers) -> Client | None:
     """None for a client that does not say how often it has tried. What makes no sense is not said."""
     count = headers.get(RETRY_COUNT)
     if count is None or not (count.isascii() and count.isdigit() and len(count) <= len(str(MAX_RETRIES))):
@@ -49,7 +47,7 @@ def client_key(given: str) -> str:
     """Raises `InvalidArgument` for what can't be one."""
     if _PRINTABLE.fullmatch(given) is None:
         raise InvalidArgument(
-            "Idempotency-Key must be 1 to 255 printable ASCII characters", details={"path": IDEMPOTENCY_KEY}
+            "Idempotency-Key must be 1 to 255 printable ASCII characters", details={"path": IDEMPOTENCY_KEY.decode()}
         )
     return given
 

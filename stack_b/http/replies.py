@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from litestar.types import ASGIApp
@@ -17,9 +16,11 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
+from stack_b.chunks import Piece, Run
 from stack_b.flights import Flight
+from stack_b.http.asked import Asked
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.pipeline import out_of_time
+from stack_b.interrupt import Interrupt, out_of_time
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
@@ -30,38 +31,33 @@ MAX_WAITING: Final = 64
 logger = logging.getLogger("agentos.gateway")
 
 
-async def unless_gone(
-    receive: Callable[[], Awaitable[Any]],
-    work: Awaitable[dict[str, Json]],
-    flight: Flight | None = None,
-) -> dict[str, Json]:
-    """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
-
-    A `flight` may go on all the same; then it is given up with `flight.stop`.
+async def unless_gone(asked: Asked, work: Awaitable[dict[str, Json]], flight: Flight | None = None) -> dict[str, Json]:
+    """What `work` comes to; it is cancelled when the client leaves meanwhile. A `flight` may go on all the same.
 
     Raises:
         Disconnected: the client is gone.
     """
-    try:
-        async with asyncio.timeout(None) as patience:
-            watcher = asyncio.create_task(_gone(receive, patience, flight))
-            if flight is not None:
-                flight.stop = partial(patience.reschedule, 0)
-            try:
-                return await (work if flight is None else flight.carried(work))
-            finally:
-                watcher.cancel()
-    except TimeoutError:
-        if patience.expired():
-            raise Disconnected from None
-        raise
+    with Interrupt(Disconnected) as interrupt:
+        left = interrupt.fire
+        if flight is not None:
+            flight.stop = interrupt.fire
+            left = flight.client_left
+            work = flight.carried(work)
+        if asked.on_disconnect is not None:
+            asked.on_disconnect(left)
+            return await work
+        # A server that can't tell by itself is asked.
+        watcher = asyncio.create_task(_gone(asked.receive, left))
+        try:
+            return await work
+        finally:
+            watcher.cancel()
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout, flight: Flight | None) -> None:
+async def _gone(receive: Receive, left: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    if flight is None or not flight.left():
-        patience.reschedule(0)
+    left()
 
 
 class JsonReply:
@@ -88,7 +84,7 @@ class ChatStream:
 
     def __init__(
         self,
-        chunks: AsyncGenerator[dict[str, Json], None],
+        chunks: AsyncGenerator[Sequence[Piece], None],
         *,
         wire: Wire,
         route: str,
@@ -134,10 +130,10 @@ class ChatStream:
             self._flight.begin()
         try:
             async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
+                async for pieces in chunks:
                     if self._flight is not None:
-                        self._flight.tell(chunk)
-                    frames = self._wire.chunk(chunk)
+                        self._flight.tell(pieces)
+                    frames = b"".join(map(self._frames, pieces))
                     if frames:
                         await self._room.acquire()
                         self._queue.put_nowait(frames)
@@ -154,6 +150,9 @@ class ChatStream:
             self._queue.put_nowait(None)
             if self._flight is not None:
                 self._flight.end(error=None if whole else self._failure or Disconnected())
+
+    def _frames(self, piece: Piece) -> bytes:
+        return self._wire.run(piece) if isinstance(piece, Run) else self._wire.chunk(piece)
 
     async def _relay(self, send: Send) -> None:
         started = False
@@ -211,9 +210,9 @@ class ChatStream:
                 return
 
 
-def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
-    return asgi(JsonReply(msgspec.json.encode(value), status=status))
+def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> JsonReply:
+    return JsonReply(msgspec.json.encode(value), status=status)
 
 
-def asgi(reply: JsonReply | ChatStream) -> ASGIApp:
+def asgi(reply: JsonReply) -> ASGIApp:
     return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out

@@ -4,8 +4,7 @@ Texts are kept redacted, whatever the tenant lets a model see, and sealed. Where
 """
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Final
 
 import msgspec
@@ -41,19 +40,18 @@ class Recorder:
         self._pii = pii
         self.writer = RecordWriter(deps.request_log, deps.clock)
 
-    @asynccontextmanager
-    async def recorded(self, trail: Trail, call: ChatCall | EmbedCall) -> AsyncIterator[None]:
-        """Around a request: note how it ended, whichever way it does. A denial is in the audit before it is told."""
-        try:
-            yield
-        except PermissionDenied as error:
-            await self.writer.denied(trail.auth, Written(record=_record(trail, call, error)))
-            raise
-        except BaseException as error:
-            self.writer.note(trail.auth, Written(record=_record(trail, call, error)))
-            raise
-        written = Written(record=_record(trail, call, None))
-        self.writer.note(trail.auth, written if trail.texts is None else await self._kept(trail, written, trail.texts))
+    def recorded(self, trail: Trail, call: ChatCall | EmbedCall) -> "_Recorded":
+        """A block around a request: note how it ended, whichever way it does. A denial is audited before it is told."""
+        return _Recorded(self, trail, call)
+
+    async def over(self, trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> None:
+        written = Written(record=_record(trail, call, error))
+        if isinstance(error, PermissionDenied):
+            await self.writer.denied(trail.auth, written)
+            return
+        if error is None and trail.texts is not None:
+            written = await self._kept(trail, written, trail.texts)
+        self.writer.note(trail.auth, written)
 
     def replayed(self, auth: AuthContext, call: ChatCall | EmbedCall, reply: dict[str, Json], *, joined: bool) -> None:
         """A request that was answered with what another one has paid."""
@@ -86,6 +84,23 @@ class Recorder:
             return written
         sealed = self._vault.seal(trail.auth.tenant, CONTENT, record.id, msgspec.json.encode(decision.value))
         return Written(record=msgspec.structs.replace(record, kept_until=record.at + texts.keep), sealed=sealed)
+
+
+class _Recorded:
+    __slots__ = ("_call", "_recorder", "_trail")
+
+    def __init__(self, recorder: Recorder, trail: Trail, call: ChatCall | EmbedCall) -> None:
+        self._recorder = recorder
+        self._trail = trail
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._recorder.over(self._trail, self._call, error)
 
 
 def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> RequestRecord:

@@ -21,6 +21,7 @@ from ports.reply_journal import Done, Won
 from stack_b import steps as steps_module
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.canonical import ChatCall
+from stack_b.chunks import written_out
 from stack_b.limits import Limits
 from stack_b.once import of_step
 from stack_b.pipeline import Pipeline
@@ -33,7 +34,6 @@ from tests.support.stack_b import CALLERS, PLATFORM, StackB, stack_b
 pytestmark = [pytest.mark.anyio]
 
 KEY = "run_1:1"
-ROUTE = "/v1/chat/completions"
 ASKED: Any = {"model": "m-1", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -514,8 +514,8 @@ class TestFailing:
             steps = Steps(node.deps, Pipeline(node.deps, Tell(Metrics())))
 
             async def listen() -> None:
-                async for chunk in steps.stream(ACME, _call_streamed(), of_step(KEY), ROUTE):
-                    told.append(chunk)  # noqa: PERF401 - what came so far is looked at meanwhile
+                async for pieces in steps.stream(ACME, _call_streamed(), of_step(KEY)):
+                    told.extend(written_out(pieces))
 
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as group:
