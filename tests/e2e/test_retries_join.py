@@ -1,7 +1,7 @@
 """A request that is made again is paid once: by the official clients, unmodified, and by any with a key. Real sockets."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
@@ -12,6 +12,7 @@ import pytest
 
 from conformance.people import ACME
 from ports.errors import Unavailable
+from ports.http.disconnect import ON_DISCONNECT
 from ports.http.edge import App, Receive, Scope, Send
 from ports.messages import Json
 from stack_b import steps as steps_module
@@ -52,10 +53,19 @@ class Door:
         async def heard() -> MutableMapping[str, Any]:
             message = await receive()
             if message["type"] == "http.disconnect":
-                self.left += 1
-                self._tell()
+                self._has_left()
             return message
 
+        def on_disconnect(act: Callable[[], None]) -> None:
+            def left() -> None:
+                self._has_left()
+                act()
+
+            extensions[ON_DISCONNECT](left)
+
+        extensions = scope.get("extensions") or {}
+        if ON_DISCONNECT in extensions:
+            scope = {**scope, "extensions": {**extensions, ON_DISCONNECT: on_disconnect}}
         headers = dict(scope["headers"])
         self.retries.append(headers.get(b"x-stainless-retry-count", b"").decode())
         self._tell()
@@ -65,6 +75,10 @@ class Door:
         with anyio.fail_after(10):
             while len(self.retries) < came or self.left < left:
                 await self.news.wait()
+
+    def _has_left(self) -> None:
+        self.left += 1
+        self._tell()
 
     def _tell(self) -> None:
         self.news.set()

@@ -20,7 +20,7 @@ from ports.tenant import StorePrompts
 from stack_b.records import writer as writer_module
 from stack_b.records.recorder import CONTENT
 from stack_b.records.writer import RecordWriter
-from tests.support.held_backend import SAID, HeldBackend
+from tests.support.held_backend import HeldBackend
 from tests.support.http_server import served
 from tests.support.scripted_upstream import ScriptedUpstream, Whole, delta, usage
 from tests.support.stack_b import PLATFORM, VAULT, StackB, stack_b, upstream_at
@@ -172,14 +172,14 @@ class TestTexts:
 
     async def test_are_not_kept_where_they_can_not_be_looked_at(self) -> None:
         class Failing:
-            """Can't look at the whole answer."""
+            """Can't look at an answer as it is kept."""
 
             def __init__(self, inner: Any) -> None:
                 self._inner = inner
                 self.capabilities = inner.capabilities
 
             async def detect(self, auth: AuthContext, text: str) -> Any:
-                if text == SAID:
+                if text == "finish_reason":
                     raise Unavailable("the detector is away")
                 return await self._inner.detect(auth, text)
 
