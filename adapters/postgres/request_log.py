@@ -53,11 +53,14 @@ class PostgresRequestLog:
         check_records(records)
         if not records:
             return
-        asked = {"tenant": auth.tenant, "action": DENIED, "records": packed([_packed(one) for one in records])}
+        asked = {"tenant": auth.tenant, "action": DENIED, "records": packed([one.record for one in records])}
+        kept = [_sealed(one.record, one.sealed) for one in records if one.sealed is not None]
         # What tells only may be lost with the server; a denial may not.
         denied = any(one.record.denied for one in records)
         async with self._database.transaction(auth.tenant, flushed=denied) as transaction:
             await transaction.rows(_SQL["write"], asked)
+            if kept:
+                await transaction.rows(_SQL["keep"], {"tenant": auth.tenant, "texts": packed(kept)})
 
     async def find(self, auth: AuthContext, request: str) -> RequestRecord:
         auth.require(READ)
@@ -103,9 +106,8 @@ class PostgresRequestLog:
         return tuple(Consumed(**dict(row)) for row in rows)
 
 
-def _packed(written: Written) -> dict[str, Json]:
-    sealed = None if written.sealed is None else base64.b64encode(written.sealed).decode()
-    return {**msgspec.structs.asdict(written.record), "id": request_uuid(written.record.id), "sealed": sealed}
+def _sealed(record: RequestRecord, sealed: bytes) -> dict[str, Json]:
+    return {"id": record.id, "sealed": base64.b64encode(sealed).decode(), "keep_until": record.kept_until}
 
 
 def _record(row: Row) -> RequestRecord:

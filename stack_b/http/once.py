@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import lru_cache
 from typing import Final
 
 from ports.context import AuthContext
@@ -37,9 +38,16 @@ def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, 
 def client_of(headers: Headers) -> Client | None:
     """None for a client that does not say how often it has tried. What makes no sense is not said."""
     count = headers.get(RETRY_COUNT)
-    if count is None or not (count.isascii() and count.isdigit() and len(count) <= len(str(MAX_RETRIES))):
+    if count is None:
         return None
-    waits = next((found for name in READ_TIMEOUTS if (found := headers.get(name)) is not None), None)
+    return _client(count, next((found for name in READ_TIMEOUTS if (found := headers.get(name)) is not None), None))
+
+
+@lru_cache(maxsize=256)
+def _client(count: str, waits: str | None) -> Client | None:
+    """Remembered: the clients of an application all say the same."""
+    if not (count.isascii() and count.isdigit() and len(count) <= len(str(MAX_RETRIES))):
+        return None
     return Client(retries=int(count), waits_s=_seconds(waits))
 
 

@@ -1,14 +1,14 @@
 -- Statements of the request log. An id says the day, and with it the partition.
 
 -- name: write
--- Records that are known change nothing; their texts neither.
+-- Records that are known change nothing.
 WITH asked AS MATERIALIZED (
     SELECT r.*
     FROM json_to_recordset(CAST(:records AS json)) AS r (
-        id uuid, at timestamptz, namespace text, principal text, correlation_id text, route text, stream boolean,
+        id text, at timestamptz, namespace text, principal text, correlation_id text, route text, stream boolean,
         model_asked text, model text, backend text, status integer, code text, denied boolean, decision text, reasons json,
         attempts json, prompt_tokens bigint, completion_tokens bigint, cost_nanousd bigint, estimated boolean,
-        latency_ms bigint, replayed boolean, joined boolean, kept_until timestamptz, sealed text
+        latency_ms bigint, replayed boolean, joined boolean, kept_until timestamptz
     )
 ),
 added AS (
@@ -17,24 +17,25 @@ added AS (
         decision, reasons, attempts, prompt_tokens, completion_tokens, cost_nanousd, estimated, latency_ms, replayed, joined,
         kept_until
     )
-    SELECT :tenant, a.id, a.at, a.namespace, a.principal, a.correlation_id, a.route, a.stream, a.model_asked, a.model, a.backend,
+    SELECT :tenant, CAST(substr(a.id, 5) AS uuid), a.at, a.namespace, a.principal, a.correlation_id, a.route, a.stream, a.model_asked, a.model, a.backend,
            a.status, a.code, a.denied, a.decision, a.reasons, a.attempts, a.prompt_tokens, a.completion_tokens,
            a.cost_nanousd, a.estimated, a.latency_ms, a.replayed, a.joined, a.kept_until
     FROM asked a
     ON CONFLICT (tenant_id, id) DO NOTHING
     RETURNING id, namespace, principal, correlation_id, denied
-),
-kept AS (
-    INSERT INTO request_contents (tenant_id, id, sealed, keep_until)
-    SELECT :tenant, a.id, decode(a.sealed, 'base64'), a.kept_until
-    FROM asked a
-    WHERE a.sealed IS NOT NULL AND a.id IN (SELECT added.id FROM added)
-    ON CONFLICT (tenant_id, id) DO NOTHING
 )
 INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
 SELECT :tenant, a.namespace, :tenant, a.principal, :action, 'req_' || replace(CAST(a.id AS text), '-', ''), a.correlation_id
 FROM added a
 WHERE a.denied;
+
+-- name: keep
+-- The texts of records that were just written. Of one that was known before, nothing changes.
+INSERT INTO request_contents (tenant_id, id, sealed, keep_until)
+SELECT :tenant, r.id, decode(a.sealed, 'base64'), a.keep_until
+FROM json_to_recordset(CAST(:texts AS json)) AS a (id text, sealed text, keep_until timestamptz)
+JOIN request_records r ON r.tenant_id = :tenant AND r.id = CAST(substr(a.id, 5) AS uuid) AND r.kept_until = a.keep_until
+ON CONFLICT (tenant_id, id) DO NOTHING;
 
 -- name: find
 SELECT r.* FROM request_records r WHERE r.tenant_id = :tenant AND r.id = :id AND r.namespace = :namespace;
