@@ -71,9 +71,9 @@ OPERATIONS: Final = {
             "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event. "
             "The header `X-Route-Preference` (`quality`, `cost`, `latency`) says what to go by where several may answer. "
             "With the header `X-Step-Key` the call is made once: it goes on when the client leaves, and whoever sends the "
-            "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing. So it is "
-            "with `Idempotency-Key`. Who repeats a request while its call is under way joins it, a stream from its first "
-            "chunk (`route.joined`). A retry of the official clients, which say `x-stainless-retry-count`, needs no key."
+            "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing. So it "
+            "is with `Idempotency-Key`. Who repeats a request while its call is under way joins it, a stream from its "
+            "first chunk (`route.joined`). A retry of the official clients (`x-stainless-retry-count`) needs no key."
         ),
         parameters=(_ONCE,),
         tag="models",
