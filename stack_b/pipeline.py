@@ -21,13 +21,15 @@ from ports.model import PolicyOutcome
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
+from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
+from stack_b.policies.answer import Guarded
+from stack_b.policies.desk import Ruled, ruled
 from stack_b.policy import Decision, decide, enforce
 from stack_b.receipt import Trail, budget_members
 from stack_b.redaction.answer import Answer
@@ -49,6 +51,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     policy_outcome: PolicyOutcome
     findings: tuple[Finding, ...]
+    refusal: str | None
+    """The code of the error that a call would be refused with by policy."""
     budget: dict[str, Json]
 
 
@@ -64,7 +68,7 @@ class _Ready:
     plan: Plan
     limit: int
     sent_bytes: int
-    answer: Answer
+    answer: Answer | Guarded
     """How what comes back is shown."""
 
 
@@ -77,6 +81,7 @@ class Pipeline:
         self._tell = tell
         self._tenants = TenantCache(deps.tenant, deps.clock)
         self._router = deps.router
+        self._policies = deps.policies
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
         self.balances = Balances(deps.budget, deps.clock)
@@ -134,9 +139,12 @@ class Pipeline:
         """One vector per input, in the encoding asked for, with the receipt."""
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
-            asked = Asked(name=call.model, kind="embed", preference=call.preference)
-            tenant, candidates = await self._entitled(auth, asked)
-            decision = await self._inspected(auth, tenant, {**call.members, "input": list(call.inputs)}, trail)
+            asked = _asked(call)
+            tenant, entitled = await self._entitled(auth, asked)
+            members = _embedding(call)
+            ruled = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail)
+            candidates = ruled.candidates
+            decision = await self._inspected(auth, tenant, members, trail)
             value = decision.value
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
@@ -160,21 +168,41 @@ class Pipeline:
             receipt = trail.receipt(spending.total, answer.get("usage"))
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
-    async def check(self, auth: AuthContext, call: ChatCall) -> Verdict:
-        """What `chat` would decide, without a call and without changing a row."""
+    async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
+        """What `chat` or `embed` would decide, without a call and without changing a row."""
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
-            tenant, candidates = await self._entitled(auth, _asked(call))
-            decision = await decide(self._pii, auth, call.members, self._rules(tenant))
+            asked, members = _asked(call), call.members if isinstance(call, ChatCall) else _embedding(call)
+            tenant, entitled = await self._entitled(auth, asked)
+            ruled = self._ruled(auth, tenant, call, members, entitled)
+            if ruled.blocked is not None:
+                return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)
+            decision = await decide(self._pii, auth, members, self._rules(tenant))
+            if decision.outcome.decision == "blocked":
+                return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
+            candidates = ruled.candidates
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
-            ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
+            ask = self._would_ask(call, decision.value, candidates[0])
             plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
                 findings=decision.findings,
+                refusal=None,
                 budget={**budget_members(balance), "would_hold": ask.amount, "fits": fits},
             )
+
+    async def _blocked(
+        self, auth: AuthContext, tenant: Tenant, outcome: PolicyOutcome, findings: tuple[Finding, ...], refusal: str
+    ) -> Verdict:
+        """What is refused holds nothing."""
+        balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
+        return Verdict(
+            policy_outcome=outcome,
+            findings=findings,
+            refusal=refusal,
+            budget={**budget_members(balance), "would_hold": 0, "fits": True},
+        )
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
         """What the tenant may ask for, aliases and tiers included, sorted by id, each with who would be asked first."""
@@ -185,7 +213,9 @@ class Pipeline:
 
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
         asked = _asked(call)
-        tenant, candidates = await self._entitled(auth, asked)
+        tenant, entitled = await self._entitled(auth, asked)
+        ruled = self._permitted(self._ruled(auth, tenant, call, call.members, entitled), trail)
+        candidates = ruled.candidates
         decision = await self._inspected(auth, tenant, call.members, trail)
         body: dict[str, Json] = decision.value
         ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
@@ -199,8 +229,13 @@ class Pipeline:
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(msgspec.json.encode(body)),
-            answer=self._answer(auth, tenant, decision),
+            answer=ruled.guarded(self._answer(auth, tenant, decision)),
         )
+
+    def _would_ask(self, call: ChatCall | EmbedCall, value: Json, preferred: Candidate) -> Ask:
+        if isinstance(call, EmbedCall):
+            return embed_ask(msgspec.structs.replace(call, inputs=tuple(value["input"])))
+        return self._asked(msgspec.structs.replace(call, members=value), preferred)
 
     def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
         most = preferred.card.max_tokens
@@ -224,6 +259,30 @@ class Pipeline:
                 code="model_not_entitled",
             )
         return tenant, candidates
+
+    def _ruled(
+        self,
+        auth: AuthContext,
+        tenant: Tenant,
+        call: ChatCall | EmbedCall,
+        members: dict[str, Json],
+        candidates: tuple[Candidate, ...],
+    ) -> Ruled:
+        """Which of them the policies permit; changes nothing."""
+        rules = self._policies.of(tenant)
+        if rules.is_empty:
+            return Ruled(candidates=candidates)
+
+        def may_write(candidate: Candidate) -> int:
+            return most_written(call, self._limits, candidate.card.max_tokens) if isinstance(call, ChatCall) else 0
+
+        return ruled(rules, auth, members, candidates, tier=self._router.tier(call.model), may_write=may_write)
+
+    def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
+        if ruled.blocked is not None:
+            trail.outcome = ruled.blocked
+            raise ruled.refusal
+        return ruled
 
     async def _fits(self, auth: AuthContext, ask: Ask, plan: Plan) -> bool:
         """Whether the tenant's own hard budgets have room."""
@@ -290,6 +349,7 @@ class Pipeline:
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
             try:
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
                     answer = await act(candidate)
@@ -319,6 +379,7 @@ class Pipeline:
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
             spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
@@ -389,7 +450,14 @@ def out_of_time(seconds: int) -> Unavailable:
     return Unavailable(f"the answer took longer than {seconds} s", code="upstream_timeout")
 
 
-def _asked(call: ChatCall) -> Asked:
+def _embedding(call: EmbedCall) -> dict[str, Json]:
+    """What a backend would read of it."""
+    return {**call.members, "input": list(call.inputs)}
+
+
+def _asked(call: ChatCall | EmbedCall) -> Asked:
+    if isinstance(call, EmbedCall):
+        return Asked(name=call.model, kind="embed", preference=call.preference)
     return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation_of(call.members))
 
 

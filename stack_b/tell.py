@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from observability.metrics import Metrics
 from ports.context import AuthContext
@@ -10,6 +11,8 @@ from ports.messages import Usage
 from ports.model import Attempt
 from stack_b.backends.catalog import Candidate
 from stack_b.redaction.findings import Finding
+
+_BLOCKED: Final = {"policy_blocked": "request", "tool_not_permitted": "tools"}
 
 
 class Tell:
@@ -24,8 +27,8 @@ class Tell:
         except AgentOSError as error:
             if "budget" in error.code:
                 self._metrics.budget_refusal(error.code)
-            elif error.code == "policy_blocked":
-                self._metrics.policy_block("request")
+            elif error.code in _BLOCKED:
+                self._metrics.policy_block(_BLOCKED[error.code])
             raise
 
     def decided(self, findings: Iterable[Finding]) -> None:

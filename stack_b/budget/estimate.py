@@ -33,9 +33,19 @@ class Ask(Struct, frozen=True, kw_only=True):
 
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     bound = len(msgspec.json.encode(call.members)) + MEDIA_TOKENS * sum(1 for _ in _media(call.members))
-    most = min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
-    each = call.max_tokens if call.max_tokens is not None else most
+    each = _each(call, limits, model_max_tokens)
     return Ask(amount=bound + call.choices * each, prompt_bound=bound, max_tokens=each)
+
+
+def most_written(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    """How many tokens all choices together may have."""
+    return call.choices * _each(call, limits, model_max_tokens)
+
+
+def _each(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    if call.max_tokens is not None:
+        return call.max_tokens
+    return min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
 
 
 def embed_ask(call: EmbedCall) -> Ask:

@@ -12,12 +12,15 @@ from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.http.edge import decoded, exchange
 from ports.http.health import OK, Probe, states_of
+from ports.messages import Json
 from stack_b.backends.catalog import Candidate
+from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.http.completions import Asked
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import JsonReply, asgi, json_reply, unless_gone
 from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.limits import Limits
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 
@@ -43,7 +46,7 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTT
     async def policy_check(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         auth = found.identity
-        call = preferring(chat_call(found.json, deps.limits), request.headers.get(PREFERENCE))
+        call = _checked(found.json, deps.limits, request.headers.get(PREFERENCE))
         verdict = await pipeline.check(auth, call)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})
@@ -88,6 +91,13 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
         return asgi(JsonReply(openapi))
 
     return [healthz, readyz, metrics, document]
+
+
+def _checked(value: dict[str, Json], limits: Limits, preference: str | None) -> ChatCall | EmbedCall:
+    """The call that is asked about: an embedding where there is something to embed and no conversation."""
+    if "input" in value and "messages" not in value:
+        return preferring(embed_call(value, limits), preference)
+    return preferring(chat_call(value, limits), preference)
 
 
 def _view(candidate: Candidate, auth: AuthContext) -> ModelView:

@@ -5,7 +5,7 @@ State is this process's own: every gateway process learns by itself whose backen
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias
@@ -14,15 +14,16 @@ import msgspec
 from msgspec import Struct
 
 from ports.clock import Clock
-from ports.context import AuthContext
+from ports.context import AuthContext, PolicyContext
 from ports.errors import AgentOSError, Unavailable
 from ports.messages import Json
-from ports.tenant import Entitlements
+from ports.tenant import ALL, Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
+from stack_b.backends.reach import Reach
 from stack_b.canonical import Preference
 from stack_b.routing.breaker import Breaker, State
 from stack_b.routing.canary import Watch, drawn
-from stack_b.routing.choice import choose, permits
+from stack_b.routing.choice import choose, permits, permits_backend, permits_tier
 from stack_b.routing.rules import Canary, RoutingRules
 
 Kind: TypeAlias = Literal["chat", "embed"]
@@ -30,6 +31,8 @@ Kind: TypeAlias = Literal["chat", "embed"]
 LATENCY_WEIGHT: Final = 0.2
 """Of a new measurement in the moving average."""
 _UNPRICED: Final = 10**30
+_UNKNOWN: Final = Reach()
+_PLAIN: Final = PolicyContext()
 _KINDS: Final[tuple[Kind, ...]] = ("chat", "embed")
 
 logger = logging.getLogger("agentos.gateway")
@@ -47,16 +50,21 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 class Router:
-    def __init__(self, catalog: Catalog, rules: RoutingRules, clock: Clock) -> None:
+    def __init__(
+        self, catalog: Catalog, rules: RoutingRules, clock: Clock, *, reaches: Mapping[str, Reach] | None = None
+    ) -> None:
+        """`reaches`: by backend; of one that isn't named, nothing is known."""
         self._catalog = catalog
+        self._reaches = reaches or {}
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
         self._latency: dict[tuple[str, str], float] = {}
         self._rules = rules
         self._watches: dict[str, Watch] = {}
 
-    def follow(self, rules: RoutingRules) -> None:
+    def follow(self, rules: RoutingRules, *, reaches: Mapping[str, Reach]) -> None:
         """From the next request on. A canary that was rolled back stays so, unless it was changed."""
+        self._reaches = reaches
         kept = {canary.experiment for canary in rules.canaries} & {
             canary.experiment for canary in self._rules.canaries if canary in rules.canaries
         }
@@ -65,7 +73,9 @@ class Router:
 
     def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
-        served = self._catalog.served()
+        if not permits_tier(entitlements, self._rules.tier(asked.name)):
+            return ()
+        served = self._within(auth, entitlements)
         models = self._rules.models(asked.name)
         canary = self._canary(auth, asked.name, entitlements)
         if canary is not None:
@@ -77,6 +87,10 @@ class Router:
             found += self._spread(auth, asked, equals) if model in self._rules.spread else equals
         first = [one for one in found if canary is not None and one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
+
+    def tier(self, name: str) -> str:
+        """The tier that a client asks for by `name`; empty where it is none."""
+        return self._rules.tier(name)
 
     def named(self, auth: AuthContext, entitlements: Entitlements) -> tuple[Candidate, ...]:
         """By every name that leads somewhere, sorted: who would be asked first, under that name."""
@@ -169,6 +183,19 @@ class Router:
         if canary is None or self._watch(canary).rolled_back or not permits(entitlements, canary.model):
             return None
         return canary
+
+    def _within(self, auth: AuthContext, entitlements: Entitlements) -> tuple[Candidate, ...]:
+        """Those whose backends may see what this caller sends: the ones that fallbacks and canaries are chosen from too."""
+        served = self._catalog.served()
+        if not self._reaches and entitlements.backends == ALL == entitlements.regions and auth.policy == _PLAIN:
+            return served
+        regions = frozenset(entitlements.regions)
+        return tuple(
+            one
+            for one in served
+            if permits_backend(entitlements, one.backend.name)
+            and self._reaches.get(one.backend.name, _UNKNOWN).may_see(auth.policy, regions)
+        )
 
     def _preferred(self, preference: Preference, found: list[Candidate]) -> list[Candidate]:
         match preference:

@@ -20,6 +20,7 @@ from ports.tenant import Entitlements
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.configuration import MAX_FILE_BYTES, Following, parse_configuration, read_configuration
+from stack_b.policies.desk import Policies
 from stack_b.routing.router import Asked, Router
 from tests.support.http_server import served
 from tests.support.scripted_upstream import Events, ScriptedUpstream, delta
@@ -66,12 +67,13 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         found = read_configuration(path)
         catalog = Catalog(opened.use(found.backends), clock)
         await catalog.refresh()
-        router = Router(catalog, found.routing, clock)
+        router, policies = Router(catalog, found.routing, clock), Policies()
         following = Following(
             path,
             found,
             catalog=catalog,
             router=router,
+            policies=policies,
             opened=opened,
             settings=lambda found: found.backends,
             clock=clock,
@@ -199,6 +201,7 @@ async def test_a_secret_that_is_rotated_is_followed_although_the_file_stays(tmp_
             found,
             catalog=catalog,
             router=Router(catalog, found.routing, clock),
+            policies=Policies(),
             opened=opened,
             settings=lambda found: found.backends,
             clock=clock,
