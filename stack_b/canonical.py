@@ -13,6 +13,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     model: str
     members: dict[str, Json]
     """The client's members that a backend may know: `messages`, `tools` and the rest, without those named below."""
+    metadata: dict[str, Json] = {}
+    """What the client says of itself where that is not among `members`, because no backend is told."""
     choices: int = 1
     max_tokens: int | None = None
     """Per choice; None when the client left it to us."""
@@ -30,3 +32,10 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     """`dimensions`, `user` and what else a backend may know."""
     encoding: Literal["float", "base64"] = "float"
     preference: Preference = "quality"
+
+
+def metadata_of(call: ChatCall | EmbedCall) -> dict[str, Json]:
+    """What the client says of itself, such as which agent asks; whoever goes by it trusts its own clients. Not
+    redacted: it is decided by, and never kept."""
+    told = call.metadata if isinstance(call, ChatCall) and call.metadata else call.members.get("metadata")
+    return told if isinstance(told, dict) else {}

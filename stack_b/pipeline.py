@@ -24,7 +24,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, metadata_of
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
@@ -276,7 +276,15 @@ class Pipeline:
         def may_write(candidate: Candidate) -> int:
             return most_written(call, self._limits, candidate.card.max_tokens) if isinstance(call, ChatCall) else 0
 
-        return ruled(rules, auth, members, candidates, tier=self._router.tier(call.model), may_write=may_write)
+        return ruled(
+            rules,
+            auth,
+            members,
+            candidates,
+            tier=self._router.tier(call.model),
+            metadata=metadata_of(call),
+            may_write=may_write,
+        )
 
     def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
         if ruled.blocked is not None:

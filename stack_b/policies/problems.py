@@ -14,8 +14,7 @@ from stack_b.policies.rules import CompiledRule
 TENANT: Final = "tenant"
 """What a tenant's own policy is called in reasons."""
 MAX_BYTES: Final = 256 * 1024
-_TEXT: Final = ("keywords", "patterns")
-_STAGES: Final[Mapping[str, tuple[Stage, ...]]] = {
+USABLE: Final[Mapping[str, tuple[Stage, ...]]] = {
     "keywords": ("input", "output"),
     "patterns": ("input", "output"),
     "max_tokens": ("input",),
@@ -62,7 +61,7 @@ def problems(policy: Policy) -> list[str]:
 
 
 def _of_rule(rule: Rule, later: Sequence[Rule]) -> Iterator[str]:
-    for condition, stages in _STAGES.items():
+    for condition, stages in USABLE.items():
         wrong = [stage for stage in rule.on if stage not in stages]
         if getattr(rule, condition) not in ((), None) and wrong:
             yield f"`{condition}` means nothing on {' and '.join(wrong)}, only on {' and '.join(stages)}"

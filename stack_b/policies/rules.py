@@ -30,23 +30,20 @@ class Subject:
         members: Mapping[str, Json],
         *,
         tier: str,
+        metadata: Mapping[str, Json],
         may_write: Callable[[Candidate], int],
     ) -> None:
-        """`tier`: of the name that was asked for; empty where it is none. `may_write`: how many tokens at most, all choices
-        together."""
+        """`tier`: of the name that was asked for; empty where it is none. `metadata`: what the client says of itself.
+        `may_write`: how many tokens at most, all choices together."""
         self.auth = auth
         self.tier = tier
+        agent = metadata.get("agent_id")
+        self.agent = agent if isinstance(agent, str) else ""
         self._members = dict(members)
         self.may_write = may_write
         self._texts: tuple[str, ...] | None = None
         self._offered: tuple[str, ...] | None = None
         self._found: dict[int, bool] = {}
-
-    @property
-    def agent(self) -> str:
-        told = self._members.get("metadata")
-        name = told.get("agent_id") if isinstance(told, dict) else None
-        return name if isinstance(name, str) else ""
 
     @property
     def offered(self) -> tuple[str, ...]:
