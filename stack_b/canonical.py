@@ -34,8 +34,11 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     preference: Preference = "quality"
 
 
-def metadata_of(call: ChatCall | EmbedCall) -> dict[str, Json]:
-    """What the client says of itself, such as which agent asks; whoever goes by it trusts its own clients. Not
-    redacted: it is decided by, and never kept."""
-    told = call.metadata if isinstance(call, ChatCall) and call.metadata else call.members.get("metadata")
-    return told if isinstance(told, dict) else {}
+def said(call: ChatCall) -> dict[str, Json]:
+    """All that a client says: to be decided on, though a backend may be told less."""
+    return {**call.members, "metadata": call.metadata} if call.metadata else call.members
+
+
+def sent(call: ChatCall, value: dict[str, Json]) -> dict[str, Json]:
+    """Of `value`, which came of what was said, what a backend is told."""
+    return {name: member for name, member in value.items() if name != "metadata"} if call.metadata else value

@@ -24,7 +24,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
-from stack_b.canonical import ChatCall, EmbedCall, metadata_of
+from stack_b.canonical import ChatCall, EmbedCall, said, sent
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
@@ -172,7 +172,7 @@ class Pipeline:
         """What `chat` or `embed` would decide, without a call and without changing a row."""
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
-            asked, members = _asked(call), call.members if isinstance(call, ChatCall) else _embedding(call)
+            asked, members = _asked(call), said(call) if isinstance(call, ChatCall) else _embedding(call)
             tenant, entitled = await self._entitled(auth, asked)
             ruled = self._ruled(auth, tenant, call, members, entitled)
             if ruled.blocked is not None:
@@ -214,12 +214,14 @@ class Pipeline:
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
         asked = _asked(call)
         tenant, entitled = await self._entitled(auth, asked)
-        ruled = self._permitted(self._ruled(auth, tenant, call, call.members, entitled), trail)
+        members = said(call)
+        ruled = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail)
         candidates = ruled.candidates
-        decision = await self._inspected(auth, tenant, call.members, trail)
-        body: dict[str, Json] = decision.value
-        ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
-        plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
+        decision = await self._inspected(auth, tenant, members, trail)
+        value: dict[str, Json] = decision.value
+        ask = self._asked(msgspec.structs.replace(call, members=value), candidates[0])
+        plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
+        body = sent(call, value)
         return _Ready(
             auth=auth,
             asked=asked,
@@ -282,7 +284,6 @@ class Pipeline:
             members,
             candidates,
             tier=self._router.tier(call.model),
-            metadata=metadata_of(call),
             may_write=may_write,
         )
 

@@ -115,10 +115,9 @@ def ruled(
     candidates: tuple[Candidate, ...],
     *,
     tier: str,
-    metadata: Mapping[str, Json],
     may_write: Callable[[Candidate], int],
 ) -> Ruled:
     """Decide on a request. `candidates` is not empty; see `Subject` for the rest."""
-    subject = Subject(auth, members, tier=tier, metadata=metadata, may_write=may_write)
+    subject = Subject(auth, members, tier=tier, may_write=may_write)
     ruling = rules.request(subject, candidates)
     return Ruled(candidates=ruling.permitted, ruling=ruling, rules=rules, subject=subject)

@@ -30,14 +30,14 @@ class Subject:
         members: Mapping[str, Json],
         *,
         tier: str,
-        metadata: Mapping[str, Json],
         may_write: Callable[[Candidate], int],
     ) -> None:
-        """`tier`: of the name that was asked for; empty where it is none. `metadata`: what the client says of itself.
-        `may_write`: how many tokens at most, all choices together."""
+        """`tier`: of the name that was asked for; empty where it is none. `may_write`: how many tokens at most, all choices
+        together."""
         self.auth = auth
         self.tier = tier
-        agent = metadata.get("agent_id")
+        told = members.get("metadata")
+        agent = told.get("agent_id") if isinstance(told, dict) else None
         self.agent = agent if isinstance(agent, str) else ""
         self._members = dict(members)
         self.may_write = may_write
