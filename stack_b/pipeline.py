@@ -320,7 +320,7 @@ class Pipeline:
     def _looked_through(self, ready: _Ready, trail: Trail) -> None:
         """Note what was taken out of the answer, before the receipt is written."""
         trail.outcome = ready.answer.outcome(trail.outcome)
-        self._tell.decided(ready.answer.findings)
+        self._tell.answered(trail.outcome, ready.answer.findings)
 
     @asynccontextmanager
     async def _reserved(

@@ -8,7 +8,7 @@ from observability.metrics import Metrics
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.messages import Usage
-from ports.model import Attempt
+from ports.model import Attempt, PolicyOutcome
 from stack_b.backends.catalog import Candidate
 from stack_b.redaction.findings import Finding
 
@@ -34,6 +34,12 @@ class Tell:
     def decided(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self._metrics.redactions(finding.kind, finding.count)
+
+    def answered(self, outcome: PolicyOutcome | None, findings: Iterable[Finding]) -> None:
+        """What policy decided on an answer."""
+        self.decided(findings)
+        if outcome is not None and outcome.decision == "blocked":
+            self._metrics.policy_block("answer")
 
     def attempted(self, candidate: Candidate, attempt: Attempt) -> None:
         self._metrics.model_request(

@@ -9,6 +9,9 @@ from stack_b.policies.width import width
 
 _MEMORY: Final = 8 * 1024 * 1024
 """Bytes for a pattern and its automaton; a pattern that needs more is refused."""
+_SHOWN: Final = 200
+MAX_PROGRAM: Final = 5_000
+"""Steps of one compiled pattern: its time grows with them where many places look like the beginning of a match."""
 _WORD: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
@@ -24,7 +27,7 @@ def compiled(pattern: str, *, case_sensitive: bool = False) -> Any:  # RE2's own
     try:
         return re2.compile(pattern, options)
     except re2.error as error:
-        raise InvalidArgument(f"{pattern!r} is no pattern of RE2's: {_said(error)}") from None
+        raise InvalidArgument(f"{pattern[:_SHOWN]!r} is no pattern of RE2's: {_said(error)}") from None
 
 
 def words(keywords: Sequence[str]) -> list[str]:
@@ -45,7 +48,13 @@ class Search:
             if not canonical_text(keyword).strip():
                 raise InvalidArgument(f"the keyword {keyword!r} has nothing in it that can be seen")
         for pattern in patterns:
-            if compiled(pattern).search("") is not None:
+            found = compiled(pattern)
+            if found.programsize > MAX_PROGRAM:
+                raise InvalidArgument(
+                    f"{pattern!r} is too large, {found.programsize:,} steps of at most {MAX_PROGRAM:,}; say {{0,20}} "
+                    r"rather than {0,200}, and [a-z] rather than \pL"
+                )
+            if found.search("") is not None:
                 raise InvalidArgument(f"{pattern!r} is found in every text; write what it should find")
         alternatives = [*words(keywords), *patterns]
         self.width = 0
