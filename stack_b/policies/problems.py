@@ -34,8 +34,9 @@ def parse_policy(raw: bytes | str) -> Policy:
         raise InvalidArgument(f"a policy is at most {MAX_BYTES:,} bytes")
     try:
         given = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise _unusable([f"it is not JSON: {error}"]) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise _unusable([f"it is not JSON: {reason}"]) from None
     policy, found = _converted(given)
     found += problems(policy)
     if found:

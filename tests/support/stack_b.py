@@ -53,7 +53,7 @@ class Tokens:
     def __init__(self, callers: Mapping[str, AuthContext] | None = None) -> None:
         """`callers`: who they are otherwise than in `CALLERS`."""
         self.revoked: set[str] = set()
-        self._callers = CALLERS | (callers or {})
+        self._callers = {**CALLERS, **(callers or {})}
 
     async def verify(self, token: str) -> AuthContext:
         if token in self.revoked or token not in self._callers:

@@ -137,7 +137,7 @@ class Request:
     def calls(self) -> tuple[ChatCall | EmbedCall, ChatCall | EmbedCall]:
         """As `/v1/policy/check` reads it, and as its surface does."""
         if self.path == "/v1/embeddings":
-            body = {"model": self.model, "input": self.texts}
+            body: dict[str, Json] = {"model": self.model, "input": self.texts}
             body |= {"metadata": {"agent_id": self.agent}} if self.agent else {}
             return embed_call(body, LIMITS), embed_call(body, LIMITS)
         return chat_call(self.chat(), LIMITS), SURFACES[self.path](self.on_surface(), LIMITS)[0]
@@ -256,9 +256,9 @@ def _may_serve(world: World, asked: Request) -> list[tuple[str, str]]:
     names = [*ROUTING.tiers.get(name, (name,)), *_canary(asked)]
     if asked.path == "/v1/embeddings":
         names = [one for one in names if one == "m-embed"]
+    served: dict[str, tuple[str, ...]] = dict(SERVED)
+    if asked.path == "/v1/embeddings":
         served = dict.fromkeys(SERVED, ("m-embed",))
-    else:
-        served = dict(SERVED)
     found = [(backend, model) for backend, models in served.items() for model in models if model in names]
     return [one for one in dict.fromkeys(found) if _reaches(world, asked.caller.policy, *one)]
 

@@ -42,7 +42,10 @@ CARDS: Final = (
     ModelCard(id="m-1", upstream="m-1", max_tokens=64),
     ModelCard(id="m-embed", upstream="m-embed", chat=False, embed=True),
 )
-ASKS: Final = {"no token", "a wrong token", "no scope", "another tenant", "a disabled tenant", "an unknown query"}
+ASKS: Final = {
+    "no token", "a wrong token", "the key store away", "no scope", "another tenant", "a disabled tenant",
+    "an unknown query",
+}  # fmt: skip
 READS: Final = {"not JSON", "another content type", "a body too large", "a member twice"}
 MODEL: Final = {"a model of others", "a model unknown"}
 STEERS: Final = {"steering", "widening"}
@@ -56,7 +59,6 @@ WRITES: Final = {
     "more tokens than the model writes",
     "the tokens held are the tokens told",
 }
-EVERY: Final = ASKS | READS | MODEL | STEERS | INSPECTS | CALLS | WRITES
 TOOL: Final = "pay_bill"
 
 
@@ -272,6 +274,9 @@ class Away:
     async def budgets(self, auth: AuthContext) -> tuple[Budget, ...]:
         raise Unavailable(f"no ledger for {auth.tenant}")
 
+    async def verify(self, token: str) -> AuthContext:
+        raise Unavailable(f"no store for a token of {len(token)} characters")
+
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")
 
@@ -295,6 +300,14 @@ async def _(case: Case) -> None:
 async def _(case: Case) -> None:
     async with case.node() as node:
         await case.refused(node, 401, "unauthenticated", who="nobody")
+
+
+@rule("the key store away")
+async def _(case: Case) -> None:
+    """Nobody is told that a good key is bad: a client would throw it away, or log its user out."""
+    async with case.node(verifier=Away()) as node:
+        error = await case.refused(node, 503, "unavailable")
+    assert error["retryable"] is True
 
 
 @rule("no scope")
