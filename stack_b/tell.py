@@ -1,7 +1,6 @@
 """What the gateway counts of its requests."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Final
 
 from observability.metrics import Metrics
@@ -19,17 +18,12 @@ class Tell:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Around a request: count what refuses it, where the HTTP metrics would not say why."""
-        try:
-            yield
-        except AgentOSError as error:
-            if "budget" in error.code:
-                self._metrics.budget_refusal(error.code)
-            elif error.code in _BLOCKED:
-                self._metrics.policy_block(_BLOCKED[error.code])
-            raise
+    def refused(self, error: AgentOSError) -> None:
+        """Count what refuses a request, where the HTTP metrics would not say why."""
+        if "budget" in error.code:
+            self._metrics.budget_refusal(error.code)
+        elif error.code in _BLOCKED:
+            self._metrics.policy_block(_BLOCKED[error.code])
 
     def decided(self, findings: Iterable[Finding]) -> None:
         for finding in findings:

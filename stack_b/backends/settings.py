@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from ports.clock import Clock
 from ports.errors import InvalidArgument
+from stack_b.backends.billing import StopsBilling
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.openai_compatible import OpenAiCompatible
@@ -60,6 +61,8 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     region."""
     classifications: tuple[Place, ...] = USUAL
     """What it may be sent, by the classification in the caller's token; `*` for anything."""
+    cancel_stops_billing: StopsBilling | None = None
+    """Whether a call that is cut off costs only what was written until then; not said, what is usual at its host."""
 
     @property
     def reach(self) -> Reach:
@@ -144,6 +147,7 @@ def open_backend(backend: BackendSettings, clock: Clock, *, secret: Callable[[st
         ),
         connect_timeout=timedelta(seconds=backend.connect_timeout_s),
         max_tokens_member=backend.max_tokens_member,
+        cancel_stops_billing=backend.cancel_stops_billing,
         tls=tls_context(backend.ca_file) if backend.ca_file else None,
     )
 

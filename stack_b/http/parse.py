@@ -27,12 +27,14 @@ WIDENING: Final = (
     "options", "use_beam_search",
 )  # fmt: skip
 
+_NOT_TAKEN: Final = frozenset({*STEERING, *WIDENING})
+
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
 
-PREFERENCE: Final = "x-route-preference"
-STEP_KEY: Final = "x-step-key"
+PREFERENCE: Final = b"x-route-preference"
+STEP_KEY: Final = b"x-step-key"
 _STEP_KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -47,8 +49,8 @@ def preferring(call: CallT, given: str | None) -> CallT:
         return replace(call, preference=msgspec.convert(given, Preference))
     except msgspec.ValidationError:
         raise InvalidArgument(
-            f"the header {PREFERENCE} is {', '.join(get_args(Preference))}, or left out",
-            details={"path": PREFERENCE},
+            f"the header {PREFERENCE.decode()} is {', '.join(get_args(Preference))}, or left out",
+            details={"path": PREFERENCE.decode()},
         ) from None
 
 
@@ -103,6 +105,8 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
 
 def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") -> None:
     """Also for surfaces that limit an answer by another member, `limit`."""
+    if _NOT_TAKEN.isdisjoint(value):
+        return
     for name in STEERING:
         if name in value:
             raise _refused(name, f"{name!r} is not taken: this node decides where a request goes")

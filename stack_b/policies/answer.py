@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from ports.messages import Json
 from ports.model import PolicyOutcome
 from stack_b.backends.catalog import Candidate
+from stack_b.chunks import Piece, Run
 from stack_b.fragments import joined
 from stack_b.policies.calls import Unreadable, read_arguments
 from stack_b.policies.patterns import Search
@@ -91,8 +92,12 @@ class Guarded:
         shown = await self._answer.whole(answer)
         return {**shown, "choices": [self._whole(choice) for choice in shown["choices"]]}
 
-    async def pieces(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
-        return self._fed(await self._answer.pieces(chunks))
+    async def pieces(self, pieces: list[Piece]) -> list[Piece]:
+        shown = await self._answer.pieces(pieces)
+        if not self._searches and not self._leads and all(isinstance(piece, Run) for piece in shown):
+            # Only calls are decided on, and there are none in it.
+            return shown
+        return list(self._fed(shown))
 
     async def rest(self) -> list[dict[str, Json]]:
         released = self._fed(await self._answer.rest())
@@ -116,9 +121,10 @@ class Guarded:
     def _choice(self, index: int) -> "_Choice":
         return self._choices.setdefault(index, _Choice(self))
 
-    def _fed(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    def _fed(self, pieces: Sequence[Piece]) -> list[dict[str, Json]]:
         released: list[dict[str, Json]] = []
-        for chunk in chunks:
+        for piece in pieces:
+            chunk = piece.with_text("".join(piece.texts)) if isinstance(piece, Run) else piece
             [choice] = chunk["choices"]
             index = choice.get("index") or 0
             self._last[index] = chunk

@@ -10,6 +10,15 @@ from ports.pii import Span
 SHORTEST: Final = 5
 """Nothing that counts as personal data is shorter (`a@b.c`)."""
 
+PROTOCOL: Final = frozenset(
+    {
+        "assistant", "content", "description", "developer", "enum", "function", "messages", "metadata", "model", "number",
+        "object", "parameters", "properties", "required", "response_format", "string", "strict", "system", "temperature",
+        "tool_call_id", "tool_calls", "tool_choice", "tools", "top_p",
+    }
+)  # fmt: skip
+"""Words of the dialect itself. Nobody's data, and nothing but these exact words is spared a look."""
+
 _LONG_NUMBER: Final = 10**8
 
 # Media travel as base64. Its alphabet has no '@', '.', '-' or space, so no text hides in it, and a detector that took
@@ -43,11 +52,12 @@ def texts(value: Json, *, depth: int = 0) -> Iterator[str]:
     settings such as `seed`.
     """
     if isinstance(value, str):
-        if len(value) >= SHORTEST and not is_media(value):
+        if len(value) >= SHORTEST and value not in PROTOCOL and not is_media(value):
             yield value
     elif isinstance(value, dict):
         for name, member in value.items():
-            yield from texts(name)
+            if name not in PROTOCOL:
+                yield from texts(name)
             yield from texts(member, depth=depth + 1)
     elif isinstance(value, list):
         for item in value:

@@ -5,10 +5,10 @@ State is this process's own: every gateway process learns by itself whose backen
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Final, Literal, TypeAlias
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -85,7 +85,9 @@ class Router:
         for model in models:
             equals = choose(model, asked.kind, entitlements, served)
             found += self._spread(auth, asked, equals) if model in self._rules.spread else equals
-        first = [one for one in found if canary is not None and one.card.id == canary.model]
+        if canary is None:
+            return tuple(self._preferred(asked.preference, found))
+        first = [one for one in found if one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
 
     def tier(self, name: str) -> str:
@@ -124,28 +126,30 @@ class Router:
                 retry_after=timedelta(seconds=max(1.0, wait)),
             )
 
-    @contextmanager
-    def attempt(self, auth: AuthContext, asked: Asked, candidate: Candidate) -> Iterator["Attempting"]:
-        """Around one call of a backend: what becomes of it is what the next requests go by.
+    def attempt(self, auth: AuthContext, asked: Asked, candidate: Candidate) -> "Attempting":
+        """A block around one call of a backend: what becomes of it is what the next requests go by.
 
         A client that leaves, or its own deadline, is nobody's failure. Neither is a refusal of the request itself.
         """
-        breaker = self._breaker(candidate)
-        attempting = Attempting(self._clock, breaker)
-        try:
-            yield attempting
-        except AgentOSError as error:
+
+        def ended(error: BaseException | None, seconds: float) -> None:
+            if error is not None and not isinstance(error, AgentOSError):
+                breaker.left()
+                return
             # What is not `upstream_…` is ours, such as having no connection left.
             failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
             self._judge(breaker, auth, asked, candidate, failed=failed)
-            raise
-        except BaseException:
-            breaker.left()
-            raise
-        self._judge(breaker, auth, asked, candidate, failed=False)
-        key = (candidate.backend.name, candidate.card.id)
-        before = self._latency.get(key, attempting.seconds)
-        self._latency[key] = before + LATENCY_WEIGHT * (attempting.seconds - before)
+            if error is None:
+                key = (candidate.backend.name, candidate.card.id)
+                before = self._latency.get(key, seconds)
+                self._latency[key] = before + LATENCY_WEIGHT * (seconds - before)
+
+        breaker = self._breaker(candidate)
+        return Attempting(self._clock, breaker, ended)
+
+    def spreads(self) -> bool:
+        """Whether it matters which conversation a request is of."""
+        return bool(self._rules.spread)
 
     def states(self) -> dict[str, State]:
         """By backend, of those that were called."""
@@ -218,13 +222,22 @@ class Router:
 
 
 class Attempting:
-    """A call under way."""
+    """A call under way. `ended` is told of its end: by which error, and how many seconds it took to the first content."""
 
-    def __init__(self, clock: Clock, breaker: Breaker) -> None:
+    __slots__ = ("_began", "_breaker", "_clock", "_ended", "_first")
+
+    def __init__(self, clock: Clock, breaker: Breaker, ended: Callable[[BaseException | None, float], None]) -> None:
         self._clock = clock
         self._breaker = breaker
+        self._ended = ended
         self._began = clock.monotonic()
         self._first: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._ended(error, self.seconds)
 
     def answered(self) -> None:
         """Its first content is there, or all of it."""

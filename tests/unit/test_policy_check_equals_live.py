@@ -23,6 +23,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.backends.protocol import ModelCard
 from stack_b.backends.reach import Reach
 from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.chunks import written_out
 from stack_b.http.completions import SURFACES
 from stack_b.http.parse import chat_call, embed_call
 from stack_b.limits import Limits
@@ -354,7 +355,8 @@ async def lived(pipeline: Pipeline, caller: AuthContext, call: ChatCall | EmbedC
         if isinstance(call, EmbedCall):
             answer = await pipeline.embed(caller, call)
         elif call.stream:
-            answer = [chunk async for chunk in pipeline.stream(caller, call)][-1]
+            batches = [batch async for batch in pipeline.stream(caller, call)]
+            answer = list(written_out(batches[-1]))[-1]
         else:
             answer = await pipeline.chat(caller, call)
     except AgentOSError as error:
