@@ -28,15 +28,22 @@ _UNKNOWN: Final = Entitlements()
 """What a tenant has that the directory does not know."""
 _MAX_LEASED: Final = 1_000
 """Per call of `lease`."""
+_LEASE_POOL: Final = 2
+"""Connections that take messages: a worker has one call of `lease` under way at a time."""
+_ACKS_GATHER_S: Final = 0.02
+"""How long an acknowledgement waits for others to share its commit: nobody waits for it."""
 
 
 class PostgresQueue:
     """Satisfies `QueuePort`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, for_leases: Database) -> None:
+        """`for_leases` waits for no disk: a lease that a crash of the server forgets has ended early, as with a crash of
+        its holder."""
         self._database = database
+        self._for_leases = for_leases
         self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue)
-        self._acks: Together[dict[str, Any], bool] = Together(database, _ack)
+        self._acks: Together[dict[str, Any], bool] = Together(database, _ack, gather_s=_ACKS_GATHER_S)
 
     @property
     def capabilities(self) -> QueueCapabilities:
@@ -102,10 +109,10 @@ class PostgresQueue:
         return Depth(ready=row["ready"], leased=row["leased"])
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
-        # A lease that a crash of the server forgets has ended early, as with a crash of its holder.
-        async with self._database.transaction(auth.tenant, flushed=False) as transaction:
-            if QUEUE_ANY_TENANT in auth.scopes:
-                return await transaction.rows(_SQL["lease_any"], {**asked, "max_active_runs": _UNKNOWN.max_active_runs})
+        if QUEUE_ANY_TENANT in auth.scopes:
+            limits = {"max_active_runs": _UNKNOWN.max_active_runs}
+            return await self._for_leases.once(_SQL["lease_any"], {**asked, **limits})
+        async with self._for_leases.transaction(auth.tenant) as transaction:
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 
 
@@ -155,8 +162,12 @@ def _over(delivery: Delivery) -> Conflict:
 
 @asynccontextmanager
 async def open_queue(config: PostgresConfig, _given: Given) -> AsyncIterator[QueuePort]:
-    async with open_database(config) as database:
-        yield PostgresQueue(database)
+    few = msgspec.structs.replace(config, pool_size=min(_LEASE_POOL, config.pool_size))
+    async with (
+        open_database(config) as database,
+        open_database(few, apart="takes", flushed=False) as for_leases,
+    ):
+        yield PostgresQueue(database, for_leases=for_leases)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, QueuePort]] = AdapterSpec(

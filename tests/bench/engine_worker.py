@@ -120,7 +120,7 @@ async def main(env: Environment) -> None:
         worker = Worker(
             deps,
             new_id=lambda: identity,
-            concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+            concurrency=env.number("WORKER_CONCURRENCY", 32, least=1, most=1_000),
             keep=kept_apart(store_of_leases),
         )
         with anyio.open_signal_receiver(signal.SIGTERM) as ending:
