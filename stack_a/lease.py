@@ -71,8 +71,8 @@ class Lease:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hear: Hear | None = None
         self._unheard_since: float | None = None
-        self._found_over = False
-        """Whether somebody was told by `holds` that it is over: then it is, whatever a renewal under way brings."""
+        self._found_over: WorkerId | None = None
+        """Of which id somebody was told by `holds` that it is over: then it is, whatever a renewal under way brings."""
 
     @property
     def live(self) -> bool:
@@ -85,13 +85,13 @@ class Lease:
 
         Cheap: to be asked before each effect, by any thread.
         """
-        if worker != self.id:
-            return False
         renewed_at = self._renewed_at
-        if renewed_at is None:
-            return False  # given up, and not yet by another name
-        self._found_over = self._found_over or self._overdue(renewed_at)
-        return not self._found_over
+        if worker != self.id or worker == self._found_over or renewed_at is None:
+            return False
+        if self._overdue(renewed_at):
+            self._found_over = worker
+            return False
+        return True
 
     def _overdue(self, renewed_at: float) -> bool:
         return self._clock.monotonic() - renewed_at >= FENCE_AFTER.total_seconds()
