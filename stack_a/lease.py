@@ -1,8 +1,8 @@
 """The worker's right to write: its lease in the run store, renewed every `RENEW_EVERY` for `LEASE`.
 
 When it could not be renewed for `FENCE_AFTER` by the worker's own monotonic clock, the worker gives it up and stops all its
-runs without another write or effect: the lease may soon lapse, and whoever takes the runs over has a higher epoch. A process
-that was stopped for so long finds that out by itself when it goes on (`holds`), before the store or anybody else tells it.
+runs without another write or effect: the lease may soon lapse, and whoever takes the runs over has a higher epoch. A
+process that was stopped for so long finds that out by itself when it goes on (`holds`), before anybody else tells it.
 
 A node keeps its lease on a thread of its own, with an event loop and a connection of its own (`kept_apart`): a tool or a
 parser may keep the worker's loop busy for longer than a lease lasts. What is found there is told to that loop; and because

@@ -359,7 +359,7 @@ class Worker:
         while self._holds(run):
             try:
                 await self._deps.run_state.release(run.requester, run.id, run.epoch, troubled=troubled)
-                await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)))
+                await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)), priority=run.priority)
             except (Conflict, NotFound):
                 return
             except AgentOSError:

@@ -19,6 +19,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.errors import Conflict, InvalidArgument
 from ports.ids import TenantId, minted, uuid_of
+from ports.priority import DEFAULT, check_priority
 from ports.queue import Delivery, Depth, QueueCapabilities, QueuePort
 from ports.tenant import Entitlements
 
@@ -49,7 +50,10 @@ class PostgresQueue:
     def capabilities(self) -> QueueCapabilities:
         return _CAPABILITIES
 
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        check_priority(priority)
         if len(body) > _CAPABILITIES.max_body_bytes:
             raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
         row = {
@@ -57,6 +61,7 @@ class PostgresQueue:
             "requester": packed(auth),
             "body": base64.b64encode(body).decode(),
             "not_before": not_before,
+            "priority": priority,
         }
         await self._enqueues(auth.tenant, row, order="")
         self._database.signals.tell(QUEUE)
@@ -71,7 +76,7 @@ class PostgresQueue:
         with self._database.signals.waiting(QUEUE) as waiter:
             while True:
                 if rows := await self._take(auth, asked):
-                    return [_delivery(row) for row in sorted(rows, key=lambda row: row["id"].bytes)]
+                    return [_delivery(row) for row in sorted(rows, key=lambda row: (-row["priority"], row["id"].bytes))]
                 if (left := deadline - loop.time()) <= 0:
                     return []
                 await waiter.wait(left)

@@ -180,7 +180,7 @@ class Execution:
                 case CallTools(calls=calls):
                     children = await self._make_calls(journal, agent, tools, calls)
                     if children and not _in_doubt(journal) and self._interrupted() is None:
-                        await journal.commit(status="waiting", events=[tell.waiting(children)])
+                        await journal.commit(status="waiting", waits_for="child", events=[tell.waiting(children)])
                         await self._family.waits(self.run)
                         return False
                 case Settle(steps=steps):

@@ -16,10 +16,10 @@ from conformance.clock import ManualClock
 from conformance.people import ACME
 from ports.agent import AgentLimits, AgentSpec
 from ports.context import AuthContext
-from ports.ids import AgentId, RunId
+from ports.ids import AgentId
 from ports.messages import Json
 from ports.model import ChatRequest, Message
-from ports.run_state import TERMINAL, Run
+from ports.run_state import TERMINAL
 from ports.tool import ToolCall, ToolPort, ToolResult
 from stack_a.lease import LEASE
 from tests.faults import witness
@@ -32,6 +32,7 @@ from tests.support.stack_a import stack_a
 from tests.support.worker import calls, ended_in_time, takeover, until
 
 pytestmark = pytest.mark.anyio
+
 
 async def settled() -> None:
     """Let everybody act who can without time passing."""
@@ -162,7 +163,7 @@ async def test_a_real_worker_that_was_stopped_for_longer_than_its_lease_calls_no
         stacks.worker.go_on()
 
         with anyio.fail_after(90):
-            while (run := await stacks.run(run_id)).status not in TERMINAL:
+            while (run := await stacks.run(run_id)).status not in TERMINAL:  # noqa: ASYNC110 - other processes end it
                 await anyio.sleep(0.2)
         claims = await witness.ask(stacks.database.superuser, "SELECT epoch, at FROM faults.claims ORDER BY epoch")
         zombies = await witness.ask(stacks.database.superuser, "SELECT * FROM faults.zombies")
