@@ -29,6 +29,8 @@ Kind: TypeAlias = Literal["chat", "embed"]
 
 LATENCY_WEIGHT: Final = 0.2
 """Of a new measurement in the moving average."""
+MAX_REMEMBERED: Final = 4_096
+"""Names with what they lead to, for one set of entitlements."""
 _UNPRICED: Final = 10**30
 _KINDS: Final[tuple[Kind, ...]] = ("chat", "embed")
 
@@ -54,6 +56,8 @@ class Router:
         self._latency: dict[tuple[str, str], float] = {}
         self._rules = rules
         self._watches: dict[str, Watch] = {}
+        self._remembered: dict[tuple[str, Kind, tuple[str, ...]], tuple[Candidate, ...]] = {}
+        self._remembered_for: tuple[Candidate, ...] = ()
 
     def follow(self, rules: RoutingRules) -> None:
         """From the next request on. A canary that was rolled back stays so, unless it was changed."""
@@ -62,10 +66,14 @@ class Router:
         }
         self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
         self._rules = rules
+        self._remembered = {}
 
     def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
         served = self._catalog.served()
+        if not self._rules.canaries and not self._rules.spread and asked.preference == "quality":
+            # Then it depends on nothing that a call changes.
+            return self._settled_order(served, asked, entitlements)
         models = self._rules.models(asked.name)
         canary = self._canary(auth, asked.name, entitlements)
         if canary is not None:
@@ -79,6 +87,20 @@ class Router:
             return tuple(self._preferred(asked.preference, found))
         first = [one for one in found if one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
+
+    def _settled_order(
+        self, served: tuple[Candidate, ...], asked: Asked, entitlements: Entitlements
+    ) -> tuple[Candidate, ...]:
+        if self._remembered_for is not served:
+            self._remembered_for, self._remembered = served, {}
+        key = (asked.name, asked.kind, entitlements.models)
+        found = self._remembered.get(key)
+        if found is None:
+            models = self._rules.models(asked.name)
+            found = tuple(one for model in models for one in choose(model, asked.kind, entitlements, served))
+            if found and len(self._remembered) < MAX_REMEMBERED:
+                self._remembered[key] = found
+        return found
 
     def named(self, auth: AuthContext, entitlements: Entitlements) -> tuple[Candidate, ...]:
         """By every name that leads somewhere, sorted: who would be asked first, under that name."""
@@ -149,7 +171,7 @@ class Router:
             breaker.succeeded()
         if breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
-        canary = self._drawn(auth, asked.name)
+        canary = self._drawn(auth, asked.name) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
             logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
 
