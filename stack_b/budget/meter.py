@@ -1,6 +1,6 @@
 """`reserved(...)`: hold a request's budget, and settle it exactly once on every way out."""
 
-import secrets
+import os
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
@@ -161,7 +161,7 @@ class Reservation:
 
 def events_of(auth: AuthContext, about: About, spending: Spending) -> tuple[UsageEvent, ...]:
     """An event for each attempt that consumed something, under an id of ours for the request."""
-    request = f"req_{secrets.token_hex(16)}"
+    request = f"req_{os.urandom(16).hex()}"
     return tuple(
         _event(auth, about, (request, number), usage, served)
         for number, (usage, served) in enumerate(spending.attempts(), start=1)

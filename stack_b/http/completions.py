@@ -51,8 +51,8 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
     async def complete(asked: Asked) -> Reply:
         found = asked.exchange
         call, wire = read(found.json, deps.limits)
-        call = preferring(call, found.headers.get(PREFERENCE))
-        auth, sent = found.identity, found.headers.get(STEP_KEY)
+        call = preferring(call, found.headers.text(PREFERENCE))
+        auth, sent = found.identity, found.headers.text(STEP_KEY)
         key = None if sent is None else step_key(sent)
         if call.stream:
             return ChatStream(

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +30,8 @@ Kind: TypeAlias = Literal["chat", "embed"]
 
 LATENCY_WEIGHT: Final = 0.2
 """Of a new measurement in the moving average."""
+MAX_REMEMBERED: Final = 4_096
+"""Orders of candidates."""
 _UNPRICED: Final = 10**30
 _UNKNOWN: Final = Reach()
 _PLAIN: Final = PolicyContext()
@@ -49,6 +51,15 @@ class Asked(Struct, frozen=True, kw_only=True):
     """Equal for the turns of one conversation, see `conversation_of`; empty where it has none."""
 
 
+class _Reasons(NamedTuple):
+    """All that an order depends on which no call changes, beside what is served and by which rules."""
+
+    name: str
+    kind: Kind
+    entitled: tuple[tuple[str, ...], ...]
+    policy: PolicyContext
+
+
 class Router:
     def __init__(
         self, catalog: Catalog, rules: RoutingRules, clock: Clock, *, reaches: Mapping[str, Reach] | None = None
@@ -61,6 +72,8 @@ class Router:
         self._latency: dict[tuple[str, str], float] = {}
         self._rules = rules
         self._watches: dict[str, Watch] = {}
+        self._remembered: dict[_Reasons, tuple[Candidate, ...]] = {}
+        self._remembered_for: tuple[Candidate, ...] = ()
 
     def follow(self, rules: RoutingRules, *, reaches: Mapping[str, Reach]) -> None:
         """From the next request on. A canary that was rolled back stays so, unless it was changed."""
@@ -70,9 +83,13 @@ class Router:
         }
         self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
         self._rules = rules
+        self._remembered = {}
 
     def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
+        if not self._rules.canaries and not self._rules.spread and asked.preference == "quality":
+            # Then it depends on nothing that a call changes.
+            return self._settled_order(auth, asked, entitlements)
         if not permits_tier(entitlements, self._rules.tier(asked.name)):
             return ()
         served = self._within(auth, entitlements)
@@ -93,6 +110,27 @@ class Router:
     def tier(self, name: str) -> str:
         """The tier that a client asks for by `name`; empty where it is none."""
         return self._rules.tier(name)
+
+    def _settled_order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
+        served = self._catalog.served()
+        if self._remembered_for is not served:
+            self._remembered_for, self._remembered = served, {}
+        key = _Reasons(
+            asked.name,
+            asked.kind,
+            (entitlements.models, entitlements.tiers, entitlements.backends, entitlements.regions),
+            auth.policy,
+        )
+        found = self._remembered.get(key)
+        if found is None:
+            found = ()
+            if permits_tier(entitlements, self._rules.tier(asked.name)):
+                within = self._within(auth, entitlements)
+                models = self._rules.models(asked.name)
+                found = tuple(one for model in models for one in choose(model, asked.kind, entitlements, within))
+            if found and len(self._remembered) < MAX_REMEMBERED:
+                self._remembered[key] = found
+        return found
 
     def named(self, auth: AuthContext, entitlements: Entitlements) -> tuple[Candidate, ...]:
         """By every name that leads somewhere, sorted: who would be asked first, under that name."""
@@ -163,7 +201,7 @@ class Router:
             breaker.succeeded()
         if breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
-        canary = self._drawn(auth, asked.name)
+        canary = self._drawn(auth, asked.name) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
             logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
 
