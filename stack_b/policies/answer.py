@@ -32,8 +32,8 @@ class Gate:
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches
-        self._window = max((search.width for search, _ in searches), default=0) + 1
-        """What must be known behind a character before it may go: a whole match, and what it ends at."""
+        self._window = max((search.width for search, _ in searches), default=0)
+        """What must be known behind a character before it may go: the rest of a match, and what stands behind it."""
         self._reading = Reading()
         self.denied: str | None = None
         """The reason, once something was found. From there on nothing goes out."""

@@ -10,6 +10,7 @@ import pytest
 from ports.errors import InvalidArgument
 from stack_b.policies.patterns import Search
 from stack_b.policies.rules import matches
+from stack_b.policies.strings import offered, strings
 from stack_b.policies.text import MAX_MARKS, Reading, canonical_text
 from stack_b.policies.width import MAX_WIDTH, width
 
@@ -147,6 +148,67 @@ class TestWidth:
     def test_what_is_not_understood_is_refused(self, pattern: str) -> None:
         with pytest.raises(InvalidArgument, match=r"isn't understood|no end"):
             width(pattern)
+
+
+class TestStrings:
+    def test_it_is_every_string_that_a_backend_would_see(self) -> None:
+        part = {"type": "text", "text": "said"}
+        call = {"function": {"name": "named", "arguments": '{"to": "argued"}'}}
+        members = {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [part, {"type": "image_url", "image_url": {"url": "https://x.test/linked"}}],
+                },
+                {"role": "assistant", "name": "called-so", "content": None, "tool_calls": [call]},
+            ],
+            "tools": [{"function": {"description": "described", "parameters": {"properties": {"keyed": {}}}}}],
+            "metadata": {"card": 4111111111111111, "x": True},
+        }
+        found = " ".join(strings(members))
+
+        for text in (
+            "said",
+            "linked",
+            "named",
+            "argued",
+            "called-so",
+            "described",
+            "keyed",
+            "4111111111111111",
+            "card",
+        ):
+            assert text in found
+
+    def test_what_is_said_in_two_parts_is_read_together(self) -> None:
+        parts = [{"type": "text", "text": "blue he"}, {"type": "text", "text": "ron"}]
+
+        assert "blue heron" in list(strings({"content": parts}))
+        assert "blue heron" in list(strings(["blue he", "ron"]))
+
+    def test_media_are_no_text_and_what_only_looks_like_it_is(self) -> None:
+        media = "data:image/png;base64," + "QUJD" * 100
+
+        assert media not in list(strings({"image_url": {"url": media}}))
+        assert media in list(strings({"content": media}))
+        assert "secretword" in " ".join(strings({"file": {"file_data": "secretword"}}))
+
+    @pytest.mark.parametrize(
+        ("members", "names"),
+        [
+            ({"tools": [{"type": "function", "function": {"name": "a"}}, {"type": "web_search"}]}, ("a", "web_search")),
+            ({"functions": [{"name": "b"}], "function_call": {"name": "c"}}, ("b", "c")),
+            ({"tools": [{"type": "custom", "custom": {"name": "d"}}]}, ("d",)),
+            ({"tool_choice": {"type": "function", "function": {"name": "e"}}}, ("e",)),
+            (
+                {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": [{"function": {"name": "f"}}]}}},
+                ("f",),
+            ),
+            ({"tools": ["odd", {}], "tool_choice": "auto"}, ("",)),
+        ],
+    )
+    def test_what_is_offered_or_forced_has_a_name(self, members: dict[str, object], names: tuple[str, ...]) -> None:
+        assert offered(members) == names
 
 
 @pytest.mark.parametrize(

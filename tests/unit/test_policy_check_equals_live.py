@@ -65,6 +65,9 @@ class Instant:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        return streamed
+
     async def models(self) -> tuple[ModelCard, ...]:
         cards = [ModelCard(id=one, upstream=one, max_tokens=WRITES_AT_MOST[one]) for one in SERVED[self.name]]
         return (*cards, ModelCard(id="m-embed", upstream="m-embed", chat=False, embed=True))
