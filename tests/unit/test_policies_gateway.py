@@ -184,6 +184,22 @@ async def test_where_an_embedding_may_go_is_decided_as_for_a_chat() -> None:
     assert upstream.requests == []
 
 
+async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> None:
+    no_tools = [{"id": "no", "effect": "deny", "on": ["offer"], "functions": ["*"]}]
+    two = Two(down=False)
+    async with stack_b(*two.backends, rules=no_tools) as node:
+        tools = [{"type": "function", "function": {"name": f"{number}{'x' * 5_000}"}} for number in range(20)]
+        long = await node.chat(model="m-1", tools=tools)
+        odd = await node.chat(model="m-1", tools=[{"type": "function"}])
+        counted = node.deps.metrics.render().decode()
+
+    assert (long.status_code, long.json()["error"]["code"]) == (403, "tool_not_permitted")
+    assert len(long.content) < 4_000
+    assert long.json()["error"]["details"]["reasons"] == ["rule_offer:tenant/no"]
+    assert (odd.status_code, odd.json()["error"]["code"]) == (403, "tool_not_permitted")
+    assert 'agentos_policy_blocks_total{reason="tools"} 2.0' in counted
+
+
 # How fast.
 
 
