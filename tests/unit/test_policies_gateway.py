@@ -21,7 +21,7 @@ from stack_b.policies.desk import Policies
 from stack_b.policies.rules import Rules
 from stack_b.routing.rules import Canary, RoutingRules
 from tests.support.in_process import in_process
-from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion
+from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
 from tests.support.stack_b import CALLERS, PLATFORM, StackB, Tokens, policy_of, stack_b
 
 pytestmark = [pytest.mark.anyio]
@@ -182,6 +182,23 @@ async def test_where_an_embedding_may_go_is_decided_as_for_a_chat() -> None:
             answer = await node.post("/v1/embeddings", {"model": "m-embed", "input": ["fine", "a heron"]})
             assert answer.status_code == 403
     assert upstream.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_rule_on_answers_goes_by_who_it_was_served_by(*, stream: bool) -> None:
+    rules = [
+        {"id": f"no-{backend}", "effect": "deny", "on": ["output"], "backends": [backend], "keywords": [word]}
+        for backend, word in (("one", "alpha"), ("two", "beta"))
+    ]
+    for said, denied in (("alpha", False), ("beta", True)):
+        two = Two()
+        told = Events([delta(content=said), delta("stop"), {"id": "up", "choices": [], "usage": usage(7, 5)}])
+        two.two.script[:] = [told if stream else completion(said)]
+        async with stack_b(*two.backends, rules=rules) as node:
+            answer = await node.chat(model="m-1", stream=stream)
+        assert answer.status_code == 200
+        assert ("content_filter" in answer.text) is denied
+        assert (said in answer.text) is not denied
 
 
 async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> None:
