@@ -21,16 +21,18 @@ from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.blocks import Refusing, Reserved
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
+from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, said, sent
 from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
 from stack_b.interrupt import Deadlines
 from stack_b.kept_texts import texts_to_keep
+from stack_b.policies.answer import Guarded
+from stack_b.policies.desk import Ruled, ruled
 from stack_b.policy import Decision, decide, enforce
 from stack_b.receipt import Trail, budget_members
 from stack_b.records.recorder import Recorder
@@ -54,6 +56,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     policy_outcome: PolicyOutcome
     findings: tuple[Finding, ...]
+    refusal: str | None
+    """The code of the error that a call would be refused with by policy."""
     budget: dict[str, Json]
 
 
@@ -69,7 +73,7 @@ class _Ready:
     plan: Plan
     limit: int
     sent_bytes: int
-    answer: Answer
+    answer: Answer | Guarded
     """How what comes back is shown."""
 
 
@@ -82,6 +86,7 @@ class Pipeline:
         self._tell = tell
         self._tenants = TenantCache(deps.tenant, deps.clock)
         self._router = deps.router
+        self._policies = deps.policies
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
         self.balances = Balances(deps.budget, deps.clock)
@@ -157,10 +162,12 @@ class Pipeline:
 
     async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail) -> dict[str, Json]:
         with self._request(trail, within=self._deadlines):
-            asked = Asked(name=call.model, kind="embed", preference=call.preference)
-            tenant, candidates = await self._entitled(auth, asked)
+            asked = self._route_asked(call)
+            tenant, entitled = await self._entitled(auth, asked)
+            members = _embedding(call)
+            candidates = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail).candidates
             rules = self._rules(tenant)
-            decision = await self._inspected(auth, {**call.members, "input": list(call.inputs)}, rules, trail)
+            decision = await self._inspected(auth, members, rules, trail)
             value = decision.value
             trail.texts = texts_to_keep(tenant.entitlements, value)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
@@ -185,21 +192,41 @@ class Pipeline:
             receipt = trail.receipt(spending.total, answer.get("usage"))
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
-    async def check(self, auth: AuthContext, call: ChatCall) -> Verdict:
-        """What `chat` would decide, without a call and without changing a row."""
+    async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
+        """What `chat` or `embed` would decide, without a call and without changing a row."""
         trail = Trail(auth, self._deps.clock)
         with self._request(trail, within=self._deadlines):
-            tenant, candidates = await self._entitled(auth, self._route_asked(call))
-            decision = await decide(self._pii, auth, call.members, self._rules(tenant))
+            asked, members = self._route_asked(call), said(call) if isinstance(call, ChatCall) else _embedding(call)
+            tenant, entitled = await self._entitled(auth, asked)
+            ruled = self._ruled(auth, tenant, call, members, entitled)
+            if ruled.blocked is not None:
+                return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)
+            decision = await decide(self._pii, auth, members, self._rules(tenant))
+            if decision.outcome.decision == "blocked":
+                return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
+            candidates = ruled.candidates
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
-            ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
+            ask = self._would_ask(call, decision.value, candidates[0])
             plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
                 findings=decision.findings,
+                refusal=None,
                 budget={**budget_members(balance), "would_hold": ask.amount, "fits": fits},
             )
+
+    async def _blocked(
+        self, auth: AuthContext, tenant: Tenant, outcome: PolicyOutcome, findings: tuple[Finding, ...], refusal: str
+    ) -> Verdict:
+        """What is refused holds nothing."""
+        balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
+        return Verdict(
+            policy_outcome=outcome,
+            findings=findings,
+            refusal=refusal,
+            budget={**budget_members(balance), "would_hold": 0, "fits": True},
+        )
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
         """What the tenant may ask for, aliases and tiers included, sorted by id, each with who would be asked first."""
@@ -210,26 +237,36 @@ class Pipeline:
 
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
         asked = self._route_asked(call)
-        tenant, candidates = await self._entitled(auth, asked)
+        tenant, entitled = await self._entitled(auth, asked)
+        members = said(call)
+        ruled = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail)
+        candidates = ruled.candidates
         rules = self._rules(tenant)
-        decision = await self._inspected(auth, call.members, rules, trail)
-        body: dict[str, Json] = decision.value
-        trail.texts = texts_to_keep(tenant.entitlements, body)
-        if body is not call.members:
-            call = msgspec.structs.replace(call, members=body)
+        decision = await self._inspected(auth, members, rules, trail)
+        value: dict[str, Json] = decision.value
+        trail.texts = texts_to_keep(tenant.entitlements, value)
+        if value is not call.members:
+            call = msgspec.structs.replace(call, members=value)
         ask = self._asked(call, candidates[0])
-        plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
+        plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
+        told = sent(call, value)
+        told = {**told, "n": call.choices} if call.choices > 1 else told
         return _Ready(
             auth=auth,
             asked=asked,
             candidates=plan.candidates,
-            body={**body, "n": call.choices} if call.choices > 1 else body,
+            body=told,
             ask=ask,
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
-            sent_bytes=ask.body_bytes if call.choices == 1 else len(msgspec.json.encode({**body, "n": call.choices})),
-            answer=self._answer(auth, rules, decision),
+            sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
+            answer=ruled.guarded(self._answer(auth, rules, decision)),
         )
+
+    def _would_ask(self, call: ChatCall | EmbedCall, value: Json, preferred: Candidate) -> Ask:
+        if isinstance(call, EmbedCall):
+            return embed_ask(msgspec.structs.replace(call, inputs=tuple(value["input"])))
+        return self._asked(msgspec.structs.replace(call, members=value), preferred)
 
     def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
         most = preferred.card.max_tokens
@@ -253,6 +290,37 @@ class Pipeline:
                 code="model_not_entitled",
             )
         return tenant, candidates
+
+    def _ruled(
+        self,
+        auth: AuthContext,
+        tenant: Tenant,
+        call: ChatCall | EmbedCall,
+        members: dict[str, Json],
+        candidates: tuple[Candidate, ...],
+    ) -> Ruled:
+        """Which of them the policies permit; changes nothing."""
+        rules = self._policies.of(tenant)
+        if rules.is_empty:
+            return Ruled(candidates=candidates)
+
+        def may_write(candidate: Candidate) -> int:
+            return most_written(call, self._limits, candidate.card.max_tokens) if isinstance(call, ChatCall) else 0
+
+        return ruled(
+            rules,
+            auth,
+            members,
+            candidates,
+            tier=self._router.tier(call.model),
+            may_write=may_write,
+        )
+
+    def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
+        if ruled.blocked is not None:
+            trail.outcome = ruled.blocked
+            raise ruled.refusal
+        return ruled
 
     async def _fits(self, auth: AuthContext, ask: Ask, plan: Plan) -> bool:
         """Whether the tenant's own hard budgets have room."""
@@ -281,7 +349,7 @@ class Pipeline:
     def _looked_through(self, ready: _Ready, trail: Trail) -> None:
         """Note what was taken out of the answer, before the receipt is written."""
         trail.outcome = ready.answer.outcome(trail.outcome)
-        self._tell.decided(ready.answer.findings)
+        self._tell.answered(trail.outcome, ready.answer.findings)
 
     def _reserved(self, auth: AuthContext, model: str, ready: _Ready, trail: Trail, *, choices: int) -> Reserved:
         plan = ready.plan
@@ -310,6 +378,7 @@ class Pipeline:
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
             try:
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
                     answer = await act(candidate)
@@ -339,6 +408,7 @@ class Pipeline:
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
             spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
@@ -398,9 +468,16 @@ class Pipeline:
         """Around a request; a stream's time is bounded by who sends it."""
         return Refusing(trail, self._tell, within)
 
-    def _route_asked(self, call: ChatCall) -> Asked:
+    def _route_asked(self, call: ChatCall | EmbedCall) -> Asked:
+        if isinstance(call, EmbedCall):
+            return Asked(name=call.model, kind="embed", preference=call.preference)
         conversation = conversation_of(call.members) if self._router.spreads() else ""
         return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation)
+
+
+def _embedding(call: EmbedCall) -> dict[str, Json]:
+    """What a backend would read of it."""
+    return {**call.members, "input": list(call.inputs)}
 
 
 def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:

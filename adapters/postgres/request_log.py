@@ -36,6 +36,8 @@ from ports.request_log import (
 
 _SQL: Final = load("request_log")
 _CURSOR: Final = "requests"
+WRITERS: Final = 2
+"""Connections for what tells only."""
 _NOBODY: Final = uuid.UUID(int=0)
 
 
@@ -46,8 +48,10 @@ class RequestLogCapabilities(Struct, frozen=True, kw_only=True):
 class PostgresRequestLog:
     """Satisfies `RequestLog`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, hasty: Database) -> None:
+        """`hasty` may forget its last moments with the server."""
         self._database = database
+        self._hasty = hasty
 
     async def write(self, auth: AuthContext, records: Sequence[Written]) -> None:
         check_records(records)
@@ -57,7 +61,7 @@ class PostgresRequestLog:
         kept = [_sealed(one.record, one.sealed) for one in records if one.sealed is not None]
         # What tells only may be lost with the server; a denial may not.
         denied = any(one.record.denied for one in records)
-        async with self._database.transaction(auth.tenant, flushed=denied) as transaction:
+        async with (self._database if denied else self._hasty).transaction(auth.tenant) as transaction:
             await transaction.rows(_SQL["write"], asked)
             if kept:
                 await transaction.rows(_SQL["keep"], {"tenant": auth.tenant, "texts": packed(kept)})
@@ -117,8 +121,9 @@ def _record(row: Row) -> RequestRecord:
 
 @asynccontextmanager
 async def open_request_log(config: PostgresConfig, _given: Given) -> AsyncIterator[RequestLog]:
-    async with open_database(config) as database:
-        yield PostgresRequestLog(database)
+    few = msgspec.structs.replace(config, pool_size=WRITERS)
+    async with open_database(config) as database, open_database(few, apart="records", flushed=False) as hasty:
+        yield PostgresRequestLog(database, hasty)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, RequestLog]] = AdapterSpec(

@@ -1,7 +1,7 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, bounded, and quick where an answer is there as a whole."""
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote
@@ -12,7 +12,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from deploy.roots.sender_watch import SenderWatch
-from ports.http.disconnect import ON_DISCONNECT
+from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -22,7 +22,6 @@ SENDER_WINDOW_BYTES: Final = 30 * 1024
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
 _MAX_KNOWN_URL: Final = 256
-_FRAMING: Final = frozenset({b"connection", b"transfer-encoding"})
 
 
 class _HeadersTooLarge(Exception):
@@ -47,51 +46,30 @@ class _Flow(FlowControl):
 
 
 class _Cycle(RequestResponseCycle):
-    """uvicorn's request and response. An answer that comes as a whole goes out as a whole: head and body in one piece."""
+    """uvicorn's request and response, and the ASGI extension `WHOLE_RESPONSE`."""
 
-    _head: MutableMapping[str, Any] | None = None
-    """A response's start that waits for its body, because that has to come at once."""
-
-    async def send(self, message: MutableMapping[str, Any]) -> None:  # type: ignore[override]  # wider than uvicorn spells it
-        if not self.response_started and not self.disconnected and not self.flow.write_paused:
-            if self._head is None and message["type"] == "http.response.start" and _is_sized(message):
-                self._head = message
-                return
-            if self._head is not None and self._finished_with(self._head, message):
-                return
-        if self._head is not None:
-            head, self._head = self._head, None
-            await super().send(head)  # type: ignore[arg-type]  # ASGI's own, which is typed too widely here
-        await super().send(message)  # type: ignore[arg-type]  # see above
-
-    def _finished_with(self, head: MutableMapping[str, Any], message: MutableMapping[str, Any]) -> bool:
-        """Whether `message` is all of the body, and the response has been written."""
-        body = message.get("body", b"")
-        if message["type"] != "http.response.body" or message.get("more_body") or self.scope["method"] == "HEAD":
+    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
             return False
-        lines = [STATUS_LINE[head["status"]]]
-        for name, value in (*self.default_headers, *head["headers"]):
-            if name in _FRAMING or (name == b"content-length" and int(value) != len(body)):
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.default_headers, *headers):
+            if name == b"connection":
                 return False
             lines.append(b"%b: %b\r\n" % (name, value))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        text = b"".join(lines)
+        head = b"".join(lines)
         # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        if not text.count(b"\n") == text.count(b"\r") == len(lines) or b"\0" in text:
+        if not head.count(b"\n") == head.count(b"\r") == len(lines) or b"\0" in head:
             return False
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
-        self.transport.write(b"%b\r\n%b" % (text, body))
+        self.transport.write(b"%b\r\n%b" % (head, body))
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
         return True
-
-
-def _is_sized(start: MutableMapping[str, Any]) -> bool:
-    return [name for name, _ in start.get("headers", ())].count(b"content-length") == 1
 
 
 def _target(url: bytes) -> tuple[str, bytes, bytes]:
@@ -157,7 +135,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
             raise _HeadersTooLarge
         if self.parser.should_upgrade() and self._should_upgrade():
             return
@@ -202,8 +180,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        assert isinstance(cycle, _Cycle), "this protocol makes no others"
         self._told = None
-        extensions: dict[str, Any] = {HANG_UP: partial(self._hang_up, cycle), ON_DISCONNECT: self._on_disconnect}
+        extensions: dict[str, Any] = {
+            HANG_UP: partial(self._hang_up, cycle),
+            ON_DISCONNECT: self._on_disconnect,
+            WHOLE_RESPONSE: cycle.whole,
+        }
         cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
         super()._start_asgi_task(cycle, app)
 

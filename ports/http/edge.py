@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
@@ -27,6 +28,7 @@ from ports.errors import (
     Unauthenticated,
 )
 from ports.http import envelope, strict_json
+from ports.http.extensions import WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
 from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
@@ -36,6 +38,9 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+EdgeApp: TypeAlias = Callable[[Scope, Receive, "Answering"], Awaitable[None]]
+"""What is reached without a framework: it may answer as a whole."""
 
 EXCHANGE: Final = "agentos.exchange"
 UNMATCHED: Final = "unmatched"
@@ -121,7 +126,7 @@ class Edge:
         extra: ExtraMembers = no_extra,
         body: BodyOf | None = None,
         key_header: bytes | None = None,
-        endpoints: Mapping[tuple[str, str], App] | None = None,
+        endpoints: Mapping[tuple[str, str], EdgeApp] | None = None,
         headers: MoreHeaders = no_headers,
     ) -> None:
         """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
@@ -142,9 +147,9 @@ class Edge:
             return
         started = time.perf_counter()
         headers = Headers(scope["headers"])
-        trace = trace_from(headers.get(b"x-correlation-id"), headers.get(b"traceparent"))
+        trace = trace_from(headers.text(b"x-correlation-id"), headers.text(b"traceparent"))
         found = scope[EXCHANGE] = Exchange(trace=trace, headers=headers)
-        reply = _Reply(send, found, self._more_headers)
+        reply = Answering(scope, send, found, self._more_headers)
         try:
             await self._serve(scope, receive, reply, found)
         except Disconnected:
@@ -161,7 +166,7 @@ class Edge:
         finally:
             self._observe(found, scope["method"], reply.status or 499, time.perf_counter() - started)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: "_Reply", found: Exchange) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: "Answering", found: Exchange) -> None:
         headers = found.headers
         headers.check()
         if b"host" not in headers and scope.get("http_version", "1.1") == "1.1":
@@ -169,14 +174,8 @@ class Edge:
         route, path = self._match(scope, headers)
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
-
-            async def authorized() -> AuthContext:
-                auth = await self._authenticate(headers)
-                self._authorize(auth, route, headers)
-                return auth
-
-            found.auth = scope["auth"] = (await authorized()).traced(found.trace)
-            found.reauthorize = authorized
+            found.auth = scope["auth"] = (await self._caller(headers, route)).traced(found.trace)
+            found.reauthorize = partial(self._caller, headers, route)
         if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
         if route.mutation:
@@ -206,34 +205,32 @@ class Edge:
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
-    def _token(self, headers: Headers) -> str | None:
-        """The caller's `Authorization`; a key in a header of its own is the same as a bearer's."""
-        sent = headers.get(b"authorization")
-        key = None if self._key_header is None else headers.get(self._key_header)
-        if sent is not None and key is not None and sent != f"Bearer {key}":
-            raise InvalidArgument("two different keys were sent; send one of them, in one header")
-        return sent if key is None else f"Bearer {key}"
-
-    async def _authenticate(self, headers: Headers) -> AuthContext:
+    async def _caller(self, headers: Headers, route: Route) -> AuthContext:
+        """Who asks, authenticated and authorized."""
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
-        scheme, _, token = (self._token(headers) or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        sent = headers.text(b"authorization")
+        if self._key_header is not None and self._key_header in headers:
+            # A key in a header of its own is the same as a bearer's.
+            key = f"Bearer {headers.text(self._key_header)}"
+            if sent is not None and sent != key:
+                raise InvalidArgument("two different keys were sent; send one of them, in one header")
+            sent = key
+        scheme, _, token = (sent or "").partition(" ")
+        token = token.strip()
+        if not token or scheme.lower() != "bearer":
             raise Unauthenticated("send a token: Authorization: Bearer …")
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthenticated("the token is not valid")
-        return await self._verifier.verify(token.strip())
-
-    @staticmethod
-    def _authorize(auth: AuthContext, route: Route, headers: Headers) -> None:
+        auth = await self._verifier.verify(token)
         if route.access == DENIED:
             raise PermissionDenied("this route has no declared scope and is closed")
         auth.require(route.access)
-        named = headers.get(b"x-tenant-id")
-        if named is not None and named != auth.tenant:
+        if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
             raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
+        return auth
 
-    async def _refuse(self, send: "_Reply", error: AgentOSError, found: Exchange) -> None:
+    async def _refuse(self, send: "Answering", error: AgentOSError, found: Exchange) -> None:
         found.refusal = error.code
         if send.status is not None:
             # The response has begun: the status can't change any more. Its stream ends here.
@@ -241,24 +238,17 @@ class Edge:
         extra = envelope.headers_of(error, token_sent=any(map(found.headers.get, self._credentials)))
         if error.code == "method_not_allowed":
             extra.append((b"allow", ", ".join(error.details.get("allow", [])).encode()))
-        body = self._body(error, found.trace.correlation_id)
-        start = {
-            "type": "http.response.start",
-            "status": envelope.status_of(error),
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *extra,
-            ],
-        }
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+        headers = [(b"content-type", b"application/json"), *extra]
+        await send.whole(envelope.status_of(error), headers, self._body(error, found.trace.correlation_id))
 
 
-class _Reply:
+class Answering:
     """`send` that stamps every response and remembers its status."""
 
-    def __init__(self, send: Send, found: Exchange, more_headers: MoreHeaders) -> None:
+    __slots__ = ("_found", "_more_headers", "_scope", "_send", "status")
+
+    def __init__(self, scope: Scope, send: Send, found: Exchange, more_headers: MoreHeaders) -> None:
+        self._scope = scope
         self._send = send
         self._found = found
         self._more_headers = more_headers
@@ -267,17 +257,29 @@ class _Reply:
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            trace = self._found.trace
-            correlation_id = trace.correlation_id.encode()
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-correlation-id", correlation_id),
-                (b"x-request-id", correlation_id),
-                (b"traceparent", trace.traceparent.encode()),
-                *_ALWAYS,
-                *self._more_headers(self._found),
-            ]
+            message["headers"] = [*message.get("headers", ()), *self._stamps()]
         await self._send(message)
+
+    async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """A response with `body`; `headers` are those beside its length."""
+        self.status = status
+        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._stamps()]
+        at_once: WholeResponse | None = (self._scope.get("extensions") or {}).get(WHOLE_RESPONSE)
+        if at_once is not None and at_once(status, headers, body):
+            return
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _stamps(self) -> list[tuple[bytes, bytes]]:
+        trace = self._found.trace
+        correlation_id = trace.correlation_id.encode()
+        return [
+            (b"x-correlation-id", correlation_id),
+            (b"x-request-id", correlation_id),
+            (b"traceparent", trace.traceparent.encode()),
+            *_ALWAYS,
+            *self._more_headers(self._found),
+        ]
 
 
 def _check_query(raw: bytes, known: tuple[str, ...]) -> None:
@@ -306,7 +308,7 @@ def _framework_refusal(error: Exception) -> AgentOSError | None:
 
 
 def _idempotency_key(headers: Headers) -> str:
-    key = headers.get(b"idempotency-key")
+    key = headers.text(b"idempotency-key")
     if key is None:
         raise InvalidArgument(
             "this changes something: send an Idempotency-Key header, so that repeating it is safe",
@@ -318,10 +320,10 @@ def _idempotency_key(headers: Headers) -> str:
 
 
 async def _body(receive: Receive, headers: Headers, limit: int) -> bytes:
-    if headers.get(b"content-encoding") is not None:
+    if headers.text(b"content-encoding") is not None:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
-    media, _, parameters = (headers.get(b"content-type") or "").lower().partition(";")
-    announced = headers.get(b"content-length")
+    media, _, parameters = (headers.text(b"content-type") or "").lower().partition(";")
+    announced = headers.text(b"content-length")
     if announced is not None:
         if not (announced.isascii() and announced.isdigit()):
             raise InvalidArgument("Content-Length must be a number")

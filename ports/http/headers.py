@@ -12,39 +12,36 @@ _SINGLETONS: Final = frozenset(
 )  # fmt: skip
 
 
-class Headers:
-    """Of several fields of one name, the first one counts."""
+class Headers(dict[bytes, bytes]):
+    """By name, in lower case. Of several fields of one name, the first one counts."""
 
-    __slots__ = ("_first", "_raw")
+    __slots__ = ("_raw",)
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
-        """`raw` as ASGI has it: names in lower case."""
+        """`raw` as ASGI has it."""
+        super().__init__(raw)
         self._raw = raw
-        self._first = dict(raw)
-        if len(self._first) != len(raw):
-            self._first = dict(reversed(raw))
+        if len(self) != len(raw):
+            self.update(reversed(raw))
 
-    def get(self, name: bytes) -> str | None:
-        value = self._first.get(name)
+    def text(self, name: bytes) -> str | None:
+        value = self.get(name)
         return None if value is None else value.decode("latin-1")
 
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._first
-
     def any_of(self, beginnings: tuple[bytes, ...]) -> bool:
-        return any(name.startswith(beginnings) for name in self._first)
+        return any(name.startswith(beginnings) for name in self)
 
     def check(self) -> None:
         """Raise `InvalidArgument` for a singleton that was sent twice, or framing that is ambiguous."""
-        if len(self._first) != len(self._raw):
+        if len(self) != len(self._raw):
             names = [name for name, _ in self._raw]
             for name in names:
                 if name in _SINGLETONS and names.count(name) > 1:
                     raise InvalidArgument(f"the header {name.decode('latin-1')!r} was sent twice")
-        framing = self._first.get(b"transfer-encoding")
+        framing = self.get(b"transfer-encoding")
         if framing is None:
             return
-        if b"content-length" in self._first:
+        if b"content-length" in self:
             raise InvalidArgument("send Content-Length or Transfer-Encoding, not both")
         if framing.strip().lower() != b"chunked":
             raise InvalidArgument("the only Transfer-Encoding taken is chunked")

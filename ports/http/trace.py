@@ -1,7 +1,7 @@
 """Correlation id and W3C trace context: kept from a client when well-formed, else made here."""
 
+import os
 import re
-import secrets
 from typing import Final
 
 from ports.context import Trace
@@ -15,13 +15,13 @@ _SPAN_BYTES: Final = 24
 def trace_from(correlation_id: str | None, traceparent: str | None) -> Trace:
     """The request's trace: the client's ids where they are valid, a new span of the client's trace or of a new one."""
     kept = correlation_id if correlation_id and _CORRELATION.fullmatch(correlation_id) else None
-    random = secrets.token_hex(16 + _SPAN_BYTES)
+    random = os.urandom(16 + _SPAN_BYTES).hex()
     return Trace(correlation_id=kept or f"cor_{random[:32]}", traceparent=_continued(traceparent, random[32:]))
 
 
 def child(traceparent: str) -> str:
     """A new span under `traceparent`, for an outgoing call."""
-    return _continued(traceparent, secrets.token_hex(_SPAN_BYTES))
+    return _continued(traceparent, os.urandom(_SPAN_BYTES).hex())
 
 
 def _continued(traceparent: str | None, random: str) -> str:

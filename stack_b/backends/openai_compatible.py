@@ -61,7 +61,7 @@ class OpenAiCompatible:
         Raises:
             InvalidArgument: a `base_url` that is none, or an `api_key` that no header can hold.
         """
-        self._name = name
+        self.name = name
         self._models = models
         parts = split_url(base_url)
         # OpenAI's newer models refuse `max_tokens`; many servers only know `max_tokens`.
@@ -79,10 +79,6 @@ class OpenAiCompatible:
         self._stream_patience = Patience(first=first, next=seconds)
         context = (tls or tls_context()) if parts.scheme == "https" else None
         self._pool = Pool(dial_by or dial(parts, context), connect_s=connect_timeout.total_seconds())
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def cancel_stops_billing(self, *, streamed: bool) -> bool:
         return stops(self._stops_billing, streamed=streamed)
@@ -134,7 +130,7 @@ class OpenAiCompatible:
         finally:
             answer.release()
         raise Unavailable(
-            f"backend {self._name!r} broke off in the middle of its answer",
+            f"backend {self.name!r} broke off in the middle of its answer",
             code="upstream_error",
             details=OUTCOME_UNKNOWN,
         )
@@ -189,16 +185,16 @@ class OpenAiCompatible:
     def _translated(self, error: ExchangeError) -> Unavailable:
         match error:
             case NotConnected():
-                return Unavailable(f"backend {self._name!r}: {error}", code="upstream_error", details={"sent": False})
+                return Unavailable(f"backend {self.name!r}: {error}", code="upstream_error", details={"sent": False})
             case NoRoom():
-                return Unavailable(f"too many calls to backend {self._name!r} at once")
+                return Unavailable(f"too many calls to backend {self.name!r} at once")
             case TimedOut():
                 code = "upstream_timeout"
             case TooLarge():
                 return self._broken(str(error))
             case _:
                 code = "upstream_error"
-        return Unavailable(f"backend {self._name!r}: {error}", code=code, details=OUTCOME_UNKNOWN)
+        return Unavailable(f"backend {self.name!r}: {error}", code=code, details=OUTCOME_UNKNOWN)
 
     async def _refusal(self, answer: Answer) -> AgentOSError:
         status = answer.status
@@ -207,13 +203,13 @@ class OpenAiCompatible:
         told: dict[str, Json] = {"upstream_status": status}
         if status in {401, 403}:
             return Unavailable(
-                f"backend {self._name!r} refused the node's credentials; the operator must renew them",
+                f"backend {self.name!r} refused the node's credentials; the operator must renew them",
                 code="upstream_auth_error",
                 details=told,
             )
         if status not in _REQUEST_REFUSED:
             return Unavailable(
-                f"backend {self._name!r} answered {status}",
+                f"backend {self.name!r} answered {status}",
                 code="upstream_timeout" if status in {408, 504} else "upstream_error",
                 details=told,
                 retry_after=_retry_after(answer) if status in _COME_LATER else None,
@@ -222,13 +218,13 @@ class OpenAiCompatible:
         code = (
             "context_length_exceeded" if told.get("upstream_code") == "context_length_exceeded" else "invalid_request"
         )
-        return InvalidArgument(f"backend {self._name!r} refused the request ({status})", code=code, details=told)
+        return InvalidArgument(f"backend {self.name!r} refused the request ({status})", code=code, details=told)
 
     def _chunk(self, event: bytes) -> dict[str, Json]:
         chunk = self._object(event)
         if "error" in chunk:
             raise Unavailable(
-                f"backend {self._name!r} failed in the middle of its answer",
+                f"backend {self.name!r} failed in the middle of its answer",
                 code="upstream_error",
                 details=OUTCOME_UNKNOWN,
             )
@@ -252,7 +248,7 @@ class OpenAiCompatible:
     def _broken(self, what: str) -> Unavailable:
         """It answered, so it has worked, whatever it was that it said."""
         return Unavailable(
-            f"backend {self._name!r} can't be understood: {what}", code="upstream_error", details=OUTCOME_UNKNOWN
+            f"backend {self.name!r} can't be understood: {what}", code="upstream_error", details=OUTCOME_UNKNOWN
         )
 
 

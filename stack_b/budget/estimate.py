@@ -39,9 +39,19 @@ def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = N
     # Nearly every request is text, and bytes are searched faster than values.
     media = sum(1 for _ in _media(call.members)) if any(map(body.__contains__, _MEDIA_WORDS)) else 0
     bound = len(body) + MEDIA_TOKENS * media
-    most = min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
-    each = call.max_tokens if call.max_tokens is not None else most
+    each = _each(call, limits, model_max_tokens)
     return Ask(amount=bound + call.choices * each, prompt_bound=bound, max_tokens=each, body_bytes=len(body))
+
+
+def most_written(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    """How many tokens all choices together may have."""
+    return call.choices * _each(call, limits, model_max_tokens)
+
+
+def _each(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    if call.max_tokens is not None:
+        return call.max_tokens
+    return min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
 
 
 def embed_ask(call: EmbedCall) -> Ask:

@@ -1,6 +1,6 @@
 """`reserved(...)`: hold a request's budget, and settle it exactly once on every way out."""
 
-import secrets
+import os
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
@@ -176,7 +176,7 @@ class Reservation:
 
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
     """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
-    request = request or f"req_{secrets.token_hex(16)}"
+    request = request or f"req_{os.urandom(16).hex()}"
     return tuple(
         _event(auth, about, (request, number), usage, served)
         for number, (usage, served) in enumerate(spending.attempts(), start=1)

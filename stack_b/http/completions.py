@@ -54,7 +54,7 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
     async def complete(asked: Asked) -> Reply:
         found = asked.exchange
         call, wire = read(found.json, deps.limits)
-        call = msgspec.structs.replace(preferring(call, found.headers.get(PREFERENCE)), route=found.template)
+        call = msgspec.structs.replace(preferring(call, found.headers.text(PREFERENCE)), route=found.template)
         auth, client = found.identity, client_of(found.headers)
         once = asked_once(found.headers, auth, call, client)
         flight = steps.flight(auth, call, client) if once is None and client is not None else None

@@ -24,10 +24,10 @@ def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, 
     Raises:
         InvalidArgument: a header that can't be a key.
     """
-    given = headers.get(STEP_KEY)
+    given = headers.text(STEP_KEY)
     if given is not None:
         return of_step(step_key(given))
-    given = headers.get(IDEMPOTENCY_KEY)
+    given = headers.text(IDEMPOTENCY_KEY)
     if given is not None:
         return of_client(auth, call.route, client_key(given))
     if client is not None and client.retries > 0:
@@ -37,10 +37,10 @@ def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, 
 
 def client_of(headers: Headers) -> Client | None:
     """None for a client that does not say how often it has tried. What makes no sense is not said."""
-    count = headers.get(RETRY_COUNT)
+    count = headers.text(RETRY_COUNT)
     if count is None:
         return None
-    return _client(count, next((found for name in READ_TIMEOUTS if (found := headers.get(name)) is not None), None))
+    return _client(count, next((found for name in READ_TIMEOUTS if (found := headers.text(name)) is not None), None))
 
 
 @lru_cache(maxsize=256)

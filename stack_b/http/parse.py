@@ -68,9 +68,12 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     refuse_steering(value)
     body = decoded(value, ChatBody)
     at_most(len(body.messages), limits.messages, "messages")
-    at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
-    at_most(len(body.stop) if isinstance(body.stop, list) else 0, limits.stop_strings, "stop")
-    at_most(len(body.logit_bias or ()), limits.logit_bias, "logit_bias")
+    if body.tools or "functions" in value:
+        at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
+    if isinstance(body.stop, list):
+        at_most(len(body.stop), limits.stop_strings, "stop")
+    if body.logit_bias:
+        at_most(len(body.logit_bias), limits.logit_bias, "logit_bias")
     if (body.n or 1) > limits.choices:
         raise _refused("n", f"n is at most {limits.choices}")
     return ChatCall(

@@ -1,4 +1,4 @@
-"""Answers as small ASGI apps: a body that is there, and a stream of chunks that is on its way."""
+"""Answers: a body that is there, and a stream of chunks that is on its way."""
 
 import asyncio
 import logging
@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Final
 
 import msgspec
-from litestar.types import ASGIApp
 from msgspec import Struct
 
 from ports.clock import Clock
@@ -18,7 +17,7 @@ from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
 from stack_b.chunks import Piece, Run
 from stack_b.flights import Flight
-from stack_b.http.asked import Asked
+from stack_b.http.asked import Asked, Whole
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.interrupt import Interrupt, out_of_time
 
@@ -58,20 +57,6 @@ async def _gone(receive: Receive, left: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     left()
-
-
-class JsonReply:
-    """An ASGI app that answers with one JSON body."""
-
-    def __init__(self, body: bytes, *, status: int = 200, media_type: bytes = b"application/json") -> None:
-        self._body = body
-        self._status = status
-        self._media_type = media_type
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", self._media_type), (b"content-length", str(len(self._body)).encode())]
-        await send({"type": "http.response.start", "status": self._status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body})
 
 
 class ChatStream:
@@ -210,9 +195,5 @@ class ChatStream:
                 return
 
 
-def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> JsonReply:
-    return JsonReply(msgspec.json.encode(value), status=status)
-
-
-def asgi(reply: JsonReply) -> ASGIApp:
-    return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out
+def json_reply(value: Struct | dict[str, Json]) -> Whole:
+    return Whole(msgspec.json.encode(value))

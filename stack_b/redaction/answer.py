@@ -11,6 +11,7 @@ import msgspec
 
 from ports.messages import Json
 from ports.model import PolicyOutcome
+from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
@@ -39,6 +40,9 @@ class Answer:
     def findings(self) -> tuple[Finding, ...]:
         """What was taken out so far."""
         return findings_of(self._kinds)
+
+    def served_by(self, candidate: Candidate) -> None:
+        """Who answers: no difference to what is found."""
 
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
