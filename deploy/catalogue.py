@@ -185,6 +185,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_WORKER_HOST": "127.0.0.1",
             "AGENTOS_WORKER_PORT": str(config.worker_port),
             "AGENTOS_WORKER_CONCURRENCY": str(config.worker_concurrency),
+            "AGENTOS_QUEUE_ACK": config.queue_ack,
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             **_tools(config),
