@@ -15,6 +15,7 @@ from ports.reply_journal import ReplyJournal
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.budget.prices import Prices
+from stack_b.following import Standing
 from stack_b.limits import Limits
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
@@ -42,6 +43,8 @@ class StackBDeps:
     router: Router
     limits: Limits = field(default_factory=Limits)
     prices: Prices = field(default_factory=Prices)
+    standing: Standing = field(default_factory=Standing)
+    """Which configuration `catalog`, `router` and `prices` go by."""
     budget_in_chunks: bool = False
     """Hold more of a budget than a request needs, for those to come: where a call of the ledger costs something."""
     placeholder_key: bytes = field(default_factory=new_key, repr=False)

@@ -14,10 +14,11 @@ from ports.http.edge import decoded, exchange
 from ports.http.health import OK, Probe, states_of
 from stack_b.backends.catalog import Candidate
 from stack_b.deps import StackBDeps
+from stack_b.following import Standing
 from stack_b.http.completions import Asked
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import JsonReply, asgi, json_reply, unless_gone
-from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.http.wire import Health, InForce, ModelList, ModelView, Readiness, StepBody, StepView
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 
@@ -76,7 +77,12 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
     async def readyz() -> ASGIApp:
         states = await states_of(probes)
         ready = all(state == OK for state in states.values())
-        view = Readiness(status=OK if ready else "unavailable", dependencies=states, models=len(deps.catalog.served()))
+        view = Readiness(
+            status=OK if ready else "unavailable",
+            dependencies=states,
+            models=len(deps.catalog.served()),
+            configuration=in_force(deps.standing),
+        )
         return json_reply(view, status=200 if ready else 503)
 
     @get("/metrics")
@@ -88,6 +94,17 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
         return asgi(JsonReply(openapi))
 
     return [healthz, readyz, metrics, document]
+
+
+def in_force(standing: Standing) -> InForce:
+    return InForce(
+        source=standing.origin,
+        version=standing.version,
+        digest=standing.digest,
+        refused=standing.refused,
+        refused_version=standing.refused_version if standing.refused else 0,
+        store_answers=standing.reachable,
+    )
 
 
 def _view(candidate: Candidate, auth: AuthContext) -> ModelView:
