@@ -5,7 +5,6 @@ or an administrator of models could have any file of this machine sent to an add
 one directory, and the variables that the machine's operator has listed.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,7 @@ from stack_b.configuration import Configuration
 
 DIRECTORY: Final = PREFIX + "GATEWAY_SECRETS_DIR"
 NAMES: Final = PREFIX + "GATEWAY_ENV"
-"""Names of variables, apart by commas."""
+"""Names of the variables that are set, apart by commas."""
 
 
 def check_stored(found: Configuration, variables: Mapping[str, str]) -> None:
@@ -33,7 +32,7 @@ def check_reference(reference: str, variables: Mapping[str, str]) -> None:
     """As `check_stored`, and also for one that leads nowhere."""
     kind, _, where = reference.partition(":")
     if kind == "env":
-        if where not in names_in(variables.get(NAMES, "")):
+        if where not in variables.get(NAMES, "").split(","):
             raise InvalidArgument(
                 f"a stored configuration may not refer to the variable {where!r}; list it in {NAMES}, set it, and run `up`"
             )
@@ -47,7 +46,3 @@ def check_reference(reference: str, variables: Mapping[str, str]) -> None:
         resolve(reference, variables)
     else:
         raise InvalidArgument("a secret must be a reference; write env:NAME or file:/path")
-
-
-def names_in(text: str) -> frozenset[str]:
-    return frozenset(name for name in re.split(r"[,\s]+", text) if name)

@@ -9,7 +9,7 @@ from deploy.catalogue import environment_file
 from tests.faults.redeploys import entitle, redeployed
 from tests.support.node import NodeUnderTest
 
-SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b"}
+SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.template}")
 async def test_every_route_asks_who_it_is_and_for_the_platforms_scope(route: Any) -> None:
     async with admin() as surface:
-        body = None if route.method == "GET" else {}
+        body: dict[str, Any] | None = None if route.method == "GET" else {}
         answers = {who: await surface.send(route.method, path_of(route.template), body, who=who)
                    for who in ("", "nobody", "user", "tenant_admin")}  # fmt: skip
 
