@@ -207,7 +207,8 @@ class Following:
         """`in_force` is what `to` has already; `refused` is what `source` says, where that is another thing."""
         self._source = source
         self._in_force = in_force
-        self._candidate = in_force
+        # What the source says. None: nothing that could be read as a configuration.
+        self._newest: Found | None = in_force if refused is None else refused.found
         self._to = to
         self.standing = standing
         self._clock = clock
@@ -219,10 +220,6 @@ class Following:
         self._tell()
         if refused is not None:
             self._refuse(refused.message, refused.version)
-        if refused is not None and refused.found is not None:
-            self._candidate = refused.found
-            self._refers_to = referred_files(refused.found.configuration.backends)
-            self._mark = _mark(self._refers_to)
 
     async def follow(self) -> None:
         """For ever; runs as a task of the composition root."""
@@ -235,38 +232,53 @@ class Following:
         try:
             news = await self._source.news()
         except Unusable as error:
+            self._newest = None
             self._refuse(error.message, error.version)
             return
         except AgentOSError as error:
             self._unreachable(error.code)
             return
         self.standing.reachable = True
-        mark = _mark(self._refers_to)
-        if news is None and mark == self._mark:
+        if news is None and self._mark == _mark(self._refers_to):
             return
-        self._mark = mark
         if news is not None:
-            self._candidate = news
-        await self._take(self._candidate)
+            self._newest = news
+        taken = self._newest is not None and await self._take(self._newest)
+        if not taken and news is None:
+            # What is in force may refer to what changed.
+            await self._take(self._in_force)
 
-    async def _take(self, found: Found) -> None:
+    async def _take(self, found: Found) -> bool:
+        """Whether it could be."""
         to = self._to
         try:
             settings = to.settings(found)
-            self._refers_to = referred_files(settings)
-            self._mark = _mark(self._refers_to)
+            self._watch(settings)
             prices = to.prices_of(found.configuration)
             # Last: from here on nothing is refused any more.
             backends = to.opened.use(settings)
         except (InvalidArgument, OSError, ValueError) as error:
             # The last two: certificates that can't be read, and what else no check of ours has thought of.
             self._refuse(reason_of(error), found.version)
-            return
+            return False
         await self._apply(found, backends, prices)
+        return True
+
+    def _watch(self, settings: Sequence[BackendSettings]) -> None:
+        """Look at the files that these refer to, and at those of what is in force and of what the source says."""
+        both = (self._in_force, self._newest or self._in_force)
+        files = (
+            *referred_files(settings),
+            *(file for one in both for file in referred_files(one.configuration.backends)),
+        )
+        self._refers_to = tuple(dict.fromkeys(files))
+        self._mark = _mark(self._refers_to)
 
     async def _apply(self, found: Found, backends: Sequence[Backend], prices: Prices) -> None:
         before, self._in_force = self._in_force, found
-        cleared, self.standing.refused = self.standing.refused, False
+        cleared = self.standing.refused and found is self._newest
+        if cleared:
+            self.standing.refused = False
         if backends != self._to.catalog.backends or before != found:
             await self._to.catalog.follow(backends)
             self._to.router.follow(found.configuration.routing)

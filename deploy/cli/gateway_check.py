@@ -108,7 +108,7 @@ def document_in(path: Path) -> Json | Diagnostic:
     try:
         document: Json = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _unread(f"{path} is no JSON: {error}", "docs/gateway.md shows one")
+        return _unread(f"{path} is not usable as JSON: {error}", "docs/gateway.md shows one")
     return document
 
 
