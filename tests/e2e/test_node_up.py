@@ -313,7 +313,7 @@ class TestLooking:
 
         assert done.returncode == 0
         assert "services healthy 5/5" in done.stderr
-        assert len(done.stdout.splitlines()) == 5
+        assert len(done.stdout.splitlines()) == 6
 
     def test_logs_follow_what_is_added(self, node: NodeUnderTest) -> None:
         path = node.node.log_of("stack-a")
