@@ -18,7 +18,7 @@ from deploy.cli.gateway_check import OPERATOR
 from deploy.internal import open_gateway_configurations
 from ports.gateway_configuration import Draft
 from stack_b.http.admin import CURRENT
-from tests.support.dripping_backend import MODEL, DrippingBackend
+from tests.support.dripping_backend import MODEL, WORDS, DrippingBackend
 from tests.support.http_server import served
 from tests.support.node import NodeUnderTest
 
@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.anyio]
 
 STREAMS: Final = 200
 VERSIONS: Final = 20
-CHUNKS: Final = 24
 PACE_S: Final = 0.5
 FOLLOWED_S: Final = 5.0
 
@@ -57,10 +56,11 @@ class Backends(Struct, frozen=True):
 
 @pytest.fixture
 async def backends() -> AsyncIterator[Backends]:
-    left, right = (DrippingBackend(chunks=CHUNKS, pace=PACE_S) for _ in range(2))
+    left, right = (DrippingBackend(pace=PACE_S) for _ in range(2))
     async with AsyncExitStack() as stack:
-        urls = [await stack.enter_async_context(served(one)) for one in (left, right)]
-        yield Backends(*urls, (left, right))
+        at_left = await stack.enter_async_context(served(left))
+        at_right = await stack.enter_async_context(served(right))
+        yield Backends(at_left, at_right, (left, right))
 
 
 class Admin:
@@ -90,13 +90,14 @@ class Caller:
     async def chat(self) -> httpx.Response:
         return await self._http.post(self._url, json=self._body(), headers=self._headers)
 
-    async def stream(self) -> tuple[int, int, bool]:
-        """Status, chunks with content, and whether it came to its end."""
+    async def stream(self) -> tuple[int, str, bool]:
+        """Status, text, and whether it came to its end."""
         body = {**self._body(), "stream": True}
         async with self._http.stream("POST", self._url, json=body, headers=self._headers) as answer:
             events = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
-        contents = [event for event in events if '"content"' in event]
-        return answer.status_code, len(contents), events[-1:] == ["data: [DONE]"]
+        choices = [choice for event in events[:-1] for choice in json.loads(event.removeprefix("data: "))["choices"]]
+        text = "".join(choice["delta"].get("content") or "" for choice in choices)
+        return answer.status_code, text, events[-1:] == ["data: [DONE]"]
 
     async def standing(self) -> dict[str, Any]:
         found: dict[str, Any] = (await self._http.get(self._ready)).json()["configuration"]
@@ -155,15 +156,19 @@ async def test_twenty_versions_some_unusable_drop_nothing_of_what_is_under_way(
                     answer = await admin.put(backends.document("right" if number % 2 else "left"))
                     assert answer.status_code == 200, answer.text
                 await anyio.sleep(PACE_S / 2)
-            under_way = sum(not stream.done() for stream in streams)
             assert (await admin.put(backends.document("right"))).status_code == 200
             took = await until_served_by(caller, "right")
             standing = await caller.standing()
             done.set()
+        under_way = sum(not stream.done() for stream in streams)
+        for one in backends.dripping:
+            one.finish.set()
         ended = await asyncio.gather(*streams)
 
     assert under_way == STREAMS
-    assert ended == [(200, CHUNKS, True)] * STREAMS
+    assert {(status, whole) for status, _, whole in ended} == {(200, True)}
+    assert sum(text.count(WORDS) for _, text, _ in ended) == sum(one.sent for one in backends.dripping)
+    assert "".join(text for _, text, _ in ended).replace(WORDS, "") == ""
     assert len(statuses) > VERSIONS
     assert set(statuses) == {200}
     assert took < FOLLOWED_S

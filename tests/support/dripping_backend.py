@@ -1,23 +1,26 @@
 """A backend in this process whose streams drip, so that many are under way while something else happens."""
 
 import asyncio
+import contextlib
 import json
 from typing import Any, Final
 
 from ports.http.edge import Receive, Scope, Send
 
 MODEL: Final = "drip-1"
+WORDS: Final = "some words come. "
 USAGE: Final = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
 
 class DrippingBackend:
-    """Answers chats at once; a stream has `chunks` chunks, one every `pace` seconds."""
+    """Answers chats at once; a stream goes on, a chunk every `pace` seconds, until `finish` is set."""
 
-    def __init__(self, *, chunks: int, pace: float) -> None:
-        self._chunks = chunks
+    def __init__(self, *, pace: float) -> None:
         self._pace = pace
+        self.finish = asyncio.Event()
         self.open = 0
-        self.most_open = 0
+        self.sent = 0
+        """Chunks with words, over all streams."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].endswith("/models"):
@@ -32,19 +35,23 @@ class DrippingBackend:
 
     async def _stream(self, send: Send) -> None:
         self.open += 1
-        self.most_open = max(self.most_open, self.open)
         try:
             headers = [(b"content-type", b"text/event-stream")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            for number in range(self._chunks):
-                last = number == self._chunks - 1
-                delta = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": "stop" if last else None}
-                await self._event(send, {**_head("chat.completion.chunk"), "choices": [delta]})
-                await asyncio.sleep(self._pace)
+            while not self.finish.is_set():
+                self.sent += 1
+                await self._words(send, {"content": WORDS}, None)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.finish.wait(), self._pace)
+            await self._words(send, {}, "stop")
             await self._event(send, {**_head("chat.completion.chunk"), "choices": [], "usage": USAGE})
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
         finally:
             self.open -= 1
+
+    async def _words(self, send: Send, delta: dict[str, str], finish: str | None) -> None:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        await self._event(send, {**_head("chat.completion.chunk"), "choices": [choice]})
 
     @staticmethod
     async def _event(send: Send, event: dict[str, Any]) -> None:
