@@ -46,11 +46,14 @@ class Backends(Struct, frozen=True):
     right: str
     dripping: tuple[DrippingBackend, DrippingBackend]
 
-    def document(self, first: str) -> dict[str, Any]:
-        """Both serve the model; `first` is asked first."""
+    def document(self, first: str, number: int = 0) -> dict[str, Any]:
+        """Both serve the model; `first` is asked first. With another `number` both are opened anew."""
         urls = {"left": self.left, "right": self.right}
         names = [first, *(name for name in urls if name != first)]
-        backends = [{"name": name, "base_url": f"{urls[name]}/v1", "models": [{"id": MODEL}]} for name in names]
+        backends = [
+            {"name": name, "base_url": f"{urls[name]}/v1", "models": [{"id": MODEL}], "timeout_s": 300 + number}
+            for name in names
+        ]
         return {"backends": backends, "routing": {"aliases": {"any": MODEL}}}
 
 
@@ -153,7 +156,7 @@ async def test_twenty_versions_some_unusable_drop_nothing_of_what_is_under_way(
                 if number % 4 == 3:
                     await unusable(node)
                 else:
-                    answer = await admin.put(backends.document("right" if number % 2 else "left"))
+                    answer = await admin.put(backends.document("right" if number % 2 else "left", number))
                     assert answer.status_code == 200, answer.text
                 await anyio.sleep(PACE_S / 2)
             assert (await admin.put(backends.document("right"))).status_code == 200
