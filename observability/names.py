@@ -189,6 +189,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
     "gateway.configuration_unreachable": "the store of configurations does not answer; what is in force stays",
+    "policy.unusable": "a tenant's own policy can't be used here; its calls are refused until it is changed",
     "backend.silent": "a model backend that used to answer does not",
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",

@@ -5,17 +5,20 @@ How it is followed while requests go on: `stack_b.following`. What is wrong with
 
 import hashlib
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ports.errors import InvalidArgument
+from ports.policy import Policy
 from stack_b.backends.settings import BackendSettings, check_settings
 from stack_b.budget.prices import PriceRow, check_prices
-from stack_b.routing.rules import RoutingRules, check_rules
+from stack_b.policies.problems import check_policies
+from stack_b.routing.rules import Name, RoutingRules, check_rules
 
 MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_POLICIES: Final = 32
 
 
 class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -24,6 +27,8 @@ class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     routing: RoutingRules = RoutingRules()
     prices: tuple[PriceRow, ...] = ()
     """They go before those of `AGENTOS_PRICES_FILE`, by model."""
+    policies: Annotated[dict[Name, Policy], Meta(max_length=MAX_POLICIES)] = {}
+    """By name; each of them holds for all tenants."""
 
     @property
     def version(self) -> str:
@@ -40,6 +45,7 @@ def parse_configuration(text: str | bytes) -> Configuration:
     check_settings(found.backends)
     check_rules(found.routing)
     check_prices(found.prices)
+    check_policies(found.policies)
     return found
 
 

@@ -1,7 +1,7 @@
 """Everything that is wrong with a configuration, not only the first thing, and what another one would change. Pure."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeAlias
@@ -11,9 +11,12 @@ from msgspec import Struct
 
 from ports.errors import InvalidArgument
 from ports.messages import Json
+from ports.policy import Policy
 from stack_b.backends.settings import BackendSettings, check_settings
 from stack_b.budget.prices import PriceRow, check_price, check_prices
 from stack_b.configuration import Configuration
+from stack_b.policies.problems import TENANT
+from stack_b.policies.problems import problems as policy_problems
 from stack_b.routing.rules import rule_problems
 
 MAX_DIAGNOSTICS: Final = 100
@@ -195,6 +198,7 @@ def _problems(found: Configuration, facts: NodeFacts) -> Iterator[Diagnostic]:
         what, _, hint = problem.partition("; ")
         yield Diagnostic(code="routing", severity="error", path=f"$.routing{place}", message=what, hint=hint)
     yield from _price_problems(found.prices)
+    yield from _policy_problems(found.policies)
     yield from _led_nowhere(found, facts)
 
 
@@ -247,6 +251,15 @@ def _price_problems(rows: Sequence[PriceRow]) -> Iterator[Diagnostic]:
             check_prices(rows)
         except InvalidArgument as error:
             yield _error("price", "$.prices", error.message, "keep one of them")
+
+
+def _policy_problems(policies: Mapping[str, Policy]) -> Iterator[Diagnostic]:
+    for name, policy in policies.items():
+        for problem in policy_problems(policy):
+            yield _error("policy", f"$.policies.{name}", problem, "docs/policies.md")
+        if name == TENANT:
+            text = "this name is for what tenants say themselves"
+            yield _error("policy", f"$.policies.{name}", text, "take another")
 
 
 def _led_nowhere(found: Configuration, facts: NodeFacts) -> Iterator[Diagnostic]:

@@ -23,9 +23,11 @@ from ports.ids import PrincipalId, TenantId
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.protocol import Backend
+from stack_b.backends.reach import Reach
 from stack_b.backends.settings import BackendSettings
 from stack_b.budget.prices import Prices
 from stack_b.configuration import Configuration, parse_configuration, read_configuration
+from stack_b.policies.desk import Policies
 from stack_b.routing.router import Router
 
 LOOK_EVERY: Final = timedelta(seconds=2)
@@ -182,6 +184,7 @@ class Applied:
 
     catalog: Catalog
     router: Router
+    policies: Policies
     opened: OpenedBackends
     prices: Prices
     settings: Callable[[Found], Sequence[BackendSettings]]
@@ -261,7 +264,7 @@ class Following:
             # The last two: certificates that can't be read, and what else no check of ours has thought of.
             self._refuse(reason_of(error), found.version)
             return False
-        await self._apply(found, backends, prices)
+        await self._apply(found, settings, backends, prices)
         return True
 
     def _watch(self, settings: Sequence[BackendSettings]) -> None:
@@ -274,14 +277,18 @@ class Following:
         self._refers_to = tuple(dict.fromkeys(files))
         self._mark = _mark(self._refers_to)
 
-    async def _apply(self, found: Found, backends: Sequence[Backend], prices: Prices) -> None:
+    async def _apply(
+        self, found: Found, settings: Sequence[BackendSettings], backends: Sequence[Backend], prices: Prices
+    ) -> None:
         before, self._in_force = self._in_force, found
         cleared = self.standing.refused and found is self._newest
         if cleared:
             self.standing.refused = False
         if backends != self._to.catalog.backends or before != found:
+            # First, because no rule waits for a backend that is slow to say what it serves.
+            self._to.policies.follow(found.configuration.policies)
             await self._to.catalog.follow(backends)
-            self._to.router.follow(found.configuration.routing)
+            self._to.router.follow(found.configuration.routing, reaches=reaches_of(settings))
             self._to.prices.follow(prices)
         elif not cleared:
             return
@@ -312,6 +319,11 @@ class Following:
 
 def reason_of(error: Exception) -> str:
     return error.message if isinstance(error, InvalidArgument) else type(error).__name__
+
+
+def reaches_of(settings: Sequence[BackendSettings]) -> dict[str, Reach]:
+    """By backend, of those that declare one."""
+    return {one.name: one.reach for one in settings if one.reach != Reach()}
 
 
 def referred_files(settings: Sequence[BackendSettings]) -> tuple[Path, ...]:

@@ -61,6 +61,7 @@ def run(options: Options, io: Io) -> int:
                 "diagnostics": diagnosis.diagnostics,
                 "names": names,
                 "canaries": () if found is None else found.routing.canaries,
+                "policies": {} if found is None else {name: one.version for name, one in found.policies.items()},
                 "gateway": running,
             }
         )
@@ -72,6 +73,8 @@ def run(options: Options, io: Io) -> int:
     io.columns(("NAME", "IS", "LEADS TO"), ((one.name, one.is_a, ", ".join(one.leads_to)) for one in names))
     for canary in found.routing.canaries:
         io.say(f"canary {canary.experiment}: {canary.percent:g} % of who asks for {canary.name} get {canary.model}")
+    for name, policy in found.policies.items():
+        io.say(f"policy {name}: {len(policy.rules)} rules for every tenant, version {policy.version}")
     io.say(f"usable; version {found.version}")
     if running:
         same = ", the same" if running.get("digest") == found.version else ""

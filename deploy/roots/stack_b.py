@@ -28,8 +28,9 @@ from stack_b.backends.settings import BackendSettings, check_settings, discovere
 from stack_b.budget.prices import Prices, overlaid, parse_rows
 from stack_b.configuration import Configuration
 from stack_b.deps import NEEDS, StackBDeps
-from stack_b.following import Applied, FileSource, Following, Found, Standing, StoreSource, first
+from stack_b.following import Applied, FileSource, Following, Found, Standing, StoreSource, first, reaches_of
 from stack_b.limits import Limits
+from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
@@ -132,7 +133,8 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
 
         found, (served, costs), refused = await first(source, usable)
         catalog = Catalog(served, clock)
-        router = Router(catalog, found.configuration.routing, clock)
+        router = Router(catalog, found.configuration.routing, clock, reaches=reaches_of(settings(found)))
+        policies = Policies(found.configuration.policies)
         standing = Standing()
         following = Following(
             source,
@@ -140,6 +142,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             Applied(
                 catalog=catalog,
                 router=router,
+                policies=policies,
                 opened=opened,
                 prices=costs,
                 settings=settings,
@@ -156,6 +159,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             metrics=metrics,
             catalog=catalog,
             router=router,
+            policies=policies,
             limits=caps,
             prices=costs,
             standing=standing,

@@ -5,25 +5,28 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
 from observability.metrics import Metrics
+from ports.context import PolicyContext
 from ports.errors import InvalidArgument
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, Tenant
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.settings import BackendSettings
 from stack_b.budget.prices import Prices
 from stack_b.configuration import MAX_FILE_BYTES, parse_configuration, read_configuration
 from stack_b.following import Applied, FileSource, Following, Found, Standing, first
+from stack_b.policies.desk import Policies
 from stack_b.routing.router import Asked, Router
 from tests.support.http_server import served
 from tests.support.scripted_upstream import Events, ScriptedUpstream, delta
@@ -31,6 +34,9 @@ from tests.support.stack_b import stack_b
 
 pytestmark = [pytest.mark.anyio]
 
+TENANT = Tenant(
+    id=ACME.tenant, name="", status="active", entitlements=Entitlements(), created_at=datetime(2026, 1, 1, tzinfo=UTC)
+)
 LINGERING = timedelta(milliseconds=50)
 
 
@@ -39,6 +45,7 @@ class Node(Struct, frozen=True):
     catalog: Catalog
     router: Router
     opened: OpenedBackends
+    policies: Policies
     following: Following
 
     def write(self, **members: Any) -> None:
@@ -69,7 +76,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     async with OpenedBackends(clock, secret=lambda _: "", demo=False, lingering=LINGERING) as opened:
         following, to = await followed(path, opened)
         await to.catalog.refresh()
-        yield Node(path, to.catalog, to.router, opened, following)
+        yield Node(path, to.catalog, to.router, opened, to.policies, following)
 
 
 async def followed(path: Path, opened: OpenedBackends) -> tuple[Following, Applied]:
@@ -80,6 +87,7 @@ async def followed(path: Path, opened: OpenedBackends) -> tuple[Following, Appli
     to = Applied(
         catalog=catalog,
         router=Router(catalog, found.configuration.routing, clock),
+        policies=Policies(),
         opened=opened,
         prices=Prices(found.configuration.prices),
         settings=settings_of,
@@ -102,9 +110,33 @@ async def test_what_the_file_turns_into_is_in_force(node: Node) -> None:
     assert node.following.standing.digest != version
 
 
+async def test_policies_and_what_backends_may_see_are_followed(node: Node) -> None:
+    rule = {"id": "no", "effect": "deny"}
+    secret = replace(ACME, policy=PolicyContext(classification="secret"))
+    asked = Asked(name="m-1", kind="chat")
+    before = (node.policies.of(TENANT).is_empty, node.router.candidates(secret, asked, Entitlements()))
+    node.write(
+        backends=[{**backend("one", "m-1"), "classifications": ["secret"]}], policies={"house": {"rules": [rule]}}
+    )
+
+    await node.following.look()
+
+    assert before == (True, ())
+    assert not node.policies.of(TENANT).is_empty
+    assert len(node.router.candidates(secret, asked, Entitlements())) == 1
+    assert node.router.candidates(ACME, asked, Entitlements()) == ()
+
+    node.write(backends=[backend("one", "m-1")], policies={"house": {"rules": [{**rule, "patterns": ["("]}]}})
+    await node.following.look()
+
+    assert not node.policies.of(TENANT).is_empty, "what can't be used takes nothing away"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"policies": {"house": {"rules": [{"id": "no", "effect": "deny", "patterns": ["("]}]}}},
+        {"policies": {"tenant": {"rules": []}}},
         {"backends": [backend("one", "m-1"), backend("one", "m-2")]},
         {"backends": [{"name": "one", "base_url": "ftp://x"}]},
         {"backends": [{"name": "demo", "kind": "demo"}]},

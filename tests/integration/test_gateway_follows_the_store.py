@@ -24,6 +24,7 @@ from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.settings import BackendSettings
 from stack_b.budget.prices import Prices
 from stack_b.following import Applied, Following, Found, Standing, StoreSource, first
+from stack_b.policies.desk import Policies
 from stack_b.routing.router import Router
 from tests.integration.test_gateway_configuration import LINGERING, backend
 
@@ -98,6 +99,7 @@ async def started(store: Deaf, opened: OpenedBackends) -> Gateway:
     to = Applied(
         catalog=catalog,
         router=Router(catalog, found.configuration.routing, clock),
+        policies=Policies(),
         opened=opened,
         prices=Prices(found.configuration.prices),
         settings=settings,

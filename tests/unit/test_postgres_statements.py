@@ -15,6 +15,9 @@ ACROSS_TENANTS: Final = {
     "run_state.renew", "run_state.retire", "run_state.orphans", "run_state.adrift", "queue.lease_any", "queue.depth_any",
     "tenant.list", "tenant.find_key", "event.stream_epoch", "reply_journal.forget", "maintenance.make_event_days",
     "maintenance.forget_runs", "maintenance.drop_event_days",
+    # The node's, and no tenant's.
+    "gateway_configuration.current", "gateway_configuration.newest", "gateway_configuration.get",
+    "gateway_configuration.list", "gateway_configuration.add",
 }  # fmt: skip
 
 TABLES: Final = (
