@@ -20,6 +20,7 @@ from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.event import EventPort
+from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import RunId, TenantId
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
@@ -133,6 +134,9 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 
 
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
+
+
+class GatewayConfigurationHarness(StorageHarness[GatewayConfigurations], Protocol): ...
 
 
 class ReplyJournalHarness(StorageHarness[ReplyJournal], Protocol): ...
