@@ -26,6 +26,7 @@ from tests.contract.broken import (
     ledgers,
     memories,
     models,
+    providers,
     queues,
     registries,
     replies,
@@ -64,6 +65,7 @@ SUITES: Final = {
     "agent": registries,
     "tenant": directories,
     "pii": detectors,
+    "provider": providers,
 }
 _PARTS: Final = {
     "lax_ledgers": "budget",
