@@ -1,7 +1,7 @@
 """What every ProviderPort must show. Clauses: `ports.provider`."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, TypeAlias
 
@@ -49,7 +49,7 @@ async def chatted(port: ProviderPort, harness: ProviderHarness, body: Body) -> B
     return await port.chat(harness.endpoint, harness.model, body, _MOST)
 
 
-Way: TypeAlias = Callable[[ProviderPort, ProviderHarness, Body], Awaitable[object]]
+Way: TypeAlias = Callable[[ProviderPort, ProviderHarness, Body], Coroutine[Any, Any, object]]
 WAYS: Final = pytest.mark.parametrize("way", [chatted, streamed])
 
 
@@ -150,10 +150,14 @@ class ProviderContract(Contract):
         harness.will_break_off(TEXT)
 
         chunks: list[Body] = []
-        with pytest.raises(Unavailable) as raised:
+
+        async def read() -> None:
             async with aclosing(port.stream(harness.endpoint, harness.model, body_of(), _MOST)) as stream:
                 async for chunk in stream:
                     chunks.append(chunk)  # noqa: PERF401 - what came before the error counts
+
+        with pytest.raises(Unavailable) as raised:
+            await read()
 
         assert raised.value.code == "upstream_error"
         assert raised.value.details["outcome"] == "unknown"
@@ -170,7 +174,8 @@ class ProviderContract(Contract):
             (408, Unavailable, "upstream_timeout"), (413, InvalidArgument, "invalid_request"),
             (422, InvalidArgument, "invalid_request"), (429, Unavailable, "upstream_error"),
             (500, Unavailable, "upstream_error"), (502, Unavailable, "upstream_error"),
-            (503, Unavailable, "upstream_error"), (504, Unavailable, "upstream_timeout"), (302, Unavailable, "upstream_error"),
+            (503, Unavailable, "upstream_error"), (504, Unavailable, "upstream_timeout"),
+            (302, Unavailable, "upstream_error"),
         ],
     )  # fmt: skip
     async def test_a_refusal_has_its_meaning_and_is_asked_for_once(
@@ -265,7 +270,8 @@ class ProviderContract(Contract):
         "members",
         [
             {"no_such_member": 1}, {"api_base": "http://127.0.0.1:9"}, {"api_key": "x"}, {"base_url": "http://127.0.0.1:9"},
-            {"mock_response": "no"}, {"custom_llm_provider": "openai"}, {"extra_headers": {"x": "y"}}, {"metadata": {"a": "b"}},
+            {"mock_response": "no"}, {"custom_llm_provider": "openai"}, {"extra_headers": {"x": "y"}},
+            {"metadata": {"a": "b"}},
             {"fallbacks": ["x"]}, {"client": "x"}, {"model": "another"}, {"timeout": 1},
             {"messages": [{"role": "user", "content": _PICTURE}]},
         ],
@@ -289,7 +295,9 @@ class ProviderContract(Contract):
             return
         harness.will_embed((1.0, 2.0), (3.0, 4.0))
 
-        answer = await port.embed(harness.endpoint, harness.embed_model, {"input": ["a", "b"], "encoding_format": "base64"})
+        answer = await port.embed(
+            harness.endpoint, harness.embed_model, {"input": ["a", "b"], "encoding_format": "base64"}
+        )
 
         assert [one["embedding"] for one in answer["data"]] == [[1.0, 2.0], [3.0, 4.0]]
 

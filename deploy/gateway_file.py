@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from adapters.litellm_provider import LiteLlmProvider
 from deploy.config import Config, referred_names
 from deploy.roots.environment import resolve
 from ports.errors import InvalidArgument
-from stack_b.backends.settings import check_settings, parse_settings
+from stack_b.backends.settings import PROVIDED, check_settings, endpoint_of, parse_settings
 from stack_b.configuration import Configuration, read_configuration
 
 
@@ -29,9 +30,14 @@ def checked(found: Configuration, config: Config, environ: Mapping[str, str]) ->
             raise InvalidArgument(f"backend {backend.name!r} is the demo backend, which prod does not serve; remove it")
         if backend.api_key:
             try:
-                resolve(backend.api_key, environ)
+                api_key = resolve(backend.api_key, environ)
             except InvalidArgument as error:
                 raise InvalidArgument(f"the api_key of backend {backend.name!r}: {error.message}") from None
+            if backend.kind in PROVIDED:
+                try:
+                    LiteLlmProvider().check(endpoint_of(backend, api_key))
+                except InvalidArgument as error:
+                    raise InvalidArgument(f"backend {backend.name!r}: {error.message}") from None
 
 
 def problems(config: Config, environ: Mapping[str, str]) -> list[str]:

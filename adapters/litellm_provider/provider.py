@@ -84,7 +84,7 @@ class LiteLlmProvider:
             yield self._vendor, call
         except AgentOSError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a vendor whose errors have no common base; all are translated
             # No cause: it quotes the request, and what logs an error logs its cause.
             raise translated(error, call.seen, at.provider) from None
         finally:

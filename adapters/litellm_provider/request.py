@@ -1,7 +1,7 @@
 """What of a body may be passed on. Pure.
 
-LiteLLM takes members of a request and orders of its operator as the same keyword arguments, and fetches what a message refers
-to. So only what is known to be a member goes there, and nothing that would have to be fetched.
+LiteLLM takes members of a request and orders of its operator as the same keyword arguments, and fetches what a message
+refers to. So only what is known to be a member goes there, and nothing that would have to be fetched.
 """
 
 from collections.abc import Iterator
@@ -46,9 +46,11 @@ def embed_members(body: dict[str, Json]) -> dict[str, Json]:
 
 
 def _refuse_others(body: dict[str, Json], known: frozenset[str]) -> None:
-    for name in body:
-        if name not in known and body[name] is not None:
-            raise InvalidArgument(f"{name}: this model's provider does not know it; leave it out", details={"param": name})
+    for name, value in body.items():
+        if name not in known and value is not None:
+            raise InvalidArgument(
+                f"{name}: this model's provider does not know it; leave it out", details={"param": name}
+            )
 
 
 def _parts(message: Json) -> Iterator[Json]:

@@ -1,7 +1,7 @@
 """LiteLLM, told to do what it is asked and nothing else. Importing this module takes seconds and a few hundred MB.
 
-Nothing is fetched while it is imported, no `.env` file is read, nobody is told of a call, and its log, which quotes requests,
-says nothing.
+Nothing is fetched while it is imported, no `.env` file is read, nobody is told of a call, and its log, which quotes
+requests, says nothing.
 """
 
 import logging

@@ -16,8 +16,8 @@ from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.http.sse_decoder import SseDecoder
 from ports.messages import Json
 from stack_b.backends.connection import Answer, ExchangeError, NoRoom, NotConnected, Patience, TimedOut, TooLarge
-from stack_b.backends.dialects import Dialect
 from stack_b.backends.dial import Dial, dial, host_header, split_url, tls_context
+from stack_b.backends.dialects import Dialect
 from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape

@@ -1,6 +1,6 @@
 """Backends from configuration, and those that are found without any."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Final, Literal, TypeAlias, get_args
@@ -14,8 +14,8 @@ from ports.errors import InvalidArgument
 from ports.messages import Json
 from ports.provider import Endpoint, ProviderPort
 from stack_b.backends.demo import DemoBackend
-from stack_b.backends.dialects import Azure, Dialect, Tgi, Vllm
 from stack_b.backends.dial import split_url, tls_context
+from stack_b.backends.dialects import Azure, Dialect, Tgi, Vllm
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 from stack_b.backends.provided import ProvidedBackend
@@ -193,28 +193,38 @@ def _base_url(backend: BackendSettings) -> str:
 
 
 def _check_kind(backend: BackendSettings) -> None:
-    name, kind = f"backend {backend.name!r}", backend.kind
-    if kind == "demo":
+    if backend.kind == "demo":
         return
-    if kind in PROVIDED:
-        # Which options it needs is the adapter's to say, when it is opened.
-        if not backend.api_key:
-            raise InvalidArgument(f"{name}: {kind} needs an api_key, as env:NAME or file:/path")
-        if backend.ca_file or backend.max_tokens_member:
-            raise InvalidArgument(f"{name}: ca_file and max_tokens_member are not for {kind}; leave them out")
-    elif unknown := sorted(backend.options.keys() - ({_API_VERSION} if kind == "azure" else set())):
-        raise InvalidArgument(f"{name}: {kind} does not know the options {unknown}; leave them out")
-    if kind == "azure" and (_API_VERSION in backend.options) == ("?" in backend.base_url):
-        raise InvalidArgument(f"{name}: azure needs one api_version in `options`, such as 2024-10-21, and a base_url without")
-    if (kind in PROVIDED or kind == "azure") and not backend.models:
-        raise InvalidArgument(f"{name}: {kind} does not list its models; name them in `models`")
-    if taken := sorted(backend.members.keys() & _STEERED):
-        raise InvalidArgument(f"{name}: members {taken} are the gateway's own to say; leave them out")
-    if backend.base_url or kind not in PROVIDED:
+    for problem in (*(_of_provided(backend) if backend.kind in PROVIDED else _of_direct(backend)), *_of_any(backend)):
+        raise InvalidArgument(f"backend {backend.name!r}: {problem}")
+    if backend.base_url or backend.kind not in PROVIDED:
         try:
             split_url(_base_url(backend))
         except InvalidArgument as error:
-            raise InvalidArgument(f"{name} is not usable: {error.message}") from None
+            raise InvalidArgument(f"backend {backend.name!r} is not usable: {error.message}") from None
+
+
+def _of_provided(backend: BackendSettings) -> Iterator[str]:
+    # Which options it needs is the adapter's to say, when it is opened.
+    if not backend.api_key:
+        yield f"{backend.kind} needs an api_key, as env:NAME or file:/path"
+    if backend.ca_file or backend.max_tokens_member:
+        yield f"ca_file and max_tokens_member are not for {backend.kind}; leave them out"
+
+
+def _of_direct(backend: BackendSettings) -> Iterator[str]:
+    azure = backend.kind == "azure"
+    if unknown := sorted(backend.options.keys() - ({_API_VERSION} if azure else set())):
+        yield f"{backend.kind} does not know the options {unknown}; leave them out"
+    if azure and (_API_VERSION in backend.options) == ("?" in backend.base_url):
+        yield "azure needs one api_version in `options`, such as 2024-10-21, and a base_url without"
+
+
+def _of_any(backend: BackendSettings) -> Iterator[str]:
+    if (backend.kind in PROVIDED or backend.kind == "azure") and not backend.models:
+        yield f"{backend.kind} does not list its models; name them in `models`"
+    if taken := sorted(backend.members.keys() & _STEERED):
+        yield f"members {taken} are the gateway's own to say; leave them out"
 
 
 def _card(model: ModelSettings, upstream: str | None = None) -> ModelCard:

@@ -41,13 +41,12 @@ class WireHarness:
         self._rough = rough
         self._closing = closing
         self._speaker = speaker
-        self.port = LiteLlmProvider()
 
     async def open(self) -> ProviderPort:
-        self.port = await self._closing.enter_async_context(SPEC.open(LiteLlmConfig(), Given(clock=ManualClock())))
+        port = await self._closing.enter_async_context(SPEC.open(LiteLlmConfig(), Given(clock=ManualClock())))
         # Loading it is not what is tried here, and takes longer than a test may wait for anything.
-        await self.port.prepare()
-        return self.port
+        await port.prepare()
+        return port
 
     @property
     def endpoint(self) -> Endpoint:
@@ -84,7 +83,9 @@ class WireHarness:
         say = Say(
             text=text, calls=calls, prompt=prompt, completion=completion, cache_read=cache_read, cache_write=cache_write
         )
-        self._will(whole(json.dumps(self._speaker.whole(say)).encode(), content_type="application/json"), self._all(say))
+        self._will(
+            whole(json.dumps(self._speaker.whole(say)).encode(), content_type="application/json"), self._all(say)
+        )
 
     def will_embed(self, *vectors: tuple[float, ...]) -> None:
         body = json.dumps(self._speaker.whole(Say(vectors=vectors))).encode()
@@ -95,7 +96,7 @@ class WireHarness:
         if retry_after is not None:
             headers["retry_after"] = retry_after
         body = json.dumps(self._speaker.refusal(status, too_long=too_long)).encode()
-        refusal = whole(body, status=f"{status} No", **headers)
+        refusal = whole(body, status=f"{status} No", length=None, **headers)
         self._will(refusal, [refusal])
 
     def will_break_off(self, text: str) -> None:
@@ -105,9 +106,7 @@ class WireHarness:
     def will_hold(self, text: str) -> None:
         first = next(self._speaker.pieces(Say(text=text)))
         self._rough.scripts[:] = [
-            lambda request: (
-                [self._head(), chunk(first), Stall()] if self._speaker.wants_stream(request) else [Stall()]
-            )
+            lambda request: [self._head(), chunk(first), Stall()] if self._speaker.wants_stream(request) else [Stall()]
         ]
 
     def will_be_silent(self) -> None:
@@ -233,7 +232,9 @@ async def test_its_log_says_nothing_and_nobody_else_is_told(
             harness.will_answer("hi") if status == 200 else harness.will_refuse(status)
             with anyio.CancelScope():
                 try:
-                    await port.chat(harness.endpoint, harness.model, {"messages": [{"role": "user", "content": "x"}]}, 5)
+                    await port.chat(
+                        harness.endpoint, harness.model, {"messages": [{"role": "user", "content": "x"}]}, 5
+                    )
                 except (InvalidArgument, Unavailable):
                     continue
 

@@ -1,4 +1,4 @@
-"""Providers of the tests, each speaking as its namesake does: bodies, streams, refusals. What is said is `conformance`'s."""
+"""Providers of the tests, each speaking as its namesake does: bodies, streams, refusals. What is said is the kit's."""
 
 import json
 import struct
