@@ -14,7 +14,7 @@ Clauses (each has a test in `conformance.provider`):
          with `outcome: unknown` in its details, after the chunks that had come.
 * PRV-5  A call is at most one request to the provider, whatever becomes of it.
 * PRV-6  A refusal of the request (400, 413, 422) raises `InvalidArgument`, `context_length_exceeded` where the provider
-         says so; refused credentials (401, 403) `Unavailable` (`upstream_auth_error`); 408 and 504 `upstream_timeout`; every
+         says so; refused credentials (401, 403) `Unavailable` (`upstream_auth_error`); 408, 504 `upstream_timeout`; every
          other status `upstream_error`, with the provider's `retry_after` for 429 and 503, 60 s at most.
 * PRV-7  A provider that can't be reached raises `Unavailable` (`upstream_error`) with `sent: False` in its details.
 * PRV-8  An error holds nothing of the provider's words, of the request, and of the credentials.
