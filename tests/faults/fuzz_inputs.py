@@ -133,8 +133,8 @@ ODD: Final[Sequence[Json]] = (
 )  # fmt: skip
 MEMBERS: Final = (
     "provider", "base_url", "api_base", "api_key", "extra_body", "headers", "route", "no_such_member", "stream", "n",
-    "tools",
-    "messages", "max_tokens", "max_completion_tokens", "stream_options", "stop", "functions", "__proto__", "", "é", "x" * 300,
+    "tools", "messages", "max_tokens", "max_completion_tokens", "stream_options", "stop", "functions", "__proto__", "", "é",
+    "x" * 300,
     "tool_calls", "content", "role", "type", "logit_bias", "response_format", "tool_choice", "input", "model",
 )  # fmt: skip
 HEADERS: Final[Sequence[tuple[str, str]]] = (
@@ -145,7 +145,8 @@ HEADERS: Final[Sequence[tuple[str, str]]] = (
     ("idempotency-key", ""), ("idempotency-key", "x" * 300), ("idempotency-key", "\x7f"), ("x-step-key", "s" * 400),
     ("x-route-preference", "cost"), ("x-route-preference", "sideways"), ("x-correlation-id", "x" * 200),
     ("x-correlation-id", "a b\tc"), ("traceparent", "00-" + "0" * 32 + "-" + "0" * 16 + "-00"), ("traceparent", "x"),
-    ("accept", "image/png"), ("expect", "100-continue"), ("expect", "200-ok"), ("upgrade", "h2c"), ("connection", "upgrade"),
+    ("accept", "image/png"), ("expect", "100-continue"), ("expect", "200-ok"), ("upgrade", "h2c"),
+    ("connection", "upgrade"),
     ("transfer-encoding", "gzip"), ("transfer-encoding", "chunked, chunked"), ("content-length", "-1"),
     ("content-length", "1e3"), ("content-length", "99999999999999999999"), ("host", ""), ("host", "a\x00b"),
     ("x-stainless-retry-count", "1"), ("x-stainless-retry-count", "many"), ("anthropic-version", ""),
@@ -230,7 +231,7 @@ def _places(value: Json) -> list[tuple[Json, Any]]:
 def _changed(draw: random.Random, value: Json) -> Json:
     places = _places(value)
     if not places or draw.random() < 0.02:
-        return draw.choice(ODD)
+        return _copied(draw.choice(ODD))
     holder, key = draw.choice(places)
     match draw.randrange(8):
         case 0 | 1 | 2:
@@ -293,7 +294,8 @@ def _with_headers(draw: random.Random, head: Head) -> Head:
             case 1:
                 found = [(one, said) for one, said in found if one != name] + [(name, value)]
             case _:
-                found = [one for one in found if draw.random() < 0.8] + [draw.choice(found)] * draw.randrange(3)
+                again = [draw.choice(found)] * draw.randrange(3) if found else []
+                found = [one for one in found if draw.random() < 0.8] + again
     if draw.random() < 0.05:
         found += [(f"x-{number}", "y") for number in range(draw.choice((50, 400)))]
     return found
