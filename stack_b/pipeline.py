@@ -36,7 +36,7 @@ from stack_b.redaction.findings import Finding
 from stack_b.redaction.rules import PiiRules, rules_for
 from stack_b.redaction.stream import Lens
 from stack_b.routing.choice import may_fall_back
-from stack_b.routing.router import Asked, conversation_of
+from stack_b.routing.router import Asked, agent_of, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, kinds_of, usage_of
@@ -390,7 +390,13 @@ def out_of_time(seconds: int) -> Unavailable:
 
 
 def _asked(call: ChatCall) -> Asked:
-    return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation_of(call.members))
+    return Asked(
+        name=call.model,
+        kind="chat",
+        preference=call.preference,
+        agent=agent_of(call.members),
+        conversation=conversation_of(call.members),
+    )
 
 
 def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:

@@ -29,6 +29,7 @@ MAX_REFUSAL_BYTES: Final = 64 * 1024
 MAX_RETRY_AFTER_S: Final = 60
 _MODELS_TIMEOUT_S: Final = 5.0
 _OK: Final = 200
+_FAILED: Final = 500
 _DONE: Final = b"[DONE]"
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Json])
 
@@ -96,6 +97,18 @@ class OpenAiCompatible:
             raise self._broken("its list of models has no `data`")
         ids = [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         return tuple(_card(model) for model in ids[:MAX_MODELS])
+
+    async def probe(self) -> None:
+        """Any answer but 5xx is one: who does not list its models may serve them."""
+        within = Patience(first=_MODELS_TIMEOUT_S, next=_MODELS_TIMEOUT_S, whole=_MODELS_TIMEOUT_S)
+        try:
+            answer = await self._pool.ask(self._head("GET", "models") + b"\r\n", within)
+        except ExchangeError as error:
+            raise self._translated(error) from error
+        status = answer.status
+        answer.release()
+        if status >= _FAILED:
+            raise Unavailable(f"backend {self._name!r} answered {status}", code="upstream_error")
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
         members = self._chat_body(model, body, max_tokens)

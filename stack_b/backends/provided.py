@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +12,8 @@ from ports.messages import Json
 from ports.provider import Endpoint, ProviderPort
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
+
+_HEARD: Final = frozenset({"metadata"})
 
 
 class ProvidedBackend:
@@ -33,6 +36,10 @@ class ProvidedBackend:
         self._models = models
         self._members = dict(members or {})
 
+    def _body(self, body: dict[str, Json]) -> dict[str, Json]:
+        """`metadata` is what a client says to the gateway, which has heard it."""
+        return {name: value for name, value in body.items() if name not in _HEARD} | self._members
+
     @property
     def name(self) -> str:
         return self._name
@@ -46,18 +53,18 @@ class ProvidedBackend:
         return self._models
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
-        answer = await self._provider.chat(self._at, model, {**body, **self._members}, max_tokens)
+        answer = await self._provider.chat(self._at, model, self._body(body), max_tokens)
         self._check(answer, CompletionShape)
         return answer
 
     async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[dict[str, Json], None]:
-        async with aclosing(self._provider.stream(self._at, model, {**body, **self._members}, max_tokens)) as chunks:
+        async with aclosing(self._provider.stream(self._at, model, self._body(body), max_tokens)) as chunks:
             async for chunk in chunks:
                 self._check(chunk, ChunkShape)
                 yield chunk
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
-        answer = await self._provider.embed(self._at, model, {**body, **self._members})
+        answer = await self._provider.embed(self._at, model, self._body(body))
         self._check(answer, EmbeddingsShape)
         return answer
 
