@@ -39,7 +39,7 @@ from tests.support.postgres import cloned
 from tests.support.real_stacks import ISSUER, ROOT, Process
 
 CLIENTS: Final = 8
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 30.0
 """For one input, its answer included. Longer than the gateway itself waits for anything here but the rest of a body."""
 QUIET_S: Final = 1.0
 """Without a byte, after which the client says that it has no more to say."""
@@ -103,7 +103,7 @@ async def opened(draw: random.Random) -> AsyncIterator[Rig]:
         (home / "backend.key").write_text(SECRET)
         backends = [
             {
-                "name": f"up-{number}", "base_url": url, "api_key": f"file:{home / 'backend.key'}", "timeout_s": 3,
+                "name": f"up-{number}", "base_url": url, "api_key": f"file:{home / 'backend.key'}", "timeout_s": 15,
                 "models": [{"id": f"m-{number}"}, {"id": f"embed-{number}", "chat": False, "embed": True}],
             }
             for number in range(MODELS)

@@ -18,6 +18,8 @@ Head: TypeAlias = list[tuple[str, str]]
 SECRET: Final = "sk-canary-of-the-backend-77aa01"
 """The backend's key: no answer may hold it."""
 MODELS: Final = 8
+MOST_CHARS: Final = 1_000_000
+"""Of what a mutation adds."""
 _TOOL: Final = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
 
 
@@ -251,8 +253,10 @@ def _changed(draw: random.Random, value: Json) -> Json:
                 deep = [deep] if draw.random() < 0.5 else {"a": deep}
             holder[key] = deep
         case _:
-            times = draw.choice((2, 5, 130, 2_100))
-            holder[key] = [_copied(holder[key]) for _ in range(times if len(places) < 60 else 2)]
+            # As many as are too many, of something small: what is too large is refused before it is looked at.
+            size = len(json.dumps(holder[key]))
+            times = min(draw.choice((2, 5, 130, 2_100)), 1 + MOST_CHARS // size)
+            holder[key] = [_copied(holder[key]) for _ in range(times)]
     return value
 
 
