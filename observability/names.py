@@ -178,6 +178,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
+    "policy.unusable": "a tenant's own policy can't be used here; its calls are refused until it is changed",
     "backend.silent": "a model backend that used to answer does not",
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",

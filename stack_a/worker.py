@@ -147,8 +147,8 @@ class Worker:
         self._announce()
 
     def _holds(self, run: Run) -> bool:
-        """Whether it was claimed under the lease that we have now, whatever of that we have heard."""
-        return run.worker == self.id
+        """Whether it was claimed under the lease that we have now and may act under, whatever of that we have heard."""
+        return run.worker is not None and self._lease.holds(run.worker)
 
     # --- taking work -------------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class Worker:
         while self._holds(run):
             try:
                 await self._deps.run_state.release(run.requester, run.id, run.epoch, troubled=troubled)
-                await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)))
+                await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)), priority=run.priority)
             except (Conflict, NotFound):
                 return
             except AgentOSError:

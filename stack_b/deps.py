@@ -16,6 +16,7 @@ from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.budget.prices import Prices
 from stack_b.limits import Limits
+from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
@@ -40,6 +41,7 @@ class StackBDeps:
     pii: PiiDetector
     catalog: Catalog
     router: Router
+    policies: Policies = field(default_factory=Policies)
     limits: Limits = field(default_factory=Limits)
     prices: Prices = field(default_factory=Prices)
     budget_in_chunks: bool = False

@@ -1,7 +1,6 @@
 """The receipt of a request: what it consumed, what policy decided, who served it. Also what a failed one may tell."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import msgspec
 
@@ -32,34 +31,25 @@ class Trail:
         self.over: tuple[str, ...] = ()
         """Soft budgets that are beyond their limits."""
 
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Whatever refuses the request inside the block says as much of the receipt as is known."""
-        try:
-            yield
-        except AgentOSError as error:
-            error.surface.update(self._known())
-            raise
+    def tell(self, error: AgentOSError) -> None:
+        """What refuses the request says as much of the receipt as is known."""
+        error.surface.update(self._known())
 
-    @contextmanager
-    def attempt(self, candidate: Candidate) -> Iterator[None]:
-        """Time one call of a backend, and note how it ended."""
+    def attempt(self, candidate: Candidate) -> "_Attempt":
+        """A block that times one call of a backend, and notes how it ended."""
         self._candidate = candidate
-        began = self._clock.monotonic()
-        status = 499
-        reason: str | None = "cancelled"
-        try:
-            yield
-            status, reason = 200, None
-        except AgentOSError as error:
-            status, reason = int(error.details.get("upstream_status", status_of(error))), error.code
-            raise
-        finally:
-            took = self._clock.monotonic() - began
-            self._upstream_s += took
-            self._attempts.append(
-                Attempt(backend=candidate.backend.name, status=status, latency_ms=_ms(took), reason=reason)
-            )
+        return _Attempt(self, candidate)
+
+    def ended(self, candidate: Candidate, began: float, error: BaseException | None) -> None:
+        took = self._clock.monotonic() - began
+        self._upstream_s += took
+        status, reason = _outcome(error)
+        self._attempts.append(
+            Attempt(backend=candidate.backend.name, status=status, latency_ms=_ms(took), reason=reason)
+        )
+
+    def now(self) -> float:
+        return self._clock.monotonic()
 
     def first_content(self) -> None:
         if self._first_content_s is None:
@@ -116,6 +106,29 @@ class Trail:
             "tenant_id": self._auth.tenant,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+
+class _Attempt:
+    __slots__ = ("_began", "_candidate", "_trail")
+
+    def __init__(self, trail: Trail, candidate: Candidate) -> None:
+        self._trail = trail
+        self._candidate = candidate
+
+    def __enter__(self) -> None:
+        self._began = self._trail.now()
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._trail.ended(self._candidate, self._began, error)
+
+
+def _outcome(error: BaseException | None) -> tuple[int, str | None]:
+    """The status and the reason of an attempt."""
+    if error is None:
+        return 200, None
+    if isinstance(error, AgentOSError):
+        return int(error.details.get("upstream_status", status_of(error))), error.code
+    return 499, "cancelled"
 
 
 def budget_members(balance: Balance) -> dict[str, Json]:

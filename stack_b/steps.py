@@ -9,7 +9,7 @@ asks next makes the call again: its receipt says `possible_duplicate`.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,8 +22,10 @@ from ports.messages import Json
 from ports.reply_journal import Done, Ticket, Won
 from stack_b.budget.meter import SETTLE_BOUND_S
 from stack_b.canonical import ChatCall
+from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
-from stack_b.pipeline import Pipeline, out_of_time
+from stack_b.interrupt import out_of_time
+from stack_b.pipeline import Pipeline
 from stack_b.replay import (
     Gathered,
     again,
@@ -127,20 +129,19 @@ class Steps:
             result = await self._result(step)
         return result.reply if first and result.made else replayed(result.reply, auth)
 
-    async def stream(self, auth: AuthContext, call: ChatCall, key: str) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, auth: AuthContext, call: ChatCall, key: str) -> AsyncGenerator[Sequence[Piece], None]:
         """The same as chunks: as they come for whoever makes the call, as one stream for all others."""
         step, first = await self._joined(auth, call, key)
         with step.attended():
             if first and step.live is not None:
                 try:
                     while (chunk := await step.live.get()) is not None:
-                        yield chunk
+                        yield (chunk,)
                 finally:
                     step.live = None
             result = await self._result(step)
         if not (first and result.made):
-            for chunk in chunks_of(replayed(result.reply, auth), include_usage=call.include_usage):
-                yield chunk
+            yield chunks_of(replayed(result.reply, auth), include_usage=call.include_usage)
 
     async def abort(self, auth: AuthContext, key: str) -> bool:
         """End the call under way, in this process or another; whether there was one."""
@@ -267,9 +268,10 @@ class Steps:
         chunks = self._pipeline.stream(auth, call, possible_duplicate=possible_duplicate)
         try:
             async with asyncio.timeout(self._request_s), aclosing(chunks):
-                async for chunk in chunks:
-                    gathered.add(chunk)
-                    step.tell(chunk)
+                async for pieces in chunks:
+                    for chunk in written_out(pieces):
+                        gathered.add(chunk)
+                        step.tell(chunk)
         except TimeoutError:
             raise out_of_time(self._request_s) from None
         return gathered.reply()

@@ -68,7 +68,7 @@ async def main(variables: Mapping[str, str]) -> None:
         worker = Worker(
             WorkerDeps(clock=clock, metrics=metrics, **ports),
             new_id=lambda: WorkerId(f"wrk_{secrets.token_hex(8)}"),
-            concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+            concurrency=env.number("WORKER_CONCURRENCY", 32, least=1, most=1_000),
             keep=kept_apart(store_of_leases),
         )
 

@@ -24,9 +24,10 @@ from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.settings import BackendSettings, check_settings, discovered, merged, parse_settings
 from stack_b.budget.prices import Prices, parse_prices
-from stack_b.configuration import Configuration, Following, read_configuration
+from stack_b.configuration import Configuration, Following, reaches_of, read_configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.limits import Limits
+from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
 
@@ -117,14 +118,17 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         )
         path = env.path("GATEWAY_FILE")
         configuration = Configuration() if path is None else read_configuration(path)
-        catalog = Catalog(opened.use(backends(env, configuration)), clock)
-        router = Router(catalog, configuration.routing, clock)
+        settings = backends(env, configuration)
+        catalog = Catalog(opened.use(settings), clock)
+        router = Router(catalog, configuration.routing, clock, reaches=reaches_of(settings))
+        policies = Policies(configuration.policies)
         if path is not None:
             following = Following(
                 path,
                 configuration,
                 catalog=catalog,
                 router=router,
+                policies=policies,
                 opened=opened,
                 settings=lambda found: backends(env, found),
                 clock=clock,
@@ -135,6 +139,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             metrics=metrics,
             catalog=catalog,
             router=router,
+            policies=policies,
             limits=caps,
             prices=prices(env),
             # A ledger in this process is as quick as a chunk of it.

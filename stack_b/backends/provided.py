@@ -10,6 +10,7 @@ from msgspec import Struct
 from ports.errors import Unavailable
 from ports.messages import Json
 from ports.provider import Endpoint, ProviderPort
+from stack_b.backends.billing import StopsBilling, stops
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
 
@@ -27,6 +28,7 @@ class ProvidedBackend:
         at: Endpoint,
         models: tuple[ModelCard, ...],
         members: Mapping[str, Json] | None = None,
+        cancel_stops_billing: StopsBilling = False,
     ) -> None:
         """Raises `InvalidArgument` where the port can't make calls like this."""
         provider.check(at)
@@ -35,6 +37,10 @@ class ProvidedBackend:
         self._at = at
         self._models = models
         self._members = dict(members or {})
+        self._stops_billing: StopsBilling = cancel_stops_billing
+
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        return stops(self._stops_billing, streamed=streamed)
 
     def _body(self, body: dict[str, Json]) -> dict[str, Json]:
         """`metadata` is what a client says to the gateway, which has heard it."""

@@ -13,12 +13,14 @@ from ports.clock import Clock
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from ports.provider import Endpoint, ProviderPort
+from stack_b.backends.billing import StopsBilling, usual
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.dialects import Azure, Dialect, Tgi, Vllm
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 from stack_b.backends.provided import ProvidedBackend
+from stack_b.backends.reach import USUAL, Reach
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
@@ -33,11 +35,13 @@ PROVIDED: Final[tuple[str, ...]] = get_args(Provided)
 
 _DIALECTS: Final[Mapping[str, type[Dialect]]] = {"azure": Azure, "vllm": Vllm, "tgi": Tgi}
 _URLS: Final[Mapping[str, str]] = {"openai": OPENAI_URL, "ollama": OLLAMA_URL}
+_BILLING: Final[Mapping[str, StopsBilling]] = {"anthropic": usual("api.anthropic.com")}
 _API_VERSION: Final = "api_version"
 _STEERED: Final = frozenset(
     {"model", "messages", "input", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n"}
 )
 
+Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=100)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3_600)]
 
 
@@ -73,6 +77,17 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a kind must be told to be called: azure's `api_version`, bedrock's `region`."""
     members: dict[str, Json] = {}
     """Sent in every request beside the client's own, and instead of them: such as ollama's `options`."""
+    regions: tuple[Place, ...] = ()
+    """Where what it is sent may be seen, all of them. Empty: unknown, so that nothing goes there which is bound to a
+    region."""
+    classifications: tuple[Place, ...] = USUAL
+    """What it may be sent, by the classification in the caller's token; `*` for anything."""
+    cancel_stops_billing: StopsBilling | None = None
+    """Whether a call that is cut off costs only what was written until then; not said, what is usual at its host."""
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(regions=frozenset(self.regions), classifications=frozenset(self.classifications))
 
 
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:
@@ -170,6 +185,11 @@ def open_backend(
             at=endpoint_of(backend, secret(backend.api_key)),
             models=tuple(_card(model) for model in backend.models),
             members=backend.members,
+            cancel_stops_billing=(
+                _BILLING.get(backend.kind, False)
+                if backend.cancel_stops_billing is None
+                else backend.cancel_stops_billing
+            ),
         )
     query = f"?api-version={quote(backend.options[_API_VERSION])}" if _API_VERSION in backend.options else ""
     return OpenAiCompatible(
@@ -184,6 +204,7 @@ def open_backend(
         ),
         connect_timeout=timedelta(seconds=backend.connect_timeout_s),
         max_tokens_member=backend.max_tokens_member,
+        cancel_stops_billing=backend.cancel_stops_billing,
         tls=tls_context(backend.ca_file) if backend.ca_file else None,
     )
 

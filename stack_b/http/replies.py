@@ -1,14 +1,13 @@
-"""Answers as small ASGI apps: a body that is there, and a stream of chunks that is on its way."""
+"""Answers: a body that is there, and a stream of chunks that is on its way."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
-from litestar.types import ASGIApp
 from msgspec import Struct
 
 from ports.clock import Clock
@@ -16,8 +15,10 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
+from stack_b.chunks import Piece, Run
+from stack_b.http.asked import Asked, Whole
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.pipeline import out_of_time
+from stack_b.interrupt import Interrupt, out_of_time
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
@@ -30,43 +31,28 @@ T = TypeVar("T")
 logger = logging.getLogger("agentos.gateway")
 
 
-async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
-    """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
+async def unless_gone(asked: Asked, work: Awaitable[T]) -> T:
+    """What `work` comes to; it is cancelled when the client leaves meanwhile.
 
     Raises:
         Disconnected: the client is gone.
     """
-    try:
-        async with asyncio.timeout(None) as patience:
-            watcher = asyncio.create_task(_gone(receive, patience))
-            try:
-                return await work
-            finally:
-                watcher.cancel()
-    except TimeoutError:
-        if patience.expired():
-            raise Disconnected from None
-        raise
+    with Interrupt(Disconnected) as interrupt:
+        if asked.on_disconnect is not None:
+            asked.on_disconnect(interrupt.fire)
+            return await work
+        # A server that can't tell by itself is asked.
+        watcher = asyncio.create_task(_gone(asked.receive, interrupt))
+        try:
+            return await work
+        finally:
+            watcher.cancel()
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout) -> None:
+async def _gone(receive: Receive, interrupt: Interrupt) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    patience.reschedule(0)
-
-
-class JsonReply:
-    """An ASGI app that answers with one JSON body."""
-
-    def __init__(self, body: bytes, *, status: int = 200, media_type: bytes = b"application/json") -> None:
-        self._body = body
-        self._status = status
-        self._media_type = media_type
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", self._media_type), (b"content-length", str(len(self._body)).encode())]
-        await send({"type": "http.response.start", "status": self._status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body})
+    interrupt.fire()
 
 
 class ChatStream:
@@ -79,7 +65,7 @@ class ChatStream:
 
     def __init__(
         self,
-        chunks: AsyncGenerator[dict[str, Json], None],
+        chunks: AsyncGenerator[Sequence[Piece], None],
         *,
         wire: Wire,
         route: str,
@@ -117,8 +103,8 @@ class ChatStream:
         """Frames into the queue, then None. The chunks are opened and closed in this one task."""
         try:
             async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
-                    frames = self._wire.chunk(chunk)
+                async for pieces in chunks:
+                    frames = b"".join(map(self._frames, pieces))
                     if frames:
                         await self._room.acquire()
                         self._queue.put_nowait(frames)
@@ -132,6 +118,9 @@ class ChatStream:
             self._failure = Internal(str(error))
         finally:
             self._queue.put_nowait(None)
+
+    def _frames(self, piece: Piece) -> bytes:
+        return self._wire.run(piece) if isinstance(piece, Run) else self._wire.chunk(piece)
 
     async def _relay(self, send: Send) -> None:
         started = False
@@ -186,9 +175,5 @@ class ChatStream:
                 return
 
 
-def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
-    return asgi(JsonReply(msgspec.json.encode(value), status=status))
-
-
-def asgi(reply: JsonReply | ChatStream) -> ASGIApp:
-    return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out
+def json_reply(value: Struct | dict[str, Json]) -> Whole:
+    return Whole(msgspec.json.encode(value))

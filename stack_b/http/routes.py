@@ -16,8 +16,8 @@ from stack_b.limits import Limits
 SCOPE: Final = "models:invoke"
 
 _CALL_CODES: Final = (
-    "model_not_entitled", "policy_blocked", "request_exceeds_budget", "context_length_exceeded", "budget_exceeded",
-    "budget_in_flight", "upstream_error", "upstream_auth_error", "upstream_timeout",
+    "model_not_entitled", "policy_blocked", "tool_not_permitted", "request_exceeds_budget", "context_length_exceeded",
+    "budget_exceeded", "budget_in_flight", "upstream_error", "upstream_auth_error", "upstream_timeout",
 )  # fmt: skip
 _STEP_CODES: Final = ("idempotency_in_progress", "idempotency_key_reused", "conflict")
 
@@ -124,7 +124,10 @@ OPERATIONS: Final = {
     ),
     ("POST", "/v1/policy/check"): Operation(
         summary="Ask what policy and budget would decide",
-        description="Takes a chat completion's body. Calls no backend and changes nothing.",
+        description=(
+            "Takes a chat completion's body, or that of embeddings. Decides by the same code as a call would, calls no "
+            "backend and changes nothing."
+        ),
         tag="policy",
         request=wire.ChatBody,
         response=wire.PolicyVerdict,

@@ -33,6 +33,7 @@ from tests.contract.broken import (
     run_claims,
     run_effects,
     run_families,
+    run_order,
     run_states,
     run_verbs,
     tools,
@@ -54,6 +55,7 @@ SUITES: Final = {
     "run_verbs": run_verbs,
     "run_effects": run_effects,
     "run_families": run_families,
+    "run_order": run_order,
     "event": events,
     "maintenance": upkeeps,
     "memory": memories,
@@ -75,6 +77,7 @@ _PARTS: Final = {
     "run_verbs": "run_state",
     "run_effects": "run_state",
     "run_families": "run_state",
+    "run_order": "run_state",
 }
 PORT_OF: Final = {suite: _PARTS.get(suite, suite) for suite in SUITES}
 

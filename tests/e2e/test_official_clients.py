@@ -452,7 +452,7 @@ def say(path: str, url: str) -> list[str]:
         return found
     with openai.OpenAI(base_url=f"{url}/v1", api_key="acme", max_retries=0) as client:
         if path == "/v1/responses":
-            asked = {"model": "m-1", "input": "hello"}
+            asked: dict[str, Any] = {"model": "m-1", "input": "hello"}
             found.append(client.responses.create(**asked).output_text)
             with client.responses.stream(**asked) as events:
                 found.append(events.get_final_response().output_text)

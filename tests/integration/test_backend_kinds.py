@@ -15,6 +15,7 @@ from stack_b.backends.catalog import Catalog
 from stack_b.backends.protocol import ModelCard, OpenBackend
 from stack_b.backends.provided import ProvidedBackend
 from stack_b.backends.settings import KINDS, endpoint_of, open_backend, parse_settings
+from stack_b.chunks import written_out
 from tests.support.rough_backend import LAST_CHUNK, SSE, Step, event, rough_backend, whole
 from tests.support.scripted_upstream import completion, delta, usage
 
@@ -56,6 +57,13 @@ async def opened(kind: str, insists: Insists, answer: Sequence[Step], **settings
             yield backend
 
 
+async def read(backend: OpenBackend, model: str) -> list[Json]:
+    found: list[Json] = []
+    async for pieces in backend.stream(model, ASK, 9):
+        found += written_out(pieces if isinstance(pieces, list) else [pieces])
+    return found
+
+
 class TestAzure:
     OPTIONS: ClassVar[Json] = {"options": {"api_version": "2024-10-21"}, "api_key": "env:K", "with_v1": False}
     MODELS: ClassVar[Json] = [{"id": "large", "upstream": "my deployment"}]
@@ -77,7 +85,7 @@ class TestAzure:
         async with opened("azure", insists, said(body), models=self.MODELS, **self.OPTIONS) as backend:
             whole_answer = await backend.chat("my deployment", ASK, 9)
         async with opened("azure", insists, stream, models=self.MODELS, **self.OPTIONS) as backend:
-            chunks = [chunk async for chunk in backend.stream("my deployment", ASK, 9)]
+            chunks = await read(backend, "my deployment")
 
         assert whole_answer["choices"][0]["message"]["content"] == "hi"
         assert chunks[0] == filtered
@@ -140,7 +148,7 @@ class TestTgi:
             [card] = await backend.models()
             answer = await backend.chat(card.upstream, ASK, 9)
         async with opened("tgi", insists, stream) as backend:
-            chunks = [chunk async for chunk in backend.stream(card.upstream, ASK, 9)]
+            chunks = await read(backend, card.upstream)
 
         assert card == ModelCard(id="m", upstream="tgi")
         assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
@@ -159,8 +167,7 @@ class TestTgi:
         broken = streamed(delta(role="assistant", content="h"), {"error": "Request failed", "error_type": "generation"})
         async with opened("tgi", lambda *_: True, broken) as backend:
             with pytest.raises(Unavailable):
-                async for _ in backend.stream("tgi", ASK, 9):
-                    pass
+                await read(backend, "tgi")
 
 
 class TestOllama:

@@ -98,4 +98,7 @@ class TestHistory:
     def test_names_are_numbered_without_gaps(self) -> None:
         names = [migration.name for migration in packaged()]
 
-        assert [name[:5] for name in names] == [f"{n:04}_" for n in range(1, len(names) + 1)]
+        # Parts of one, such as its indexes, have one number.
+        numbers = list(dict.fromkeys(name[:5] for name in names))
+        assert names == sorted(names)
+        assert numbers == [f"{n:04}_" for n in range(1, len(numbers) + 1)]

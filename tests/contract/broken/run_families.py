@@ -132,7 +132,7 @@ class TestWaitsInItsPlace(BrokenRunState):
 class QueuesInsteadOfWaiting(InprocRunState):
     async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
         status = "queued" if change.status == "waiting" else change.status
-        return await super().append(auth, run_id, epoch, replace(change, status=status))
+        return await super().append(auth, run_id, epoch, replace(change, status=status, waits_for=None))
 
 
 class TestQueuesInsteadOfWaiting(BrokenRunState):
@@ -233,7 +233,7 @@ class WakesAnybody(InprocRunState):
     async def wake(self, auth: AuthContext, run_id: RunId) -> bool:
         row = self._runs.row(auth, run_id)
         if row.run.status in {"running", "needs_operator"}:
-            row.run = replace(row.run, status="waiting")
+            row.run = replace(row.run, status="waiting", waits_for="child")
         return await super().wake(auth, run_id)
 
 
