@@ -49,6 +49,8 @@ def defaults(env: Environment) -> dict[str, Choice]:
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.
         "pii_patterns": Choice(adapter="regex"),
+        # Loads what it needs when a backend of such a kind is configured.
+        "provider": Choice(adapter="litellm"),
     }
 
 
@@ -119,9 +121,8 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         return instrument(name, port, metrics.port_call)
 
     async with AsyncExitStack() as stack:
-        ports = await stack.enter_async_context(
-            open_ports(choices, {**NEEDS, "gateway_configuration": None}, clock=clock, wrap=watched)
-        )
+        needs = {**NEEDS, "provider": None, "gateway_configuration": None}
+        ports = await stack.enter_async_context(open_ports(choices, needs, clock=clock, wrap=watched))
         caps = limits(env)
         opened = await stack.enter_async_context(
             OpenedBackends(
@@ -129,6 +130,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 secret=lambda reference: resolve(reference, env.variables),
                 demo=env.mode() != "prod",
                 lingering=caps.deadline,
+                provider=ports.pop("provider"),
             )
         )
         store, path = ports.pop("gateway_configuration"), env.path("GATEWAY_FILE")

@@ -27,6 +27,7 @@ from tests.contract.broken import (
     ledgers,
     memories,
     models,
+    providers,
     queues,
     registries,
     replies,
@@ -70,6 +71,7 @@ SUITES: Final = {
     "agent": registries,
     "tenant": directories,
     "pii": detectors,
+    "provider": providers,
 }
 _PARTS: Final = {
     "lax_ledgers": "budget",
