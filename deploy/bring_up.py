@@ -89,8 +89,8 @@ def boot(
         if supervisor.start_daemon(services, environ):
             done.append("started the supervisor")
         # Who was left standing in for a service by a redeploy that failed may be all that serves it: it goes on.
-        left = standing_in(services, supervisor)
-        applied = supervisor.apply((*services, *left), spare=(*spare, *(one.name for one in left)))
+        stood_in = standing_in(services, supervisor)
+        applied = supervisor.apply((*services, *stood_in), spare=(*spare, *(one.name for one in stood_in)))
         if applied.changed or applied.removed:
             done.append(f"new settings for {', '.join((*applied.changed, *applied.removed))}")
         database = tuple(service for service in services if service.name == "postgres")

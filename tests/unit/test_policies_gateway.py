@@ -16,7 +16,8 @@ from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
 from stack_b.backends.reach import Reach
 from stack_b.backends.settings import BackendSettings
-from stack_b.configuration import parse_configuration, reaches_of
+from stack_b.configuration import parse_configuration
+from stack_b.following import reaches_of
 from stack_b.policies.desk import Policies
 from stack_b.policies.rules import Rules
 from stack_b.routing.rules import Canary, RoutingRules
@@ -222,10 +223,11 @@ async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> Non
 
 async def test_a_tenants_policy_holds_within_five_seconds_and_ends_within_five() -> None:
     clock, two = ManualClock(), Two(down=False)
-    directory_rules = policy_of([{"id": "no", "effect": "deny"}])
+    denies, spares = (policy_of([{"id": "no", "effect": "deny"} | more]) for more in ({}, {"keywords": ["otter"]}))
     async with stack_b(*two.backends, clock=clock) as node:
         assert await ends(node) == (200, "")
-        for policy, expected in ((directory_rules, (403, "policy_blocked")), (Policy(), (200, ""))):
+        refused, passes = (403, "policy_blocked"), (200, "")
+        for policy, expected in ((denies, refused), (spares, passes), (denies, refused), (Policy(), passes)):
             await node.deps.tenant.set_entitlements(PLATFORM, CALLERS["acme"].tenant, Entitlements(policy=policy))
             await clock.advance(timedelta(seconds=5))
             assert await ends(node) == expected
