@@ -33,9 +33,10 @@ from stack_b.limits import Limits
 from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
+from stack_b.vault import Vault, new_vault, parse_keys
 
 AUDIENCE = "stack-b"
-STORED = ("tenant", "budget", "reply_journal", "gateway_configuration")
+STORED = ("tenant", "budget", "reply_journal", "request_log", "gateway_configuration")
 
 
 def defaults(env: Environment) -> dict[str, Choice]:
@@ -48,6 +49,8 @@ def defaults(env: Environment) -> dict[str, Choice]:
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.
         "pii_patterns": Choice(adapter="regex"),
+        # Loads what it needs when a backend of such a kind is configured.
+        "provider": Choice(adapter="litellm"),
     }
 
 
@@ -87,6 +90,17 @@ def placeholder_key(env: Environment) -> bytes:
     return env.secret_file("PLACEHOLDER_KEY_FILE").encode() if env.text("PLACEHOLDER_KEY_FILE") else new_key()
 
 
+def vault(env: Environment) -> Vault:
+    """The keys that `AGENTOS_RECORD_KEYS` refers to; without, one of this process, which no other one can open."""
+    reference = env.text("RECORD_KEYS")
+    if not reference:
+        return new_vault()
+    try:
+        return parse_keys(resolve(reference, env.variables))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"AGENTOS_RECORD_KEYS: {error.message}") from None
+
+
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """`work` as a task of its own for as long as the block runs."""
@@ -107,9 +121,8 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         return instrument(name, port, metrics.port_call)
 
     async with AsyncExitStack() as stack:
-        ports = await stack.enter_async_context(
-            open_ports(choices, {**NEEDS, "gateway_configuration": None}, clock=clock, wrap=watched)
-        )
+        needs = {**NEEDS, "provider": None, "gateway_configuration": None}
+        ports = await stack.enter_async_context(open_ports(choices, needs, clock=clock, wrap=watched))
         caps = limits(env)
         opened = await stack.enter_async_context(
             OpenedBackends(
@@ -117,6 +130,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 secret=lambda reference: resolve(reference, env.variables),
                 demo=env.mode() != "prod",
                 lingering=caps.deadline,
+                provider=ports.pop("provider"),
             )
         )
         store, path = ports.pop("gateway_configuration"), env.path("GATEWAY_FILE")
@@ -166,6 +180,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             # A ledger in this process is as quick as a chunk of it.
             budget_in_chunks=choices["budget"].adapter != "inproc",
             placeholder_key=placeholder_key(env),
+            vault=vault(env),
             **ports,
         )
         yield await stack.enter_async_context(open_app(deps))
