@@ -68,9 +68,9 @@ def boot(
     node, config = recorder.node, recorder.config
     with recorder.phase("boot") as notes:
         done: list[str] = []
-        if not supervisor.alive() and (left := processes_of(node)):
-            end(left)
-            done.append(f"ended {len(left)} processes that an earlier supervisor left behind")
+        if not supervisor.alive() and (strays := processes_of(node)):
+            end(strays)
+            done.append(f"ended {len(strays)} processes that an earlier supervisor left behind")
         node.create()
         embedded = not config.database_url
         passwords = credentials.database_passwords(node) if embedded else None
@@ -83,13 +83,14 @@ def boot(
         else:
             _write_external_urls(recorder, environ)
         credentials.ensure_placeholder_key(node)
+        credentials.ensure_record_keys(node)
         if ensure_issuer_key(node):
             done.append("made the signing key")
         if supervisor.start_daemon(services, environ):
             done.append("started the supervisor")
         # Who was left standing in for a service by a redeploy that failed may be all that serves it: it goes on.
-        left = standing_in(services, supervisor)
-        applied = supervisor.apply((*services, *left), spare=(*spare, *(one.name for one in left)))
+        stood_in = standing_in(services, supervisor)
+        applied = supervisor.apply((*services, *stood_in), spare=(*spare, *(one.name for one in stood_in)))
         if applied.changed or applied.removed:
             done.append(f"new settings for {', '.join((*applied.changed, *applied.removed))}")
         database = tuple(service for service in services if service.name == "postgres")

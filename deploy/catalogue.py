@@ -125,6 +125,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         "AGENTOS_STACK_B_PORT": str(config.stack_b_port),
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_PLACEHOLDER_KEY_FILE": str(node.secret(credentials.PLACEHOLDER_KEY)),
+        "AGENTOS_RECORD_KEYS": f"file:{node.secret(credentials.RECORD_KEYS)}",
         "OPENAI_API_KEY": dereference(config.openai_api_key, environ),
         "OPENAI_BASE_URL": dereference(config.openai_base_url, environ),
     }

@@ -46,6 +46,7 @@ async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
         await asyncio.wait({fresh})
         await steps.drain()
         await pipeline.meter.drain()
+        await pipeline.recorder.writer.drain()
 
 
 def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:

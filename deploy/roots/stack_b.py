@@ -30,6 +30,7 @@ from stack_b.limits import Limits
 from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
+from stack_b.vault import Vault, new_vault, parse_keys
 
 AUDIENCE = "stack-b"
 
@@ -39,7 +40,10 @@ def defaults(env: Environment) -> dict[str, Choice]:
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
-        **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget", "reply_journal")},
+        **{
+            port: Choice(adapter="postgres", config=database)
+            for port in ("tenant", "budget", "reply_journal", "request_log")
+        },
         "verifier": Choice(adapter="tokens", config=tokens),
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.
@@ -80,6 +84,17 @@ def prices(env: Environment) -> Prices:
 def placeholder_key(env: Environment) -> bytes:
     """The node's; without a file one of this process, whose placeholders no other one shares."""
     return env.secret_file("PLACEHOLDER_KEY_FILE").encode() if env.text("PLACEHOLDER_KEY_FILE") else new_key()
+
+
+def vault(env: Environment) -> Vault:
+    """The keys that `AGENTOS_RECORD_KEYS` refers to; without, one of this process, which no other one can open."""
+    reference = env.text("RECORD_KEYS")
+    if not reference:
+        return new_vault()
+    try:
+        return parse_keys(resolve(reference, env.variables))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"AGENTOS_RECORD_KEYS: {error.message}") from None
 
 
 @asynccontextmanager
@@ -141,6 +156,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             # A ledger in this process is as quick as a chunk of it.
             budget_in_chunks=choices["budget"].adapter != "inproc",
             placeholder_key=placeholder_key(env),
+            vault=vault(env),
             **ports,
         )
         yield await stack.enter_async_context(open_app(deps))

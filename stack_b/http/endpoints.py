@@ -17,6 +17,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.http.asked import Asked, Endpoint, Reply
+from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import json_reply, unless_gone
 from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
@@ -40,7 +41,13 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
     async def embeddings(asked: Asked) -> Reply:
         found = asked.exchange
         call = preferring(embed_call(found.json, deps.limits), found.headers.text(PREFERENCE))
-        return json_reply(await unless_gone(asked, pipeline.embed(found.identity, call)))
+        call = msgspec.structs.replace(call, route=found.template)
+        auth, client = found.identity, client_of(found.headers)
+        once = asked_once(found.headers, auth, call, client)
+        if once is not None:
+            return json_reply(await steps.whole(auth, call, once))
+        flight = None if client is None else steps.flight(auth, call, client)
+        return json_reply(await unless_gone(asked, pipeline.embed(auth, call), flight))
 
     async def policy_check(asked: Asked) -> Reply:
         found = asked.exchange
