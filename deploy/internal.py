@@ -20,6 +20,7 @@ from ports.agent import AgentRegistry
 from ports.auth import TokenIssuer
 from ports.context import SCOPES, AuthContext
 from ports.errors import Unavailable
+from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import PrincipalId, TenantId
 from ports.messages import Json
 from ports.request_log import RequestLog
@@ -72,6 +73,18 @@ async def open_request_log(node: Node) -> AsyncIterator[RequestLog]:
     choice = Choice(adapter="postgres", config=_database_of(node))
     async with open_ports({"request_log": choice}, {"request_log": None}, clock=SystemClock()) as ports:
         yield cast("RequestLog", ports["request_log"])
+
+
+@asynccontextmanager
+async def open_gateway_configurations(node: Node) -> AsyncIterator[GatewayConfigurations]:
+    """The stored versions of the gateway's configuration; works while no service does, as long as the database answers.
+
+    Raises:
+        Unavailable: the node was never set up, or its database does not answer.
+    """
+    choices = {"gateway_configuration": Choice(adapter="postgres", config=_database_of(node))}
+    async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
+        yield cast("GatewayConfigurations", ports["gateway_configuration"])
 
 
 @asynccontextmanager

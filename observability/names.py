@@ -123,6 +123,16 @@ POLICY_REDACTIONS: Final = Metric(
 BUDGET_REFUSALS: Final = Metric(
     name="agentos_budget_refusals", kind="counter", help="Requests refused by a budget.", labels=("code",)
 )
+GATEWAY_VERSION: Final = Metric(
+    name="agentos_gateway_configuration_version",
+    kind="gauge",
+    help="The stored version of its configuration that this gateway goes by; 0 for a file, or for none.",
+)
+GATEWAY_REFUSED: Final = Metric(
+    name="agentos_gateway_configuration_refused",
+    kind="gauge",
+    help="1 while the newest configuration can't be used here, and an older one is in force.",
+)
 PORT_DURATION: Final = Metric(
     name="agentos_port_call_duration_seconds",
     kind="histogram",
@@ -138,7 +148,7 @@ METRICS: Final = (
     HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_REFUSED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
     RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS,
     MODEL_DURATION, MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS,
-    PORT_DURATION, PORT_ERRORS,
+    GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
@@ -183,6 +193,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
+    "gateway.configuration_unreachable": "the store of configurations does not answer; what is in force stays",
     "policy.unusable": "a tenant's own policy can't be used here; its calls are refused until it is changed",
     "backend.silent": "a model backend that used to answer does not",
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
@@ -200,8 +211,8 @@ LOG_FIELDS: Final = frozenset(
         "correlation_id", "traceparent", "tenant_id", "namespace", "principal",
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
-        "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "mode", "address", "pid",
-        "experiment", "request_id",
+        "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "digest", "mode", "address",
+        "pid", "experiment", "request_id",
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much

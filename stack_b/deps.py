@@ -16,6 +16,7 @@ from ports.request_log import RequestLog
 from ports.tenant import TenantDirectory
 from stack_b.backends.catalog import Catalog
 from stack_b.budget.prices import Prices
+from stack_b.following import Standing
 from stack_b.limits import Limits
 from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
@@ -48,6 +49,8 @@ class StackBDeps:
     policies: Policies = field(default_factory=Policies)
     limits: Limits = field(default_factory=Limits)
     prices: Prices = field(default_factory=Prices)
+    standing: Standing = field(default_factory=Standing)
+    """Which configuration `catalog`, `router` and `prices` go by."""
     budget_in_chunks: bool = False
     """Hold more of a budget than a request needs, for those to come: where a call of the ledger costs something."""
     vault: Vault = field(default_factory=new_vault, repr=False)

@@ -43,7 +43,7 @@ from stack_b.redaction.rules import PiiRules, rules_for
 from stack_b.redaction.stream import Lens
 from stack_b.replay import Gathered
 from stack_b.routing.choice import may_fall_back
-from stack_b.routing.router import Asked, conversation_of
+from stack_b.routing.router import Asked, agent_of, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, kinds_of, usage_of
@@ -472,7 +472,13 @@ class Pipeline:
         if isinstance(call, EmbedCall):
             return Asked(name=call.model, kind="embed", preference=call.preference)
         conversation = conversation_of(call.members) if self._router.spreads() else ""
-        return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation)
+        return Asked(
+            name=call.model,
+            kind="chat",
+            preference=call.preference,
+            agent=agent_of(call.members),
+            conversation=conversation,
+        )
 
 
 def _embedding(call: EmbedCall) -> dict[str, Json]:

@@ -16,11 +16,12 @@ from ports.messages import Json
 from stack_b.backends.catalog import Candidate
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
+from stack_b.following import Standing
 from stack_b.http.asked import Asked, Endpoint, Reply
 from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import json_reply, unless_gone
-from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.http.wire import Health, InForce, ModelList, ModelView, Readiness, StepBody, StepView
 from stack_b.limits import Limits
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
@@ -97,7 +98,12 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
     async def readyz() -> Response[bytes]:
         states = await states_of(probes)
         ready = all(state == OK for state in states.values())
-        view = Readiness(status=OK if ready else "unavailable", dependencies=states, models=len(deps.catalog.served()))
+        view = Readiness(
+            status=OK if ready else "unavailable",
+            dependencies=states,
+            models=len(deps.catalog.served()),
+            configuration=in_force(deps.standing),
+        )
         return _body(msgspec.json.encode(view), status=200 if ready else 503)
 
     @get("/metrics")
@@ -109,6 +115,17 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
         return _body(openapi)
 
     return [healthz, readyz, metrics, document]
+
+
+def in_force(standing: Standing) -> InForce:
+    return InForce(
+        source=standing.origin,
+        version=standing.version,
+        digest=standing.digest,
+        refused=standing.refused,
+        refused_version=standing.refused_version if standing.refused else 0,
+        store_answers=standing.reachable,
+    )
 
 
 def _checked(value: dict[str, Json], limits: Limits, preference: str | None) -> ChatCall | EmbedCall:

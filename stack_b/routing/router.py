@@ -47,6 +47,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     """`model`, as the client said it."""
     kind: Kind
     preference: Preference = "quality"
+    agent: str = ""
+    """What the client says it is calling for, see `agent_of`; a canary then draws agents, and not those who call."""
     conversation: str = ""
     """Equal for the turns of one conversation, see `conversation_of`; empty where it has none."""
 
@@ -70,6 +72,7 @@ class Router:
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
         self._latency: dict[tuple[str, str], float] = {}
+        self._heard: dict[str, float] = {}
         self._rules = rules
         self._watches: dict[str, Watch] = {}
         self._remembered: dict[_Reasons, tuple[Candidate, ...]] = {}
@@ -94,7 +97,7 @@ class Router:
             return ()
         served = self._within(auth, entitlements)
         models = self._rules.models(asked.name)
-        canary = self._canary(auth, asked.name, entitlements)
+        canary = self._canary(auth, asked, entitlements)
         if canary is not None:
             # Where the canary can't, the usual ones do.
             models = (canary.model, *(model for model in models if model != canary.model))
@@ -178,6 +181,7 @@ class Router:
             failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
             self._judge(breaker, auth, asked, candidate, failed=failed)
             if error is None:
+                self._heard[candidate.backend.name] = self._clock.monotonic()
                 key = (candidate.backend.name, candidate.card.id)
                 before = self._latency.get(key, seconds)
                 self._latency[key] = before + LATENCY_WEIGHT * (seconds - before)
@@ -193,6 +197,21 @@ class Router:
         """By backend, of those that were called."""
         return {name: breaker.state for name, breaker in self._breakers.items()}
 
+    def heard(self, backend: str) -> float | None:
+        """When a call of it last went well, by the monotonic clock."""
+        return self._heard.get(backend)
+
+    def probed(self, backend: str, *, well: bool, pause: float) -> None:
+        """It was asked how it is. Unwell, it is left alone for `pause` seconds, or until it is found to be well."""
+        breaker = self._named(backend)
+        before = breaker.state
+        if well:
+            breaker.reachable()
+        else:
+            breaker.unreachable(pause)
+        if breaker.state != before:
+            logger.warning("backend.breaker", extra={"backend": backend, "state": breaker.state})
+
     def _judge(self, breaker: Breaker, auth: AuthContext, asked: Asked, candidate: Candidate, *, failed: bool) -> None:
         before = breaker.state
         if failed:
@@ -201,12 +220,14 @@ class Router:
             breaker.succeeded()
         if breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
-        canary = self._drawn(auth, asked.name) if self._rules.canaries else None
+        canary = self._drawn(auth, asked) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
             logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
 
     def _breaker(self, candidate: Candidate) -> Breaker:
-        name = candidate.backend.name
+        return self._named(candidate.backend.name)
+
+    def _named(self, name: str) -> Breaker:
         if name not in self._breakers:
             self._breakers[name] = Breaker(self._clock.monotonic)
         return self._breakers[name]
@@ -214,14 +235,15 @@ class Router:
     def _watch(self, canary: Canary) -> Watch:
         return self._watches.setdefault(canary.experiment, Watch(canary.max_error_rate))
 
-    def _drawn(self, auth: AuthContext, name: str) -> Canary | None:
+    def _drawn(self, auth: AuthContext, asked: Asked) -> Canary | None:
+        caller = (auth.tenant, "agent", asked.agent) if asked.agent else (auth.tenant, auth.principal)
         for canary in self._rules.canaries:
-            if canary.name == name and drawn(canary.experiment, (auth.tenant, auth.principal), canary.percent):
+            if canary.name == asked.name and drawn(canary.experiment, caller, canary.percent):
                 return canary
         return None
 
-    def _canary(self, auth: AuthContext, name: str, entitlements: Entitlements) -> Canary | None:
-        canary = self._drawn(auth, name)
+    def _canary(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> Canary | None:
+        canary = self._drawn(auth, asked)
         if canary is None or self._watch(canary).rolled_back or not permits(entitlements, canary.model):
             return None
         return canary
@@ -297,6 +319,13 @@ def conversation_of(members: dict[str, Json]) -> str:
     if not isinstance(messages, list) or not messages:
         return ""
     return hashlib.sha256(msgspec.json.encode(messages[:2])).hexdigest()
+
+
+def agent_of(members: dict[str, Json]) -> str:
+    """The agent that a client names in `metadata`."""
+    told = members.get("metadata")
+    agent = told.get("agent_id") if isinstance(told, dict) else None
+    return agent if isinstance(agent, str) else ""
 
 
 def _price(candidate: Candidate) -> int:

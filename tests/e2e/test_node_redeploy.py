@@ -17,7 +17,7 @@ from deploy.handover import keeper
 from tests.faults.redeploys import Load, entitle, redeployed
 from tests.support.node import NodeUnderTest
 
-SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b"}
+SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
 
 @pytest.fixture(scope="module")

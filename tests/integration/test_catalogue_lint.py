@@ -48,4 +48,4 @@ class TestCatalogue:
             """,
         )
 
-        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations"}
+        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations", "gateway_configurations"}

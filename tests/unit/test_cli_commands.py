@@ -63,7 +63,7 @@ class TestWithoutANode:
         said = agentos("status", "--json", environ=environ)
 
         found = msgspec.json.decode(said.out)
-        assert (said.code, found["supervised"], found["total"]) == (3, False, 4)
+        assert (said.code, found["supervised"], found["total"]) == (3, False, 5)
 
     @pytest.mark.parametrize(
         "line",

@@ -16,7 +16,8 @@ from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
 from stack_b.backends.reach import Reach
 from stack_b.backends.settings import BackendSettings
-from stack_b.configuration import parse_configuration, reaches_of
+from stack_b.configuration import parse_configuration
+from stack_b.following import reaches_of
 from stack_b.http.completions import SURFACES
 from stack_b.limits import Limits
 from stack_b.policies.desk import Policies

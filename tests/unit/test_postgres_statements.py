@@ -17,6 +17,9 @@ ACROSS_TENANTS: Final = {
     "maintenance.make_request_days",
     "maintenance.drop_request_days", "maintenance.forget_requests",
     "maintenance.forget_runs", "maintenance.drop_event_days",
+    # The node's, and no tenant's.
+    "gateway_configuration.current", "gateway_configuration.newest", "gateway_configuration.get",
+    "gateway_configuration.list", "gateway_configuration.add",
 }  # fmt: skip
 
 TABLES: Final = (
