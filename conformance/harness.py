@@ -20,6 +20,7 @@ from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.event import EventPort
+from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import RunId, TenantId
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
@@ -29,6 +30,7 @@ from ports.pii import PiiDetector
 from ports.provider import Endpoint, ProviderPort
 from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
+from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolCall, ToolPort
@@ -104,7 +106,7 @@ class EventHarness(StorageHarness[EventPort], Protocol):
 
 
 class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
-    """`advance` moves the time of `runs` and `events` as well."""
+    """`advance` moves the time of the other ports as well."""
 
     async def runs(self) -> RunStatePort:
         """A port over the same storage."""
@@ -112,6 +114,18 @@ class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
 
     async def events(self) -> EventPort:
         """A port over the same storage."""
+        ...
+
+    async def requests(self) -> RequestLog:
+        """A port over the same storage."""
+        ...
+
+    async def replies(self) -> ReplyJournal:
+        """A port over the same storage."""
+        ...
+
+    async def leftovers(self) -> Sequence[int]:
+        """Back door: how many records of requests, sealed texts and replies there are in the storage."""
         ...
 
 
@@ -123,7 +137,16 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
 
 
+class GatewayConfigurationHarness(StorageHarness[GatewayConfigurations], Protocol): ...
+
+
 class ReplyJournalHarness(StorageHarness[ReplyJournal], Protocol): ...
+
+
+class RequestLogHarness(StorageHarness[RequestLog], Protocol):
+    async def audit(self, auth: AuthContext) -> Sequence[tuple[str, str]]:
+        """Back door: action and subject of what the tenant's audit has, oldest first."""
+        ...
 
 
 class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...

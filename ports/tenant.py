@@ -31,6 +31,13 @@ ALL_MODELS: Final = "*"
 ALL: Final = ("*",)
 
 
+MAX_KEPT_DAYS: Final = 90
+
+
+class StorePrompts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    retention_days: Annotated[int, Meta(ge=1, le=MAX_KEPT_DAYS)]
+
+
 class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: tuple[str, ...] = (ALL_MODELS,)
     """Exact model ids, or `*` alone for every model the node serves."""
@@ -54,6 +61,8 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The tenant's share of the workers while several tenants wait for them, relative to the others' weights."""
     pii: Annotated[dict[Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$")], PiiMode], Meta(max_length=64)] = {}
     """By class of finding (`email`, `secret`, …). What isn't named is redacted."""
+    store_prompts: StorePrompts | None = None
+    """Keep prompts and answers for some days, redacted and sealed. None: nowhere."""
 
 
 def check_entitlements(entitlements: Entitlements) -> None:

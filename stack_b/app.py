@@ -49,6 +49,7 @@ async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
         await asyncio.wait({fresh, probing})
         await steps.drain()
         await pipeline.meter.drain()
+        await pipeline.recorder.writer.drain()
 
 
 def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
@@ -119,7 +120,7 @@ def _served(app: Litestar) -> list[tuple[str, str]]:
     return [
         (method, public_template(route.path_format).replace("{model:path}", "{model}"))
         for route in app.routes
-        for method in getattr(route, "http_methods", ())
+        for method in getattr(route, "methods", ())
         if method != "OPTIONS"
     ]
 

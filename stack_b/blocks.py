@@ -77,6 +77,7 @@ class Reserved:
                 error.details["max_tokens_that_fits"] = self._fits()
             raise
         self._trail.over = self._spending.over
+        self._trail.spending = self._spending
         return self._spending
 
     async def __aexit__(

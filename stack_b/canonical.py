@@ -23,6 +23,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     """The client asked for a usage chunk at the end of the stream."""
+    route: str = ""
+    """Where it was asked."""
 
 
 class EmbedCall(Struct, frozen=True, kw_only=True):
@@ -32,6 +34,7 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     """`dimensions`, `user` and what else a backend may know."""
     encoding: Literal["float", "base64"] = "float"
     preference: Preference = "quality"
+    route: str = ""
 
 
 def said(call: ChatCall) -> dict[str, Json]:

@@ -25,20 +25,23 @@ from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, toke
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.canonical import ChatCall, EmbedCall, said, sent
-from stack_b.chunks import Piece
+from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
 from stack_b.interrupt import Deadlines
+from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
 from stack_b.policy import Decision, decide, enforce
 from stack_b.receipt import Trail, budget_members
+from stack_b.records.recorder import Recorder
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding
 from stack_b.redaction.rules import PiiRules, rules_for
 from stack_b.redaction.stream import Lens
+from stack_b.replay import Gathered
 from stack_b.routing.choice import may_fall_back
 from stack_b.routing.router import Asked, agent_of, conversation_of
 from stack_b.streaming import StreamShaper
@@ -87,6 +90,7 @@ class Pipeline:
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
         self.balances = Balances(deps.budget, deps.clock)
+        self.recorder = Recorder(deps, self._pii)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
         self._deadlines = Deadlines(deps.limits.request_s)
 
@@ -97,6 +101,10 @@ class Pipeline:
     async def chat(self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
+        async with self.recorder.recorded(trail, call):
+            return await self._chat(auth, call, trail)
+
+    async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> dict[str, Json]:
         with self._request(trail, within=self._deadlines):
             ready = await self._prepared_chat(auth, call, trail)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
@@ -107,6 +115,8 @@ class Pipeline:
                     lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
                     content_bytes_of,
                 )
+                if trail.texts is not None:
+                    trail.texts.answer = answer["choices"]
                 answer = await ready.answer.whole(answer)
             self._looked_through(ready, trail)
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
@@ -117,30 +127,40 @@ class Pipeline:
         """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
         settles what was used."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
-        with self._request(trail):
-            ready = await self._prepared_chat(auth, call, trail)
-            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
-                shaper = StreamShaper(call.model)
-                async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
-                    try:
-                        async for reached, pieces in answer:
-                            shaper = reached
-                            if shown := await ready.answer.pieces(pieces):
-                                yield shown
-                    except AgentOSError:
-                        # What came before the failure was paid, and may be read.
-                        if rest := await ready.answer.rest():
-                            yield rest
-                        raise
-                if rest := await ready.answer.rest():
-                    yield rest
-            self._looked_through(ready, trail)
-            receipt = trail.receipt(spending.total, shaper.reported)
-            yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
+        async with self.recorder.recorded(trail, call):
+            with self._request(trail):
+                ready = await self._prepared_chat(auth, call, trail)
+                gathered = None if trail.texts is None else Gathered()
+                async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+                    shaper = StreamShaper(call.model)
+                    async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
+                        try:
+                            async for reached, pieces in answer:
+                                shaper = reached
+                                if gathered is not None:
+                                    gathered.add_all(written_out(pieces))
+                                if shown := await ready.answer.pieces(pieces):
+                                    yield shown
+                        except AgentOSError:
+                            # What came before the failure was paid, and may be read.
+                            if rest := await ready.answer.rest():
+                                yield rest
+                            raise
+                    if rest := await ready.answer.rest():
+                        yield rest
+                self._looked_through(ready, trail)
+                if trail.texts is not None and gathered is not None:
+                    trail.texts.answer = gathered.reply()["choices"]
+                receipt = trail.receipt(spending.total, shaper.reported)
+                yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
 
-    async def embed(self, auth: AuthContext, call: EmbedCall) -> dict[str, Json]:
+    async def embed(self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
-        trail = Trail(auth, self._deps.clock)
+        trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
+        async with self.recorder.recorded(trail, call):
+            return await self._embed(auth, call, trail)
+
+    async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail) -> dict[str, Json]:
         with self._request(trail, within=self._deadlines):
             asked = self._route_asked(call)
             tenant, entitled = await self._entitled(auth, asked)
@@ -149,6 +169,7 @@ class Pipeline:
             rules = self._rules(tenant)
             decision = await self._inspected(auth, members, rules, trail)
             value = decision.value
+            trail.texts = texts_to_keep(tenant.entitlements, value)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
             plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
@@ -223,6 +244,7 @@ class Pipeline:
         rules = self._rules(tenant)
         decision = await self._inspected(auth, members, rules, trail)
         value: dict[str, Json] = decision.value
+        trail.texts = texts_to_keep(tenant.entitlements, value)
         if value is not call.members:
             call = msgspec.structs.replace(call, members=value)
         ask = self._asked(call, candidates[0])
@@ -339,6 +361,7 @@ class Pipeline:
             also=plan.also,
             nanousd=plan.nanousd,
             about=plan.about,
+            request=trail.request,
         )
         return Reserved(
             reservation,

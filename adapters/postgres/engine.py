@@ -65,11 +65,25 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Transaction:
     """Statements inside one open transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, begin: str) -> None:
+        """`begin` is what it was begun with."""
         self._connection = connection
+        self._begin = begin
+        self._untouched = True
 
     async def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
-        found = await self._connection.fetch(statement.sql, *statement.arguments(parameters))
+        arguments = statement.arguments(parameters)
+        try:
+            found = await self._connection.fetch(statement.sql, *arguments)
+        except asyncpg.InvalidCachedStatementError:
+            # A migration has changed a table since the statement was prepared, and the driver has now forgotten all that
+            # were. Before the first statement nothing was done, so that it can begin again.
+            if not self._untouched:
+                raise
+            await self._connection.execute("ROLLBACK")
+            await self._connection.execute(self._begin)
+            found = await self._connection.fetch(statement.sql, *arguments)
+        self._untouched = False
         return cast("Sequence[Row]", found)  # a Record is a mapping in all but name
 
     async def row(self, statement: Statement, parameters: Mapping[str, Any]) -> Row | None:
@@ -112,7 +126,7 @@ class Database:
             async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
                     await connection.execute(begin)
-                    yield Transaction(connection)
+                    yield Transaction(connection, begin)
                     await _commit(connection)
                 except BaseException as error:
                     await _abandon(connection, interrupted=not isinstance(error, Exception))

@@ -135,7 +135,7 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
 
 async def _make_outside(connection: asyncpg.Connection, statement: str) -> None:
     """What an earlier runner has made is left as it is; an index that it left half made is built anew."""
-    if (built := re.search(r"^CREATE INDEX CONCURRENTLY (\w+)", statement, re.MULTILINE)) is not None:
+    if (built := re.search(r"^CREATE (?:UNIQUE )?INDEX CONCURRENTLY (\w+)", statement, re.MULTILINE)) is not None:
         name = built[1]
         valid = await connection.fetchval(
             "SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = to_regclass(quote_ident($1))", name

@@ -97,6 +97,7 @@ class Meter:
         also: tuple[Account, ...] = (),
         nanousd: int = 0,
         about: About = _NOTHING_KNOWN,
+        request: str = "",
     ) -> "Reservation":
         """A block: hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on
         the way out settle what was added to the `Spending`.
@@ -110,7 +111,7 @@ class Meter:
         """
         on = (tokens_per_day(limit), *also)
         wanted = Amount(tokens=amount, nanousd=nanousd)
-        return Reservation(self._purse, self._balances, auth, wanted, on=on, lease=lease, about=about)
+        return Reservation(self._purse, self._balances, auth, wanted, on=on, lease=lease, about=about, request=request)
 
     def idle(self, tenant: TenantId) -> int:
         """Tokens that the ledger counts as held and that this process has for requests to come."""
@@ -124,7 +125,18 @@ class Meter:
 class Reservation:
     """See `Meter.reserved`."""
 
-    __slots__ = ("_about", "_amount", "_auth", "_balances", "_lease", "_on", "_purse", "_spending", "_taken")
+    __slots__ = (
+        "_about",
+        "_amount",
+        "_auth",
+        "_balances",
+        "_lease",
+        "_on",
+        "_purse",
+        "_request",
+        "_spending",
+        "_taken",
+    )
 
     def __init__(
         self,
@@ -136,7 +148,9 @@ class Reservation:
         on: tuple[Account, ...],
         lease: timedelta,
         about: About,
+        request: str,
     ) -> None:
+        self._request = request
         self._purse = purse
         self._balances = balances
         self._auth = auth
@@ -156,12 +170,13 @@ class Reservation:
     ) -> None:
         spending = self._spending
         self._balances.settled(self._auth.tenant, self._amount.tokens, spending.total.total_tokens)
-        await self._purse.put(self._taken, events_of(self._auth, self._about, spending), wait_s=SETTLE_BOUND_S)
+        events = events_of(self._auth, self._about, spending, self._request)
+        await self._purse.put(self._taken, events, wait_s=SETTLE_BOUND_S)
 
 
-def events_of(auth: AuthContext, about: About, spending: Spending) -> tuple[UsageEvent, ...]:
-    """An event for each attempt that consumed something, under an id of ours for the request."""
-    request = f"req_{os.urandom(16).hex()}"
+def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
+    """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
+    request = request or f"req_{os.urandom(16).hex()}"
     return tuple(
         _event(auth, about, (request, number), usage, served)
         for number, (usage, served) in enumerate(spending.attempts(), start=1)

@@ -3,8 +3,9 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, PermissionDenied, Unavailable
@@ -19,6 +20,9 @@ from stack_b.policies.problems import TENANT
 from stack_b.policies.rules import NOTHING, Rules, Ruling, Subject
 from stack_b.redaction.answer import Answer
 
+_NAMES: Final = 8
+_NAME_CHARS: Final = 64
+"""Of a client's own words in an error."""
 MAX_TENANTS: Final = 1_000
 """Whose compiled policies are kept; a pattern is some kilobytes."""
 
@@ -66,8 +70,7 @@ class Policies:
             return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruled:
+class Ruled(Struct, frozen=True, kw_only=True):
     """What policies decided on a request, and will on its answer."""
 
     candidates: tuple[Candidate, ...]
@@ -88,11 +91,10 @@ class Ruled:
         """Of such a request. It names rules and functions, and nothing that was said."""
         assert self.ruling is not None, "only what was decided is refused"
         reasons = list(self.ruling.reasons)
-        tools = list(dict.fromkeys(one.function for one in self.ruling.denials if one.function))
-        if tools and all(one.function for one in self.ruling.denials):
-            names = ", ".join(name[:64] for name in tools[:8])
+        if self.ruling.denials[0].offers and all(one.offers for one in self.ruling.denials):
+            tools = list(dict.fromkeys(one.function[:_NAME_CHARS] for one in self.ruling.denials))[:_NAMES]
             return PermissionDenied(
-                f"this tenant may not offer these tools to a model: {names}; leave them out and ask again",
+                f"this tenant may not offer these tools to a model: {', '.join(tools)}; leave them out and ask again",
                 code="tool_not_permitted",
                 details={"reasons": reasons, "tools": tools, "path": "$.tools"},
             )

@@ -114,6 +114,8 @@ class Denial(Struct, frozen=True, kw_only=True):
     reason: str
     function: str = ""
     """Which of those that were offered or called."""
+    offers: bool = False
+    """Whether it is about an offer, also of a function without a name."""
 
 
 class Ruling(Struct, frozen=True, kw_only=True):
@@ -191,7 +193,7 @@ class Rules:
                 about = (rule for rule in rules if rule.names(function) and rule.concerns(subject, candidate))
                 first = next(about, None)
                 if first is not None and not first.allows:
-                    yield Denial(reason=first.reason, function=function)
+                    yield Denial(reason=first.reason, function=function, offers=True)
 
 
 _PREFIX: Final[Mapping[Stage, str]] = {

@@ -47,6 +47,7 @@ class TestUp:
             "stack-b": True,
             "stack-a": True,
             "stack-a-worker": True,
+            "admin": True,
         }
         assert [check for check in report.checks if not check.ok] == []
 
@@ -85,7 +86,7 @@ class TestUp:
     def test_the_milestones_are_counted_as_they_happen(self, node: NodeUnderTest) -> None:
         done = node.agentos("up")
 
-        assert re.search(r"services healthy 1/4 .*services healthy 4/4", done.stderr, re.DOTALL)
+        assert re.search(r"services healthy 1/5 .*services healthy 5/5", done.stderr, re.DOTALL)
 
     def test_two_at_once_are_refused(self, node: NodeUnderTest) -> None:
         with exclusive(node.node):
@@ -125,7 +126,7 @@ class TestUp:
         try:
             report = prod.up("--mode", "prod")
 
-            assert [line.name for line in report.services] == ["stack-b", "stack-a", "stack-a-worker"]
+            assert [line.name for line in report.services] == ["stack-b", "stack-a", "stack-a-worker", "admin"]
             assert report.seeded is None
             assert not prod.node.secret("tokens.json").exists()
             assert [check.name for check in report.checks if check.skipped] == ["sample run"]
@@ -338,8 +339,8 @@ class TestLooking:
         done = node.agentos("status")
 
         assert done.returncode == 0
-        assert "services healthy 4/4" in done.stderr
-        assert len(done.stdout.splitlines()) == 5
+        assert "services healthy 5/5" in done.stderr
+        assert len(done.stdout.splitlines()) == 6
 
     def test_logs_follow_what_is_added(self, node: NodeUnderTest) -> None:
         path = node.node.log_of("stack-a")

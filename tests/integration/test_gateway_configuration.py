@@ -16,12 +16,16 @@ from msgspec.structs import replace
 
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
+from observability.metrics import Metrics
 from ports.context import PolicyContext
 from ports.errors import InvalidArgument
 from ports.tenant import Entitlements, Tenant
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
-from stack_b.configuration import MAX_FILE_BYTES, Following, parse_configuration, read_configuration
+from stack_b.backends.settings import BackendSettings
+from stack_b.budget.prices import Prices
+from stack_b.configuration import MAX_FILE_BYTES, parse_configuration, read_configuration
+from stack_b.following import Applied, FileSource, Following, Found, Standing, first
 from stack_b.policies.desk import Policies
 from stack_b.routing.router import Asked, Router
 from tests.support.http_server import served
@@ -70,32 +74,40 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     path.write_text(json.dumps({"backends": [backend("one", "m-1")], "routing": {"aliases": {"fast": "m-1"}}}))
     clock = SystemClock()
     async with OpenedBackends(clock, secret=lambda _: "", demo=False, lingering=LINGERING) as opened:
-        found = read_configuration(path)
-        catalog = Catalog(opened.use(found.backends), clock)
-        await catalog.refresh()
-        router, policies = Router(catalog, found.routing, clock), Policies()
-        following = Following(
-            path,
-            found,
-            catalog=catalog,
-            router=router,
-            policies=policies,
-            opened=opened,
-            settings=lambda found: found.backends,
-            clock=clock,
-        )
-        yield Node(path, catalog, router, opened, policies, following)
+        following, to = await followed(path, opened)
+        await to.catalog.refresh()
+        yield Node(path, to.catalog, to.router, opened, to.policies, following)
+
+
+async def followed(path: Path, opened: OpenedBackends) -> tuple[Following, Applied]:
+    """What follows the file, and what it is applied to."""
+    source, clock = FileSource(path), SystemClock()
+    found, backends, _ = await first(source, lambda found: opened.use(found.configuration.backends))
+    catalog = Catalog(backends, clock)
+    to = Applied(
+        catalog=catalog,
+        router=Router(catalog, found.configuration.routing, clock),
+        policies=Policies(),
+        opened=opened,
+        prices=Prices(found.configuration.prices),
+        settings=settings_of,
+    )
+    return Following(source, found, to, standing=Standing(), clock=clock, metrics=Metrics()), to
+
+
+def settings_of(found: Found) -> tuple[BackendSettings, ...]:
+    return found.configuration.backends
 
 
 async def test_what_the_file_turns_into_is_in_force(node: Node) -> None:
-    before, version = node.names(), node.following.version
+    before, version = node.names(), node.following.standing.digest
     node.write(backends=[backend("one", "m-1"), backend("two", "m-2")], routing={"aliases": {"fast": "m-2"}})
 
     await node.following.look()
 
     assert before == {"fast": ["one"], "m-1": ["one"], "m-2": []}
     assert node.names() == {"fast": ["two"], "m-1": ["one"], "m-2": ["two"]}
-    assert node.following.version != version
+    assert node.following.standing.digest != version
 
 
 async def test_policies_and_what_backends_may_see_are_followed(node: Node) -> None:
@@ -135,14 +147,14 @@ async def test_policies_and_what_backends_may_see_are_followed(node: Node) -> No
 async def test_what_can_not_be_used_changes_nothing_and_is_told(
     node: Node, wrong: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, version = node.names(), node.following.version
+    before, version = node.names(), node.following.standing.digest
     node.write(**wrong)
 
     with caplog.at_level(logging.ERROR):
         await node.following.look()
         await node.following.look()
 
-    assert (node.names(), node.following.version) == (before, version)
+    assert (node.names(), node.following.standing.digest) == (before, version)
     assert [record.message for record in caplog.records] == ["gateway.configuration_refused"]
 
     node.write(backends=[backend("two", "m-2")])
@@ -219,26 +231,16 @@ async def test_a_secret_that_is_rotated_is_followed_although_the_file_stays(tmp_
     key, path = tmp_path / "key", tmp_path / "gateway.json"
     key.write_text("old")
     path.write_text(json.dumps({"backends": [{**backend("one", "m-1"), "api_key": f"file:{key}"}]}))
-    clock, found = SystemClock(), read_configuration(path)
+    clock = SystemClock()
 
     def secret(reference: str) -> str:
         return Path(reference.removeprefix("file:")).read_text()
 
     async with OpenedBackends(clock, secret=secret, demo=False, lingering=LINGERING) as opened:
-        catalog = Catalog(opened.use(found.backends), clock)
-        following = Following(
-            path,
-            found,
-            catalog=catalog,
-            router=Router(catalog, found.routing, clock),
-            policies=Policies(),
-            opened=opened,
-            settings=lambda found: found.backends,
-            clock=clock,
-        )
+        following, to = await followed(path, opened)
         await following.look()
-        before = catalog.backends
+        before = to.catalog.backends
         key.write_text("another")
         await following.look()
 
-        assert before != catalog.backends
+        assert before != to.catalog.backends

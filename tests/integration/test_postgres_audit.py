@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from adapters.postgres import agent, run_state, tenant
+from adapters.postgres import agent, gateway_configuration, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import idempotency, intent, new_run
@@ -17,6 +17,7 @@ from conformance.people import ACME, NODE, PLATFORM
 from ports.adapter import Given
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError
+from ports.gateway_configuration import Draft
 from ports.ids import AgentId, PrincipalId, WorkerId
 from ports.policy import Policy, Rule
 from ports.run_state import Change, Resolution, StepResult, step_key
@@ -108,6 +109,32 @@ class TestAudit:
                 await runs.create(ACME, new_run())
 
         assert await fetch(clone.admin, "SELECT 1 FROM runs UNION ALL SELECT 1 FROM idempotency") == []
+
+    async def test_a_change_of_the_gateway_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
+        async with gateway_configuration.SPEC.open(
+            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        ) as configurations:
+            draft = Draft(document={}, digest="d")
+            for _ in range(2):
+                await configurations.put(PLATFORM, draft, if_match=0, key="k")
+                await configurations.restore(PLATFORM, 1, comment="", if_match=None, key="r")
+
+        rows = await fetch(clone.admin, "SELECT * FROM audit_log ORDER BY id")
+        assert [(row["action"], row["subject"]) for row in rows] == [
+            ("gateway.configure", "gateway_configuration@1"),
+            ("gateway.restore", "gateway_configuration@2"),
+        ]
+        assert {(row["tenant_id"], row["principal"]) for row in rows} == {(PLATFORM.tenant, PLATFORM.principal)}
+
+    async def test_a_change_of_the_gateway_that_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
+        await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_def")
+        async with gateway_configuration.SPEC.open(
+            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        ) as configurations:
+            with pytest.raises(AgentOSError):
+                await configurations.put(PLATFORM, Draft(document={}, digest="d"), if_match=None, key="k")
+
+            assert await configurations.current(PLATFORM) is None
 
     @pytest.mark.parametrize("change", ["UPDATE agentos.audit_log SET action = 'x'", "DELETE FROM agentos.audit_log"])
     async def test_the_audit_can_not_be_changed_by_services_or_people(self, clone: Clone, change: str) -> None:

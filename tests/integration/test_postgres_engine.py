@@ -13,6 +13,7 @@ import pytest
 
 from adapters.postgres import event, queue, run_state
 from adapters.postgres.engine import CONNECT_SECONDS, Database, PostgresConfig, open_database
+from adapters.postgres.rows import Row
 from adapters.postgres.statements import statement
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
@@ -142,7 +143,7 @@ class TestPool:
 
     async def test_only_a_pool_that_says_so_does_not_wait_for_the_disk(self, clone: Clone) -> None:
         query = statement("SELECT current_setting('synchronous_commit') AS value")
-        found = []
+        found: list[Row] = []
         for flushed in (True, False):
             async with open_database(PostgresConfig(dsn=clone.app), flushed=flushed) as database:
                 async with database.transaction(ACME.tenant) as transaction:

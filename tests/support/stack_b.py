@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters import regex_pii
-from adapters.inproc import budget, reply_journal, store, tenant
+from adapters.inproc import budget, reply_journal, request_log, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME, GLOBEX, NODE
@@ -37,6 +37,7 @@ from stack_b.policies.desk import Policies
 from stack_b.policies.problems import parse_policy
 from stack_b.routing.router import Router
 from stack_b.routing.rules import RoutingRules
+from stack_b.vault import Vault
 
 MAY_INVOKE = frozenset({"models:invoke"})
 CALLERS = {
@@ -44,6 +45,8 @@ CALLERS = {
     "globex": replace(GLOBEX, scopes=MAY_INVOKE),
     "reader": replace(ACME, scopes=frozenset({"runs:read"})),
 }
+VAULT = Vault({"tests": bytes(32)})
+"""Of all gateways: what one has sealed, another opens."""
 PLATFORM = replace(NODE, scopes=frozenset({"admin:platform"}))
 
 
@@ -98,6 +101,7 @@ async def stack_b(
     clock: Clock | None = None,
     routing: RoutingRules | None = None,
     pii_modes: Mapping[str, PiiMode] | None = None,
+    vault: Vault | None = None,
     node_rules: Sequence[Mapping[str, Any]] = (),
     rules: Sequence[Mapping[str, Any]] = (),
     entitled: Mapping[str, Any] | None = None,
@@ -133,7 +137,8 @@ async def stack_b(
         await catalog.refresh()
         journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
         ports: dict[str, Any] = {
-            "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens
+            "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens,
+            "request_log": await stack.enter_async_context(request_log.SPEC.open(config, given)),
         } | wrapped  # fmt: skip
         deps = StackBDeps(
             clock=given.clock,
@@ -142,6 +147,7 @@ async def stack_b(
             router=Router(catalog, routing or RoutingRules(), given.clock, reaches=reaches),
             policies=Policies({"house": policy_of(node_rules)} if node_rules else {}),
             limits=limits or Limits(),
+            vault=vault or VAULT,
             **ports,
         )
         app = await stack.enter_async_context(open_app(deps))

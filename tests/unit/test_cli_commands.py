@@ -18,7 +18,7 @@ from tests.support.cli import agentos
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
-    "token", "gateway", "test",
+    "token", "gateway", "requests", "usage", "test",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class TestWithoutANode:
         said = agentos("status", "--json", environ=environ)
 
         found = msgspec.json.decode(said.out)
-        assert (said.code, found["supervised"], found["total"]) == (3, False, 4)
+        assert (said.code, found["supervised"], found["total"]) == (3, False, 5)
 
     @pytest.mark.parametrize(
         "line",

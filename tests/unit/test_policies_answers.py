@@ -236,6 +236,16 @@ async def test_a_call_comes_whole_and_permitted_or_not_at_all(
     assert (balance.settled, balance.held) == (12, 0)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_denied_in_an_answer_is_denied_in_arguments_text(*, stream: bool) -> None:
+    upstream = ScriptedUpstream([called(("note", '{"text": "a blue\\u0020heron"}'), stream=stream)])
+    async with stack_b(upstream_of(upstream), rules=[DENY]) as node:
+        answer = await ask(node, "/v1/chat/completions", stream=stream)
+
+    assert '"finish_reason":"content_filter"' in answer.text
+    assert "heron" not in answer.text
+
+
 async def test_a_function_call_of_the_old_form_is_decided_too() -> None:
     message = {"content": None, "function_call": {"name": "wipe", "arguments": "{}"}}
     old = completion("", usage=usage(7, 5), **message)

@@ -16,12 +16,13 @@ from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
 from stack_b.backends.reach import Reach
 from stack_b.backends.settings import BackendSettings
-from stack_b.configuration import parse_configuration, reaches_of
+from stack_b.configuration import parse_configuration
+from stack_b.following import reaches_of
 from stack_b.policies.desk import Policies
 from stack_b.policies.rules import Rules
 from stack_b.routing.rules import Canary, RoutingRules
 from tests.support.in_process import in_process
-from tests.support.scripted_upstream import ScriptedUpstream, Whole, completion
+from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
 from tests.support.stack_b import CALLERS, PLATFORM, StackB, Tokens, policy_of, stack_b
 
 pytestmark = [pytest.mark.anyio]
@@ -184,15 +185,49 @@ async def test_where_an_embedding_may_go_is_decided_as_for_a_chat() -> None:
     assert upstream.requests == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_rule_on_answers_goes_by_who_it_was_served_by(*, stream: bool) -> None:
+    rules = [
+        {"id": f"no-{backend}", "effect": "deny", "on": ["output"], "backends": [backend], "keywords": [word]}
+        for backend, word in (("one", "alpha"), ("two", "beta"))
+    ]
+    for said, denied in (("alpha", False), ("beta", True)):
+        two = Two()
+        told = Events([delta(content=said), delta("stop"), {"id": "up", "choices": [], "usage": usage(7, 5)}])
+        two.two.script[:] = [told if stream else completion(said)]
+        async with stack_b(*two.backends, rules=rules) as node:
+            answer = await node.chat(model="m-1", stream=stream)
+        assert answer.status_code == 200
+        assert ("content_filter" in answer.text) is denied
+        assert (said in answer.text) is not denied
+
+
+async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> None:
+    no_tools = [{"id": "no", "effect": "deny", "on": ["offer"], "functions": ["*"]}]
+    two = Two(down=False)
+    async with stack_b(*two.backends, rules=no_tools) as node:
+        tools = [{"type": "function", "function": {"name": f"{number}{'x' * 5_000}"}} for number in range(20)]
+        long = await node.chat(model="m-1", tools=tools)
+        odd = await node.chat(model="m-1", tools=[{"type": "function"}])
+        counted = node.deps.metrics.render().decode()
+
+    assert (long.status_code, long.json()["error"]["code"]) == (403, "tool_not_permitted")
+    assert len(long.content) < 4_000
+    assert long.json()["error"]["details"]["reasons"] == ["rule_offer:tenant/no"]
+    assert (odd.status_code, odd.json()["error"]["code"]) == (403, "tool_not_permitted")
+    assert 'agentos_policy_blocks_total{reason="tools"} 2.0' in counted
+
+
 # How fast.
 
 
 async def test_a_tenants_policy_holds_within_five_seconds_and_ends_within_five() -> None:
     clock, two = ManualClock(), Two(down=False)
-    directory_rules = policy_of([{"id": "no", "effect": "deny"}])
+    denies, spares = (policy_of([{"id": "no", "effect": "deny"} | more]) for more in ({}, {"keywords": ["otter"]}))
     async with stack_b(*two.backends, clock=clock) as node:
         assert await ends(node) == (200, "")
-        for policy, expected in ((directory_rules, (403, "policy_blocked")), (Policy(), (200, ""))):
+        refused, passes = (403, "policy_blocked"), (200, "")
+        for policy, expected in ((denies, refused), (spares, passes), (denies, refused), (Policy(), passes)):
             await node.deps.tenant.set_entitlements(PLATFORM, CALLERS["acme"].tenant, Entitlements(policy=policy))
             await clock.advance(timedelta(seconds=5))
             assert await ends(node) == expected

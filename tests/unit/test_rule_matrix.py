@@ -520,9 +520,10 @@ def _policy_rule(stage: str, condition: str) -> Rule:
             applies, spares = (example.condition | {condition: names} for names in CALLER[condition])
         denied = {"id": "no", "effect": "deny", "on": [stage]}
         reason = {"input": "rule", "output": "rule_output", "offer": "rule_offer", "call": "rule_call"}[stage]
-        for settings in ({"rules": [denied | applies]}, {"node_rules": [denied | applies]}):
-            whose = "tenant" if "rules" in settings else "house"
-            await _denied(case, stage, example, f"{reason}:{whose}/no", settings)
+        # The node's is read first, and an answer ends there; of a request everything that is against it is told.
+        policies = ("house", "tenant") if stage in {"input", "offer"} else ("house",)
+        both = {"node_rules": [denied | applies], "rules": [denied | applies]}
+        await _denied(case, stage, example, [f"{reason}:{policy}/no" for policy in policies], both)
         await _let_through(case, stage, example, {"rules": [denied | spares]})
 
     return met
@@ -547,21 +548,21 @@ async def _node_for(case: Case, example: Example, settings: dict[str, Json]) -> 
         yield node
 
 
-async def _denied(case: Case, stage: str, example: Example, reason: str, settings: dict[str, Json]) -> None:
+async def _denied(case: Case, stage: str, example: Example, reasons: list[str], settings: dict[str, Json]) -> None:
     async with _node_for(case, example, settings) as node:
         if case.where[1] == "/v1/policy/check":
             verdict = (await case.ask(node, example.text, **_ask_of(case, example))).json()
-            assert verdict["policy_outcome"] == {"decision": "blocked", "reasons": [reason]}
+            assert verdict["policy_outcome"] == {"decision": "blocked", "reasons": reasons}
             assert verdict["refusal"] == ("tool_not_permitted" if stage == "offer" else "policy_blocked")
         elif stage in {"input", "offer"}:
             code = "tool_not_permitted" if stage == "offer" else "policy_blocked"
             error = await case.refused(node, 403, code, example.text, **_ask_of(case, example))
-            assert error["policy_outcome"] == {"decision": "blocked", "reasons": [reason]}
+            assert error["policy_outcome"] == {"decision": "blocked", "reasons": reasons}
             assert (TOOL in error["message"]) is (stage == "offer")
         else:
             answer = await case.ask(node, example.text, **_ask_of(case, example))
             assert answer.status_code == 200, answer.text
-            assert f'"policy_outcome":{{"decision":"blocked","reasons":["{reason}"]}}' in answer.text
+            assert f'"policy_outcome":{{"decision":"blocked","reasons":["{reasons[0]}"]}}' in answer.text
             assert any(end in answer.text for end in BLOCKED_ENDS[case.where[1]]), answer.text
             assert "eron" not in answer.text
             assert "mallory" not in answer.text

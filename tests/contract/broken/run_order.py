@@ -28,13 +28,13 @@ class TestForgetsThePriority(BrokenRunState):
     caught_by = frozenset({IN_ORDER, IN_PLACE, KEPT, FORKED})
 
 
-class TakesAnyPriority(InprocRunState):
+class AcceptsAnyPriority(InprocRunState):
     async def create(self, auth: AuthContext, new: NewRun) -> Created:
         return await super().create(auth, replace(new, priority=max(LOWEST, min(HIGHEST, new.priority))))
 
 
-class TestTakesAnyPriority(BrokenRunState):
-    broken = TakesAnyPriority
+class TestAcceptsAnyPriority(BrokenRunState):
+    broken = AcceptsAnyPriority
     caught_by = frozenset({"test_what_is_no_priority_is_refused_and_nothing_created"})
 
 
