@@ -121,7 +121,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         return instrument(name, port, metrics.port_call)
 
     async with AsyncExitStack() as stack:
-        needs = {**NEEDS, "gateway_configuration": None, "provider": None}
+        needs = {**NEEDS, "provider": None, "gateway_configuration": None}
         ports = await stack.enter_async_context(open_ports(choices, needs, clock=clock, wrap=watched))
         caps = limits(env)
         opened = await stack.enter_async_context(
