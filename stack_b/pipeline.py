@@ -21,9 +21,10 @@ from ports.model import PolicyOutcome
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
+from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, sliced, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
+from stack_b.budget.slices import Slices
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
@@ -41,7 +42,8 @@ from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, kinds_of, usage_of
 
-Act: TypeAlias = Callable[[Candidate], Awaitable[dict[str, Json]]]
+Act: TypeAlias = Callable[[Candidate, int], Awaitable[dict[str, Json]]]
+"""Calls a candidate, which may write so many tokens."""
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -96,7 +98,7 @@ class Pipeline:
                     ready,
                     spending,
                     trail,
-                    lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
+                    lambda to, max_tokens: to.backend.chat(to.card.upstream, ready.body, max_tokens),
                     content_bytes_of,
                 )
                 answer = await ready.answer.whole(answer)
@@ -112,7 +114,10 @@ class Pipeline:
             ready = await self._prepared_chat(auth, call, trail)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 shaper = StreamShaper(call.model)
-                async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
+                async with (
+                    self._slices(ready, spending) as slices,
+                    aclosing(self._streamed(ready, spending, trail, call.model, slices)) as answer,
+                ):
                     try:
                         async for reached, pieces in answer:
                             shaper = reached
@@ -154,7 +159,7 @@ class Pipeline:
             )
             async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
                 answer = await self._called(
-                    ready, spending, trail, lambda to: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
+                    ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
             data = [{**item, "embedding": encoded(item["embedding"], call.encoding)} for item in answer["data"]]
             receipt = trail.receipt(spending.total, answer.get("usage"))
@@ -167,7 +172,8 @@ class Pipeline:
             tenant, candidates = await self._entitled(auth, _asked(call))
             decision = await decide(self._pii, auth, call.members, self._rules(tenant))
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
-            ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
+            candidates = capable(call, candidates)
+            ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates)
             plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
@@ -188,7 +194,8 @@ class Pipeline:
         tenant, candidates = await self._entitled(auth, asked)
         decision = await self._inspected(auth, tenant, call.members, trail)
         body: dict[str, Json] = decision.value
-        ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
+        candidates = capable(call, candidates)
+        ask = self._asked(msgspec.structs.replace(call, members=body), candidates)
         plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
         return _Ready(
             auth=auth,
@@ -202,15 +209,11 @@ class Pipeline:
             answer=self._answer(auth, tenant, decision),
         )
 
-    def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
-        most = preferred.card.max_tokens
-        if most is not None and call.max_tokens is not None and call.max_tokens > most:
-            raise InvalidArgument(
-                f"max_tokens is at most {most} for this model",
-                code="validation_failed",
-                details={"path": "$.max_tokens"},
-            )
-        return chat_ask(call, self._limits, model_max_tokens=most)
+    def _asked(self, call: ChatCall, candidates: tuple[Candidate, ...]) -> Ask:
+        ask = chat_ask(call, self._limits, model_max_tokens=most_of(candidates))
+        if call.stream and candidates[0].backend.cancel_stops_billing:
+            return sliced(ask, self._limits.output_slice_tokens)
+        return ask
 
     async def _entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
         tenant = await self._tenants.tenant(auth)
@@ -288,11 +291,13 @@ class Pipeline:
     ) -> dict[str, Json]:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
         failure: AgentOSError | None = None
+        slices = self._slices(ready, spending)
         for candidate in self._router.tries(ready.candidates):
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, cuttable=False)
             spending.assume(_lost(ready, candidate), _served(candidate))
             try:
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
-                    answer = await act(candidate)
+                    answer = await act(candidate, max_tokens)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
                 if not may_fall_back(error):
@@ -307,31 +312,39 @@ class Pipeline:
             )
             spending.add(usage, _served(candidate, answer.get("usage")))
             self._tell.attempted(candidate, trail.paid(usage))
+            trail.limited_by = slices.limited_by
             return answer
         assert failure is not None, "there is always a candidate"
         raise failure
 
     async def _streamed(
-        self, ready: _Ready, spending: Spending, trail: Trail, model: str
+        self, ready: _Ready, spending: Spending, trail: Trail, model: str, slices: Slices
     ) -> AsyncGenerator[tuple[StreamShaper, list[dict[str, Json]]], None]:
         """The pieces of the first answer that begins. Once content was released there is no falling back."""
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
+            cuttable = candidate.backend.cancel_stops_billing
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, cuttable=cuttable)
             spending.assume(_lost(ready, candidate), _served(candidate))
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
                 with trail.attempt(candidate), attempting as attempt:
-                    chunks = candidate.backend.stream(candidate.card.upstream, ready.body, ready.ask.max_tokens)
+                    chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
                     async with aclosing(chunks):
                         async for chunk in chunks:
                             pieces = shaper.feed(chunk)
+                            enough = slices.covers(*shaper.written) or await slices.covered(*shaper.written)
                             if pieces:
                                 begun = True
                                 trail.first_content()
                                 attempt.answered()
                                 yield shaper, pieces
+                            if not enough and shaper.open:
+                                # Closing it ends the bill before more is written than is held.
+                                shaper.cut()
+                                break
                     # Here, because an answer that only looks whole is a failure of its backend.
                     shaper.complete()
             except AgentOSError as error:
@@ -349,10 +362,41 @@ class Pipeline:
                 self._streamed_usage(ready, candidate, spending, trail, shaper)
                 raise
             self._streamed_usage(ready, candidate, spending, trail, shaper)
+            trail.limited_by = slices.limited_by
             yield shaper, []
             return
         assert failure is not None, "there is always a candidate"
         raise failure
+
+    def _slices(self, ready: _Ready, spending: Spending) -> Slices:
+        assert spending.held is not None, "it is held by now"
+        return Slices(
+            spending.held,
+            prompt_bound=ready.ask.prompt_bound,
+            choices=ready.ask.choices,
+            slice_tokens=self._limits.output_slice_tokens,
+            monotonic=self._deps.clock.monotonic,
+        )
+
+    async def _allowed(
+        self,
+        ready: _Ready,
+        candidate: Candidate,
+        spending: Spending,
+        slices: Slices,
+        failure: AgentOSError | None,
+        *,
+        cuttable: bool,
+    ) -> int:
+        """The `max_tokens` for the next attempt; without room for one it stays at the failure of the one before."""
+        most = ready.ask.max_tokens
+        price = candidate.card.price if ready.plan.money else None
+        limit = most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)
+        try:
+            return await slices.begin(limit, cuttable=cuttable, spent=spending.amount, price=price)
+        except AgentOSError as refused:
+            self._router.left(candidate)
+            raise failure or refused from None
 
     def _streamed_usage(
         self, ready: _Ready, candidate: Candidate, spending: Spending, trail: Trail, shaper: StreamShaper

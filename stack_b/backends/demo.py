@@ -46,6 +46,10 @@ class DemoBackend:
     def name(self) -> str:
         return self._name
 
+    @property
+    def cancel_stops_billing(self) -> bool:
+        return True
+
     async def aclose(self) -> None:
         """It has nothing to close."""
 

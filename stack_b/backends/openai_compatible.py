@@ -50,6 +50,7 @@ class OpenAiCompatible:
         first_byte_timeout: timedelta | None = None,
         connect_timeout: timedelta = timedelta(seconds=5),
         max_tokens_member: str | None = None,
+        cancel_stops_billing: bool = False,
         tls: ssl.SSLContext | None = None,
         dial_by: Dial | None = None,
     ) -> None:
@@ -61,6 +62,7 @@ class OpenAiCompatible:
         """
         self._name = name
         self._models = models
+        self._cancel_stops_billing = cancel_stops_billing
         parts = split_url(base_url)
         # OpenAI's newer models refuse `max_tokens`; many servers only know `max_tokens`.
         by_host = "max_completion_tokens" if parts.hostname == "api.openai.com" else "max_tokens"
@@ -79,6 +81,10 @@ class OpenAiCompatible:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def cancel_stops_billing(self) -> bool:
+        return self._cancel_stops_billing
 
     async def aclose(self) -> None:
         await self._pool.aclose()

@@ -74,6 +74,11 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def cancel_stops_billing(self) -> bool:
+        """A stream that is closed costs no more than what it has written by then, and all that is billed is in it."""
+        ...
+
     async def models(self) -> tuple[ModelCard, ...]:
         """What it serves now. Raises `Unavailable`."""
         ...

@@ -53,6 +53,8 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ca_file: str = ""
     """Certificates of the only authorities that are trusted here; empty: the usual ones."""
     max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None
+    cancel_stops_billing: bool = False
+    """A stream that is closed costs no more than what it has written by then, and all that is billed is in the stream."""
 
 
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:
@@ -133,6 +135,7 @@ def open_backend(backend: BackendSettings, clock: Clock, *, secret: Callable[[st
         ),
         connect_timeout=timedelta(seconds=backend.connect_timeout_s),
         max_tokens_member=backend.max_tokens_member,
+        cancel_stops_billing=backend.cancel_stops_billing,
         tls=tls_context(backend.ca_file) if backend.ca_file else None,
     )
 

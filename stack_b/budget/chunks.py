@@ -84,6 +84,24 @@ class Chunk:
             self.last_used = monotonic
         return fits
 
+    def grow(self, more: Amount, monotonic: float) -> bool:
+        """Whether a request that has taken of it may have `more`. It began before, so its window may be over."""
+        fits = not self.retired and self.free.holds(more) and monotonic < self.lease_until - MARGIN_S
+        if fits:
+            self.free = self.free.minus(more)
+            self.granted(more, monotonic)
+        return fits
+
+    def granted(self, more: Amount, monotonic: float) -> None:
+        """The ledger holds `more` for one of its requests."""
+        self.out = self.out.plus(more)
+        self.last_used = monotonic
+
+    def returned(self, more: Amount) -> None:
+        """What was granted to a request that was over by then."""
+        self.out = self.out.minus(more)
+        self.free = self.free.plus(more)
+
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
         spent = self._sum(events)

@@ -16,6 +16,7 @@ from ports.context import AuthContext
 from ports.ids import TenantId
 from ports.messages import Usage
 from stack_b.budget.balances import Balances
+from stack_b.budget.held import Held
 from stack_b.budget.purse import Purse
 
 SETTLE_BOUND_S: Final = 10.0
@@ -48,9 +49,10 @@ _NOTHING_KNOWN: Final = About()
 class Spending:
     """What a request has consumed so far. Whatever it is on the way out is settled."""
 
-    def __init__(self, over: tuple[str, ...] = ()) -> None:
+    def __init__(self, over: tuple[str, ...] = (), held: Held | None = None) -> None:
         self.over = over
         """Soft budgets that are beyond their limits."""
+        self.held = held
         self._known: list[tuple[Usage, Served]] = []
         self._assumed = Usage()
         self._assumed_of = _NOBODY
@@ -61,6 +63,11 @@ class Spending:
         for usage, _ in self._known:
             total = total.plus(usage)
         return total.plus(self._assumed)
+
+    @property
+    def amount(self) -> Amount:
+        total = self.total
+        return Amount(tokens=total.total_tokens, nanousd=total.cost_nanousd)
 
     def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
         """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
@@ -111,12 +118,13 @@ class Meter:
         on = (tokens_per_day(limit), *also)
         taken = await self._purse.take(auth, Amount(tokens=amount, nanousd=nanousd), on, lease)
         self._balances.held(auth.tenant, amount)
-        spending = Spending(taken.chunk.over)
+        held = Held(auth, taken, on=on, lease=lease, purse=self._purse, balances=self._balances)
+        spending = Spending(taken.chunk.over, held)
         try:
             yield spending
         finally:
-            self._balances.settled(auth.tenant, amount, spending.total.total_tokens)
-            await self._purse.put(taken, events_of(auth, about, spending), wait_s=SETTLE_BOUND_S)
+            self._balances.settled(auth.tenant, held.amount.tokens, spending.total.total_tokens)
+            await self._purse.put(held.taken, events_of(auth, about, spending), wait_s=SETTLE_BOUND_S)
 
     def idle(self, tenant: TenantId) -> int:
         """Tokens that the ledger counts as held and that this process has for requests to come."""

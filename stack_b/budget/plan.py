@@ -29,6 +29,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Those whose cost can be limited, where it must be."""
     nanousd: int
     """At the dearest of them; 0 where no budget is of money."""
+    money: bool = False
+    """Whether a budget of money is held."""
     about: About
 
 
@@ -87,7 +89,7 @@ def planned(
     prompt, completion = ask.prompt_bound, ask.amount - ask.prompt_bound
     prices = [one.card.price for one in candidates if one.card.price is not None] if money else []
     nanousd = max((price.most_nanousd(prompt, completion) for price in prices), default=0)
-    return Plan(also=also, candidates=candidates, nanousd=nanousd, about=about)
+    return Plan(also=also, candidates=candidates, nanousd=nanousd, money=bool(money), about=about)
 
 
 def _about(members: dict[str, Json]) -> About:

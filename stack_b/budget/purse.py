@@ -16,7 +16,7 @@ from msgspec import Struct
 from ports.budget import NOTHING, Account, Amount, BudgetLedger, UsageEvent
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError, ResourceExhausted
+from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import TenantId
 from stack_b.budget.chunks import REQUESTS, Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
 
@@ -93,6 +93,18 @@ class Purse:
         except asyncio.CancelledError:
             task.add_done_callback(self._unwanted)
             raise
+
+    async def grow(self, taken: Taken, more: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
+        """`taken` and `more`: of its chunk, or by a call that extends it. Raises like `take`; then it stays as it was."""
+        chunk = taken.chunk
+        if not chunk.grow(more, self._clock.monotonic()):
+            task = self._kept(self._extended(chunk, more, on, lease))
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                task.add_done_callback(lambda done: self._unneeded(chunk, more, done))
+                raise
+        return Taken(chunk, taken.amount.plus(more))
 
     async def put(self, taken: Taken, events: tuple[UsageEvent, ...], *, wait_s: float) -> None:
         """The request is over. Its usage is booked in any case.
@@ -188,6 +200,34 @@ class Purse:
         _retire(books.chunks)
         await self._book(tenant)
         return True
+
+    async def _extended(self, chunk: Chunk, more: Amount, on: tuple[Account, ...], lease: timedelta) -> None:
+        books = self._books[chunk.auth.tenant]
+        try:
+            await self._extend(books, chunk, more, on, lease)
+        except ResourceExhausted as error:
+            if error.code != "budget_in_flight" or not await self._returned(chunk.auth.tenant):
+                raise
+            await self._extend(books, chunk, more, on, lease)
+
+    async def _extend(
+        self, books: _Books, chunk: Chunk, more: Amount, on: tuple[Account, ...], lease: timedelta
+    ) -> None:
+        # Not while it is booked: what a booking keeps was reckoned before.
+        async with books.booking:
+            try:
+                await self._ledger.extend(chunk.auth, chunk.hold, more, on=on, lease=lease)
+            except (Conflict, NotFound):
+                chunk.lost = chunk.retired = True
+                raise Unavailable("the ledger was away for too long, and what was held is held no more") from None
+            chunk.granted(more, self._clock.monotonic())
+
+    def _unneeded(self, chunk: Chunk, more: Amount, granted: asyncio.Task[None]) -> None:
+        """The request left while its extension was under way."""
+        if not granted.cancelled() and granted.exception() is None:
+            chunk.returned(more)
+            if chunk.auth.tenant in self._books:
+                self._soon(chunk.auth.tenant)
 
     def _unwanted(self, granted: asyncio.Task[Taken]) -> None:
         if not granted.cancelled() and granted.exception() is None:

@@ -87,6 +87,10 @@ class UsageReceipt(Struct, frozen=True, kw_only=True):
     """True when any part was counted by the gateway because the backend reported none."""
     ttft_ms: int | None = None
     """To the first content of a stream."""
+    budgets_over: list[str] | None = None
+    """Soft budgets that are beyond their limits."""
+    limited_by: str | None = None
+    """The budget that left no room for more of the answer, which then ends with `length`."""
 
 
 class Usage(UsageReceipt, frozen=True, kw_only=True):

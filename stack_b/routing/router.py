@@ -133,6 +133,10 @@ class Router:
         before = self._latency.get(key, attempting.seconds)
         self._latency[key] = before + LATENCY_WEIGHT * (attempting.seconds - before)
 
+    def left(self, candidate: Candidate) -> None:
+        """It was this one's turn, and it was not called."""
+        self._breaker(candidate).left()
+
     def states(self) -> dict[str, State]:
         """By backend, of those that were called."""
         return {name: breaker.state for name, breaker in self._breakers.items()}

@@ -17,6 +17,7 @@ class HeldBackend:
     """Satisfies `stack_b.backends.protocol.Backend`: says `SAID`, or fails with `failure`, once `let_go` is set."""
 
     name = "held"
+    cancel_stops_billing = False
 
     def __init__(self, *, held: bool = True) -> None:
         self.calls = 0
