@@ -126,11 +126,14 @@ class Slices:
             Unavailable: more is needed, and the ledger does not answer.
         """
         written = self._written(content_bytes, reported)
-        if self._growing is None and self._monotonic() >= self._ask_again:
-            self._growing = asyncio.create_task(self._grow())
         needed = written >= self._output
-        if self._growing is not None and (needed or self._growing.done()):
-            await self._grown(needed=needed)
+        if self._growing is not None and self._growing.done():
+            await self._grown(needed=False)
+            needed = written >= self._output
+        if self._growing is None and (needed or self._monotonic() >= self._ask_again):
+            self._growing = asyncio.create_task(self._grow(written))
+        if needed and self._growing is not None:
+            await self._grown(needed=True)
         if written < self._output or self._output >= self._most:
             return True
         self.limited_by = self._refused_by
@@ -152,19 +155,22 @@ class Slices:
         missing = cost_of(self._price, self._prompt, output).minus(self._room())
         return Amount(tokens=max(0, missing.tokens), nanousd=max(0, missing.nanousd))
 
-    async def _grow(self) -> None:
-        step = min(self._step, self._most - self._output)
+    async def _grow(self, written: int) -> None:
+        """By a step; by a slice where that is refused; and always by what a large chunk has written at once."""
+        least = max(self._slice, written + self._ahead - self._output)
+        step = max(self._step, least)
         try:
             await self._extend(step)
         except ResourceExhausted:
-            if step <= self._slice:
+            if step == least:
                 raise
             self._step = self._slice
-            await self._extend(self._slice)
+            await self._extend(least)
         else:
-            self._step = min(step * 2, MOST_SLICES * self._slice)
+            self._step = min(self._step * 2, MOST_SLICES * self._slice)
 
     async def _extend(self, output: int) -> None:
+        output = min(output, self._most - self._output)
         await self._held.grow(self._missing(self._output + output))
         self._output += output
 
