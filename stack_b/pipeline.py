@@ -24,7 +24,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, sliced, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
-from stack_b.budget.slices import Slices
+from stack_b.budget.slices import Slices, cuttable
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
@@ -211,7 +211,7 @@ class Pipeline:
 
     def _asked(self, call: ChatCall, candidates: tuple[Candidate, ...]) -> Ask:
         ask = chat_ask(call, self._limits, model_max_tokens=most_of(candidates))
-        if call.stream and candidates[0].backend.cancel_stops_billing:
+        if call.stream and cuttable(candidates[0]):
             return sliced(ask, self._limits.output_slice_tokens)
         return ask
 
@@ -293,7 +293,7 @@ class Pipeline:
         failure: AgentOSError | None = None
         slices = self._slices(ready, spending)
         for candidate in self._router.tries(ready.candidates):
-            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, cuttable=False)
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
             spending.assume(_lost(ready, candidate), _served(candidate))
             try:
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
@@ -324,8 +324,7 @@ class Pipeline:
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
-            cuttable = candidate.backend.cancel_stops_billing
-            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, cuttable=cuttable)
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=cuttable(candidate))
             spending.assume(_lost(ready, candidate), _served(candidate))
             begun = False
             try:
@@ -386,14 +385,14 @@ class Pipeline:
         slices: Slices,
         failure: AgentOSError | None,
         *,
-        cuttable: bool,
+        in_slices: bool,
     ) -> int:
         """The `max_tokens` for the next attempt; without room for one it stays at the failure of the one before."""
         most = ready.ask.max_tokens
         price = candidate.card.price if ready.plan.money else None
         limit = most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)
         try:
-            return await slices.begin(limit, cuttable=cuttable, spent=spending.amount, price=price)
+            return await slices.begin(limit, in_slices=in_slices, spent=spending.amount, price=price)
         except AgentOSError as refused:
             self._router.left(candidate)
             raise failure or refused from None

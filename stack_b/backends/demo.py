@@ -46,8 +46,7 @@ class DemoBackend:
     def name(self) -> str:
         return self._name
 
-    @property
-    def cancel_stops_billing(self) -> bool:
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:  # noqa: ARG002 - the protocol's signature
         return True
 
     async def aclose(self) -> None:

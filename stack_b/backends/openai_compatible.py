@@ -15,6 +15,7 @@ from msgspec import Struct
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.http.sse_decoder import SseDecoder
 from ports.messages import Json
+from stack_b.backends.billing import StopsBilling, stops, usual
 from stack_b.backends.connection import Answer, ExchangeError, NoRoom, NotConnected, Patience, TimedOut, TooLarge
 from stack_b.backends.dial import Dial, dial, host_header, split_url, tls_context
 from stack_b.backends.pool import Pool
@@ -50,7 +51,7 @@ class OpenAiCompatible:
         first_byte_timeout: timedelta | None = None,
         connect_timeout: timedelta = timedelta(seconds=5),
         max_tokens_member: str | None = None,
-        cancel_stops_billing: bool = False,
+        cancel_stops_billing: StopsBilling | None = None,
         tls: ssl.SSLContext | None = None,
         dial_by: Dial | None = None,
     ) -> None:
@@ -62,11 +63,12 @@ class OpenAiCompatible:
         """
         self._name = name
         self._models = models
-        self._cancel_stops_billing = cancel_stops_billing
         parts = split_url(base_url)
         # OpenAI's newer models refuse `max_tokens`; many servers only know `max_tokens`.
         by_host = "max_completion_tokens" if parts.hostname == "api.openai.com" else "max_tokens"
         self._max_tokens_member = max_tokens_member or by_host
+        known = usual(parts.hostname or "") if cancel_stops_billing is None else cancel_stops_billing
+        self._stops_billing: StopsBilling = known
         self._path = parts.path.rstrip("/")
         self._query = f"?{parts.query}" if parts.query else ""
         self._headers = _headers(name, host_header(parts), api_key)
@@ -82,9 +84,8 @@ class OpenAiCompatible:
     def name(self) -> str:
         return self._name
 
-    @property
-    def cancel_stops_billing(self) -> bool:
-        return self._cancel_stops_billing
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        return stops(self._stops_billing, streamed=streamed)
 
     async def aclose(self) -> None:
         await self._pool.aclose()

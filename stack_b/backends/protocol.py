@@ -66,6 +66,8 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     price: Price | None = None
     max_tokens: int | None = None
     """The most it writes, where known."""
+    hidden_reasoning: bool | None = None
+    """Whether it is billed for output that no stream shows. None: not known; it may be where only streams stop the bill."""
 
 
 class Backend(Protocol):
@@ -74,9 +76,8 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def cancel_stops_billing(self) -> bool:
-        """A stream that is closed costs no more than what it has written by then, and all that is billed is in it."""
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        """Whether a call that is cut off costs only what was written until then; if not, it costs all it would have."""
         ...
 
     async def models(self) -> tuple[ModelCard, ...]:

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from ports.clock import Clock
 from ports.errors import InvalidArgument
+from stack_b.backends.billing import StopsBilling
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.openai_compatible import OpenAiCompatible
@@ -32,6 +33,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     chat: bool = True
     embed: bool = False
     max_tokens: int | None = None
+    hidden_reasoning: bool | None = None
+    """Whether it bills output that no stream shows."""
     prompt_usd_per_million: str | None = None
     """Decimal text, such as "0.15": money is never a float."""
     completion_usd_per_million: str | None = None
@@ -53,8 +56,8 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ca_file: str = ""
     """Certificates of the only authorities that are trusted here; empty: the usual ones."""
     max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None
-    cancel_stops_billing: bool = False
-    """A stream that is closed costs no more than what it has written by then, and all that is billed is in the stream."""
+    cancel_stops_billing: StopsBilling | None = None
+    """Whether a call that is cut off costs only what was written until then; not said, what is usual at its host."""
 
 
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:
@@ -156,6 +159,7 @@ def _card(model: ModelSettings) -> ModelCard:
         chat=model.chat,
         embed=model.embed,
         max_tokens=model.max_tokens,
+        hidden_reasoning=model.hidden_reasoning,
         price=price if priced else None,
     )
 

@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from ports.budget import NOTHING, Amount
 from ports.errors import ResourceExhausted, Unavailable
+from stack_b.backends.catalog import Candidate
 from stack_b.backends.protocol import Price
 from stack_b.budget.held import Held
 
@@ -22,6 +23,17 @@ AHEAD: Final = 2
 """More is asked for when no more than this part of a slice, a half, is left."""
 ASK_AGAIN_S: Final = 0.25
 """After a refusal, while there is something left."""
+
+
+def cuttable(candidate: Candidate) -> bool:
+    """Whether a stream of it may be held in slices: closing it stops the bill, and all that is billed is seen as it comes.
+
+    Where a model reasons unseen, as it may at providers that stop streams only, what was written is not what is billed.
+    """
+    backend, hidden = candidate.backend, candidate.card.hidden_reasoning
+    if hidden is None:
+        hidden = not backend.cancel_stops_billing(streamed=False)
+    return not hidden and backend.cancel_stops_billing(streamed=True)
 
 
 def cost_of(price: Price | None, prompt_tokens: int, output_tokens: int) -> Amount:
@@ -83,10 +95,10 @@ class Slices:
             self._growing.cancel()
             await self._settled()
 
-    async def begin(self, max_tokens: int, *, cuttable: bool, spent: Amount, price: Price | None) -> int:
+    async def begin(self, max_tokens: int, *, in_slices: bool, spent: Amount, price: Price | None) -> int:
         """Before an attempt: the `max_tokens` to tell the backend, at most those given.
 
-        `spent` was used by the attempts before. `cuttable`: it can be ended early, and the bill with it. `price`: where a
+        `spent` was used by the attempts before. `in_slices`: it can be ended early, and the bill with it. `price`: where a
         budget of money is held; else None.
 
         Raises:
@@ -97,7 +109,7 @@ class Slices:
         self.limited_by = ""
         self._most = self._choices * max_tokens
         self._output = output_within(self._room(), self._price, self._prompt)
-        wanted = min(self._most, self._slice) if cuttable else self._most
+        wanted = min(self._most, self._slice) if in_slices else self._most
         if self._output < wanted:
             try:
                 await self._held.grow(self._missing(wanted))
@@ -106,7 +118,7 @@ class Slices:
                     raise
                 self._refused_by = str(refused.details.get("budget", ""))
             self._output = output_within(self._room(), self._price, self._prompt)
-        if cuttable:
+        if in_slices:
             return max_tokens
         told = min(max_tokens, self._output // self._choices)
         if told < max_tokens:

@@ -21,7 +21,7 @@ class Writing:
 
     name: str = "writing"
     tokens: int = 5
-    cancel_stops_billing: bool = False
+    stops_billing: bool = False
     bytes_each: int = 4
     price: Price | None = None
     max_tokens: int | None = None
@@ -40,6 +40,9 @@ class Writing:
     """Prompt and completion, in all calls whose end was reached."""
     closed: int = 0
     """Streams that were closed before their end."""
+
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:  # noqa: ARG002 - the protocol's signature
+        return self.stops_billing
 
     async def models(self) -> tuple[ModelCard, ...]:
         return (ModelCard(id=self.model, upstream=self.model, price=self.price, max_tokens=self.max_tokens),)

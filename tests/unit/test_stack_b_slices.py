@@ -84,7 +84,7 @@ async def streamed(node: StackB, **members: Any) -> list[dict[str, Any]]:
 @pytest.mark.anyio
 class TestOfTheGateway:
     async def test_a_stream_is_not_refused_while_prompt_and_slice_fit(self) -> None:
-        backend = Writing(cancel_stops_billing=True)
+        backend = Writing(stops_billing=True)
         async with stack_b(backend, limit=PROMPT + SLICE, limits=LIMITS) as node:
             answer = await node.chat(model="m-1", stream=True, max_tokens=100_000)
 
@@ -93,7 +93,7 @@ class TestOfTheGateway:
         assert "limited_by" not in stream_of(answer)[-1]["usage"]
 
     async def test_one_token_less_is_too_little_and_says_what_fits(self) -> None:
-        backend = Writing(cancel_stops_billing=True)
+        backend = Writing(stops_billing=True)
         async with stack_b(backend, limit=PROMPT + SLICE - 1, limits=LIMITS) as node:
             refused = await node.chat(model="m-1", stream=True, max_tokens=100_000)
             fits = refused.json()["error"]["details"]["max_tokens_that_fits"]
@@ -111,14 +111,14 @@ class TestOfTheGateway:
         self, stops: bool, stream: bool
     ) -> None:
         ledger = Watched()
-        async with stack_b(Writing(cancel_stops_billing=stops), limits=LIMITS, budget=ledger) as node:
+        async with stack_b(Writing(stops_billing=stops), limits=LIMITS, budget=ledger) as node:
             await node.chat(model="m-1", stream=stream, max_tokens=1_000)
 
         assert ledger.held == [PROMPT + 1_000]
 
     async def test_what_is_held_grows_ahead_of_what_is_written(self) -> None:
         ledger = Watched()
-        backend = Writing(cancel_stops_billing=True, tokens=300, bytes_each=1)
+        backend = Writing(stops_billing=True, tokens=300, bytes_each=1)
         ahead: list[int] = []
 
         async def look(number: int) -> None:
@@ -138,7 +138,7 @@ class TestOfTheGateway:
         assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
     async def test_a_refused_extension_ends_the_stream_within_the_limit(self) -> None:
-        backend = Writing(cancel_stops_billing=True, tokens=5_000)
+        backend = Writing(stops_billing=True, tokens=5_000)
         async with stack_b(backend, limit=PROMPT + 3 * SLICE, limits=LIMITS) as node:
             chunks = await streamed(node, max_tokens=100_000)
             balance = await node.balance()
@@ -163,7 +163,7 @@ class TestOfTheGateway:
     async def test_every_surface_says_that_the_budget_ended_it(
         self, path: str, asked: dict[str, Any], ending: str
     ) -> None:
-        backend = Writing(cancel_stops_billing=True, tokens=5_000)
+        backend = Writing(stops_billing=True, tokens=5_000)
         async with stack_b(backend, limit=PROMPT + 2 * SLICE, limits=LIMITS) as node:
             answer = await node.post(path, {"model": "m-1", "stream": True, **asked})
 
@@ -176,7 +176,7 @@ class TestOfTheGateway:
         price = Price(prompt=10**6, completion=10 * 10**6)
         most = price.most_nanousd(PROMPT, 2 * SLICE)
         await ledger.set_budget(PLATFORM, CALLERS["acme"].tenant, Budget(id="money", unit="nanousd", limit=most))
-        backend = Writing(cancel_stops_billing=True, tokens=5_000, price=price)
+        backend = Writing(stops_billing=True, tokens=5_000, price=price)
         async with stack_b(backend, limits=LIMITS, budget=ledger) as node:
             chunks = await streamed(node, max_tokens=100_000)
 
@@ -187,7 +187,7 @@ class TestOfTheGateway:
 
     async def test_each_of_several_choices_has_a_slice(self) -> None:
         ledger = Watched()
-        backend = Writing(cancel_stops_billing=True, tokens=500)
+        backend = Writing(stops_billing=True, tokens=500)
         limit = len(b'{"messages":[{"role":"user","content":"hello"}]}') + 3 * SLICE
         async with stack_b(backend, limit=limit, limits=LIMITS, budget=ledger) as node:
             chunks = await streamed(node, max_tokens=10_000, n=3)
@@ -197,7 +197,7 @@ class TestOfTheGateway:
         assert [(end["index"], end["finish_reason"]) for end in ends] == [(0, "length"), (1, "length"), (2, "length")]
 
     async def test_half_a_tool_call_is_no_call(self) -> None:
-        backend = Calling(cancel_stops_billing=True, tokens=5_000)
+        backend = Calling(stops_billing=True, tokens=5_000)
         async with stack_b(backend, limit=PROMPT + SLICE, limits=LIMITS) as node:
             chunks = await streamed(node, max_tokens=10_000)
 
@@ -208,7 +208,7 @@ class TestOfTheGateway:
     async def test_the_next_backend_is_told_what_is_held_where_its_bill_can_not_be_stopped(
         self, limit: int, told: int
     ) -> None:
-        failing = Writing(name="one", cancel_stops_billing=True, fails_after=0, failure=Unavailable("down"))
+        failing = Writing(name="one", stops_billing=True, fails_after=0, failure=Unavailable("down"))
         second = Writing(name="two", tokens=5_000)
         async with stack_b(failing, second, limit=limit, limits=LIMITS) as node:
             chunks = await streamed(node, max_tokens=10_000)
@@ -232,7 +232,7 @@ class TestOfTheGateway:
 
     async def test_a_client_that_leaves_pays_for_what_was_written(self) -> None:
         ledger = Watched()
-        backend = Writing(cancel_stops_billing=True, tokens=5_000)
+        backend = Writing(stops_billing=True, tokens=5_000)
         here = anyio.Event()
 
         async def stop(number: int) -> None:
@@ -276,7 +276,7 @@ class TestSlices:
         for _ in range(20):
             async with meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
                 slices = slices_of(spending)
-                await slices.begin(10**4, cuttable=True, spent=NOTHING, price=None)
+                await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
                 assert all(slices.covers(size, 0) for size in range(0, SLICE // 2 - 10, 10))
         await meter.drain()
 
@@ -287,7 +287,7 @@ class TestSlices:
 
         async with meter.reserved(ACME, 20 + SLICE, limit=10**7, lease=LEASE) as spending:
             slices = slices_of(spending)
-            await slices.begin(10**4, cuttable=True, spent=NOTHING, price=None)
+            await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
             for size in range(0, 2_000, 10):
                 assert slices.covers(size, 0) or await slices.covered(size, 0)
             assert spending.held is not None
@@ -305,7 +305,7 @@ class TestSlices:
 
         async with meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
             slices = slices_of(spending)
-            await slices.begin(10**4, cuttable=True, spent=NOTHING, price=None)
+            await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
             for size in range(3, 60, 3):
                 assert slices.covers(size, 0) or await slices.covered(size, 0)
                 await anyio.wait_all_tasks_blocked()
@@ -323,7 +323,7 @@ class TestSlices:
             meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending,
             slices_of(spending) as slices,
         ):
-            await slices.begin(10**4, cuttable=True, spent=NOTHING, price=None)
+            await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
             assert await slices.covered(SLICE // 2, 0)
             with anyio.fail_after(5):
                 await ledger.waiting.wait()
@@ -339,7 +339,7 @@ class TestSlices:
 
         async with meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
             slices = slices_of(spending)
-            await slices.begin(10**4, cuttable=True, spent=NOTHING, price=None)
+            await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
 
             assert await slices.covered(9 * SLICE, 0)
             assert spending.held is not None
@@ -352,7 +352,7 @@ class TestSlices:
 
         async with meter.reserved(ACME, 20 + SLICE, limit=20 + SLICE, lease=LEASE) as spending:
             slices = slices_of(spending)
-            await slices.begin(10**4, cuttable=True, spent=NOTHING, price=None)
+            await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
 
             assert await slices.covered(3, SLICE - 1)
             assert not await slices.covered(3, SLICE)
