@@ -19,8 +19,8 @@ Clauses (each has a test in `conformance.budget` or `conformance.budget_accounts
 * BUD-7  What was settled and held is there for a ledger opened anew on the same storage.
 * BUD-8  `hold` takes room of every account it names, or of none; a refusal names the budget in its details. Each account
          counts its own unit.
-* BUD-9  A soft budget refuses nothing and is named in `Hold.over` when it is beyond its limit; a shadow budget is counted,
-         and no more.
+* BUD-9  A soft budget refuses nothing and is named in `Hold.over` when it is beyond its limit with what is held;
+         `Hold.left` says what is left of it by what is settled. A shadow budget is counted, and no more.
 * BUD-10 Windows start where the minute, hour, day or month starts in the budget's time zone; `total` has one.
 * BUD-11 `extend` adds to a hold by the rule of `hold`, in the windows that it is on, and prolongs its lease; refused, it
          changes nothing. `renew` prolongs leases and says which holds are alive.
@@ -95,6 +95,14 @@ class Amount(Struct, frozen=True, kw_only=True):
 NOTHING: Final = Amount()
 
 
+class Left(Struct, frozen=True, kw_only=True):
+    """What is left of a soft budget by what is settled; below nothing, it is beyond its limit by so much."""
+
+    budget: str
+    unit: Unit
+    amount: int
+
+
 class Hold(Struct, frozen=True, kw_only=True):
     id: HoldId
     amount: int
@@ -105,6 +113,7 @@ class Hold(Struct, frozen=True, kw_only=True):
     """When the first of its windows ends: what is held is for calls that begin before. None: its windows have no end."""
     over: tuple[str, ...] = ()
     """Ids of soft budgets that are beyond their limits."""
+    left: tuple[Left, ...] = ()
 
     @property
     def held(self) -> Amount:

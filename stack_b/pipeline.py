@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from ports.budget import TOKENS_PER_DAY, Amount
+from ports.budget import Amount
 from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
 from ports.messages import Json, Usage
@@ -21,15 +21,15 @@ from ports.model import PolicyOutcome
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, sliced, tokens_that_fit
+from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, sliced
 from stack_b.budget.meter import Meter, Served, Spending
-from stack_b.budget.plan import Budgets, Plan, planned
+from stack_b.budget.plan import Budgets, Plan, planned, tokens_that_fit
 from stack_b.budget.slices import Slices, cuttable
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
-from stack_b.policy import Decision, decide, enforce
+from stack_b.policy import Decision, decide, enforce, shown
 from stack_b.receipt import Trail, budget_members
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
@@ -93,7 +93,7 @@ class Pipeline:
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self._request(trail):
             ready = await self._prepared_chat(auth, call, trail)
-            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+            async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._called(
                     ready,
                     spending,
@@ -112,7 +112,7 @@ class Pipeline:
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         with trail.told(), self._tell.refusals():
             ready = await self._prepared_chat(auth, call, trail)
-            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+            async with self._reserved(auth, call.model, ready, trail) as spending:
                 shaper = StreamShaper(call.model)
                 async with (
                     self._slices(ready, spending) as slices,
@@ -145,7 +145,8 @@ class Pipeline:
             value = decision.value
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
-            plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
+            about = await shown(self._pii, auth, call.about, self._rules(tenant))
+            plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
             ready = _Ready(
                 auth=auth,
                 asked=asked,
@@ -157,7 +158,7 @@ class Pipeline:
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
                 answer=self._answer(auth, tenant, decision),
             )
-            async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
+            async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._called(
                     ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
@@ -174,7 +175,8 @@ class Pipeline:
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
             candidates = capable(call, candidates)
             ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates)
-            plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
+            about = await shown(self._pii, auth, call.about, self._rules(tenant))
+            plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
@@ -196,7 +198,8 @@ class Pipeline:
         body: dict[str, Json] = decision.value
         candidates = capable(call, candidates)
         ask = self._asked(msgspec.structs.replace(call, members=body), candidates)
-        plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
+        about = await shown(self._pii, auth, call.about, self._rules(tenant))
+        plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
         return _Ready(
             auth=auth,
             asked=asked,
@@ -218,8 +221,9 @@ class Pipeline:
     async def _entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
         tenant = await self._tenants.tenant(auth)
         now = self._deps.clock.now()
-        routed = self._router.candidates(auth, asked, tenant.entitlements)
-        candidates = tuple(self._deps.prices.priced(one, now) for one in routed)
+        candidates = self._router.candidates(
+            auth, asked, tenant.entitlements, lambda one: self._deps.prices.priced(one, now)
+        )
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
@@ -235,7 +239,9 @@ class Pipeline:
         amount = Amount(tokens=ask.amount, nanousd=plan.nanousd)
         balances = zip(plan.also, await self._deps.budget.standing(auth, plan.also), strict=True)
         return all(
-            account.budget.mode != "hard" or amount.of(account.budget.unit) <= balance.free
+            account.budget.mode != "hard"
+            or amount.of(account.budget.unit)
+            <= balance.free + self.meter.idle(auth.tenant, account.key, account.budget.unit)
             for account, balance in balances
         )
 
@@ -258,9 +264,7 @@ class Pipeline:
         self._tell.decided(ready.answer.findings)
 
     @asynccontextmanager
-    async def _reserved(
-        self, auth: AuthContext, model: str, ready: _Ready, trail: Trail, *, choices: int
-    ) -> AsyncIterator[Spending]:
+    async def _reserved(self, auth: AuthContext, model: str, ready: _Ready, trail: Trail) -> AsyncIterator[Spending]:
         trail.balance = await self.balances.current(auth, limit=ready.limit)
         try:
             plan = ready.plan
@@ -274,16 +278,15 @@ class Pipeline:
                 about=plan.about,
             )
             async with reservation as spending:
-                trail.over = spending.over
                 try:
                     yield spending
                 finally:
+                    trail.over = spending.over
                     self._tell.settled(auth, model, spending.total)
         except InvalidArgument as error:
-            if error.code == "request_exceeds_budget" and error.details.get("budget") == TOKENS_PER_DAY:
+            if error.code == "request_exceeds_budget":
                 # The ledger knows amounts; what a client can change is the answer's length.
-                fits = tokens_that_fit(ready.limit, ready.ask, choices=choices)
-                error.details["max_tokens_that_fits"] = fits
+                error.details["max_tokens_that_fits"] = tokens_that_fit(ready.plan, ready.ask, limit=ready.limit)
             raise
 
     async def _called(

@@ -83,11 +83,6 @@ def estimated_tokens(size_bytes: int) -> int:
     return -(-size_bytes // BYTES_PER_TOKEN)
 
 
-def tokens_that_fit(fits: int, ask: Ask, *, choices: int) -> int:
-    """The `max_tokens` with which a request would fit into `fits` tokens of budget."""
-    return max(0, (fits - ask.prompt_bound) // choices)
-
-
 def _media(value: Json) -> Iterator[None]:
     if isinstance(value, dict):
         kind = value.get("type")

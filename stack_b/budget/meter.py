@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ports.budget import Account, Amount, BudgetLedger, UsageEvent
+from ports.budget import TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
 from ports.budget_rules import tokens_per_day
 from ports.clock import Clock
 from ports.context import AuthContext
@@ -17,7 +17,9 @@ from ports.ids import TenantId
 from ports.messages import Usage
 from stack_b.budget.balances import Balances
 from stack_b.budget.held import Held
+from stack_b.budget.over import over
 from stack_b.budget.purse import Purse
+from stack_b.canonical import NOBODY_KNOWN, About
 
 SETTLE_BOUND_S: Final = 10.0
 """How long a way out waits for its settlement; after that it goes on in the background."""
@@ -35,23 +37,13 @@ class Served(Struct, frozen=True, kw_only=True):
     reasoning: int = 0
 
 
-class About(Struct, frozen=True, kw_only=True):
-    """What a request is of, as far as that is known, beside its tenant and principal."""
-
-    agent: str = ""
-    session: str = ""
-
-
 _NOBODY: Final = Served()
-_NOTHING_KNOWN: Final = About()
 
 
 class Spending:
     """What a request has consumed so far. Whatever it is on the way out is settled."""
 
-    def __init__(self, over: tuple[str, ...] = (), held: Held | None = None) -> None:
-        self.over = over
-        """Soft budgets that are beyond their limits."""
+    def __init__(self, held: Held | None = None) -> None:
         self.held = held
         self._known: list[tuple[Usage, Served]] = []
         self._assumed = Usage()
@@ -63,6 +55,14 @@ class Spending:
         for usage, _ in self._known:
             total = total.plus(usage)
         return total.plus(self._assumed)
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """Soft budgets that are beyond their limits with this."""
+        if self.held is None:
+            return ()
+        chunk = self.held.taken.chunk
+        return over(chunk.left, chunk.spent.plus(self.amount)) if chunk.left else ()
 
     @property
     def amount(self) -> Amount:
@@ -103,7 +103,7 @@ class Meter:
         lease: timedelta,
         also: tuple[Account, ...] = (),
         nanousd: int = 0,
-        about: About = _NOTHING_KNOWN,
+        about: About = NOBODY_KNOWN,
     ) -> AsyncIterator[Spending]:
         """Hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on the way
         out settle what was added to the `Spending`.
@@ -119,16 +119,16 @@ class Meter:
         taken = await self._purse.take(auth, Amount(tokens=amount, nanousd=nanousd), on, lease)
         self._balances.held(auth.tenant, amount)
         held = Held(auth, taken, on=on, lease=lease, purse=self._purse, balances=self._balances)
-        spending = Spending(taken.chunk.over, held)
+        spending = Spending(held)
         try:
             yield spending
         finally:
             self._balances.settled(auth.tenant, held.amount.tokens, spending.total.total_tokens)
             await self._purse.put(held.taken, events_of(auth, about, spending), wait_s=SETTLE_BOUND_S)
 
-    def idle(self, tenant: TenantId) -> int:
-        """Tokens that the ledger counts as held and that this process has for requests to come."""
-        return self._purse.idle(tenant)
+    def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
+        """What the ledger counts as held of an account, and this process has for requests to come."""
+        return self._purse.idle(tenant, account, unit)
 
     async def drain(self) -> None:
         """Wait for settlements still under way, and give back what is held for nobody; once, before the ledger closes."""

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from ports.budget import NOTHING, Account, Amount, BudgetLedger, UsageEvent
+from ports.budget import NOTHING, TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
@@ -115,10 +115,11 @@ class Purse:
         if task is not None and taken.chunk.exact:
             await asyncio.wait({task}, timeout=wait_s)
 
-    def idle(self, tenant: TenantId) -> int:
-        """Tokens that are held for requests to come: free for this process, held for everybody else."""
+    def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
+        """What is held of an account for requests to come: free for this process, held for everybody else."""
         books = self._books.get(tenant)
-        return sum(max(0, chunk.free.tokens) for chunk in books.chunks) if books is not None else 0
+        chunks = books.chunks if books is not None else ()
+        return sum(max(0, chunk.free.of(unit)) for chunk in chunks if account in chunk.accounts)
 
     async def drain(self) -> None:
         """Give everything back that no request holds, and book all usage. Called once, before the ledger closes."""

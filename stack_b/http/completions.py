@@ -12,6 +12,7 @@ from ports.http.edge import exchange
 from ports.messages import Json
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
+from stack_b.http.about import told as told_about
 from stack_b.http.parse import PREFERENCE, STEP_KEY, preferring, step_key
 from stack_b.http.replies import ChatStream, asgi, json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
@@ -59,7 +60,7 @@ def _route(path: str, read: Surface, deps: StackBDeps, pipeline: Pipeline, steps
     async def complete(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call, wire = read(found.json, deps.limits)
-        call = preferring(call, request.headers.get(PREFERENCE))
+        call = told_about(preferring(call, request.headers.get(PREFERENCE)), request.headers)
         auth, sent = found.identity, request.headers.get(STEP_KEY)
         key = None if sent is None else step_key(sent)
         if call.stream:

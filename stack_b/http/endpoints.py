@@ -14,6 +14,7 @@ from ports.http.edge import decoded, exchange
 from ports.http.health import OK, Probe, states_of
 from stack_b.backends.catalog import Candidate
 from stack_b.deps import StackBDeps
+from stack_b.http.about import told
 from stack_b.http.completions import Asked
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import JsonReply, asgi, json_reply, unless_gone
@@ -36,14 +37,14 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTT
     @post("/v1/embeddings", status_code=200)
     async def embeddings(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
-        call = preferring(embed_call(found.json, deps.limits), request.headers.get(PREFERENCE))
+        call = told(preferring(embed_call(found.json, deps.limits), request.headers.get(PREFERENCE)), request.headers)
         return json_reply(await unless_gone(request.receive, pipeline.embed(found.identity, call)))
 
     @post("/v1/policy/check", status_code=200)
     async def policy_check(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         auth = found.identity
-        call = preferring(chat_call(found.json, deps.limits), request.headers.get(PREFERENCE))
+        call = told(preferring(chat_call(found.json, deps.limits), request.headers.get(PREFERENCE)), request.headers)
         verdict = await pipeline.check(auth, call)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})

@@ -73,6 +73,8 @@ class EmbeddingsBody(Struct, frozen=True, kw_only=True):
     """Text. Token ids are refused: policy can't read them."""
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=16_384)] | None = None
+    metadata: dict[str, Json] | None = None
+    """`agent_id` and `session_id`: what budgets are counted by. Sent nowhere."""
     user: str | None = None
 
 

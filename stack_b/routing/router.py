@@ -5,7 +5,7 @@ State is this process's own: every gateway process learns by itself whose backen
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias
@@ -63,8 +63,14 @@ class Router:
         self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
         self._rules = rules
 
-    def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
-        """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
+    def candidates(
+        self,
+        auth: AuthContext,
+        asked: Asked,
+        entitlements: Entitlements,
+        priced: Callable[[Candidate], Candidate] = lambda one: one,
+    ) -> tuple[Candidate, ...]:
+        """Who may serve it, best first, at the price that `priced` gives it. Empty: nobody may or can. Changes nothing."""
         served = self._catalog.served()
         models = self._rules.models(asked.name)
         canary = self._canary(auth, asked.name, entitlements)
@@ -73,7 +79,7 @@ class Router:
             models = (canary.model, *(model for model in models if model != canary.model))
         found: list[Candidate] = []
         for model in models:
-            equals = choose(model, asked.kind, entitlements, served)
+            equals = tuple(map(priced, choose(model, asked.kind, entitlements, served)))
             found += self._spread(auth, asked, equals) if model in self._rules.spread else equals
         first = [one for one in found if canary is not None and one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
