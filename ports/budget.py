@@ -26,7 +26,8 @@ Clauses (each has a test in `conformance.budget` or `conformance.budget_accounts
          changes nothing. `renew` prolongs leases and says which holds are alive.
 * BUD-12 `book` adds usage events, each (request, attempt) once, and moves what they sum up to from held to settled; what
          it does not keep, and at the end of a hold the rest, is free again. Usage beyond what is held is recorded in full.
-* BUD-13 Usage booked after the lease ended is added, and what the end of the lease has counted is not counted again.
+* BUD-13 Usage booked after the lease ended is added, and what the end of the lease has counted is not counted again. Booked
+         after it, the end of the hold takes back what was counted and not used.
 * BUD-14 What is settled in a window is the sum of its holds' usage events, at any time (`deviations` is empty).
 * BUD-15 With `spare`, a hold may be larger than what was asked for, by at most the spare and at most a 32nd of the room
          that is left in each hard window; never is it refused for the spare's sake.

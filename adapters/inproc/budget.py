@@ -177,7 +177,8 @@ class InprocBudget:
             for event in booking.events:
                 if self._add(row, event):
                     spent = spent.plus(event.amount)
-            again = _least(row.lapsed, spent)
+            # Whoever ends a hold knows of all that was used on it: the rest of what the end of its lease counted was not.
+            again = row.lapsed if booking.end else _least(row.lapsed, spent)
             row.lapsed = row.lapsed.minus(again)
             if again != NOTHING:
                 self._note(row, f"adjusted {self._store.mint('use', self._clock.now())}", "adjustment", _minus(again))

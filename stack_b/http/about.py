@@ -64,10 +64,10 @@ def _value(header: str, given: str) -> str:
         name = unquote_to_bytes(given.encode("ascii")).decode()
     except UnicodeError:
         name = ""
-    if not 1 <= len(name) <= MAX_SCOPE_ID_CHARS or not name.isprintable():
+    if not 1 <= len(name) <= MAX_SCOPE_ID_CHARS or "\0" in name:
         raise InvalidArgument(
-            f"the header {header} is a name of 1 to {MAX_SCOPE_ID_CHARS} printable characters, percent-encoded where they "
-            "are not visible ASCII",
+            f"the header {header} is a name of 1 to {MAX_SCOPE_ID_CHARS} characters, percent-encoded where they are not "
+            "visible ASCII",
             details={"path": header},
         )
     return name

@@ -235,3 +235,14 @@ async def test_a_soft_budget_is_not_told_because_a_chunk_was_leased() -> None:
 
     told = ["budgets_over" in answer.json()["usage"] for answer in answers]
     assert told == [11 * (number + 1) > 1_000 for number in range(100)]
+
+
+async def test_nor_because_another_process_leased_one() -> None:
+    ledger = await ledger_with(Budget(id="wish", limit=1_000, mode="soft"))
+    async with (
+        stack_b(Writing(tokens=1), budget=ledger, budget_in_chunks=True) as one,
+        stack_b(Writing(tokens=1), budget=ledger, budget_in_chunks=True) as other,
+    ):
+        answers = [await node.chat(model="m-1", max_tokens=10) for node in (one, other)]
+
+    assert not any("budgets_over" in answer.json()["usage"] for answer in answers)

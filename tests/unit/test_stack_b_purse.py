@@ -21,6 +21,7 @@ from ports.budget import NOTHING, Account, Amount, Balance, Booking, Budget, Hol
 from ports.budget_rules import account_of, tokens_per_day
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted, Unavailable
+from ports.ids import HoldId
 from stack_b.budget.chunks import next_requests
 from stack_b.budget.purse import Purse, Taken
 
@@ -37,6 +38,7 @@ class Counted(InprocBudget):
         super().__init__(Store(uuid.uuid4().hex), clock)
         self.calls: Counter[str] = Counter()
         self.failures = 0
+        self.away = False
         self.gate = asyncio.Event()
         """A booking waits for it."""
         self.gate.set()
@@ -47,10 +49,15 @@ class Counted(InprocBudget):
         self.calls["hold"] += 1
         return await super().hold(auth, amount, on=on, lease=lease, spare=spare)
 
+    async def renew(self, auth: AuthContext, holds: Sequence[HoldId], *, lease: timedelta) -> frozenset[HoldId]:
+        if self.away:
+            raise Unavailable("the ledger is away")
+        return await super().renew(auth, holds, lease=lease)
+
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         self.calls["book"] += 1
-        if self.failures:
-            self.failures -= 1
+        if self.failures or self.away:
+            self.failures = max(0, self.failures - 1)
             raise Unavailable("the ledger is away")
         await self.gate.wait()
         await super().book(auth, bookings)
@@ -208,6 +215,25 @@ class TestPurse:
 
         balance = await standing(ledger)
         assert (balance.settled, balance.held) == (7, 0)
+
+    async def test_a_chunk_that_lapses_while_its_process_lives_counts_what_was_used(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        taken = await process.take(10)
+        held = (await standing(ledger)).held
+        ledger.away = True
+        await pass_time(clock, LEASE * 2)
+        ledger.away = False
+        lapsed = (await standing(ledger)).settled
+
+        await process.put(taken, 7)
+        await pass_time(clock, IDLE)
+
+        assert lapsed == held > 10
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (7, 0)
+        assert await ledger.deviations(ACME) == ()
 
     async def test_money_is_held_and_spent_beside_tokens(self, ledger: Counted, clock: ManualClock) -> None:
         money = account_of(Budget(id="money", unit="nanousd", limit=1_000))
