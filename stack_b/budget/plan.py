@@ -17,6 +17,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.budget.estimate import Ask
 from stack_b.budget.slices import output_within
 from stack_b.canonical import About
+from stack_b.shared_reads import SharedReads
 
 FRESH: Final = timedelta(seconds=4)
 """Changes take effect within 5 s everywhere; the rest of that is for the reading."""
@@ -41,18 +42,22 @@ class Budgets:
         self._ledger = ledger
         self._clock = clock
         self._known: OrderedDict[TenantId, tuple[tuple[Budget, ...], float]] = OrderedDict()
+        self._reads: SharedReads[TenantId, tuple[Budget, ...]] = SharedReads()
 
     async def of(self, auth: AuthContext) -> tuple[Budget, ...]:
         """Raises `Unavailable` when they must be read and can't (fail closed)."""
         now = self._clock.monotonic()
         known = self._known.get(auth.tenant)
         if known is None or now - known[1] >= FRESH.total_seconds():
-            known = (await self._ledger.budgets(auth), now)
+            known = (await self._reads.of(auth.tenant, lambda: self._read(auth)), now)
             self._known[auth.tenant] = known
             self._known.move_to_end(auth.tenant)
             if len(self._known) > MAX_TENANTS:
                 self._known.popitem(last=False)
         return known[0]
+
+    async def _read(self, auth: AuthContext) -> tuple[Budget, ...]:
+        return await self._ledger.budgets(auth)
 
 
 def planned(
