@@ -185,6 +185,9 @@ class Purse:
             pool.current = chunk
         else:
             chunk.exact = chunk.retired = True
+            if chunk.free != NOTHING:
+                # Too little for another request here: others may need it.
+                self._soon(auth.tenant)
             if not tight:
                 pool.tight_until = began + TIGHT_S
         return Taken(chunk, amount)
