@@ -19,10 +19,13 @@ from ports.budget import NOTHING, Account, Amount, Budget, Hold
 from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.ids import HoldId
-from stack_b.backends.protocol import Price
+from stack_b.backends.billing import StopsBilling
+from stack_b.backends.catalog import Candidate
+from stack_b.backends.openai_compatible import OpenAiCompatible
+from stack_b.backends.protocol import ModelCard, Price
 from stack_b.budget.balances import Balances
 from stack_b.budget.meter import Meter
-from stack_b.budget.slices import Slices, cost_of, output_within
+from stack_b.budget.slices import Slices, cost_of, cuttable, output_within
 from stack_b.limits import Limits
 from tests.support.stack_b import CALLERS, StackB, stack_b
 from tests.support.writing_backend import Writing
@@ -363,6 +366,19 @@ def slices_of(spending: Any) -> Slices:
     return Slices(
         spending.held, prompt_bound=20, choices=1, slice_tokens=SLICE, monotonic=asyncio.get_running_loop().time
     )
+
+
+@pytest.mark.parametrize(
+    ("stops", "hidden", "in_slices"),
+    [
+        (True, None, True), (True, True, False), ("streams", None, False), ("streams", False, True), (False, False, False),
+    ],
+)  # fmt: skip
+def test_a_bill_that_no_stream_shows_is_held_in_full(stops: StopsBilling, hidden: bool | None, in_slices: bool) -> None:
+    backend = OpenAiCompatible(name="b", base_url="https://models.example/v1", cancel_stops_billing=stops)
+    card = ModelCard(id="m", upstream="m", hidden_reasoning=hidden)
+
+    assert cuttable(Candidate(backend, card)) is in_slices
 
 
 @pytest.mark.parametrize("price", [None, Price(), Price(prompt=3, completion=7), Price(prompt=10**6, reasoning=10**7)])
