@@ -10,7 +10,7 @@ from msgspec import Struct
 
 PORT_MODULES: Final = (
     "agent", "auth", "budget", "clock", "event", "maintenance", "memory", "model", "pii", "queue", "reply_journal",
-    "run_intake", "run_state", "tenant", "tool",
+    "request_log", "run_intake", "run_state", "tenant", "tool",
 )  # fmt: skip
 
 DEFERRED: Final[Mapping[str, str]] = {

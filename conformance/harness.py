@@ -28,6 +28,7 @@ from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
 from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
+from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolCall, ToolPort
@@ -103,7 +104,7 @@ class EventHarness(StorageHarness[EventPort], Protocol):
 
 
 class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
-    """`advance` moves the time of `runs` and `events` as well."""
+    """`advance` moves the time of the other ports as well."""
 
     async def runs(self) -> RunStatePort:
         """A port over the same storage."""
@@ -111,6 +112,18 @@ class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
 
     async def events(self) -> EventPort:
         """A port over the same storage."""
+        ...
+
+    async def requests(self) -> RequestLog:
+        """A port over the same storage."""
+        ...
+
+    async def replies(self) -> ReplyJournal:
+        """A port over the same storage."""
+        ...
+
+    async def leftovers(self) -> Sequence[int]:
+        """Back door: how many records of requests, sealed texts and replies there are in the storage."""
         ...
 
 
@@ -123,6 +136,12 @@ class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
 
 
 class ReplyJournalHarness(StorageHarness[ReplyJournal], Protocol): ...
+
+
+class RequestLogHarness(StorageHarness[RequestLog], Protocol):
+    async def audit(self, auth: AuthContext) -> Sequence[tuple[str, str]]:
+        """Back door: action and subject of what the tenant's audit has, oldest first."""
+        ...
 
 
 class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...

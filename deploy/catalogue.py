@@ -125,6 +125,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         "AGENTOS_STACK_B_PORT": str(config.stack_b_port),
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_PLACEHOLDER_KEY_FILE": str(node.secret(credentials.PLACEHOLDER_KEY)),
+        "AGENTOS_RECORD_KEYS": f"file:{node.secret(credentials.RECORD_KEYS)}",
         "OPENAI_API_KEY": dereference(config.openai_api_key, environ),
         "OPENAI_BASE_URL": dereference(config.openai_base_url, environ),
     }
@@ -185,6 +186,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_WORKER_HOST": "127.0.0.1",
             "AGENTOS_WORKER_PORT": str(config.worker_port),
             "AGENTOS_WORKER_CONCURRENCY": str(config.worker_concurrency),
+            "AGENTOS_QUEUE_ACK": config.queue_ack,
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             **_tools(config),

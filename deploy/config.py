@@ -45,7 +45,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stack_b_port: Annotated[Port, Meta(description="Port of the model gateway.")] = 8081
     worker_port: Annotated[Port, Meta(description="Port of the worker's health and metrics, on loopback.")] = 8082
     postgres_port: Annotated[Port, Meta(description="Port of the embedded PostgreSQL, on loopback.")] = 5433
-    worker_concurrency: Annotated[int, Meta(ge=1, le=256, description="Runs one worker executes at a time.")] = 8
+    worker_concurrency: Annotated[int, Meta(ge=1, le=256, description="Runs one worker executes at a time.")] = 32
+    queue_ack: Annotated[
+        Literal["accept", "complete"],
+        Meta(
+            description="When a worker acknowledges a queued run's message: accept = once it has the run; complete = when "
+            "the run needs no worker any more, for autoscalers that count unacknowledged messages."
+        ),
+    ] = "accept"
     retention_days: Annotated[
         int, Meta(ge=7, le=3_650, description="Ended runs, their events and keys are removed this long after creation.")
     ] = 90

@@ -147,6 +147,10 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",
     "events.lagged": "an event stream was closed because its reader took nothing",
+    "record.denial_waits": "a refusal was told before the audit had it; its record waits and is tried again",
+    "record.dropped": "records of requests were dropped: the log could not take them in time",
+    "record.not_kept": "a prompt and its answer were not kept: they could not be redacted",
+    "record.refused": "the log of requests refused records for good",
     "run.created": "a run was accepted",
     "run.adopted": "a worker took over a run that another had lost",
     "run.crashed": "a bug ended a worker's hold on a run",
@@ -164,6 +168,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "step.model_retried": "a model call failed in a way that may pass; the run waits and makes it again",
     "step.not_abandoned": "the journal could not be told that a model call failed; its lease ends by itself",
     "step.not_journaled": "a model's reply was given out although the journal could not keep it",
+    "step.not_opened": "a call that its client will ask for again could not be noted; only this process knows of it",
     "step.reconcile_failed": "a tool could not say what became of an interrupted call; an operator is asked",
     "worker.renew_failed": "the worker's lease could not be extended",
     "worker.fenced_itself": "the worker stopped because its lease may have lapsed",
@@ -178,6 +183,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
+    "policy.unusable": "a tenant's own policy can't be used here; its calls are refused until it is changed",
     "backend.silent": "a model backend that used to answer does not",
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",
@@ -195,7 +201,7 @@ LOG_FIELDS: Final = frozenset(
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
         "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "mode", "address", "pid",
-        "experiment",
+        "experiment", "request_id",
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much

@@ -9,22 +9,27 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ports.clock import Clock
 from ports.errors import InvalidArgument
+from ports.policy import Policy
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
+from stack_b.backends.reach import Reach
 from stack_b.backends.settings import BackendSettings, check_settings
+from stack_b.policies.desk import Policies
+from stack_b.policies.problems import check_policies
 from stack_b.routing.router import Router
-from stack_b.routing.rules import RoutingRules, check_rules
+from stack_b.routing.rules import Name, RoutingRules, check_rules
 
 LOOK_EVERY: Final = timedelta(seconds=2)
 MAX_FILE_BYTES: Final = 1024 * 1024
 FILE: Final = "file:"
+MAX_POLICIES: Final = 32
 
 logger = logging.getLogger("agentos.gateway")
 
@@ -32,6 +37,8 @@ logger = logging.getLogger("agentos.gateway")
 class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backends: tuple[BackendSettings, ...] = ()
     routing: RoutingRules = RoutingRules()
+    policies: Annotated[dict[Name, Policy], Meta(max_length=MAX_POLICIES)] = {}
+    """By name; each of them holds for all tenants."""
 
     @property
     def version(self) -> str:
@@ -47,6 +54,7 @@ def parse_configuration(text: str | bytes) -> Configuration:
         raise InvalidArgument(f"the gateway's configuration is not usable: {error}") from None
     check_settings(found.backends)
     check_rules(found.routing)
+    check_policies(found.policies)
     return found
 
 
@@ -75,6 +83,7 @@ class Following:
         *,
         catalog: Catalog,
         router: Router,
+        policies: Policies,
         opened: OpenedBackends,
         settings: Callable[[Configuration], Sequence[BackendSettings]],
         clock: Clock,
@@ -84,6 +93,7 @@ class Following:
         self._path = path
         self._catalog = catalog
         self._router = router
+        self._policies = policies
         self._opened = opened
         self._settings = settings
         self._clock = clock
@@ -118,9 +128,16 @@ class Following:
         before, self.version = self.version, found.version
         if backends == self._catalog.backends and before == found.version:
             return
+        # First, because no rule waits for a backend that is slow to say what it serves.
+        self._policies.follow(found.policies)
         await self._catalog.follow(backends)
-        self._router.follow(found.routing)
+        self._router.follow(found.routing, reaches=reaches_of(settings))
         logger.info("gateway.configured", extra={"version": found.version, "count": len(backends)})
+
+
+def reaches_of(settings: Sequence[BackendSettings]) -> dict[str, Reach]:
+    """By backend, of those that declare one."""
+    return {one.name: one.reach for one in settings if one.reach != Reach()}
 
 
 def referred_files(settings: Sequence[BackendSettings]) -> tuple[Path, ...]:

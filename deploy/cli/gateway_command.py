@@ -62,12 +62,15 @@ def run(options: Options, io: Io) -> int:
         io.say(f"agentos: {error.message}")
         return FAILED
     names = names_of(found, backends_of(found, config, io.environ))
+    versions = {name: policy.version for name, policy in found.policies.items()}
     if options.json:
-        io.json({"version": found.version, "names": names, "canaries": found.routing.canaries})
+        io.json({"version": found.version, "names": names, "canaries": found.routing.canaries, "policies": versions})
         return FINE
     io.columns(("NAME", "IS", "LEADS TO"), ((one.name, one.is_a, ", ".join(one.leads_to)) for one in names))
     for canary in found.routing.canaries:
         io.say(f"canary {canary.experiment}: {canary.percent:g} % of who asks for {canary.name} get {canary.model}")
+    for name, policy in found.policies.items():
+        io.say(f"policy {name}: {len(policy.rules)} rules for every tenant, version {policy.version}")
     io.say(f"usable; version {found.version}")
     return FINE
 

@@ -24,11 +24,13 @@ from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.settings import BackendSettings, check_settings, discovered, merged, parse_settings
 from stack_b.budget.prices import Prices, parse_prices
-from stack_b.configuration import Configuration, Following, read_configuration
+from stack_b.configuration import Configuration, Following, reaches_of, read_configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.limits import Limits
+from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
+from stack_b.vault import Vault, new_vault, parse_keys
 
 AUDIENCE = "stack-b"
 
@@ -38,7 +40,10 @@ def defaults(env: Environment) -> dict[str, Choice]:
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
-        **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget", "reply_journal")},
+        **{
+            port: Choice(adapter="postgres", config=database)
+            for port in ("tenant", "budget", "reply_journal", "request_log")
+        },
         "verifier": Choice(adapter="tokens", config=tokens),
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.
@@ -81,6 +86,17 @@ def placeholder_key(env: Environment) -> bytes:
     return env.secret_file("PLACEHOLDER_KEY_FILE").encode() if env.text("PLACEHOLDER_KEY_FILE") else new_key()
 
 
+def vault(env: Environment) -> Vault:
+    """The keys that `AGENTOS_RECORD_KEYS` refers to; without, one of this process, which no other one can open."""
+    reference = env.text("RECORD_KEYS")
+    if not reference:
+        return new_vault()
+    try:
+        return parse_keys(resolve(reference, env.variables))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"AGENTOS_RECORD_KEYS: {error.message}") from None
+
+
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """`work` as a task of its own for as long as the block runs."""
@@ -113,14 +129,17 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         )
         path = env.path("GATEWAY_FILE")
         configuration = Configuration() if path is None else read_configuration(path)
-        catalog = Catalog(opened.use(backends(env, configuration)), clock)
-        router = Router(catalog, configuration.routing, clock)
+        settings = backends(env, configuration)
+        catalog = Catalog(opened.use(settings), clock)
+        router = Router(catalog, configuration.routing, clock, reaches=reaches_of(settings))
+        policies = Policies(configuration.policies)
         if path is not None:
             following = Following(
                 path,
                 configuration,
                 catalog=catalog,
                 router=router,
+                policies=policies,
                 opened=opened,
                 settings=lambda found: backends(env, found),
                 clock=clock,
@@ -131,11 +150,13 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             metrics=metrics,
             catalog=catalog,
             router=router,
+            policies=policies,
             limits=caps,
             prices=prices(env),
             # A ledger in this process is as quick as a chunk of it.
             budget_in_chunks=choices["budget"].adapter != "inproc",
             placeholder_key=placeholder_key(env),
+            vault=vault(env),
             **ports,
         )
         yield await stack.enter_async_context(open_app(deps))

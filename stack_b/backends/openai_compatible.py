@@ -13,14 +13,15 @@ import msgspec
 from msgspec import Struct
 
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
-from ports.http.sse_decoder import SseDecoder
 from ports.messages import Json
 from stack_b.backends.billing import StopsBilling, stops, usual
+from stack_b.backends.chunk_reader import ChunkReader
 from stack_b.backends.connection import Answer, ExchangeError, NoRoom, NotConnected, Patience, TimedOut, TooLarge
 from stack_b.backends.dial import Dial, dial, host_header, split_url, tls_context
 from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
+from stack_b.chunks import Piece
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """2,048 embeddings of 3,072 numbers in decimal are about that."""
@@ -29,7 +30,6 @@ MAX_REFUSAL_BYTES: Final = 64 * 1024
 MAX_RETRY_AFTER_S: Final = 60
 _MODELS_TIMEOUT_S: Final = 5.0
 _OK: Final = 200
-_DONE: Final = b"[DONE]"
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Json])
 
 # Of a 4xx, what is the client's to repair. Everything else is between us and the backend.
@@ -61,7 +61,7 @@ class OpenAiCompatible:
         Raises:
             InvalidArgument: a `base_url` that is none, or an `api_key` that no header can hold.
         """
-        self._name = name
+        self.name = name
         self._models = models
         parts = split_url(base_url)
         # OpenAI's newer models refuse `max_tokens`; many servers only know `max_tokens`.
@@ -79,10 +79,6 @@ class OpenAiCompatible:
         self._stream_patience = Patience(first=first, next=seconds)
         context = (tls or tls_context()) if parts.scheme == "https" else None
         self._pool = Pool(dial_by or dial(parts, context), connect_s=connect_timeout.total_seconds())
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def cancel_stops_billing(self, *, streamed: bool) -> bool:
         return stops(self._stops_billing, streamed=streamed)
@@ -107,10 +103,10 @@ class OpenAiCompatible:
         self._check(answer, CompletionShape)
         return answer
 
-    async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[dict[str, Json], None]:
+    async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[list[Piece], None]:
         members = self._chat_body(model, body, max_tokens)
         members |= {"stream": True, "stream_options": {"include_usage": True}}
-        decoder = SseDecoder()
+        reader = ChunkReader(self._chunk)
         answer = await self._asked(self._post("chat/completions", members), self._stream_patience)
         try:
             size = 0
@@ -118,19 +114,23 @@ class OpenAiCompatible:
                 size += len(piece)
                 if size > MAX_ANSWER_BYTES:
                     raise self._broken("its answer is too large")
-                for event in decoder.feed(piece):
-                    if event == _DONE:
-                        answer.leave()
-                        return
-                    yield self._chunk(event)
-            for event in decoder.close():
-                if event == _DONE:
+                if pieces := reader.feed(piece):
+                    yield pieces
+                if reader.failure is not None:
+                    raise reader.failure
+                if reader.done:
+                    answer.leave()
                     return
-                yield self._chunk(event)
+            if pieces := reader.close():
+                yield pieces
+            if reader.failure is not None:
+                raise reader.failure
+            if reader.done:
+                return
         finally:
             answer.release()
         raise Unavailable(
-            f"backend {self._name!r} broke off in the middle of its answer",
+            f"backend {self.name!r} broke off in the middle of its answer",
             code="upstream_error",
             details=OUTCOME_UNKNOWN,
         )
@@ -185,16 +185,16 @@ class OpenAiCompatible:
     def _translated(self, error: ExchangeError) -> Unavailable:
         match error:
             case NotConnected():
-                return Unavailable(f"backend {self._name!r}: {error}", code="upstream_error", details={"sent": False})
+                return Unavailable(f"backend {self.name!r}: {error}", code="upstream_error", details={"sent": False})
             case NoRoom():
-                return Unavailable(f"too many calls to backend {self._name!r} at once")
+                return Unavailable(f"too many calls to backend {self.name!r} at once")
             case TimedOut():
                 code = "upstream_timeout"
             case TooLarge():
                 return self._broken(str(error))
             case _:
                 code = "upstream_error"
-        return Unavailable(f"backend {self._name!r}: {error}", code=code, details=OUTCOME_UNKNOWN)
+        return Unavailable(f"backend {self.name!r}: {error}", code=code, details=OUTCOME_UNKNOWN)
 
     async def _refusal(self, answer: Answer) -> AgentOSError:
         status = answer.status
@@ -203,13 +203,13 @@ class OpenAiCompatible:
         told: dict[str, Json] = {"upstream_status": status}
         if status in {401, 403}:
             return Unavailable(
-                f"backend {self._name!r} refused the node's credentials; the operator must renew them",
+                f"backend {self.name!r} refused the node's credentials; the operator must renew them",
                 code="upstream_auth_error",
                 details=told,
             )
         if status not in _REQUEST_REFUSED:
             return Unavailable(
-                f"backend {self._name!r} answered {status}",
+                f"backend {self.name!r} answered {status}",
                 code="upstream_timeout" if status in {408, 504} else "upstream_error",
                 details=told,
                 retry_after=_retry_after(answer) if status in _COME_LATER else None,
@@ -218,13 +218,13 @@ class OpenAiCompatible:
         code = (
             "context_length_exceeded" if told.get("upstream_code") == "context_length_exceeded" else "invalid_request"
         )
-        return InvalidArgument(f"backend {self._name!r} refused the request ({status})", code=code, details=told)
+        return InvalidArgument(f"backend {self.name!r} refused the request ({status})", code=code, details=told)
 
     def _chunk(self, event: bytes) -> dict[str, Json]:
         chunk = self._object(event)
         if "error" in chunk:
             raise Unavailable(
-                f"backend {self._name!r} failed in the middle of its answer",
+                f"backend {self.name!r} failed in the middle of its answer",
                 code="upstream_error",
                 details=OUTCOME_UNKNOWN,
             )
@@ -248,7 +248,7 @@ class OpenAiCompatible:
     def _broken(self, what: str) -> Unavailable:
         """It answered, so it has worked, whatever it was that it said."""
         return Unavailable(
-            f"backend {self._name!r} can't be understood: {what}", code="upstream_error", details=OUTCOME_UNKNOWN
+            f"backend {self.name!r} can't be understood: {what}", code="upstream_error", details=OUTCOME_UNKNOWN
         )
 
 

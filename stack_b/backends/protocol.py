@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from ports.messages import Json
+from stack_b.chunks import Piece
 
 OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
 """Details of an error after which the backend may have worked, and billed, all the same."""
@@ -86,8 +87,11 @@ class Backend(Protocol):
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]: ...
 
-    def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[dict[str, Json], None]:
-        """The chunks of the answer, a usage chunk included where the backend knows how. Returns after `[DONE]`.
+    def stream(
+        self, model: str, body: dict[str, Json], max_tokens: int
+    ) -> AsyncGenerator[dict[str, Json] | list[Piece], None]:
+        """The chunks of the answer, a usage chunk included where the backend knows how: one by one, or all that are there
+        at a time. Returns after `[DONE]`.
 
         Raises:
             Unavailable: `upstream_error` also when the stream ends before it says that it is done.

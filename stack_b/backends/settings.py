@@ -15,6 +15,7 @@ from stack_b.backends.demo import DemoBackend
 from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
+from stack_b.backends.reach import USUAL, Reach
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
@@ -23,6 +24,7 @@ Kind: TypeAlias = Literal["openai_compatible", "demo"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
+Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=100)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3_600)]
 
 
@@ -56,8 +58,17 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ca_file: str = ""
     """Certificates of the only authorities that are trusted here; empty: the usual ones."""
     max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None
+    regions: tuple[Place, ...] = ()
+    """Where what it is sent may be seen, all of them. Empty: unknown, so that nothing goes there which is bound to a
+    region."""
+    classifications: tuple[Place, ...] = USUAL
+    """What it may be sent, by the classification in the caller's token; `*` for anything."""
     cancel_stops_billing: StopsBilling | None = None
     """Whether a call that is cut off costs only what was written until then; not said, what is usual at its host."""
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(regions=frozenset(self.regions), classifications=frozenset(self.classifications))
 
 
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:

@@ -74,6 +74,8 @@ def planned(
     Raises:
         PermissionDenied: a budget limits money, and no candidate has a price.
     """
+    if not budgets:
+        return Plan(also=(), candidates=candidates, nanousd=0, about=about)
     scopes: dict[Scope, str] = {
         "key": auth.principal,
         "agent": about.agent,

@@ -37,7 +37,9 @@ class Prices:
 
     def of(self, model: str, at: datetime) -> Price | None:
         """The price in force; None where there is none yet."""
-        versions = self._by_model.get(model, [])
+        versions = self._by_model.get(model)
+        if versions is None:
+            return None
         found = bisect_right(versions, at, key=lambda version: version[0])
         return versions[found - 1][1] if found else None
 

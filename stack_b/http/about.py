@@ -5,24 +5,21 @@ them trusts its own clients.
 """
 
 from collections.abc import Mapping
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from msgspec.structs import replace
 
 from ports.budget import MAX_SCOPE_ID_CHARS
 from ports.errors import InvalidArgument
+from ports.http.headers import Headers
 from ports.messages import Json
 from stack_b.canonical import About, ChatCall, EmbedCall
 
-AGENT: Final = "x-agent-id"
-SESSION: Final = "x-session-id"
+AGENT: Final = b"x-agent-id"
+SESSION: Final = b"x-session-id"
 
 CallT = TypeVar("CallT", ChatCall, EmbedCall)
-
-
-class Headers(Protocol):
-    def get(self, name: str, /) -> str | None: ...
 
 
 def about(metadata: Json) -> About:
@@ -33,7 +30,7 @@ def about(metadata: Json) -> About:
 
 def told(call: CallT, headers: Headers) -> CallT:
     """`call`, of what the headers say, where they say something. Raises `InvalidArgument`."""
-    agent, session = headers.get(AGENT), headers.get(SESSION)
+    agent, session = headers.text(AGENT), headers.text(SESSION)
     if agent is None and session is None:
         return call
     known = call.about
@@ -59,15 +56,16 @@ def _member(given: Mapping[str, Json], member: str) -> str:
     return name
 
 
-def _value(header: str, given: str) -> str:
+def _value(name: bytes, given: str) -> str:
+    header = name.decode()
     try:
-        name = unquote_to_bytes(given.encode("ascii")).decode()
+        value = unquote_to_bytes(given.encode("ascii")).decode()
     except UnicodeError:
-        name = ""
-    if not 1 <= len(name) <= MAX_SCOPE_ID_CHARS or "\0" in name:
+        value = ""
+    if not 1 <= len(value) <= MAX_SCOPE_ID_CHARS or "\0" in value:
         raise InvalidArgument(
             f"the header {header} is a name of 1 to {MAX_SCOPE_ID_CHARS} characters, percent-encoded where they are not "
             "visible ASCII",
             details={"path": header},
         )
-    return name
+    return value

@@ -1,14 +1,13 @@
-"""Answers as small ASGI apps: a body that is there, and a stream of chunks that is on its way."""
+"""Answers: a body that is there, and a stream of chunks that is on its way."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
-from litestar.types import ASGIApp
 from msgspec import Struct
 
 from ports.clock import Clock
@@ -16,8 +15,11 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Disconnected, Receive, Scope, Send
 from ports.messages import Json
+from stack_b.chunks import Piece, Run
+from stack_b.flights import Flight
+from stack_b.http.asked import Asked, Whole
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.pipeline import out_of_time
+from stack_b.interrupt import Interrupt, out_of_time
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
@@ -25,48 +27,36 @@ REAUTHORIZE_EVERY: Final = timedelta(seconds=2)
 MAX_WAITING: Final = 64
 """Chunks that wait for a slow reader; then the backend waits."""
 
-T = TypeVar("T")
-
 logger = logging.getLogger("agentos.gateway")
 
 
-async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
-    """What `work` comes to; it is cancelled when the client leaves meanwhile. `receive`: as the framework types it.
+async def unless_gone(asked: Asked, work: Awaitable[dict[str, Json]], flight: Flight | None = None) -> dict[str, Json]:
+    """What `work` comes to; it is cancelled when the client leaves meanwhile. A `flight` may go on all the same.
 
     Raises:
         Disconnected: the client is gone.
     """
-    try:
-        async with asyncio.timeout(None) as patience:
-            watcher = asyncio.create_task(_gone(receive, patience))
-            try:
-                return await work
-            finally:
-                watcher.cancel()
-    except TimeoutError:
-        if patience.expired():
-            raise Disconnected from None
-        raise
+    with Interrupt(Disconnected) as interrupt:
+        left = interrupt.fire
+        if flight is not None:
+            flight.stop = interrupt.fire
+            left = flight.client_left
+            work = flight.carried(work)
+        if asked.on_disconnect is not None:
+            asked.on_disconnect(left)
+            return await work
+        # A server that can't tell by itself is asked.
+        watcher = asyncio.create_task(_gone(asked.receive, left))
+        try:
+            return await work
+        finally:
+            watcher.cancel()
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]], patience: asyncio.Timeout) -> None:
+async def _gone(receive: Receive, left: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    patience.reschedule(0)
-
-
-class JsonReply:
-    """An ASGI app that answers with one JSON body."""
-
-    def __init__(self, body: bytes, *, status: int = 200, media_type: bytes = b"application/json") -> None:
-        self._body = body
-        self._status = status
-        self._media_type = media_type
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", self._media_type), (b"content-length", str(len(self._body)).encode())]
-        await send({"type": "http.response.start", "status": self._status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body})
+    left()
 
 
 class ChatStream:
@@ -79,7 +69,7 @@ class ChatStream:
 
     def __init__(
         self,
-        chunks: AsyncGenerator[dict[str, Json], None],
+        chunks: AsyncGenerator[Sequence[Piece], None],
         *,
         wire: Wire,
         route: str,
@@ -87,7 +77,9 @@ class ChatStream:
         clock: Clock,
         reauthorize: Callable[[], Awaitable[AuthContext]] | None,
         deadline: timedelta,
+        flight: Flight | None = None,
     ) -> None:
+        """`flight`: the call of a client that may try again."""
         self._chunks = chunks
         self._wire = wire
         self._route = route
@@ -95,6 +87,7 @@ class ChatStream:
         self._clock = clock
         self._reauthorize = reauthorize
         self._deadline = deadline
+        self._flight = flight
         # The room is counted beside the queue, so that its end always fits.
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAX_WAITING)
@@ -102,6 +95,8 @@ class ChatStream:
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         producer = asyncio.create_task(self._produce())
+        if self._flight is not None:
+            self._flight.stop = producer.cancel
         watchers = [asyncio.create_task(self._until_gone(receive, producer))]
         if self._reauthorize is not None:
             watchers.append(asyncio.create_task(self._until_revoked(self._reauthorize, producer)))
@@ -115,14 +110,20 @@ class ChatStream:
 
     async def _produce(self) -> None:
         """Frames into the queue, then None. The chunks are opened and closed in this one task."""
+        whole = False
+        if self._flight is not None:
+            self._flight.begin()
         try:
             async with asyncio.timeout(self._deadline.total_seconds()), aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
-                    frames = self._wire.chunk(chunk)
+                async for pieces in chunks:
+                    if self._flight is not None:
+                        self._flight.tell(pieces)
+                    frames = b"".join(map(self._frames, pieces))
                     if frames:
                         await self._room.acquire()
                         self._queue.put_nowait(frames)
                 self._queue.put_nowait(self._wire.end())
+            whole = True
         except TimeoutError:
             self._failure = out_of_time(int(self._deadline.total_seconds()))
         except AgentOSError as error:
@@ -132,6 +133,11 @@ class ChatStream:
             self._failure = Internal(str(error))
         finally:
             self._queue.put_nowait(None)
+            if self._flight is not None:
+                self._flight.end(error=None if whole else self._failure or Disconnected())
+
+    def _frames(self, piece: Piece) -> bytes:
+        return self._wire.run(piece) if isinstance(piece, Run) else self._wire.chunk(piece)
 
     async def _relay(self, send: Send) -> None:
         started = False
@@ -143,6 +149,8 @@ class ChatStream:
                 frames += self._wire.failed(self._failure, self._auth.trace.correlation_id)
             if not started:
                 started = True
+                if self._flight is not None:
+                    self._flight.sending()
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": frames, "more_body": not ended})
@@ -168,7 +176,8 @@ class ChatStream:
     async def _until_gone(self, receive: Receive, producer: asyncio.Task[None]) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        producer.cancel()
+        if self._flight is None or not self._flight.left():
+            producer.cancel()
 
     async def _until_revoked(
         self, reauthorize: Callable[[], Awaitable[AuthContext]], producer: asyncio.Task[None]
@@ -186,9 +195,5 @@ class ChatStream:
                 return
 
 
-def json_reply(value: Struct | dict[str, Json], *, status: int = 200) -> ASGIApp:
-    return asgi(JsonReply(msgspec.json.encode(value), status=status))
-
-
-def asgi(reply: JsonReply | ChatStream) -> ASGIApp:
-    return reply  # type: ignore[return-value]  # the same ASGI callable; Litestar spells its messages out
+def json_reply(value: Struct | dict[str, Json]) -> Whole:
+    return Whole(msgspec.json.encode(value))

@@ -207,6 +207,8 @@ class BudgetView(Struct, frozen=True, kw_only=True):
 class PolicyVerdict(Struct, frozen=True, kw_only=True):
     policy_outcome: PolicyOutcome
     findings: list[Finding]
+    refusal: str | None
+    """The code of the error that a call would get from policy."""
     budget: BudgetView
     tenant_id: str
     correlation_id: str

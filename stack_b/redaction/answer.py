@@ -11,6 +11,8 @@ import msgspec
 
 from ports.messages import Json
 from ports.model import PolicyOutcome
+from stack_b.backends.catalog import Candidate
+from stack_b.chunks import Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
 from stack_b.redaction.spans import SHORTEST, is_media
@@ -18,7 +20,10 @@ from stack_b.redaction.stream import Lens, Shown, TextStream
 
 _STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", "function"})
 """Members of a choice and of a call that clients go by, and those that are looked at by themselves."""
+_PLAIN_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "message"})
+_PLAIN_MESSAGE: Final = frozenset({"role", "content"})
 _BLOCKED: Final = "content_filter"
+_TEXT: Final = "content"
 
 
 class Answer:
@@ -36,28 +41,44 @@ class Answer:
         """What was taken out so far."""
         return findings_of(self._kinds)
 
+    def served_by(self, candidate: Candidate) -> None:
+        """Who answers: no difference to what is found."""
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
             return answer
         return {**answer, "choices": [await self._whole(choice) for choice in answer["choices"]]}
 
-    async def pieces(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    async def pieces(self, pieces: list[Piece]) -> list[Piece]:
         """What may go out now, of chunks with one choice each."""
         if self._lens.idle:
-            return chunks
+            return pieces
+        released: list[Piece] = []
+        for piece in pieces:
+            if not isinstance(piece, Run):
+                released += await self._chunk(piece)
+            elif index_of(piece.chunk) in self._leads:
+                released += await self._chunk(piece.with_text("".join(piece.texts)))
+            else:
+                index = index_of(piece.chunk)
+                self._last[index] = piece.chunk
+                if texts := await self._choice(index).more(piece.texts):
+                    released.append(Run(piece.chunk, texts, 0))
+        return released
+
+    async def _chunk(self, chunk: dict[str, Json]) -> list[dict[str, Json]]:
+        [choice] = chunk["choices"]
+        index = choice.get("index") or 0
+        one = self._choice(index)
+        self._last[index] = chunk
         released: list[dict[str, Json]] = []
-        for chunk in chunks:
-            [choice] = chunk["choices"]
-            index = choice.get("index") or 0
-            one = self._choice(index)
-            self._last[index] = chunk
-            for delta in await one.feed(choice["delta"]):
-                lead = self._leads.pop(index, {}) | delta
-                if lead.keys() <= {"role"}:
-                    # Said together with the first words: an answer that has only begun may still become an error.
-                    self._leads[index] = lead
-                else:
-                    released.append(_piece(chunk, lead))
+        for delta in await one.feed(choice["delta"]):
+            lead = self._leads.pop(index, {}) | delta
+            if lead.keys() <= {"role"}:
+                # Said together with the first words: an answer that has only begun may still become an error.
+                self._leads[index] = lead
+            else:
+                released.append(_piece(chunk, lead))
         return released
 
     async def rest(self) -> list[dict[str, Json]]:
@@ -87,6 +108,8 @@ class Answer:
         return self._choices.setdefault(index, _Choice(self._lens, self._kinds))
 
     async def _whole(self, choice: dict[str, Json]) -> dict[str, Json]:
+        if await self._clear(choice):
+            return choice
         one = self._choice(choice.get("index") or 0)
         message: dict[str, Json] = {"role": "assistant", "content": None} | dict.fromkeys(choice["message"])
         for part in (*await one.feed(choice["message"]), await one.end()):
@@ -94,6 +117,18 @@ class Answer:
                 known = message.get(name)
                 message[name] = known + member if isinstance(known, str) and name != "role" else member
         return {**await self._ended(choice), "message": message}
+
+    async def _clear(self, choice: dict[str, Json]) -> bool:
+        """Whether it is plain text with nothing in it, as most are: then it stays as it is."""
+        message = choice["message"]
+        if not (choice.keys() <= _PLAIN_CHOICE and message.keys() >= _PLAIN_MESSAGE and choice.get("logprobs") is None):
+            return False
+        for name, text in message.items():
+            if text is None or name == "role":
+                continue
+            if not isinstance(text, str) or not await self._lens.clear(text):
+                return False
+        return True
 
     async def _ended(self, choice: dict[str, Json]) -> dict[str, Json]:
         """Everything of a choice but what it says."""
@@ -137,6 +172,20 @@ class _Choice:
                 # Nobody reads these as they come, and a text in them may go on in the next chunk.
                 self._held[name] = joined(self._held.get(name), member)
         return [part for part in (shown, calls) if part]
+
+    async def more(self, texts: list[str]) -> list[str]:
+        """`feed` of nothing but texts, one after the other."""
+        if self.blocked:
+            return []
+        text = self._texts.get(_TEXT)
+        if text is None:
+            text = self._texts[_TEXT] = TextStream(self._lens)
+        before = text.held
+        shown = self._noted(await text.feed("".join(texts)))
+        whole = [before + texts[0], *texts[1:]]
+        if shown + text.held == "".join(whole):
+            return _up_to(len(shown), whole)
+        return [shown] if shown else []
 
     async def end(self) -> dict[str, Json]:
         shown: dict[str, Json] = dict(await self._texts_ended())
@@ -195,6 +244,17 @@ class _Choice:
         self._findings.update(shown.kinds)
         self.blocked = self.blocked or shown.blocked
         return shown.text
+
+
+def _up_to(length: int, texts: list[str]) -> list[str]:
+    """The first `length` characters of `texts`, cut where those are."""
+    first: list[str] = []
+    for text in texts:
+        if length <= 0:
+            break
+        first.append(text[:length])
+        length -= len(text)
+    return first
 
 
 def _piece(chunk: dict[str, Json], delta: dict[str, Json]) -> dict[str, Json]:

@@ -46,6 +46,10 @@ class Lens:
         self.idle = bool(classes) and not placeholders and all(rules.mode(kind) == "allow" for kind in classes)
         """There is nothing to look for."""
 
+    async def clear(self, text: str) -> bool:
+        """Whether there is nothing in `text` to take out, nor anything to undo."""
+        return not self._placeholders and not await self.found(text)
+
     async def found(self, text: str) -> list[Span]:
         """What must not be shown, in order."""
         spans = await self._detector.detect(self._auth, text) if text else ()
@@ -89,6 +93,11 @@ class TextStream:
         self._looked_at = 0
         """Up to here `_held` has no seam."""
         self._dropping: Literal["no", "key", "token"] = "no"
+
+    @property
+    def held(self) -> str:
+        """What was not shown yet."""
+        return self._held
 
     async def feed(self, more: str) -> Shown:
         """What may be shown now that `more` has come. Nothing is fed after something was blocked."""

@@ -271,6 +271,33 @@ class TestTenants:
             status = node.get(f"{node.stack_a}/v1/runs", issued["api_key"]).status_code
         assert status == 401
 
+    def test_a_tenants_policy_is_set_shown_and_holds_within_five_seconds(
+        self, node: NodeUnderTest, tmp_path: Path
+    ) -> None:
+        policy = '{"rules": [{"id": "no-herons", "effect": "deny", "keywords": ["blue heron"]}]}'
+        path = tmp_path / "policy.json"
+        path.write_text(policy)
+        token = node.agentos("token", "--audience", "stack-b").stdout.strip()
+
+        def asked() -> tuple[int, str]:
+            body = {"model": "agentos-demo", "messages": [{"role": "user", "content": "a Blue Heron"}]}
+            headers = {"authorization": f"Bearer {token}"}
+            answer = httpx.post(f"{node.stack_b}/v1/chat/completions", json=body, headers=headers, timeout=30)
+            return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+        assert asked() == (200, "")
+        for change, expected in ((("--file", str(path)), (403, "policy_blocked")), (("--clear",), (200, ""))):
+            done = node.agentos("tenant", "policy", "tnt_demo", *change)
+            assert done.returncode == 0, done.stderr
+            # The five seconds are the promise itself.
+            promised = time.monotonic() + 5
+            found = asked()
+            while found != expected and time.monotonic() < promised:
+                found = asked()
+            assert found == expected
+            shown = msgspec.json.decode(node.agentos("tenant", "policy", "tnt_demo", "--json").stdout)
+            assert [rule["id"] for rule in shown["rules"]] == (["no-herons"] if "--file" in change else [])
+
     def test_keys_are_listed_without_their_secrets(self, node: NodeUnderTest) -> None:
         done = node.agentos("key", "list")
 

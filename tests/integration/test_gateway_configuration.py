@@ -5,21 +5,24 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
+from ports.context import PolicyContext
 from ports.errors import InvalidArgument
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, Tenant
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.configuration import MAX_FILE_BYTES, Following, parse_configuration, read_configuration
+from stack_b.policies.desk import Policies
 from stack_b.routing.router import Asked, Router
 from tests.support.http_server import served
 from tests.support.scripted_upstream import Events, ScriptedUpstream, delta
@@ -27,6 +30,9 @@ from tests.support.stack_b import stack_b
 
 pytestmark = [pytest.mark.anyio]
 
+TENANT = Tenant(
+    id=ACME.tenant, name="", status="active", entitlements=Entitlements(), created_at=datetime(2026, 1, 1, tzinfo=UTC)
+)
 LINGERING = timedelta(milliseconds=50)
 
 
@@ -35,6 +41,7 @@ class Node(Struct, frozen=True):
     catalog: Catalog
     router: Router
     opened: OpenedBackends
+    policies: Policies
     following: Following
 
     def write(self, **members: Any) -> None:
@@ -66,17 +73,18 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         found = read_configuration(path)
         catalog = Catalog(opened.use(found.backends), clock)
         await catalog.refresh()
-        router = Router(catalog, found.routing, clock)
+        router, policies = Router(catalog, found.routing, clock), Policies()
         following = Following(
             path,
             found,
             catalog=catalog,
             router=router,
+            policies=policies,
             opened=opened,
             settings=lambda found: found.backends,
             clock=clock,
         )
-        yield Node(path, catalog, router, opened, following)
+        yield Node(path, catalog, router, opened, policies, following)
 
 
 async def test_what_the_file_turns_into_is_in_force(node: Node) -> None:
@@ -90,9 +98,33 @@ async def test_what_the_file_turns_into_is_in_force(node: Node) -> None:
     assert node.following.version != version
 
 
+async def test_policies_and_what_backends_may_see_are_followed(node: Node) -> None:
+    rule = {"id": "no", "effect": "deny"}
+    secret = replace(ACME, policy=PolicyContext(classification="secret"))
+    asked = Asked(name="m-1", kind="chat")
+    before = (node.policies.of(TENANT).is_empty, node.router.candidates(secret, asked, Entitlements()))
+    node.write(
+        backends=[{**backend("one", "m-1"), "classifications": ["secret"]}], policies={"house": {"rules": [rule]}}
+    )
+
+    await node.following.look()
+
+    assert before == (True, ())
+    assert not node.policies.of(TENANT).is_empty
+    assert len(node.router.candidates(secret, asked, Entitlements())) == 1
+    assert node.router.candidates(ACME, asked, Entitlements()) == ()
+
+    node.write(backends=[backend("one", "m-1")], policies={"house": {"rules": [{**rule, "patterns": ["("]}]}})
+    await node.following.look()
+
+    assert not node.policies.of(TENANT).is_empty, "what can't be used takes nothing away"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"policies": {"house": {"rules": [{"id": "no", "effect": "deny", "patterns": ["("]}]}}},
+        {"policies": {"tenant": {"rules": []}}},
         {"backends": [backend("one", "m-1"), backend("one", "m-2")]},
         {"backends": [{"name": "one", "base_url": "ftp://x"}]},
         {"backends": [{"name": "demo", "kind": "demo"}]},
@@ -199,6 +231,7 @@ async def test_a_secret_that_is_rotated_is_followed_although_the_file_stays(tmp_
             found,
             catalog=catalog,
             router=Router(catalog, found.routing, clock),
+            policies=Policies(),
             opened=opened,
             settings=lambda found: found.backends,
             clock=clock,

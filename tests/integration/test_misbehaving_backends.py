@@ -21,6 +21,7 @@ from stack_b.backends import dial, openai_compatible
 from stack_b.backends.connection import HIGH_WATER_BYTES
 from stack_b.backends.dial import tls_context
 from stack_b.backends.openai_compatible import MAX_ANSWER_BYTES, OpenAiCompatible
+from stack_b.chunks import written_out
 from tests.support.pki import Authority, new_authority
 from tests.support.rough_backend import (
     LAST_CHUNK,
@@ -71,7 +72,7 @@ async def streamed(client: OpenAiCompatible, got: list[dict[str, Json]] | None =
     """The parts of a stream; in `got` also those before its failure."""
     parts = [] if got is None else got
     async for part in client.stream("m", ASKED, 5):
-        parts.append(part)
+        parts.extend(written_out(part))
     return parts
 
 
@@ -243,9 +244,9 @@ class TestStreams:
             parts = client.stream("m", ASKED, 5)
             first = await anext(parts)
             rough.resume.set()
-            rest = [part async for part in parts]
+            rest = [one async for part in parts for one in written_out(part)]
 
-        assert [first, *rest] == [json.loads(TOKEN)] * 2
+        assert [*written_out(first), *rest] == [json.loads(TOKEN)] * 2
 
     async def test_the_end_is_what_the_stream_says_not_what_the_framing_does(self) -> None:
         done: list[Step] = [SSE + event(TOKEN) + event(b"[DONE]"), Stall()]

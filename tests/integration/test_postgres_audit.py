@@ -18,6 +18,7 @@ from ports.adapter import Given
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError
 from ports.ids import AgentId, PrincipalId, WorkerId
+from ports.policy import Policy, Rule
 from ports.run_state import Change, Resolution, StepResult, step_key
 from ports.tenant import Entitlements, NewKey
 from tests.support.postgres import Clone, cloned, execute, fetch
@@ -83,6 +84,21 @@ class TestAudit:
         assert [row["actor_tenant"] for row in rows].count(PLATFORM.tenant) == 4
         assert {row["principal"] for row in rows} == {ACME.principal, PLATFORM.principal}
         assert rows[1]["correlation_id"] == ACME.trace.correlation_id
+
+    async def test_a_policy_that_changes_is_noted_with_its_version(self, clone: Clone) -> None:
+        """Which rules held when can be told, and a change of anything else is no change of them."""
+        one, two = (Policy(rules=(Rule(id=name, effect="deny"),)) for name in ("one", "two"))
+        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        async with tenant.SPEC.open(config, given) as tenants:
+            await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
+            for policy in (Policy(), one, one, two, Policy()):
+                for weight in (1, 2):
+                    changed = Entitlements(policy=policy, weight=weight)
+                    await tenants.set_entitlements(PLATFORM, ACME.tenant, changed)
+
+        rows = await fetch(clone.admin, "SELECT * FROM audit_log WHERE action = 'tenant.policy' ORDER BY id")
+        versions = [one.version, two.version, "none"]
+        assert [row["subject"] for row in rows] == [f"{ACME.tenant}@{version}" for version in versions]
 
     async def test_what_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
         await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_app")

@@ -78,7 +78,8 @@ RULES: Final[dict[str, str]] = {
     "events, agents' versions, usage and the audit are only ever added to": """
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
-        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~ '^(run_events|agents$|audit_log$|usage_events$)'
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~
+              '^(run_events|agents$|audit_log$|usage_events$|request_records|request_contents$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
     """,

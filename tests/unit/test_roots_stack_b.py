@@ -35,7 +35,7 @@ def variables(tmp_path: Path) -> dict[str, str]:
 async def test_it_opens_over_chosen_adapters_and_refuses_strangers(variables: dict[str, str]) -> None:
     env = Environment(variables)
     storage = {"name": uuid.uuid4().hex}
-    stored = ("tenant", "budget", "reply_journal")
+    stored = ("tenant", "budget", "reply_journal", "request_log")
     choices = defaults(env) | {port: Choice(adapter="inproc", config=storage) for port in stored}
 
     async with create(env, choices, clock=SystemClock()) as app:

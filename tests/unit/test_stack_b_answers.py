@@ -16,6 +16,7 @@ from conformance.people import ACME, GLOBEX
 from ports.model import PolicyOutcome
 from ports.pii import PiiMode
 from ports.pii_rules import seam
+from stack_b.chunks import written_out
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.rules import rules_for
 from stack_b.redaction.stream import MAX_HELD, TextStream
@@ -203,7 +204,7 @@ def chunk(index: int = 0, /, **delta: Any) -> dict[str, Any]:
 
 async def streamed(answer: Answer, *chunks: dict[str, Any]) -> list[dict[str, Any]]:
     released = [piece for one in chunks for piece in await answer.pieces([one])]
-    return [piece["choices"][0] for piece in (*released, *await answer.rest())]
+    return [piece["choices"][0] for piece in written_out([*released, *await answer.rest()])]
 
 
 @pytest.mark.anyio

@@ -201,11 +201,11 @@ class TestCanary:
 
         assert told(over.candidates(ACME, asked("m"), ALL)) == ["a/m"]
 
-        over.follow(RoutingRules(canaries=(canary,), aliases={"other": "m"}))
+        over.follow(RoutingRules(canaries=(canary,), aliases={"other": "m"}), reaches={})
         assert told(over.candidates(ACME, asked("m"), ALL)) == ["a/m"]
-        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=50.5),)))
+        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=50.5),)), reaches={})
         assert "b/new" in told(over.candidates(ACME, asked("new"), ALL))
-        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=100),)))
+        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=100),)), reaches={})
         assert told(over.candidates(ACME, asked("m"), ALL)) == ["b/new", "a/m"]
 
     def test_few_calls_say_nothing(self) -> None:

@@ -70,7 +70,7 @@ def responses(value: dict[str, Json], limits: Limits) -> tuple[ChatCall, Wire]:
     most = body.max_output_tokens
     if most is not None and most > limits.max_tokens:
         raise refused("$.max_output_tokens", f"it is at most {limits.max_tokens}")
-    call = replace(chat_call(_chat(body), limits), about=about(body.metadata))
+    call = replace(chat_call(_chat(body), limits), metadata=body.metadata or {}, about=about(body.metadata))
     return call, ResponsesWire(_echo(body, value))
 
 
