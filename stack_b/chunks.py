@@ -5,14 +5,14 @@ all, so that what is done for each chunk is done once for the run.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from ports.messages import Json
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """Chunks one after the other, each with one delta that has a text (`content`) and nothing else."""
 
     chunk: dict[str, Json]

@@ -21,15 +21,12 @@ class Remembering:
 
     def __init__(self, detector: PiiDetector, *, max_bytes: int = MAX_BYTES) -> None:
         self._detector = detector
+        self.capabilities: PiiCapabilities = detector.capabilities
         self._max_bytes = max_bytes
         # With a key of this process: what is remembered tells nothing about texts from elsewhere.
         self._key = secrets.token_bytes(32)
         self._found: OrderedDict[bytes, tuple[Span, ...]] = OrderedDict()
         self.size = 0
-
-    @property
-    def capabilities(self) -> PiiCapabilities:
-        return self._detector.capabilities
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         if len(text) < SHORTEST:
