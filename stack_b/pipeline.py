@@ -24,6 +24,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
+from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.chunks import Piece
 from stack_b.deps import StackBDeps
@@ -67,6 +68,7 @@ class _Ready:
     sent_bytes: int
     answer: Answer
     """How what comes back is shown."""
+    caller: Caller
 
 
 class Pipeline:
@@ -87,11 +89,13 @@ class Pipeline:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
         await self._tenants.tenant(auth)
 
-    async def chat(self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
+    async def chat(
+        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
+    ) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self._request(trail):
-            ready = await self._prepared_chat(auth, call, trail)
+            ready = await self._prepared_chat(auth, call, trail, caller or Caller())
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 answer = await self._called(
                     ready,
@@ -105,13 +109,13 @@ class Pipeline:
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     async def stream(
-        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False
+        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
     ) -> AsyncGenerator[Sequence[Piece], None]:
         """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
         settles what was used."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         with trail.told(), self._tell.refusals():
-            ready = await self._prepared_chat(auth, call, trail)
+            ready = await self._prepared_chat(auth, call, trail, caller or Caller())
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 shaper = StreamShaper(call.model)
                 async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
@@ -131,7 +135,7 @@ class Pipeline:
             receipt = trail.receipt(spending.total, shaper.reported)
             yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
 
-    async def embed(self, auth: AuthContext, call: EmbedCall) -> dict[str, Json]:
+    async def embed(self, auth: AuthContext, call: EmbedCall, *, caller: Caller | None = None) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
         trail = Trail(auth, self._deps.clock)
         async with self._request(trail):
@@ -152,6 +156,7 @@ class Pipeline:
                 limit=tenant.entitlements.tokens_per_day,
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
                 answer=self._answer(auth, tenant, decision),
+                caller=caller or Caller(),
             )
             async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
                 answer = await self._called(
@@ -184,7 +189,7 @@ class Pipeline:
 
     # The stages, in their order.
 
-    async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
+    async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> _Ready:
         asked = _asked(call)
         tenant, candidates = await self._entitled(auth, asked)
         decision = await self._inspected(auth, tenant, call.members, trail)
@@ -201,6 +206,7 @@ class Pipeline:
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(msgspec.json.encode(body)),
             answer=self._answer(auth, tenant, decision),
+            caller=caller,
         )
 
     def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
@@ -292,11 +298,12 @@ class Pipeline:
         for candidate in self._router.tries(ready.candidates):
             spending.assume(_lost(ready, candidate), _served(candidate))
             try:
-                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
+                asking = ready.caller.asking(candidate.backend, streamed=False)
+                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate), asking:
                     answer = await act(candidate)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
-                if not may_fall_back(error):
+                if ready.caller.gone or not may_fall_back(error):
                     raise
                 failure = error
                 continue
@@ -323,7 +330,8 @@ class Pipeline:
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
-                with trail.attempt(candidate), attempting as attempt:
+                asking = ready.caller.asking(candidate.backend, streamed=True)
+                with trail.attempt(candidate), attempting as attempt, asking:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, ready.ask.max_tokens)
                     async with aclosing(chunks):
                         async for come in chunks:
@@ -341,7 +349,7 @@ class Pipeline:
                     self._streamed_usage(ready, candidate, spending, trail, shaper)
                 else:
                     self._failed(ready, candidate, spending, trail, error)
-                if begun or not may_fall_back(error):
+                if begun or ready.caller.gone or not may_fall_back(error):
                     raise
                 failure = error
                 continue

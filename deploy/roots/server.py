@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from deploy.handover import Door, inherited
 from deploy.roots.sender_watch import SenderWatch
 from ports.http.edge import App
-from ports.http.sse import HANG_UP
+from ports.http.sse import GONE, HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
@@ -72,6 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _watch: SenderWatch
     _head_bytes = 0
+    _when_gone: Callable[[], None] | None = None
     _in_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
@@ -83,6 +84,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.end()
         super().connection_lost(exc)
+        act, self._when_gone = self._when_gone, None
+        if act is not None and self.cycle is not None and self.cycle.disconnected:
+            act()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -122,8 +126,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        cycle.scope["extensions"] = {HANG_UP: partial(self._hang_up, cycle)}  # type: ignore[dict-item]  # not one of ASGI's own
+        self._when_gone = None
+        ours = {HANG_UP: partial(self._hang_up, cycle), GONE: partial(self._gone, cycle)}
+        cycle.scope["extensions"] = ours  # type: ignore[typeddict-item]  # not of ASGI's own
         super()._start_asgi_task(cycle, app)
+
+    def _gone(self, cycle: RequestResponseCycle, act: Callable[[], None]) -> None:
+        if cycle.disconnected:
+            self.loop.call_soon(act)
+        elif not cycle.response_complete:
+            self._when_gone = act
 
     def _hang_up(self, cycle: RequestResponseCycle, last: bytes) -> None:
         """End a chunked response with `last` behind what the client has not read yet, waiting for nothing."""

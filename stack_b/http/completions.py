@@ -10,10 +10,12 @@ from litestar.types import ASGIApp
 from ports.errors import AgentOSError
 from ports.http.edge import exchange
 from ports.messages import Json
+from stack_b.caller import Caller
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
+from stack_b.http.chat_stream import ChatStream
 from stack_b.http.parse import PREFERENCE, STEP_KEY, preferring, step_key
-from stack_b.http.replies import ChatStream, asgi, json_reply, unless_gone
+from stack_b.http.replies import asgi, json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
 from stack_b.http.surfaces.messages_in import counted, input_tokens, messages
 from stack_b.http.surfaces.messages_wire import TokenCount
@@ -62,22 +64,25 @@ def _route(path: str, read: Surface, deps: StackBDeps, pipeline: Pipeline, steps
         call = preferring(call, request.headers.get(PREFERENCE))
         auth, sent = found.identity, request.headers.get(STEP_KEY)
         key = None if sent is None else step_key(sent)
+        caller = Caller()
         if call.stream:
             return asgi(
                 ChatStream(
-                    pipeline.stream(auth, call) if key is None else steps.stream(auth, call, key),
+                    pipeline.stream(auth, call, caller=caller) if key is None else steps.stream(auth, call, key),
                     wire=wire,
                     route=found.template,
                     auth=auth,
-                    clock=deps.clock,
                     reauthorize=found.reauthorize,
                     deadline=deps.limits.deadline,
+                    caller=caller,
                 )
             )
         try:
             # A step goes on without its client; any other call has nobody left to pay for.
             answer = await (
-                unless_gone(request.receive, pipeline.chat(auth, call)) if key is None else steps.chat(auth, call, key)
+                unless_gone(request.receive, pipeline.chat(auth, call, caller=caller), caller)
+                if key is None
+                else steps.chat(auth, call, key)
             )
         except AgentOSError as error:
             told(error, wire.names)

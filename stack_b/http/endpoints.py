@@ -13,6 +13,7 @@ from ports.errors import NotFound
 from ports.http.edge import decoded, exchange
 from ports.http.health import OK, Probe, states_of
 from stack_b.backends.catalog import Candidate
+from stack_b.caller import Caller
 from stack_b.deps import StackBDeps
 from stack_b.http.completions import Asked
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
@@ -37,7 +38,9 @@ def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTT
     async def embeddings(request: Asked) -> ASGIApp:
         found = exchange(request.scope)
         call = preferring(embed_call(found.json, deps.limits), request.headers.get(PREFERENCE))
-        return json_reply(await unless_gone(request.receive, pipeline.embed(found.identity, call)))
+        caller = Caller()
+        work = pipeline.embed(found.identity, call, caller=caller)
+        return json_reply(await unless_gone(request.receive, work, caller))
 
     @post("/v1/policy/check", status_code=200)
     async def policy_check(request: Asked) -> ASGIApp:
