@@ -118,6 +118,11 @@ class Process:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         with self._log.open("ab") as log:
             # Starting is quick, and the services are the point of these tests.
