@@ -28,6 +28,8 @@ SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
 GRACE_S: Final = 20
 """How long open requests may take to finish after SIGTERM; then they are cancelled, which settles what they hold."""
+WAY_OUT_S: Final = 5.0
+"""How long requests that were cancelled may take to end. Settlements that take longer go on, and are waited for later."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
 LINGER_S: Final = 2.0
@@ -166,6 +168,16 @@ class _Server(uvicorn.Server):
             if self._door.superseded():
                 await self._send_away()
         await super().shutdown(sockets)
+        await self._cut_off()
+
+    async def _cut_off(self) -> None:
+        """Wait for requests that were cancelled: on their way out they settle what they hold."""
+        left = set(self.server_state.tasks)
+        if self.force_exit:
+            for task in left:
+                task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=WAY_OUT_S)
 
     async def _send_away(self) -> None:
         """Accept nothing more, answer what still comes on open connections, and say on each that it is the last."""
