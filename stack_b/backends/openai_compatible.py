@@ -246,7 +246,7 @@ class OpenAiCompatible:
     def _object(self, raw: bytes | bytearray) -> dict[str, Json]:
         try:
             return _OBJECT.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
 
     def _broken(self, what: str) -> Unavailable:
@@ -278,7 +278,7 @@ async def _identifiers(answer: Answer) -> dict[str, Json]:
     try:
         told = await answer.read(MAX_REFUSAL_BYTES)
         error = _OBJECT.decode(told).get("error")
-    except (ExchangeError, msgspec.DecodeError, RecursionError):
+    except (ExchangeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     if not isinstance(error, dict):
         return {}
