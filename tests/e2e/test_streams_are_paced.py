@@ -65,7 +65,7 @@ async def lines_of(path: str, upstream: Patient, **members: Any) -> AsyncIterato
 
 
 @pytest.mark.parametrize("path", ASKED)
-async def test_every_word_is_read_before_the_next_one_is_written(path: str) -> None:
+async def test_every_word_of_a_paced_stream_is_read_before_the_next_one_is_written(path: str) -> None:
     upstream, read = Patient(), 0
     async for line in lines_of(path, upstream):
         if read < len(WORDS) and WORDS[read].strip() in line:
