@@ -30,6 +30,10 @@ class Run(Struct, frozen=True):
 Piece: TypeAlias = dict[str, Json] | Run
 
 
+class Closing(list[Piece]):
+    """Pieces with which the answer is over."""
+
+
 def size_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 

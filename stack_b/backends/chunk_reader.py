@@ -58,7 +58,7 @@ class Template:
             parts = _whole(parts)
             raw = b"".join(parts)
         try:
-            texts = [_text(part) for part in parts]
+            texts = [_text(part) for part in parts] if b"\\" in raw else list(map(bytes.decode, parts))
         except (UnicodeDecodeError, msgspec.DecodeError):
             return None, at
         if not texts:

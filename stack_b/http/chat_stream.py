@@ -17,7 +17,7 @@ from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.edge import Receive, Scope, Send
 from ports.http.sse import GONE, HANG_UP
 from stack_b.caller import Caller
-from stack_b.chunks import Piece, Run
+from stack_b.chunks import Closing, Piece, Run
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.pipeline import out_of_time
 
@@ -86,13 +86,19 @@ class ChatStream:
         """All of it. Raises `TimeoutError` when time is up and when it must end."""
         async with asyncio.timeout(self._deadline.total_seconds()) as patience:
             self._caller.on_leaving = lambda: patience.reschedule(0)
+            ended = False
             try:
                 watch.begin((scope.get("extensions") or {}).get(GONE), receive)
                 async with aclosing(self._chunks) as chunks:
                     async for pieces in chunks:
-                        if frames := b"".join(map(self._frames, pieces)):
+                        frames = b"".join(map(self._frames, pieces))
+                        if isinstance(pieces, Closing):
+                            await out.send(frames + self._wire.end(), last=True)
+                            ended = True
+                        elif frames:
                             await out.send(frames)
-                await out.send(self._wire.end(), last=True)
+                if not ended:
+                    await out.send(self._wire.end(), last=True)
             finally:
                 self._caller.on_leaving = _nothing
                 watch.end()
@@ -161,6 +167,7 @@ class _Out:
                 self.started = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             self.last_sent = self._loop.time()
+            self._over = last
             await self._send({"type": "http.response.body", "body": frames, "more_body": not last})
         finally:
             self._busy = False
