@@ -11,8 +11,8 @@ class SystemClock:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    # Asked a dozen times by each request of the gateway: not through a function of ours.
+    monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, duration: timedelta) -> None:
         # The event loop may wake a timer a clock tick early; CLK-3 promises at least the given time.

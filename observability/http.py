@@ -24,6 +24,9 @@ def observer(metrics: Metrics) -> Observe:
         metrics.http_request(route=found.template, method=method, status=status, seconds=timed)
         if found.refusal in _IDENTITY_CODES:
             metrics.auth_failure(found.refusal)
+        level = logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.WARNING  # noqa: PLR2004 - HTTP's
+        if not logger.isEnabledFor(level):
+            return
         fields = {
             "route": found.template,
             "method": method,
@@ -33,7 +36,6 @@ def observer(metrics: Metrics) -> Observe:
             **({"code": found.refusal} if found.refusal else {}),
             **(who(found.auth) if found.auth else {}),
         }
-        level = logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.WARNING  # noqa: PLR2004 - HTTP's
         logger.log(level, "http.completed", extra=fields)
 
     return observe

@@ -7,10 +7,11 @@ import logging
 import time
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from functools import wraps
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any, Final, TypeVar, cast
+
+from msgspec import Struct
 
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal
@@ -23,8 +24,7 @@ CANCELLED: Final = "cancelled"
 _logger: Final = logging.getLogger("agentos.port")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortCall:
+class PortCall(Struct, frozen=True, kw_only=True):
     """One finished call. `code` is `ok`, `cancelled`, or the code of the error it raised."""
 
     port: str
@@ -72,6 +72,15 @@ class _Instrumented:
         return f"instrumented {self._port!r}"
 
     def _measured(self, method: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        if iscoroutinefunction(call):
+
+            @wraps(call)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                with _Watch(self, method, args):
+                    return await call(*args, **kwargs)
+
+            return awaited
+
         @wraps(call)
         def measured(*args: Any, **kwargs: Any) -> Any:
             watch = _Watch(self, method, args)
@@ -105,6 +114,8 @@ class _Instrumented:
 class _Watch:
     """Times one call and judges how it ended. Entered once more when the call goes on after returning."""
 
+    __slots__ = ("_auth", "_handed_over", "_method", "_owner", "_started")
+
     def __init__(self, owner: _Instrumented, method: str, args: tuple[Any, ...]) -> None:
         self._owner = owner
         self._method = method
@@ -123,8 +134,11 @@ class _Watch:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if self._handed_over:
             return
+        if error is None:
+            self._report(OK)
+            return
         match error:
-            case None | GeneratorExit():
+            case GeneratorExit():
                 self._report(OK)
             case AgentOSError():
                 self._report(error.code)

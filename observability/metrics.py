@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from observability import names
 from observability.instrument import CANCELLED, OK, PortCall
+from observability.tally import Counts, Distribution
 from ports.ids import TenantId
 from ports.messages import Usage
 
@@ -49,9 +50,11 @@ class Metrics:
 
     def __init__(self, *, max_tenants: int = _MAX_TENANTS) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._counters = {m.name: self._counter(m) for m in names.METRICS if m.kind == "counter"}
+        self._counters = {m.name: Counts(m) for m in names.METRICS if m.kind == "counter"}
         self._gauges = {m.name: self._gauge(m) for m in names.METRICS if m.kind == "gauge"}
-        self._histograms = {m.name: self._histogram(m) for m in names.METRICS if m.kind == "histogram"}
+        self._histograms = {m.name: Distribution(m) for m in names.METRICS if m.kind == "histogram"}
+        for collector in (*self._counters.values(), *self._histograms.values()):
+            self._registry.register(collector)
         self._tenants = Bounded(max_tenants)
         self._tools = Bounded(_MAX_TOOLS)
         self._models = Bounded(_MAX_MODELS)
@@ -109,6 +112,12 @@ class Metrics:
     def queue_depth(self, messages: int) -> None:
         self._gauges[names.QUEUE_DEPTH.name].set(messages)
 
+    # The gateway
+
+    def gateway_configuration(self, *, version: int, refused: bool) -> None:
+        self._gauges[names.GATEWAY_VERSION.name].set(version)
+        self._gauges[names.GATEWAY_REFUSED.name].set(int(refused))
+
     # Models
 
     def model_request(self, *, backend: str, model: str, seconds: float, error_code: str | None = None) -> None:
@@ -143,18 +152,10 @@ class Metrics:
             self._count(names.PORT_ERRORS, call.port, call.method, call.code)
 
     def _count(self, metric: names.Metric, *labels: str, amount: float = 1) -> None:
-        counter = self._counters[metric.name]
-        (counter.labels(*labels) if labels else counter).inc(amount)
+        self._counters[metric.name].add(labels, amount)
 
     def _observe(self, metric: names.Metric, value: float, *labels: str) -> None:
-        histogram = self._histograms[metric.name]
-        (histogram.labels(*labels) if labels else histogram).observe(value)
-
-    def _counter(self, metric: names.Metric) -> Counter:
-        return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
+        self._histograms[metric.name].observe(labels, value)
 
     def _gauge(self, metric: names.Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
-
-    def _histogram(self, metric: names.Metric) -> Histogram:
-        return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self._registry)

@@ -68,7 +68,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Mode = "hard"
 
 
-class Account(Struct, frozen=True, kw_only=True):
+class Account(Struct, frozen=True, kw_only=True, cache_hash=True):
     """A budget, of the one key, agent, session or tier that a request is of. `key` is that of its windows."""
 
     budget: Budget

@@ -4,6 +4,7 @@ adapters and those who call them.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -57,6 +58,7 @@ def account_of(budget: Budget, scope_id: str = "") -> Account:
     return Account(budget=budget, key=f"{budget.id} {scope_id}" if own else budget.id)
 
 
+@lru_cache(maxsize=1_024)
 def tokens_per_day(limit: int) -> Account:
     # Not through the constructor's checks: an entitlement may be anything.
     return Account(budget=Budget(id=TOKENS_PER_DAY, limit=limit), key=TOKENS_PER_DAY)

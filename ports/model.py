@@ -84,6 +84,8 @@ class Route(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     replayed: bool = False
     """Answered from the journal of its step: all the rest is what the first call was told, and nothing was paid again."""
+    joined: bool = False
+    """Besides `replayed`: that call was still under way when this request came."""
     possible_duplicate: bool = False
     """Whoever made this step's call before was lost without a word, and may have paid for it."""
 

@@ -1,7 +1,7 @@
 """Stack B as one ASGI app: the route table, the edge around it, nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, NoReturn, cast
@@ -11,17 +11,19 @@ from litestar import Litestar, Request
 
 from observability.http import observer
 from ports.context import AuthContext
-from ports.http.edge import EXCHANGE, App, Edge, Exchange, Receive, Scope, Send
+from ports.http.edge import App, Edge, Exchange, Receive, Scope, Send
 from ports.http.openapi import document
 from ports.http.routes import public_template
 from ports.ids import PrincipalId, TenantId
 from stack_b.budget.balances import Balances
 from stack_b.deps import StackBDeps
-from stack_b.http.completions import surface_routes
-from stack_b.http.endpoints import model_routes, operator_routes
+from stack_b.http.asked import served
+from stack_b.http.completions import surface_endpoints
+from stack_b.http.endpoints import call_endpoints, model_routes, operator_routes
 from stack_b.http.errors import DOCUMENTED, anthropic_body, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
 from stack_b.pipeline import Pipeline
+from stack_b.routing.probes import Prober
 from stack_b.steps import Steps
 from stack_b.tell import Tell
 
@@ -38,13 +40,16 @@ async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
     pipeline = Pipeline(deps, Tell(deps.metrics))
     steps = Steps(deps, pipeline)
     fresh = asyncio.create_task(deps.catalog.keep_fresh())
+    probing = asyncio.create_task(Prober(deps.catalog, deps.router, deps.clock).keep_probing())
     try:
         yield _app(deps, pipeline, steps)
     finally:
         fresh.cancel()
-        await asyncio.wait({fresh})
+        probing.cancel()
+        await asyncio.wait({fresh, probing})
         await steps.drain()
         await pipeline.meter.drain()
+        await pipeline.recorder.writer.drain()
 
 
 def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
@@ -63,8 +68,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     )
     app = Litestar(
         route_handlers=[
-            *surface_routes(deps, pipeline, steps),
-            *model_routes(deps, pipeline, steps),
+            *model_routes(pipeline),
             *operator_routes(
                 deps, {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}, msgspec.json.encode(openapi)
             ),
@@ -74,16 +78,31 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         openapi_config=None,
         logging_config=None,
     )
+    # What is posted is what costs: it takes the same way through the edge, and none through the framework.
+    posted = surface_endpoints(deps, pipeline, steps) | call_endpoints(deps, pipeline, steps)
+    endpoints = {("POST", path): served(endpoint) for path, endpoint in posted.items()}
     edge = partial(
         Edge,
         cast(App, app),
-        routes=table.with_denied(_served(app)),
+        routes=table.with_denied([*_served(app), *endpoints]),
         verifier=deps.verifier,
         observe=observer(deps.metrics),
+        endpoints=endpoints,
     )
-    usual = edge(extra=openai_members)
-    anthropic = _with_request_id(edge(body=anthropic_body, key_header=b"x-api-key"))
-    return _with_balance(_by_dialect(usual, anthropic), pipeline.balances)
+    # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
+    balances = pipeline.balances
+    usual = edge(extra=openai_members, headers=lambda found: _standing(found, balances))
+    anthropic = edge(
+        body=anthropic_body,
+        key_header=b"x-api-key",
+        # `request-id` is what Anthropic's clients look for.
+        headers=lambda found: [(b"request-id", found.trace.correlation_id.encode()), *_standing(found, balances)],
+    )
+    return _by_dialect(usual, anthropic)
+
+
+def _standing(found: Exchange, balances: Balances) -> list[tuple[bytes, bytes]]:
+    return [] if found.auth is None else balances.headers(found.auth.tenant)
 
 
 def _by_dialect(usual: App, anthropic: App) -> App:
@@ -97,42 +116,11 @@ def _by_dialect(usual: App, anthropic: App) -> App:
     return app
 
 
-def _with_request_id(edge: App) -> App:
-    """`request-id`, which is what Anthropic's clients look for."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        async def stamped(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                found: Exchange = scope[EXCHANGE]
-                message["headers"] = [*message["headers"], (b"request-id", found.trace.correlation_id.encode())]
-            await send(message)
-
-        await edge(scope, receive, stamped)
-
-    return app
-
-
-def _with_balance(edge: App, balances: Balances) -> App:
-    """`x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        async def stamped(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                found: Exchange | None = scope.get(EXCHANGE)
-                if found is not None and found.auth is not None:
-                    message["headers"] = [*message["headers"], *balances.headers(found.auth.tenant)]
-            await send(message)
-
-        await edge(scope, receive, stamped)
-
-    return app
-
-
 def _served(app: Litestar) -> list[tuple[str, str]]:
     return [
         (method, public_template(route.path_format).replace("{model:path}", "{model}"))
         for route in app.routes
-        for method in getattr(route, "http_methods", ())
+        for method in getattr(route, "methods", ())
         if method != "OPTIONS"
     ]
 

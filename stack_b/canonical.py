@@ -13,6 +13,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     model: str
     members: dict[str, Json]
     """The client's members that a backend may know: `messages`, `tools` and the rest, without those named below."""
+    metadata: dict[str, Json] = {}
+    """What the client says of itself where that is not among `members`, because no backend is told."""
     choices: int = 1
     max_tokens: int | None = None
     """Per choice; None when the client left it to us."""
@@ -21,6 +23,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     """The client asked for a usage chunk at the end of the stream."""
+    route: str = ""
+    """Where it was asked."""
 
 
 class EmbedCall(Struct, frozen=True, kw_only=True):
@@ -30,3 +34,14 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     """`dimensions`, `user` and what else a backend may know."""
     encoding: Literal["float", "base64"] = "float"
     preference: Preference = "quality"
+    route: str = ""
+
+
+def said(call: ChatCall) -> dict[str, Json]:
+    """All that a client says: to be decided on, though a backend may be told less."""
+    return {**call.members, "metadata": call.metadata} if call.metadata else call.members
+
+
+def sent(call: ChatCall, value: dict[str, Json]) -> dict[str, Json]:
+    """Of `value`, which came of what was said, what a backend is told."""
+    return {name: member for name, member in value.items() if name != "metadata"} if call.metadata else value

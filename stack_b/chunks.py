@@ -30,7 +30,7 @@ class Run(Struct, frozen=True):
 Piece: TypeAlias = dict[str, Json] | Run
 
 
-class Closing(list[Piece]):
+class Closing(list[dict[str, Json]]):
     """Pieces with which the answer is over."""
 
 

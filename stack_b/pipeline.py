@@ -4,41 +4,47 @@ The edge has authenticated it and the parser made it canonical. Then: entitlemen
 → call (→ fall back) → stream → settle → receipt. The only block is `reserved`, because it settles on every way out.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from ports.budget import TOKENS_PER_DAY, Amount
+from ports.budget import Amount
 from ports.context import AuthContext
-from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
+from ports.errors import AgentOSError, InvalidArgument, PermissionDenied
 from ports.messages import Json, Usage
 from ports.model import PolicyOutcome
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
+from stack_b.blocks import Refusing, Reserved
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, chat_ask, embed_ask, tokens_that_fit
+from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, tokens_that_fit
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.caller import Caller
-from stack_b.canonical import ChatCall, EmbedCall
-from stack_b.chunks import Piece
+from stack_b.canonical import ChatCall, EmbedCall, said, sent
+from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
 from stack_b.entitlement import TenantCache
+from stack_b.interrupt import Deadlines
+from stack_b.kept_texts import texts_to_keep
+from stack_b.policies.answer import Guarded
+from stack_b.policies.desk import Ruled, ruled
 from stack_b.policy import Decision, decide, enforce
 from stack_b.receipt import Trail, budget_members
+from stack_b.records.recorder import Recorder
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding
 from stack_b.redaction.rules import PiiRules, rules_for
 from stack_b.redaction.stream import Lens
+from stack_b.replay import Gathered
 from stack_b.routing.choice import may_fall_back
-from stack_b.routing.router import Asked, conversation_of
+from stack_b.routing.router import Asked, agent_of, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, kinds_of, usage_of
@@ -51,6 +57,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     policy_outcome: PolicyOutcome
     findings: tuple[Finding, ...]
+    refusal: str | None
+    """The code of the error that a call would be refused with by policy."""
     budget: dict[str, Json]
 
 
@@ -66,7 +74,7 @@ class _Ready:
     plan: Plan
     limit: int
     sent_bytes: int
-    answer: Answer
+    answer: Answer | Guarded
     """How what comes back is shown."""
     caller: Caller
 
@@ -80,10 +88,13 @@ class Pipeline:
         self._tell = tell
         self._tenants = TenantCache(deps.tenant, deps.clock)
         self._router = deps.router
+        self._policies = deps.policies
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
         self.balances = Balances(deps.budget, deps.clock)
+        self.recorder = Recorder(deps, self._pii)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
+        self._deadlines = Deadlines(deps.limits.request_s)
 
     async def admit(self, auth: AuthContext) -> None:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
@@ -94,8 +105,12 @@ class Pipeline:
     ) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
-        async with self._request(trail):
-            ready = await self._prepared_chat(auth, call, trail, caller or Caller())
+        async with self.recorder.recorded(trail, call):
+            return await self._chat(auth, call, trail, caller or Caller())
+
+    async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
+        with self._request(trail, within=self._deadlines):
+            ready = await self._prepared_chat(auth, call, trail, caller)
             async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
                 answer = await self._called(
                     ready,
@@ -104,6 +119,8 @@ class Pipeline:
                     lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
                     content_bytes_of,
                 )
+                if trail.texts is not None:
+                    trail.texts.answer = answer["choices"]
                 answer = await ready.answer.whole(answer)
             self._looked_through(ready, trail)
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
@@ -114,35 +131,51 @@ class Pipeline:
         """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
         settles what was used."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
-        with trail.told(), self._tell.refusals():
-            ready = await self._prepared_chat(auth, call, trail, caller or Caller())
-            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
-                shaper = StreamShaper(call.model)
-                async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
-                    try:
-                        async for reached, pieces in answer:
-                            shaper = reached
-                            if shown := await ready.answer.pieces(pieces):
-                                yield shown
-                    except AgentOSError:
-                        # What came before the failure was paid, and may be read.
-                        if rest := await ready.answer.rest():
-                            yield rest
-                        raise
-                if rest := await ready.answer.rest():
-                    yield rest
-            self._looked_through(ready, trail)
-            receipt = trail.receipt(spending.total, shaper.reported)
-            yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
+        async with self.recorder.recorded(trail, call):
+            with self._request(trail):
+                ready = await self._prepared_chat(auth, call, trail, caller or Caller())
+                gathered = None if trail.texts is None else Gathered()
+                async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+                    shaper = StreamShaper(call.model)
+                    async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
+                        try:
+                            async for reached, pieces in answer:
+                                shaper = reached
+                                if gathered is not None:
+                                    gathered.add_all(written_out(pieces))
+                                if shown := await ready.answer.pieces(pieces):
+                                    yield shown
+                        except AgentOSError:
+                            # What came before the failure was paid, and may be read.
+                            if rest := await ready.answer.rest():
+                                yield rest
+                            raise
+                    if rest := await ready.answer.rest():
+                        yield rest
+                self._looked_through(ready, trail)
+                if trail.texts is not None and gathered is not None:
+                    trail.texts.answer = gathered.reply()["choices"]
+                receipt = trail.receipt(spending.total, shaper.reported)
+                yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
 
-    async def embed(self, auth: AuthContext, call: EmbedCall, *, caller: Caller | None = None) -> dict[str, Json]:
+    async def embed(
+        self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False, caller: Caller | None = None
+    ) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
-        trail = Trail(auth, self._deps.clock)
-        async with self._request(trail):
-            asked = Asked(name=call.model, kind="embed", preference=call.preference)
-            tenant, candidates = await self._entitled(auth, asked)
-            decision = await self._inspected(auth, tenant, {**call.members, "input": list(call.inputs)}, trail)
+        trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
+        async with self.recorder.recorded(trail, call):
+            return await self._embed(auth, call, trail, caller or Caller())
+
+    async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> dict[str, Json]:
+        with self._request(trail, within=self._deadlines):
+            asked = self._route_asked(call)
+            tenant, entitled = await self._entitled(auth, asked)
+            members = _embedding(call)
+            candidates = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail).candidates
+            rules = self._rules(tenant)
+            decision = await self._inspected(auth, members, rules, trail)
             value = decision.value
+            trail.texts = texts_to_keep(tenant.entitlements, value)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
             plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
@@ -155,8 +188,8 @@ class Pipeline:
                 plan=plan,
                 limit=tenant.entitlements.tokens_per_day,
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
-                answer=self._answer(auth, tenant, decision),
-                caller=caller or Caller(),
+                answer=self._answer(auth, rules, decision),
+                caller=caller,
             )
             async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
                 answer = await self._called(
@@ -166,21 +199,41 @@ class Pipeline:
             receipt = trail.receipt(spending.total, answer.get("usage"))
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
-    async def check(self, auth: AuthContext, call: ChatCall) -> Verdict:
-        """What `chat` would decide, without a call and without changing a row."""
+    async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
+        """What `chat` or `embed` would decide, without a call and without changing a row."""
         trail = Trail(auth, self._deps.clock)
-        async with self._request(trail):
-            tenant, candidates = await self._entitled(auth, _asked(call))
-            decision = await decide(self._pii, auth, call.members, self._rules(tenant))
+        with self._request(trail, within=self._deadlines):
+            asked, members = self._route_asked(call), said(call) if isinstance(call, ChatCall) else _embedding(call)
+            tenant, entitled = await self._entitled(auth, asked)
+            ruled = self._ruled(auth, tenant, call, members, entitled)
+            if ruled.blocked is not None:
+                return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)
+            decision = await decide(self._pii, auth, members, self._rules(tenant))
+            if decision.outcome.decision == "blocked":
+                return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
+            candidates = ruled.candidates
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
-            ask = self._asked(msgspec.structs.replace(call, members=decision.value), candidates[0])
+            ask = self._would_ask(call, decision.value, candidates[0])
             plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
                 findings=decision.findings,
+                refusal=None,
                 budget={**budget_members(balance), "would_hold": ask.amount, "fits": fits},
             )
+
+    async def _blocked(
+        self, auth: AuthContext, tenant: Tenant, outcome: PolicyOutcome, findings: tuple[Finding, ...], refusal: str
+    ) -> Verdict:
+        """What is refused holds nothing."""
+        balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
+        return Verdict(
+            policy_outcome=outcome,
+            findings=findings,
+            refusal=refusal,
+            budget={**budget_members(balance), "would_hold": 0, "fits": True},
+        )
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
         """What the tenant may ask for, aliases and tiers included, sorted by id, each with who would be asked first."""
@@ -190,24 +243,38 @@ class Pipeline:
     # The stages, in their order.
 
     async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> _Ready:
-        asked = _asked(call)
-        tenant, candidates = await self._entitled(auth, asked)
-        decision = await self._inspected(auth, tenant, call.members, trail)
-        body: dict[str, Json] = decision.value
-        ask = self._asked(msgspec.structs.replace(call, members=body), candidates[0])
-        plan = planned(auth, await self._budgets.of(auth), candidates, body, ask, tier=call.model)
+        asked = self._route_asked(call)
+        tenant, entitled = await self._entitled(auth, asked)
+        members = said(call)
+        ruled = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail)
+        candidates = ruled.candidates
+        rules = self._rules(tenant)
+        decision = await self._inspected(auth, members, rules, trail)
+        value: dict[str, Json] = decision.value
+        trail.texts = texts_to_keep(tenant.entitlements, value)
+        if value is not call.members:
+            call = msgspec.structs.replace(call, members=value)
+        ask = self._asked(call, candidates[0])
+        plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
+        told = sent(call, value)
+        told = {**told, "n": call.choices} if call.choices > 1 else told
         return _Ready(
             auth=auth,
             asked=asked,
             candidates=plan.candidates,
-            body={**body, "n": call.choices} if call.choices > 1 else body,
+            body=told,
             ask=ask,
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
-            sent_bytes=len(msgspec.json.encode(body)),
-            answer=self._answer(auth, tenant, decision),
+            sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
+            answer=ruled.guarded(self._answer(auth, rules, decision)),
             caller=caller,
         )
+
+    def _would_ask(self, call: ChatCall | EmbedCall, value: Json, preferred: Candidate) -> Ask:
+        if isinstance(call, EmbedCall):
+            return embed_ask(msgspec.structs.replace(call, inputs=tuple(value["input"])))
+        return self._asked(msgspec.structs.replace(call, members=value), preferred)
 
     def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
         most = preferred.card.max_tokens
@@ -232,6 +299,37 @@ class Pipeline:
             )
         return tenant, candidates
 
+    def _ruled(
+        self,
+        auth: AuthContext,
+        tenant: Tenant,
+        call: ChatCall | EmbedCall,
+        members: dict[str, Json],
+        candidates: tuple[Candidate, ...],
+    ) -> Ruled:
+        """Which of them the policies permit; changes nothing."""
+        rules = self._policies.of(tenant)
+        if rules.is_empty:
+            return Ruled(candidates=candidates)
+
+        def may_write(candidate: Candidate) -> int:
+            return most_written(call, self._limits, candidate.card.max_tokens) if isinstance(call, ChatCall) else 0
+
+        return ruled(
+            rules,
+            auth,
+            members,
+            candidates,
+            tier=self._router.tier(call.model),
+            may_write=may_write,
+        )
+
+    def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
+        if ruled.blocked is not None:
+            trail.outcome = ruled.blocked
+            raise ruled.refusal
+        return ruled
+
     async def _fits(self, auth: AuthContext, ask: Ask, plan: Plan) -> bool:
         """Whether the tenant's own hard budgets have room."""
         if not plan.also:
@@ -243,8 +341,8 @@ class Pipeline:
             for account, balance in balances
         )
 
-    async def _inspected(self, auth: AuthContext, tenant: Tenant, members: dict[str, Json], trail: Trail) -> Decision:
-        decision = await decide(self._pii, auth, members, self._rules(tenant))
+    async def _inspected(self, auth: AuthContext, members: dict[str, Json], rules: PiiRules, trail: Trail) -> Decision:
+        decision = await decide(self._pii, auth, members, rules)
         trail.outcome = decision.outcome
         self._tell.decided(decision.findings)
         enforce(decision)
@@ -253,42 +351,33 @@ class Pipeline:
     def _rules(self, tenant: Tenant) -> PiiRules:
         return rules_for(tenant.id, tenant.entitlements.pii, self._deps.placeholder_key)
 
-    def _answer(self, auth: AuthContext, tenant: Tenant, decision: Decision) -> Answer:
-        return Answer(Lens(self._pii, auth, self._rules(tenant), decision.placeholders))
+    def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
+        return Answer(Lens(self._pii, auth, rules, decision.placeholders))
 
     def _looked_through(self, ready: _Ready, trail: Trail) -> None:
         """Note what was taken out of the answer, before the receipt is written."""
         trail.outcome = ready.answer.outcome(trail.outcome)
-        self._tell.decided(ready.answer.findings)
+        self._tell.answered(trail.outcome, ready.answer.findings)
 
-    @asynccontextmanager
-    async def _reserved(
-        self, auth: AuthContext, model: str, ready: _Ready, trail: Trail, *, choices: int
-    ) -> AsyncIterator[Spending]:
-        trail.balance = await self.balances.current(auth, limit=ready.limit)
-        try:
-            plan = ready.plan
-            reservation = self.meter.reserved(
-                auth,
-                ready.ask.amount,
-                limit=ready.limit,
-                lease=self._limits.lease,
-                also=plan.also,
-                nanousd=plan.nanousd,
-                about=plan.about,
-            )
-            async with reservation as spending:
-                trail.over = spending.over
-                try:
-                    yield spending
-                finally:
-                    self._tell.settled(auth, model, spending.total)
-        except InvalidArgument as error:
-            if error.code == "request_exceeds_budget" and error.details.get("budget") == TOKENS_PER_DAY:
-                # The ledger knows amounts; what a client can change is the answer's length.
-                fits = tokens_that_fit(ready.limit, ready.ask, choices=choices)
-                error.details["max_tokens_that_fits"] = fits
-            raise
+    def _reserved(self, auth: AuthContext, model: str, ready: _Ready, trail: Trail, *, choices: int) -> Reserved:
+        plan = ready.plan
+        reservation = self.meter.reserved(
+            auth,
+            ready.ask.amount,
+            limit=ready.limit,
+            lease=self._limits.lease,
+            also=plan.also,
+            nanousd=plan.nanousd,
+            about=plan.about,
+            request=trail.request,
+        )
+        return Reserved(
+            reservation,
+            trail,
+            standing=lambda: self.balances.current(auth, limit=ready.limit),
+            fits=lambda: tokens_that_fit(ready.limit, ready.ask, choices=choices),
+            settled=lambda usage: self._tell.settled(auth, model, usage),
+        )
 
     async def _called(
         self, ready: _Ready, spending: Spending, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
@@ -297,6 +386,7 @@ class Pipeline:
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
             try:
                 asking = ready.caller.asking(candidate.backend, streamed=False)
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate), asking:
@@ -327,6 +417,7 @@ class Pipeline:
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
             spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
@@ -383,23 +474,26 @@ class Pipeline:
         spending.add(usage, _served(candidate))
         self._tell.attempted(candidate, trail.paid(usage))
 
-    @asynccontextmanager
-    async def _request(self, trail: Trail) -> AsyncIterator[None]:
-        """Around a request with one answer; a stream's time is bounded by who sends it."""
-        with trail.told(), self._tell.refusals():
-            try:
-                async with asyncio.timeout(self._limits.request_s):
-                    yield
-            except TimeoutError:
-                raise out_of_time(self._limits.request_s) from None
+    def _request(self, trail: Trail, within: Deadlines | None = None) -> Refusing:
+        """Around a request; a stream's time is bounded by who sends it."""
+        return Refusing(trail, self._tell, within)
+
+    def _route_asked(self, call: ChatCall | EmbedCall) -> Asked:
+        if isinstance(call, EmbedCall):
+            return Asked(name=call.model, kind="embed", preference=call.preference)
+        conversation = conversation_of(call.members) if self._router.spreads() else ""
+        return Asked(
+            name=call.model,
+            kind="chat",
+            preference=call.preference,
+            agent=agent_of(call.members),
+            conversation=conversation,
+        )
 
 
-def out_of_time(seconds: int) -> Unavailable:
-    return Unavailable(f"the answer took longer than {seconds} s", code="upstream_timeout")
-
-
-def _asked(call: ChatCall) -> Asked:
-    return Asked(name=call.model, kind="chat", preference=call.preference, conversation=conversation_of(call.members))
+def _embedding(call: EmbedCall) -> dict[str, Json]:
+    """What a backend would read of it."""
+    return {**call.members, "input": list(call.inputs)}
 
 
 def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:

@@ -21,6 +21,7 @@ from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import placeholder, replaced, rewritten, texts
 
 _REDACT: Final = PiiRules()
+_ALLOWED: Final = PolicyOutcome(decision="allowed")
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -44,14 +45,15 @@ async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: P
         return undone.of(kind, found) if rules.mode(kind) == "reversible" else placeholder(kind)
 
     replacements: dict[str, str] = {}
-    kinds: Counter[str] = Counter()
+    found: list[str] = []
     for text in dict.fromkeys(texts(value)):
         spans = [span for span in await detector.detect(auth, text) if rules.mode(span.kind) != "allow"]
         if spans:
             replacements[text] = replaced(text, spans, stand_in)
-            kinds.update(span.kind for span in spans)
-    if not kinds:
-        return Decision(outcome=PolicyOutcome(decision="allowed"), findings=(), value=value, placeholders=undone)
+            found += [span.kind for span in spans]
+    if not found:
+        return Decision(outcome=_ALLOWED, findings=(), value=value, placeholders=undone)
+    kinds = Counter(found)
     blocked = sorted(kind for kind in kinds if rules.mode(kind) == "block")
     return Decision(
         outcome=PolicyOutcome(

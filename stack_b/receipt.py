@@ -1,7 +1,6 @@
 """The receipt of a request: what it consumed, what policy decided, who served it. Also what a failed one may tell."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import msgspec
 
@@ -12,54 +11,62 @@ from ports.errors import AgentOSError
 from ports.http.envelope import status_of
 from ports.messages import Json, Usage
 from ports.model import Attempt, PolicyOutcome, Route
+from ports.request_log import new_request_id
 from stack_b.backends.catalog import Candidate
+from stack_b.budget.meter import Spending
+from stack_b.kept_texts import Texts
 
 
 class Trail:
     """Gathers one request's receipt as the request passes its stages."""
 
     def __init__(self, auth: AuthContext, clock: Clock, *, possible_duplicate: bool = False) -> None:
-        self._auth = auth
+        self.auth = auth
+        self.at = clock.now()
+        self.request = new_request_id(self.at)
+        """Its id, in the log of requests and in its usage."""
+        self.spending: Spending | None = None
+        self.texts: Texts | None = None
+        """To be kept, where the tenant wants it."""
         self._possible_duplicate = possible_duplicate
         self._clock = clock
         self._started = clock.monotonic()
         self._upstream_s = 0.0
         self._first_content_s: float | None = None
         self._attempts: list[Attempt] = []
-        self._candidate: Candidate | None = None
+        self.candidate: Candidate | None = None
+        """Whom it was asked last."""
         self.outcome: PolicyOutcome | None = None
         self.balance: Balance | None = None
         self.over: tuple[str, ...] = ()
         """Soft budgets that are beyond their limits."""
 
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Whatever refuses the request inside the block says as much of the receipt as is known."""
-        try:
-            yield
-        except AgentOSError as error:
-            error.surface.update(self._known())
-            raise
+    def tell(self, error: AgentOSError) -> None:
+        """What refuses the request says as much of the receipt as is known."""
+        error.surface.update(self._known())
 
-    @contextmanager
-    def attempt(self, candidate: Candidate) -> Iterator[None]:
-        """Time one call of a backend, and note how it ended."""
-        self._candidate = candidate
-        began = self._clock.monotonic()
-        status = 499
-        reason: str | None = "cancelled"
-        try:
-            yield
-            status, reason = 200, None
-        except AgentOSError as error:
-            status, reason = int(error.details.get("upstream_status", status_of(error))), error.code
-            raise
-        finally:
-            took = self._clock.monotonic() - began
-            self._upstream_s += took
-            self._attempts.append(
-                Attempt(backend=candidate.backend.name, status=status, latency_ms=_ms(took), reason=reason)
-            )
+    def attempt(self, candidate: Candidate) -> "_Attempt":
+        """A block that times one call of a backend, and notes how it ended."""
+        self.candidate = candidate
+        return _Attempt(self, candidate)
+
+    def ended(self, candidate: Candidate, began: float, error: BaseException | None) -> None:
+        took = self._clock.monotonic() - began
+        self._upstream_s += took
+        status, reason = _outcome(error)
+        self._attempts.append(
+            Attempt(backend=candidate.backend.name, status=status, latency_ms=_ms(took), reason=reason)
+        )
+
+    def now(self) -> float:
+        return self._clock.monotonic()
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        return tuple(self._attempts)
+
+    def took_ms(self) -> int:
+        return _ms(self._clock.monotonic() - self._started)
 
     def first_content(self) -> None:
         if self._first_content_s is None:
@@ -93,17 +100,17 @@ class Trail:
             "usage": members,
             "policy_outcome": msgspec.to_builtins(self.outcome),
             "route": msgspec.to_builtins(self._route()),
-            "correlation_id": self._auth.trace.correlation_id,
-            "tenant_id": self._auth.tenant,
+            "correlation_id": self.auth.trace.correlation_id,
+            "tenant_id": self.auth.tenant,
         }
 
     def _route(self) -> Route | None:
-        if self._candidate is None:
+        if self.candidate is None:
             return None
         return Route(
-            backend=self._candidate.backend.name,
-            model=self._candidate.card.upstream,
-            attempts=tuple(self._attempts),
+            backend=self.candidate.backend.name,
+            model=self.candidate.card.upstream,
+            attempts=self.attempts,
             possible_duplicate=self._possible_duplicate,
         )
 
@@ -113,9 +120,32 @@ class Trail:
             "policy_outcome": msgspec.to_builtins(self.outcome),
             "budget": None if balance is None else budget_members(balance),
             "route": msgspec.to_builtins(self._route()),
-            "tenant_id": self._auth.tenant,
+            "tenant_id": self.auth.tenant,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+
+class _Attempt:
+    __slots__ = ("_began", "_candidate", "_trail")
+
+    def __init__(self, trail: Trail, candidate: Candidate) -> None:
+        self._trail = trail
+        self._candidate = candidate
+
+    def __enter__(self) -> None:
+        self._began = self._trail.now()
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._trail.ended(self._candidate, self._began, error)
+
+
+def _outcome(error: BaseException | None) -> tuple[int, str | None]:
+    """The status and the reason of an attempt."""
+    if error is None:
+        return 200, None
+    if isinstance(error, AgentOSError):
+        return int(error.details.get("upstream_status", status_of(error))), error.code
+    return 499, "cancelled"
 
 
 def budget_members(balance: Balance) -> dict[str, Json]:

@@ -1,36 +1,39 @@
 """What the gateway counts of its requests."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from typing import Final
 
 from observability.metrics import Metrics
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.messages import Usage
-from ports.model import Attempt
+from ports.model import Attempt, PolicyOutcome
 from stack_b.backends.catalog import Candidate
 from stack_b.redaction.findings import Finding
+
+_BLOCKED: Final = {"policy_blocked": "request", "tool_not_permitted": "tools"}
 
 
 class Tell:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Around a request: count what refuses it, where the HTTP metrics would not say why."""
-        try:
-            yield
-        except AgentOSError as error:
-            if "budget" in error.code:
-                self._metrics.budget_refusal(error.code)
-            elif error.code == "policy_blocked":
-                self._metrics.policy_block("request")
-            raise
+    def refused(self, error: AgentOSError) -> None:
+        """Count what refuses a request, where the HTTP metrics would not say why."""
+        if "budget" in error.code:
+            self._metrics.budget_refusal(error.code)
+        elif error.code in _BLOCKED:
+            self._metrics.policy_block(_BLOCKED[error.code])
 
     def decided(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self._metrics.redactions(finding.kind, finding.count)
+
+    def answered(self, outcome: PolicyOutcome | None, findings: Iterable[Finding]) -> None:
+        """What policy decided on an answer."""
+        self.decided(findings)
+        if outcome is not None and outcome.decision == "blocked":
+            self._metrics.policy_block("answer")
 
     def attempted(self, candidate: Candidate, attempt: Attempt) -> None:
         self._metrics.model_request(

@@ -1,5 +1,7 @@
 """From what a backend reports, or doesn't, to what is settled. Pure; integers only."""
 
+from typing import Final
+
 from msgspec import Struct
 
 from ports.messages import Json, Usage
@@ -15,9 +17,14 @@ class Kinds(Struct, frozen=True, kw_only=True):
     reasoning: int = 0
 
 
+_NONE: Final = Kinds()
+
+
 def kinds_of(reported: dict[str, Json] | None) -> Kinds:
     """What the backend says of its kinds, as far as it can be: parts of a whole, and no part counted twice."""
     told = reported or {}
+    if not told.get("prompt_tokens_details") and not told.get("completion_tokens_details"):
+        return _NONE
     prompt, completion = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
     details = _members(told.get("prompt_tokens_details"))
     read = _part(details.get("cached_tokens"), prompt)
@@ -45,14 +52,12 @@ def usage_of(reported: dict[str, Json] | None, *, prompt_bytes: int, content_byt
     estimated = prompt is None or (completion is None and content_bytes > 0)
     prompt = estimated_tokens(prompt_bytes) if prompt is None else prompt
     completion = estimated_tokens(content_bytes) if completion is None else completion
-    kinds = kinds_of(reported)
-    parts = {"cache_read": kinds.cache_read, "cache_write": kinds.cache_write, "reasoning": kinds.reasoning}
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cost_nanousd=price.cost_nanousd(prompt, completion, **parts) if price else 0,
-        estimated=estimated,
-    )
+    cost = 0
+    if price is not None:
+        kinds = kinds_of(reported)
+        parts = {"cache_read": kinds.cache_read, "cache_write": kinds.cache_write, "reasoning": kinds.reasoning}
+        cost = price.cost_nanousd(prompt, completion, **parts)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cost_nanousd=cost, estimated=estimated)
 
 
 def content_bytes_of(answer: dict[str, Json]) -> int:

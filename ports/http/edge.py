@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
@@ -27,6 +28,8 @@ from ports.errors import (
     Unauthenticated,
 )
 from ports.http import envelope, strict_json
+from ports.http.extensions import WHOLE_RESPONSE, WholeResponse
+from ports.http.headers import Headers
 from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
 from ports.messages import Json
@@ -36,18 +39,16 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+EdgeApp: TypeAlias = Callable[[Scope, Receive, "Answering"], Awaitable[None]]
+"""What is reached without a framework: it may answer as a whole."""
+
 EXCHANGE: Final = "agentos.exchange"
 UNMATCHED: Final = "unmatched"
 
-_SINGLETONS: Final = frozenset(
-    {
-        b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"last-event-id",
-        b"traceparent", b"transfer-encoding", b"x-api-key", b"x-correlation-id", b"x-step-key", b"x-tenant-id",
-    }
-)  # fmt: skip
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-", b"via")
 """How the headers begin that proxies add."""
+_ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _CONTENT_LENGTH_CHARS: Final = 18
 
@@ -62,6 +63,7 @@ class Exchange(Struct, kw_only=True):
     """What the edge found out about one request."""
 
     trace: Trace
+    headers: Headers
     template: str = UNMATCHED
     auth: AuthContext | None = None
     idempotency_key: str | None = None
@@ -82,6 +84,9 @@ class Exchange(Struct, kw_only=True):
 Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 """Called once per request with the exchange, the method, the status (499: client gone) and the seconds it took."""
 
+MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
+"""What a surface adds to the headers of a response."""
+
 ExtraMembers: TypeAlias = Callable[[AgentOSError], Mapping[str, Any]]
 """What a surface adds inside `error`."""
 
@@ -98,8 +103,15 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
 
 
+def no_headers(_: Exchange) -> list[tuple[bytes, bytes]]:
+    return []
+
+
 class Edge:
     """ASGI middleware around a surface's framework. Holds no state between requests.
+
+    `endpoints`, by method and template, are reached without the framework; everything else of the edge is the same. They
+    find the body in the exchange; what they receive is what comes after it (the disconnect).
 
     Without a `verifier` no route that needs a scope can be reached: for surfaces of public routes only.
     """
@@ -114,9 +126,13 @@ class Edge:
         extra: ExtraMembers = no_extra,
         body: BodyOf | None = None,
         key_header: bytes | None = None,
+        endpoints: Mapping[tuple[str, str], EdgeApp] | None = None,
+        headers: MoreHeaders = no_headers,
     ) -> None:
         """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
+        self._endpoints = endpoints or {}
+        self._more_headers = headers
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
@@ -130,57 +146,54 @@ class Edge:
                 await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = _Headers(scope["headers"])
-        found = Exchange(trace=trace_from(headers.get(b"x-correlation-id"), headers.get(b"traceparent")))
-        scope[EXCHANGE] = found
-        reply = _Reply(send, found.trace)
+        headers = Headers(scope["headers"])
+        trace = trace_from(headers.text(b"x-correlation-id"), headers.text(b"traceparent"))
+        found = scope[EXCHANGE] = Exchange(trace=trace, headers=headers)
+        reply = Answering(scope, send, found, self._more_headers)
         try:
-            await self._serve(scope, receive, reply, headers, found)
+            await self._serve(scope, receive, reply, found)
         except Disconnected:
             pass
         except AgentOSError as error:
-            await self._refuse(reply, error, headers, found)
+            await self._refuse(reply, error, found)
         except Exception as error:
             refusal = _framework_refusal(error)
             if refusal is None:
                 logger.exception("http.failed", extra={"route": found.template})
             if reply.status is not None:
                 raise
-            await self._refuse(reply, refusal or Internal(str(error)), headers, found)
+            await self._refuse(reply, refusal or Internal(str(error)), found)
         finally:
             self._observe(found, scope["method"], reply.status or 499, time.perf_counter() - started)
 
-    async def _serve(
-        self, scope: Scope, receive: Receive, send: "_Reply", headers: "_Headers", found: Exchange
-    ) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: "Answering", found: Exchange) -> None:
+        headers = found.headers
         headers.check()
-        if scope.get("http_version", "1.1") == "1.1" and headers.get(b"host") is None:
+        if b"host" not in headers and scope.get("http_version", "1.1") == "1.1":
             raise InvalidArgument("HTTP/1.1 needs a Host header")
-        route, scope["path"] = self._match(scope, headers)
-        scope["raw_path"] = scope["path"].encode("utf-8", "surrogatepass")
+        route, path = self._match(scope, headers)
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
-
-            async def authorized() -> AuthContext:
-                auth = await self._authenticate(headers)
-                self._authorize(auth, route, headers)
-                return auth
-
-            found.auth = scope["auth"] = (await authorized()).traced(found.trace)
-            found.reauthorize = authorized
-        if route.query is not None:
+            found.auth = scope["auth"] = (await self._caller(headers, route)).traced(found.trace)
+            found.reauthorize = partial(self._caller, headers, route)
+        if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
         if route.mutation:
             found.idempotency_key = _idempotency_key(headers)
+        raw: bytes | None = None
         if route.method in _WITH_BODY:
             raw = await _body(receive, headers, route.max_body_bytes)
             found.json = strict_json.parse(raw)
             if not isinstance(found.json, dict):
                 raise InvalidArgument("the body must be a JSON object", code="validation_failed")
-            receive = _replay(raw, receive)
-        await self._app(scope, receive, send)
+        endpoint = self._endpoints.get((route.method, route.template))
+        if endpoint is not None:
+            await endpoint(scope, receive, send)
+            return
+        scope["path"], scope["raw_path"] = path, path.encode("utf-8", "surrogatepass")
+        await self._app(scope, receive if raw is None else _replay(raw, receive), send)
 
-    def _match(self, scope: Scope, headers: "_Headers") -> tuple[Route, str]:
+    def _match(self, scope: Scope, headers: Headers) -> tuple[Route, str]:
         match = self._routes.match(scope["method"], scope["path"])
         if match is None:
             raise NotFound("there is nothing at this path")
@@ -192,101 +205,81 @@ class Edge:
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
-    def _token(self, headers: "_Headers") -> str | None:
-        """The caller's `Authorization`; a key in a header of its own is the same as a bearer's."""
-        sent = headers.get(b"authorization")
-        key = None if self._key_header is None else headers.get(self._key_header)
-        if sent is not None and key is not None and sent != f"Bearer {key}":
-            raise InvalidArgument("two different keys were sent; send one of them, in one header")
-        return sent if key is None else f"Bearer {key}"
-
-    async def _authenticate(self, headers: "_Headers") -> AuthContext:
+    async def _caller(self, headers: Headers, route: Route) -> AuthContext:
+        """Who asks, authenticated and authorized."""
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
-        scheme, _, token = (self._token(headers) or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        sent = headers.text(b"authorization")
+        if self._key_header is not None and self._key_header in headers:
+            # A key in a header of its own is the same as a bearer's.
+            key = f"Bearer {headers.text(self._key_header)}"
+            if sent is not None and sent != key:
+                raise InvalidArgument("two different keys were sent; send one of them, in one header")
+            sent = key
+        scheme, _, token = (sent or "").partition(" ")
+        token = token.strip()
+        if not token or scheme.lower() != "bearer":
             raise Unauthenticated("send a token: Authorization: Bearer …")
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthenticated("the token is not valid")
-        return await self._verifier.verify(token.strip())
-
-    @staticmethod
-    def _authorize(auth: AuthContext, route: Route, headers: "_Headers") -> None:
+        auth = await self._verifier.verify(token)
         if route.access == DENIED:
             raise PermissionDenied("this route has no declared scope and is closed")
         auth.require(route.access)
-        named = headers.get(b"x-tenant-id")
-        if named is not None and named != auth.tenant:
+        if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
             raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
+        return auth
 
-    async def _refuse(self, send: "_Reply", error: AgentOSError, headers: "_Headers", found: Exchange) -> None:
+    async def _refuse(self, send: "Answering", error: AgentOSError, found: Exchange) -> None:
         found.refusal = error.code
         if send.status is not None:
             # The response has begun: the status can't change any more. Its stream ends here.
             raise error
-        extra = envelope.headers_of(error, token_sent=any(map(headers.get, self._credentials)))
+        extra = envelope.headers_of(error, token_sent=any(map(found.headers.get, self._credentials)))
         if error.code == "method_not_allowed":
             extra.append((b"allow", ", ".join(error.details.get("allow", [])).encode()))
-        body = self._body(error, send.trace.correlation_id)
-        start = {
-            "type": "http.response.start",
-            "status": envelope.status_of(error),
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *extra,
-            ],
-        }
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+        headers = [(b"content-type", b"application/json"), *extra]
+        await send.whole(envelope.status_of(error), headers, self._body(error, found.trace.correlation_id))
 
 
-class _Headers:
-    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
-        self._raw = raw
-        self._first: dict[bytes, bytes] = {}
-        for name, value in raw:
-            self._first.setdefault(name, value)
-
-    def get(self, name: bytes) -> str | None:
-        value = self._first.get(name)
-        return None if value is None else value.decode("latin-1")
-
-    def any_of(self, beginnings: tuple[bytes, ...]) -> bool:
-        return any(name.startswith(beginnings) for name in self._first)
-
-    def check(self) -> None:
-        seen: set[bytes] = set()
-        for name, _ in self._raw:
-            if name in seen and name in _SINGLETONS:
-                raise InvalidArgument(f"the header {name.decode('latin-1')!r} was sent twice")
-            seen.add(name)
-        if b"content-length" in seen and b"transfer-encoding" in seen:
-            raise InvalidArgument("send Content-Length or Transfer-Encoding, not both")
-        if self._first.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
-            raise InvalidArgument("the only Transfer-Encoding taken is chunked")
-
-
-class _Reply:
+class Answering:
     """`send` that stamps every response and remembers its status."""
 
-    def __init__(self, send: Send, trace: Trace) -> None:
+    __slots__ = ("_found", "_more_headers", "_scope", "_send", "status")
+
+    def __init__(self, scope: Scope, send: Send, found: Exchange, more_headers: MoreHeaders) -> None:
+        self._scope = scope
         self._send = send
-        self.trace = trace
+        self._found = found
+        self._more_headers = more_headers
         self.status: int | None = None
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-correlation-id", self.trace.correlation_id.encode()),
-                (b"x-request-id", self.trace.correlation_id.encode()),
-                (b"traceparent", self.trace.traceparent.encode()),
-                (b"x-content-type-options", b"nosniff"),
-                (b"cache-control", b"no-store"),
-            ]
+            message["headers"] = [*message.get("headers", ()), *self._stamps()]
         await self._send(message)
+
+    async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """A response with `body`; `headers` are those beside its length."""
+        self.status = status
+        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._stamps()]
+        at_once: WholeResponse | None = (self._scope.get("extensions") or {}).get(WHOLE_RESPONSE)
+        if at_once is not None and at_once(status, headers, body):
+            return
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _stamps(self) -> list[tuple[bytes, bytes]]:
+        trace = self._found.trace
+        correlation_id = trace.correlation_id.encode()
+        return [
+            (b"x-correlation-id", correlation_id),
+            (b"x-request-id", correlation_id),
+            (b"traceparent", trace.traceparent.encode()),
+            *_ALWAYS,
+            *self._more_headers(self._found),
+        ]
 
 
 def _check_query(raw: bytes, known: tuple[str, ...]) -> None:
@@ -314,8 +307,8 @@ def _framework_refusal(error: Exception) -> AgentOSError | None:
     return None
 
 
-def _idempotency_key(headers: _Headers) -> str:
-    key = headers.get(b"idempotency-key")
+def _idempotency_key(headers: Headers) -> str:
+    key = headers.text(b"idempotency-key")
     if key is None:
         raise InvalidArgument(
             "this changes something: send an Idempotency-Key header, so that repeating it is safe",
@@ -326,11 +319,11 @@ def _idempotency_key(headers: _Headers) -> str:
     return key
 
 
-async def _body(receive: Receive, headers: _Headers, limit: int) -> bytes:
-    if headers.get(b"content-encoding") is not None:
+async def _body(receive: Receive, headers: Headers, limit: int) -> bytes:
+    if headers.text(b"content-encoding") is not None:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
-    media, _, parameters = (headers.get(b"content-type") or "").lower().partition(";")
-    announced = headers.get(b"content-length")
+    media, _, parameters = (headers.text(b"content-type") or "").lower().partition(";")
+    announced = headers.text(b"content-length")
     if announced is not None:
         if not (announced.isascii() and announced.isdigit()):
             raise InvalidArgument("Content-Length must be a number")
@@ -377,7 +370,7 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _from_loopback(scope: Scope, headers: _Headers) -> bool:
+def _from_loopback(scope: Scope, headers: Headers) -> bool:
     client = scope.get("client")
     if headers.any_of(_FORWARDED):
         # A proxy on this machine speaks for somebody elsewhere.

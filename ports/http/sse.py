@@ -13,9 +13,6 @@ LAGGED: Final = b": lagged\n\n"
 HANG_UP: Final = "agentos.hang_up"
 """ASGI extension of our server: `hang_up(last)` ends a stream with `last` at once, whether the client reads or not."""
 
-GONE: Final = "agentos.gone"
-"""ASGI extension of our server: `gone(act)` calls `act` when the client leaves before it has the whole response."""
-
 _CURSOR: Final = re.compile(r"([a-z0-9]{1,32})\.(0|[1-9][0-9]{0,17})")
 
 

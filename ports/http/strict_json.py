@@ -10,6 +10,8 @@ import math
 import re
 from typing import Final, NoReturn
 
+import msgspec
+
 from ports.errors import InvalidArgument
 from ports.messages import Json
 
@@ -22,6 +24,9 @@ _INT64_CHARS: Final = 20
 # read twice: the time stays linear for whatever is sent.
 _TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_DIGITS: Final = b"0123456789"
+_FEWEST_DIGITS: Final = 19
+"""Of an integer that does not fit 64 bits."""
 
 
 def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
@@ -34,14 +39,32 @@ def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
         raise _refused("the body starts with a byte-order mark; send plain UTF-8")
     if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
         raise _refused(f"the body is nested deeper than {max_depth} levels")
+    value = _plainly(raw)
+    return _thoroughly(raw) if value is None else value
+
+
+def _plainly(raw: bytes) -> Json:
+    """The value in most bodies, at once; None where only a thorough look can tell.
+
+    What our encoder makes of the value is the body itself: so there is no member twice, and nothing that another parser
+    could read in another way. What is left are numbers that are too large, and characters that are escaped.
+    """
+    if b"\\u" in raw or len(raw) - len(raw.translate(None, _DIGITS)) >= _FEWEST_DIGITS:
+        return None
+    try:
+        value: Json = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return value if msgspec.json.encode(value) == raw else None
+
+
+def _thoroughly(raw: bytes) -> Json:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _malformed(f"the body is not UTF-8 (byte {error.start})") from None
     try:
-        value = json.loads(
-            text, object_pairs_hook=_members, parse_int=_integer, parse_float=_number, parse_constant=_constant
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _malformed(f"{error.msg} at line {error.lineno} column {error.colno}") from None
     if _SUSPECT_ESCAPE.search(raw):
@@ -104,3 +127,8 @@ def _check_strings(value: Json) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_strings(item)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_number, parse_constant=_constant
+)

@@ -34,19 +34,23 @@ class Catalog:
         self._backends = tuple(backends)
         self._clock = clock
         self._cards: dict[str, tuple[ModelCard, ...]] = {}
+        self._served: tuple[Candidate, ...] = ()
 
     @property
     def backends(self) -> tuple[Backend, ...]:
         return self._backends
 
     def served(self) -> tuple[Candidate, ...]:
-        return tuple(
-            Candidate(backend, card) for backend in self._backends for card in self._cards.get(backend.name, ())
-        )
+        return self._served
 
     async def refresh(self) -> bool:
         """Ask every backend what it serves; whether all answered. One that does not answer keeps what it last said."""
         return await self._ask(self._backends, self._cards)
+
+    def _known(self) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(backend, card) for backend in self._backends for card in self._cards.get(backend.name, ())
+        )
 
     async def _ask(self, backends: Sequence[Backend], cards: dict[str, tuple[ModelCard, ...]]) -> bool:
         answered: list[bool] = []
@@ -59,6 +63,8 @@ class Catalog:
                     logger.warning("backend.silent", extra={"backend": backend.name, "code": error.code})
             else:
                 answered.append(True)
+                # Known as soon as one has answered: who is slow is not waited for.
+                self._served = self._known()
 
         async with anyio.create_task_group() as group:
             for backend in backends:
@@ -71,6 +77,7 @@ class Catalog:
         cards = {backend.name: self._cards[backend.name] for backend in backends if backend.name in self._cards}
         await self._ask([backend for backend in backends if backend not in self._backends], cards)
         self._backends, self._cards = tuple(backends), cards
+        self._served = self._known()
 
     async def keep_fresh(self) -> None:
         """Refresh for ever; runs as a task of the composition root."""

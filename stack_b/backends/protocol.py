@@ -5,7 +5,7 @@ Errors are ours (`upstream_error`, `upstream_auth_error`, `upstream_timeout`; a 
 """
 
 from collections.abc import AsyncGenerator
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -97,6 +97,15 @@ class Backend(Protocol):
         ...
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]: ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """A backend that can be asked how it is, for nothing."""
+
+    async def probe(self) -> None:
+        """Raises `Unavailable` when it does not answer, or says that it can't serve anybody."""
+        ...
 
 
 class OpenBackend(Backend, Protocol):

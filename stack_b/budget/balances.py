@@ -5,10 +5,10 @@ process holds and settles in between is reckoned in.
 """
 
 from collections import OrderedDict
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ports.budget import Balance, BudgetLedger
@@ -16,13 +16,22 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.ids import TenantId
 
-FRESH: Final = timedelta(seconds=1)
+FRESH_S: Final = 1.0
 MAX_TENANTS: Final = 10_000
 
 
-class _Known(Struct, frozen=True, kw_only=True):
+@dataclass(slots=True)
+class _Known:
+    """A balance as it was read, and what has come to it since."""
+
     balance: Balance
-    read_at: datetime
+    read_at: float
+    held: int
+    settled: int
+
+    @property
+    def free(self) -> int:
+        return max(0, self.balance.limit - self.settled - self.held)
 
 
 class Balances:
@@ -34,23 +43,30 @@ class Balances:
     async def current(self, auth: AuthContext, *, limit: int) -> Balance:
         """The tenant's balance, at most a second old. Raises `Unavailable` when it must be read and can't."""
         known = self._known.get(auth.tenant)
-        if known is None or known.balance.limit != limit or self._clock.now() - known.read_at >= FRESH:
+        if known is None or known.balance.limit != limit or self._clock.monotonic() - known.read_at >= FRESH_S:
             return await self.read(auth, limit=limit)
+        if (known.held, known.settled) != (known.balance.held, known.balance.settled):
+            known.balance = replace(known.balance, held=known.held, settled=known.settled)
         return known.balance
 
     async def read(self, auth: AuthContext, *, limit: int) -> Balance:
         """The tenant's balance as the ledger has it now, for an answer that is about it. Raises `Unavailable`."""
-        known = _Known(balance=await self._ledger.balance(auth, limit=limit), read_at=self._clock.now())
-        self._known[auth.tenant] = known
+        balance = await self._ledger.balance(auth, limit=limit)
+        self._known[auth.tenant] = _Known(balance, self._clock.monotonic(), balance.held, balance.settled)
         if len(self._known) > MAX_TENANTS:
             self._known.popitem(last=False)
-        return known.balance
+        return balance
 
     def held(self, tenant: TenantId, amount: int) -> None:
-        self._reckon(tenant, held=amount, settled=0)
+        known = self._known.get(tenant)
+        if known is not None:
+            known.held += amount
 
     def settled(self, tenant: TenantId, amount: int, spent: int) -> None:
-        self._reckon(tenant, held=-amount, settled=spent)
+        known = self._known.get(tenant)
+        if known is not None:
+            known.held = max(0, known.held - amount)
+            known.settled += spent
 
     def headers(self, tenant: TenantId) -> list[tuple[bytes, bytes]]:
         """`x-ratelimit-{limit,remaining,reset}-tokens`; none for a tenant that nothing is known of."""
@@ -61,16 +77,9 @@ class Balances:
         left = max(timedelta(0), balance.window_end - self._clock.now())
         return [
             (b"x-ratelimit-limit-tokens", str(balance.limit).encode()),
-            (b"x-ratelimit-remaining-tokens", str(balance.free).encode()),
+            (b"x-ratelimit-remaining-tokens", str(known.free).encode()),
             (b"x-ratelimit-reset-tokens", duration(left).encode()),
         ]
-
-    def _reckon(self, tenant: TenantId, *, held: int, settled: int) -> None:
-        known = self._known.get(tenant)
-        if known is not None:
-            balance = known.balance
-            reckoned = replace(balance, held=max(0, balance.held + held), settled=balance.settled + settled)
-            self._known[tenant] = replace(known, balance=reckoned)
 
 
 def duration(value: timedelta) -> str:

@@ -20,6 +20,7 @@ MEDIA_TOKENS: Final = 4_096
 """Per image, sound or file: beyond what the dearest known detail level of one image costs."""
 
 _MEDIA_TYPES: Final = frozenset({"image_url", "input_audio", "file"})
+_MEDIA_WORDS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(_MEDIA_TYPES))
 
 
 class Ask(Struct, frozen=True, kw_only=True):
@@ -29,13 +30,28 @@ class Ask(Struct, frozen=True, kw_only=True):
     prompt_bound: int
     max_tokens: int
     """Per choice: what the backend is told."""
+    body_bytes: int = 0
+    """Of the JSON that a backend reads."""
 
 
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
-    bound = len(msgspec.json.encode(call.members)) + MEDIA_TOKENS * sum(1 for _ in _media(call.members))
-    most = min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
-    each = call.max_tokens if call.max_tokens is not None else most
-    return Ask(amount=bound + call.choices * each, prompt_bound=bound, max_tokens=each)
+    body = msgspec.json.encode(call.members)
+    # Nearly every request is text, and bytes are searched faster than values.
+    media = sum(1 for _ in _media(call.members)) if any(map(body.__contains__, _MEDIA_WORDS)) else 0
+    bound = len(body) + MEDIA_TOKENS * media
+    each = _each(call, limits, model_max_tokens)
+    return Ask(amount=bound + call.choices * each, prompt_bound=bound, max_tokens=each, body_bytes=len(body))
+
+
+def most_written(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    """How many tokens all choices together may have."""
+    return call.choices * _each(call, limits, model_max_tokens)
+
+
+def _each(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    if call.max_tokens is not None:
+        return call.max_tokens
+    return min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
 
 
 def embed_ask(call: EmbedCall) -> Ask:

@@ -1,13 +1,11 @@
 """`reserved(...)`: hold a request's budget, and settle it exactly once on every way out."""
 
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
 from datetime import timedelta
+from types import TracebackType
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ports.budget import Account, Amount, BudgetLedger, UsageEvent
 from ports.budget_rules import tokens_per_day
@@ -43,6 +41,7 @@ class About(Struct, frozen=True, kw_only=True):
 
 _NOBODY: Final = Served()
 _NOTHING_KNOWN: Final = About()
+_NOTHING_USED: Final = Usage()
 
 
 class Spending:
@@ -52,15 +51,17 @@ class Spending:
         self.over = over
         """Soft budgets that are beyond their limits."""
         self._known: list[tuple[Usage, Served]] = []
-        self._assumed = Usage()
+        self._assumed = _NOTHING_USED
         self._assumed_of = _NOBODY
 
     @property
     def total(self) -> Usage:
-        total = Usage()
+        if len(self._known) == 1 and self._assumed is _NOTHING_USED:
+            return self._known[0][0]
+        total = self._assumed
         for usage, _ in self._known:
             total = total.plus(usage)
-        return total.plus(self._assumed)
+        return total
 
     def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
         """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
@@ -69,11 +70,11 @@ class Spending:
     def add(self, usage: Usage, of: Served = _NOBODY) -> None:
         """The call's own count, in place of what was assumed."""
         self._known.append((usage, of))
-        self._assumed, self._assumed_of = Usage(), _NOBODY
+        self._assumed, self._assumed_of = _NOTHING_USED, _NOBODY
 
     def attempts(self) -> list[tuple[Usage, Served]]:
         """In their order; those that were free as well."""
-        return [*self._known, *([(self._assumed, self._assumed_of)] if self._assumed != Usage() else [])]
+        return [*self._known, *([(self._assumed, self._assumed_of)] if self._assumed != _NOTHING_USED else [])]
 
 
 class Meter:
@@ -86,8 +87,7 @@ class Meter:
         self._balances = balances
         self._purse = Purse(ledger, clock, in_chunks=in_chunks)
 
-    @asynccontextmanager
-    async def reserved(
+    def reserved(
         self,
         auth: AuthContext,
         amount: int,
@@ -97,9 +97,10 @@ class Meter:
         also: tuple[Account, ...] = (),
         nanousd: int = 0,
         about: About = _NOTHING_KNOWN,
-    ) -> AsyncIterator[Spending]:
-        """Hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on the way
-        out settle what was added to the `Spending`.
+        request: str = "",
+    ) -> "Reservation":
+        """A block: hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on
+        the way out settle what was added to the `Spending`.
 
         The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for
         it, and never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as
@@ -109,14 +110,8 @@ class Meter:
             ResourceExhausted, InvalidArgument, Unavailable: the ledger's refusals; nothing is held then.
         """
         on = (tokens_per_day(limit), *also)
-        taken = await self._purse.take(auth, Amount(tokens=amount, nanousd=nanousd), on, lease)
-        self._balances.held(auth.tenant, amount)
-        spending = Spending(taken.chunk.over)
-        try:
-            yield spending
-        finally:
-            self._balances.settled(auth.tenant, amount, spending.total.total_tokens)
-            await self._purse.put(taken, events_of(auth, about, spending), wait_s=SETTLE_BOUND_S)
+        wanted = Amount(tokens=amount, nanousd=nanousd)
+        return Reservation(self._purse, self._balances, auth, wanted, on=on, lease=lease, about=about, request=request)
 
     def idle(self, tenant: TenantId) -> int:
         """Tokens that the ledger counts as held and that this process has for requests to come."""
@@ -127,32 +122,80 @@ class Meter:
         await self._purse.drain()
 
 
-def events_of(auth: AuthContext, about: About, spending: Spending) -> tuple[UsageEvent, ...]:
-    """An event for each attempt that consumed something, under an id of ours for the request."""
-    request = f"req_{uuid.uuid4().hex}"
-    common = UsageEvent(
-        request=request,
-        attempt=0,
-        correlation_id=auth.trace.correlation_id,
-        principal=auth.principal,
-        agent=about.agent,
-        session=about.session,
+class Reservation:
+    """See `Meter.reserved`."""
+
+    __slots__ = (
+        "_about",
+        "_amount",
+        "_auth",
+        "_balances",
+        "_lease",
+        "_on",
+        "_purse",
+        "_request",
+        "_spending",
+        "_taken",
     )
+
+    def __init__(
+        self,
+        purse: Purse,
+        balances: Balances,
+        auth: AuthContext,
+        amount: Amount,
+        *,
+        on: tuple[Account, ...],
+        lease: timedelta,
+        about: About,
+        request: str,
+    ) -> None:
+        self._request = request
+        self._purse = purse
+        self._balances = balances
+        self._auth = auth
+        self._amount = amount
+        self._on = on
+        self._lease = lease
+        self._about = about
+
+    async def __aenter__(self) -> Spending:
+        self._taken = await self._purse.take(self._auth, self._amount, self._on, self._lease)
+        self._balances.held(self._auth.tenant, self._amount.tokens)
+        self._spending = Spending(self._taken.chunk.over)
+        return self._spending
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        spending = self._spending
+        self._balances.settled(self._auth.tenant, self._amount.tokens, spending.total.total_tokens)
+        events = events_of(self._auth, self._about, spending, self._request)
+        await self._purse.put(self._taken, events, wait_s=SETTLE_BOUND_S)
+
+
+def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
+    """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
+    request = request or f"req_{os.urandom(16).hex()}"
     return tuple(
-        _event(common, number, usage, served)
+        _event(auth, about, (request, number), usage, served)
         for number, (usage, served) in enumerate(spending.attempts(), start=1)
         if usage.total_tokens or usage.cost_nanousd
     )
 
 
-def _event(common: UsageEvent, attempt: int, usage: Usage, served: Served) -> UsageEvent:
+def _event(auth: AuthContext, about: About, key: tuple[str, int], usage: Usage, served: Served) -> UsageEvent:
     # The kinds sum up to the totals, whatever a backend says of its caches.
     read = min(served.cache_read, usage.prompt_tokens)
     written = min(served.cache_write, usage.prompt_tokens - read)
     reasoning = min(served.reasoning, usage.completion_tokens)
-    return replace(
-        common,
-        attempt=attempt,
+    return UsageEvent(
+        request=key[0],
+        attempt=key[1],
+        correlation_id=auth.trace.correlation_id,
+        principal=auth.principal,
+        agent=about.agent,
+        session=about.session,
         model=served.model,
         backend=served.backend,
         fresh_tokens=usage.prompt_tokens - read - written,

@@ -21,6 +21,7 @@ from stack_b.budget.meter import About
 FRESH: Final = timedelta(seconds=4)
 """Changes take effect within 5 s everywhere; the rest of that is for the reading."""
 MAX_TENANTS: Final = 10_000
+_NOTHING_KNOWN: Final = About()
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -68,6 +69,8 @@ def planned(
         PermissionDenied: a budget limits money, and no candidate has a price.
     """
     about = _about(members)
+    if not budgets:
+        return Plan(also=(), candidates=candidates, nanousd=0, about=about)
     scopes: dict[Scope, str] = {
         "key": auth.principal,
         "agent": about.agent,
@@ -93,7 +96,8 @@ def planned(
 def _about(members: dict[str, Json]) -> About:
     """What a client says of itself in `metadata`; whoever counts by it trusts its own clients."""
     told = members.get("metadata")
-    told = told if isinstance(told, dict) else {}
+    if not isinstance(told, dict):
+        return _NOTHING_KNOWN
     return About(agent=_name(told, "agent_id"), session=_name(told, "session_id"))
 
 

@@ -14,12 +14,14 @@ from typing import Final
 
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
-from ports.http.edge import Receive, Scope, Send
-from ports.http.sse import GONE, HANG_UP
+from ports.http.edge import Disconnected, Receive, Scope, Send
+from ports.http.extensions import ON_DISCONNECT, OnDisconnect
+from ports.http.sse import HANG_UP
 from stack_b.caller import Caller
 from stack_b.chunks import Closing, Piece, Run
+from stack_b.flights import Flight
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.pipeline import out_of_time
+from stack_b.interrupt import out_of_time
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 """Of silence. Proxies cut what is idle for 30 to 60 s."""
@@ -50,7 +52,9 @@ class ChatStream:
         reauthorize: Callable[[], Awaitable[AuthContext]] | None,
         deadline: timedelta,
         caller: Caller,
+        flight: Flight | None = None,
     ) -> None:
+        """`flight`: the call of a client that may try again."""
         self._chunks = chunks
         self._wire = wire
         self._route = route
@@ -58,17 +62,32 @@ class ChatStream:
         self._reauthorize = reauthorize
         self._deadline = deadline
         self._caller = caller
+        self._flight = flight
+        self._whole = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = _Out(scope, send)
+        out = _Out(scope, send, self._sending)
         watch = _Watch(self._caller, out, self._wire.keep_alive, self._reauthorize, self._failed)
+        failure: AgentOSError | None = None
+        if self._flight is not None:
+            self._flight.stop = self._caller.leave
+            self._flight.begin()
+        try:
+            failure = await self._carried(scope, receive, out, watch)
+        finally:
+            if self._flight is not None:
+                self._flight.end(error=None if self._whole else failure or Disconnected())
+        if failure is not None:
+            await self._refuse(failure, out)
+
+    async def _carried(self, scope: Scope, receive: Receive, out: "_Out", watch: "_Watch") -> AgentOSError | None:
+        """What the client must be told to have gone wrong."""
         failure: AgentOSError | None = None
         try:
             await self._relay(scope, receive, out, watch)
         except TimeoutError:
-            if self._caller.gone and watch.refusal is None:
-                return
-            failure = out_of_time(int(self._deadline.total_seconds()))
+            if not self._caller.gone:
+                failure = out_of_time(int(self._deadline.total_seconds()))
         except AgentOSError as error:
             failure = told(error, self._wire.names)
         except asyncio.CancelledError:
@@ -78,9 +97,7 @@ class ChatStream:
         except Exception as error:  # the stream's own HTTP edge: the real one can't answer any more
             logger.exception("http.failed", extra={"route": self._route})
             failure = Internal(str(error))
-        failure = watch.refusal or failure
-        if failure is not None:
-            await self._refuse(failure, out)
+        return watch.refusal or failure
 
     async def _relay(self, scope: Scope, receive: Receive, out: "_Out", watch: "_Watch") -> None:
         """All of it. Raises `TimeoutError` when time is up and when it must end."""
@@ -88,9 +105,11 @@ class ChatStream:
             self._caller.on_leaving = lambda: patience.reschedule(0)
             ended = False
             try:
-                watch.begin((scope.get("extensions") or {}).get(GONE), receive)
+                watch.begin((scope.get("extensions") or {}).get(ON_DISCONNECT), receive, self._left)
                 async with aclosing(self._chunks) as chunks:
                     async for pieces in chunks:
+                        if self._flight is not None:
+                            self._flight.tell(pieces)
                         frames = b"".join(map(self._frames, pieces))
                         if isinstance(pieces, Closing):
                             await out.send(frames + self._wire.end(), last=True)
@@ -99,9 +118,21 @@ class ChatStream:
                             await out.send(frames)
                 if not ended:
                     await out.send(self._wire.end(), last=True)
+                self._whole = True
             finally:
                 self._caller.on_leaving = _nothing
                 watch.end()
+
+    def _left(self) -> None:
+        """The client has."""
+        if self._flight is None:
+            self._caller.leave()
+        elif not self._flight.over:
+            self._flight.client_left()
+
+    def _sending(self) -> None:
+        if self._flight is not None:
+            self._flight.sending()
 
     async def _refuse(self, failure: AgentOSError, out: "_Out") -> None:
         if not out.started:
@@ -120,8 +151,9 @@ class ChatStream:
 class _Out:
     """The way to the client: one thing at a time, the head before the first of them."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, on_start: Callable[[], None]) -> None:
         self._send = send
+        self._on_start = on_start
         self._hang_up: Callable[[bytes], None] | None = (scope.get("extensions") or {}).get(HANG_UP)
         self._loop = asyncio.get_running_loop()
         self._over = False
@@ -165,6 +197,7 @@ class _Out:
         try:
             if not self.started:
                 self.started = True
+                self._on_start()
                 await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             self.last_sent = self._loop.time()
             self._over = last
@@ -200,11 +233,11 @@ class _Watch:
         self.refusal: AgentOSError | None = None
         """Why the caller may have no more of it."""
 
-    def begin(self, when_gone: Callable[[Callable[[], None]], None] | None, receive: Receive) -> None:
-        if when_gone is not None:
-            when_gone(self._caller.leave)
+    def begin(self, on_disconnect: OnDisconnect | None, receive: Receive, left: Callable[[], None]) -> None:
+        if on_disconnect is not None:
+            on_disconnect(left)
         else:
-            self._waiting = asyncio.create_task(self._until_gone(receive))
+            self._waiting = asyncio.create_task(_until_gone(receive, left))
         self._set()
 
     def end(self) -> None:
@@ -252,10 +285,11 @@ class _Watch:
             self._asking, self._asked = None, self._loop.time()
         self._set()
 
-    async def _until_gone(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._caller.leave()
+
+async def _until_gone(receive: Receive, left: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    left()
 
 
 def _nothing() -> None:

@@ -1,96 +1,140 @@
 """The endpoints: each takes what the edge parsed, makes it canonical, and hands it to the pipeline."""
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import msgspec
-from litestar import get, post
+from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
-from litestar.types import ASGIApp
 
 from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.http.edge import decoded, exchange
 from ports.http.health import OK, Probe, states_of
+from ports.messages import Json
 from stack_b.backends.catalog import Candidate
 from stack_b.caller import Caller
+from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
-from stack_b.http.completions import Asked
+from stack_b.following import Standing
+from stack_b.http.asked import Asked, Endpoint, Reply
+from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
-from stack_b.http.replies import JsonReply, asgi, json_reply, unless_gone
-from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.http.replies import json_reply, unless_gone
+from stack_b.http.wire import Health, InForce, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.limits import Limits
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 
+Requested: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
 
-def model_routes(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> list[HTTPRouteHandler]:
-    """What is under `/v1` beside the surfaces on which a model writes."""
 
-    @post("/v1/steps:cancel", status_code=200)
-    async def cancel_step(request: Asked) -> ASGIApp:
-        found = exchange(request.scope)
+def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[str, Endpoint]:
+    """What is posted under `/v1` beside the surfaces on which a model writes, by path."""
+
+    async def cancel_step(asked: Asked) -> Reply:
+        found = asked.exchange
         auth, key = found.identity, step_key(decoded(found.json, StepBody).step_key)
         aborted = await steps.abort(auth, key)
         correlation_id = auth.trace.correlation_id
         return json_reply(StepView(step_key=key, aborted=aborted, tenant_id=auth.tenant, correlation_id=correlation_id))
 
-    @post("/v1/embeddings", status_code=200)
-    async def embeddings(request: Asked) -> ASGIApp:
-        found = exchange(request.scope)
-        call = preferring(embed_call(found.json, deps.limits), request.headers.get(PREFERENCE))
+    async def embeddings(asked: Asked) -> Reply:
+        found = asked.exchange
+        call = preferring(embed_call(found.json, deps.limits), found.headers.text(PREFERENCE))
+        call = msgspec.structs.replace(call, route=found.template)
+        auth, client = found.identity, client_of(found.headers)
+        once = asked_once(found.headers, auth, call, client)
+        if once is not None:
+            return json_reply(await steps.whole(auth, call, once))
+        flight = None if client is None else steps.flight(auth, call, client)
         caller = Caller()
-        work = pipeline.embed(found.identity, call, caller=caller)
-        return json_reply(await unless_gone(request.receive, work, caller))
+        return json_reply(await unless_gone(asked, pipeline.embed(auth, call, caller=caller), caller, flight))
 
-    @post("/v1/policy/check", status_code=200)
-    async def policy_check(request: Asked) -> ASGIApp:
-        found = exchange(request.scope)
+    async def policy_check(asked: Asked) -> Reply:
+        found = asked.exchange
         auth = found.identity
-        call = preferring(chat_call(found.json, deps.limits), request.headers.get(PREFERENCE))
+        call = _checked(found.json, deps.limits, found.headers.text(PREFERENCE))
         verdict = await pipeline.check(auth, call)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})
 
+    return {
+        "/v1/steps:cancel": cancel_step,
+        "/v1/embeddings": embeddings,
+        "/v1/policy/check": policy_check,
+    }
+
+
+def model_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """What may be asked of."""
+
     @get("/v1/models")
-    async def models(request: Asked) -> ASGIApp:
+    async def models(request: Requested) -> Response[bytes]:
         auth = exchange(request.scope).identity
         views = [_view(candidate, auth) for candidate in await pipeline.models(auth)]
-        return json_reply(ModelList(data=views, tenant_id=auth.tenant, correlation_id=auth.trace.correlation_id))
+        return _body(
+            msgspec.json.encode(ModelList(data=views, tenant_id=auth.tenant, correlation_id=auth.trace.correlation_id))
+        )
 
     @get("/v1/models/{model:path}")
-    async def model(request: Asked, model: FromPath[str]) -> ASGIApp:
+    async def model(request: Requested, model: FromPath[str]) -> Response[bytes]:
         auth = exchange(request.scope).identity
         for candidate in await pipeline.models(auth):
             if candidate.card.id == model.removeprefix("/"):
-                return json_reply(_view(candidate, auth))
+                return _body(msgspec.json.encode(_view(candidate, auth)))
         raise NotFound("there is no such model for this tenant; GET /v1/models lists what it may use")
 
-    return [cancel_step, embeddings, policy_check, models, model]
+    return [models, model]
 
 
 def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: bytes) -> list[HTTPRouteHandler]:
     """Health, metrics and the OpenAPI document."""
 
     @get("/healthz")
-    async def healthz() -> ASGIApp:
-        return json_reply(Health())
+    async def healthz() -> Response[bytes]:
+        return _body(msgspec.json.encode(Health()))
 
     @get("/readyz")
-    async def readyz() -> ASGIApp:
+    async def readyz() -> Response[bytes]:
         states = await states_of(probes)
         ready = all(state == OK for state in states.values())
-        view = Readiness(status=OK if ready else "unavailable", dependencies=states, models=len(deps.catalog.served()))
-        return json_reply(view, status=200 if ready else 503)
+        view = Readiness(
+            status=OK if ready else "unavailable",
+            dependencies=states,
+            models=len(deps.catalog.served()),
+            configuration=in_force(deps.standing),
+        )
+        return _body(msgspec.json.encode(view), status=200 if ready else 503)
 
     @get("/metrics")
-    async def metrics() -> ASGIApp:
-        return asgi(JsonReply(deps.metrics.render(), media_type=deps.metrics.content_type.encode()))
+    async def metrics() -> Response[bytes]:
+        return _body(deps.metrics.render(), media_type=deps.metrics.content_type)
 
     @get("/openapi.json")
-    async def document() -> ASGIApp:
-        return asgi(JsonReply(openapi))
+    async def document() -> Response[bytes]:
+        return _body(openapi)
 
     return [healthz, readyz, metrics, document]
+
+
+def in_force(standing: Standing) -> InForce:
+    return InForce(
+        source=standing.origin,
+        version=standing.version,
+        digest=standing.digest,
+        refused=standing.refused,
+        refused_version=standing.refused_version if standing.refused else 0,
+        store_answers=standing.reachable,
+    )
+
+
+def _checked(value: dict[str, Json], limits: Limits, preference: str | None) -> ChatCall | EmbedCall:
+    """The call that is asked about: an embedding where there is something to embed and no conversation."""
+    if "input" in value and "messages" not in value:
+        return preferring(embed_call(value, limits), preference)
+    return preferring(chat_call(value, limits), preference)
 
 
 def _view(candidate: Candidate, auth: AuthContext) -> ModelView:
@@ -102,3 +146,7 @@ def _view(candidate: Candidate, auth: AuthContext) -> ModelView:
         tenant_id=auth.tenant,
         correlation_id=auth.trace.correlation_id,
     )
+
+
+def _body(content: bytes, *, status: int = 200, media_type: str = "application/json") -> Response[bytes]:
+    return Response(content, status_code=status, media_type=media_type)

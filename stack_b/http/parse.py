@@ -27,12 +27,14 @@ WIDENING: Final = (
     "options", "use_beam_search",
 )  # fmt: skip
 
+_NOT_TAKEN: Final = frozenset({*STEERING, *WIDENING})
+
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
 
-PREFERENCE: Final = "x-route-preference"
-STEP_KEY: Final = "x-step-key"
+PREFERENCE: Final = b"x-route-preference"
+STEP_KEY: Final = b"x-step-key"
 _STEP_KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -47,8 +49,8 @@ def preferring(call: CallT, given: str | None) -> CallT:
         return replace(call, preference=msgspec.convert(given, Preference))
     except msgspec.ValidationError:
         raise InvalidArgument(
-            f"the header {PREFERENCE} is {', '.join(get_args(Preference))}, or left out",
-            details={"path": PREFERENCE},
+            f"the header {PREFERENCE.decode()} is {', '.join(get_args(Preference))}, or left out",
+            details={"path": PREFERENCE.decode()},
         ) from None
 
 
@@ -66,9 +68,12 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     refuse_steering(value)
     body = decoded(value, ChatBody)
     at_most(len(body.messages), limits.messages, "messages")
-    at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
-    at_most(len(body.stop) if isinstance(body.stop, list) else 0, limits.stop_strings, "stop")
-    at_most(len(body.logit_bias or ()), limits.logit_bias, "logit_bias")
+    if body.tools or "functions" in value:
+        at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
+    if isinstance(body.stop, list):
+        at_most(len(body.stop), limits.stop_strings, "stop")
+    if body.logit_bias:
+        at_most(len(body.logit_bias), limits.logit_bias, "logit_bias")
     if (body.n or 1) > limits.choices:
         raise _refused("n", f"n is at most {limits.choices}")
     return ChatCall(
@@ -103,6 +108,8 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
 
 def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") -> None:
     """Also for surfaces that limit an answer by another member, `limit`."""
+    if _NOT_TAKEN.isdisjoint(value):
+        return
     for name in STEERING:
         if name in value:
             raise _refused(name, f"{name!r} is not taken: this node decides where a request goes")

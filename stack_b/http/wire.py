@@ -201,6 +201,8 @@ class BudgetView(Struct, frozen=True, kw_only=True):
 class PolicyVerdict(Struct, frozen=True, kw_only=True):
     policy_outcome: PolicyOutcome
     findings: list[Finding]
+    refusal: str | None
+    """The code of the error that a call would get from policy."""
     budget: BudgetView
     tenant_id: str
     correlation_id: str
@@ -216,3 +218,19 @@ class Readiness(Struct, frozen=True, kw_only=True):
     """`ok`, or why not, by dependency."""
     models: int
     """How many models are served; none is no reason not to be ready."""
+    configuration: "InForce"
+
+
+class InForce(Struct, frozen=True, kw_only=True):
+    """The configuration that the gateway goes by. One that can't be used is no reason not to be ready: the last one is."""
+
+    source: Literal["file", "store", "none"]
+    version: int
+    """Of the store; 0 for a file, or where nothing is stored."""
+    digest: str
+    """Equal for documents that mean the same."""
+    refused: bool
+    """The newest one can't be used here, and an older one is in force; the log says why."""
+    refused_version: int
+    """Which one, where it has a number."""
+    store_answers: bool

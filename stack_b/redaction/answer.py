@@ -11,6 +11,7 @@ import msgspec
 
 from ports.messages import Json
 from ports.model import PolicyOutcome
+from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
@@ -19,6 +20,8 @@ from stack_b.redaction.stream import Lens, Shown, TextStream
 
 _STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", "function"})
 """Members of a choice and of a call that clients go by, and those that are looked at by themselves."""
+_PLAIN_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "message"})
+_PLAIN_MESSAGE: Final = frozenset({"role", "content"})
 _BLOCKED: Final = "content_filter"
 _TEXT: Final = "content"
 
@@ -37,6 +40,9 @@ class Answer:
     def findings(self) -> tuple[Finding, ...]:
         """What was taken out so far."""
         return findings_of(self._kinds)
+
+    def served_by(self, candidate: Candidate) -> None:
+        """Who answers: no difference to what is found."""
 
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
@@ -104,6 +110,8 @@ class Answer:
         return self._choices.setdefault(index, _Choice(self._lens, self._kinds))
 
     async def _whole(self, choice: dict[str, Json]) -> dict[str, Json]:
+        if await self._clear(choice):
+            return choice
         one = self._choice(choice.get("index") or 0)
         message: dict[str, Json] = {"role": "assistant", "content": None} | dict.fromkeys(choice["message"])
         for part in (*await one.feed(choice["message"]), await one.end()):
@@ -111,6 +119,18 @@ class Answer:
                 known = message.get(name)
                 message[name] = known + member if isinstance(known, str) and name != "role" else member
         return {**await self._ended(choice), "message": message}
+
+    async def _clear(self, choice: dict[str, Json]) -> bool:
+        """Whether it is plain text with nothing in it, as most are: then it stays as it is."""
+        message = choice["message"]
+        if not (choice.keys() <= _PLAIN_CHOICE and message.keys() >= _PLAIN_MESSAGE and choice.get("logprobs") is None):
+            return False
+        for name, text in message.items():
+            if text is None or name == "role":
+                continue
+            if not isinstance(text, str) or not await self._lens.clear(text):
+                return False
+        return True
 
     async def _ended(self, choice: dict[str, Json]) -> dict[str, Json]:
         """Everything of a choice but what it says."""

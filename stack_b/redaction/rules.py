@@ -4,6 +4,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from ports.ids import TenantId
@@ -44,4 +45,9 @@ class PiiRules:
 
 
 def rules_for(tenant: TenantId, modes: Mapping[str, PiiMode], node_key: bytes) -> PiiRules:
-    return PiiRules(modes=modes, key=hmac.digest(node_key, f"placeholders\0{tenant}".encode(), "sha256"))
+    return PiiRules(modes=modes, key=_tenant_key(tenant, node_key))
+
+
+@lru_cache(maxsize=1_024)
+def _tenant_key(tenant: TenantId, node_key: bytes) -> bytes:
+    return hmac.digest(node_key, f"placeholders\0{tenant}".encode(), "sha256")

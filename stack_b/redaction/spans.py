@@ -1,7 +1,7 @@
 """Replacing spans of a text, and of every text in a JSON value. Pure."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ports.messages import Json
@@ -9,6 +9,15 @@ from ports.pii import Span
 
 SHORTEST: Final = 5
 """Nothing that counts as personal data is shorter (`a@b.c`)."""
+
+PROTOCOL: Final = frozenset(
+    {
+        "assistant", "content", "description", "developer", "enum", "function", "messages", "metadata", "model", "number",
+        "object", "parameters", "properties", "required", "response_format", "string", "strict", "system", "temperature",
+        "tool_call_id", "tool_calls", "tool_choice", "tools", "top_p",
+    }
+)  # fmt: skip
+"""Words of the dialect itself. Nobody's data, and nothing but these exact words is spared a look."""
 
 _LONG_NUMBER: Final = 10**8
 
@@ -36,24 +45,32 @@ def replaced(text: str, spans: Sequence[Span], stand_in: Callable[[str, str], st
     return "".join((*parts, text[end:]))
 
 
-def texts(value: Json, *, depth: int = 0) -> Iterator[str]:
+def texts(value: Json) -> list[str]:
     """Every string that a backend would see and that may hold something to find, member names included.
 
     Numbers as well, if they are long enough to be an account's; but not those of the outermost members, which are
     settings such as `seed`.
     """
+    found: list[str] = []
+    _gather(value, found, depth=0)
+    return found
+
+
+def _gather(value: Json, found: list[str], *, depth: int) -> None:
     if isinstance(value, str):
-        if len(value) >= SHORTEST and not is_media(value):
-            yield value
+        if len(value) >= SHORTEST and value not in PROTOCOL and not is_media(value):
+            found.append(value)
     elif isinstance(value, dict):
         for name, member in value.items():
-            yield from texts(name)
-            yield from texts(member, depth=depth + 1)
+            if len(name) >= SHORTEST and name not in PROTOCOL:
+                _gather(name, found, depth=depth)
+            if not isinstance(member, str) or len(member) >= SHORTEST:
+                _gather(member, found, depth=depth + 1)
     elif isinstance(value, list):
         for item in value:
-            yield from texts(item, depth=depth + 1)
+            _gather(item, found, depth=depth + 1)
     elif depth > 1 and _is_long(value):
-        yield str(value)
+        found.append(str(value))
 
 
 def rewritten(value: Json, replacements: Mapping[str, str], *, depth: int = 0) -> Json:

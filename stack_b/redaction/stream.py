@@ -49,6 +49,10 @@ class Lens:
         self.passes_prose = not capabilities.plain_words and not placeholders
         """There is nothing to look for in plain prose."""
 
+    async def clear(self, text: str) -> bool:
+        """Whether there is nothing in `text` to take out, nor anything to undo."""
+        return not self._placeholders and not await self.found(text)
+
     async def found(self, text: str) -> list[Span]:
         """What must not be shown, in order."""
         if not text or (self.passes_prose and is_prose(text)):

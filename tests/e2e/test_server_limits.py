@@ -4,7 +4,7 @@ import anyio
 import httpx
 import pytest
 
-from deploy.roots.server import MAX_HEADER_BYTES
+from deploy.roots.http_protocol import MAX_HEADER_BYTES
 from tests.support.http_server import served
 from tests.support.stack_b import stack_b
 

@@ -5,7 +5,7 @@ import httpx
 import pytest
 from anyio.abc import SocketStream
 
-from deploy.roots.server import SENDER_WINDOW_BYTES, SENDER_WINDOW_S, BoundedProtocol
+from deploy.roots.http_protocol import SENDER_WINDOW_BYTES, SENDER_WINDOW_S, BoundedProtocol
 from ports.http.edge import Receive, Scope, Send
 from tests.support.http_server import served
 

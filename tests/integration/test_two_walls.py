@@ -149,7 +149,7 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.runs.append(ACME, parked.id, parked.epoch, Change(steps=(step, lost), status="needs_operator"))
     created = await ports.runs.create(ACME, new_run())
     waiting = await ports.runs.claim(ACME, created.run.id, WORKER)
-    await ports.runs.append(ACME, waiting.id, waiting.epoch, Change(status="waiting"))
+    await ports.runs.append(ACME, waiting.id, waiting.epoch, Change(status="waiting", waits_for="child"))
     line = Parent(run_id=running.id, step=1, depth=1)
     await ports.runs.create(ACME, replace(new_run(), parent=line))
     await ports.agents.publish(ACME, AGENT)

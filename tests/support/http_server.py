@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import anyio
 import uvicorn
 
-from deploy.roots.server import BoundedProtocol
+from deploy.roots.http_protocol import BoundedProtocol
 from ports.http.edge import App
 
 

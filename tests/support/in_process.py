@@ -7,7 +7,7 @@ from collections.abc import Callable
 import uvicorn
 from uvicorn.server import ServerState
 
-from deploy.roots.server import BoundedProtocol
+from deploy.roots.http_protocol import BoundedProtocol
 from ports.http.edge import App
 from stack_b.backends.connection import Connection
 from stack_b.backends.dial import Dial

@@ -147,6 +147,10 @@ class Process:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def terminate(self) -> None:
         """Ask it to stop; `ended` waits for it."""
         assert self._process is not None
@@ -254,7 +258,13 @@ async def real_stacks(
         }
         gateway = Process(
             "deploy.roots.stack_b",
-            {**common, "AGENTOS_STACK_B_PORT": str(ports[0]), "AGENTOS_BACKENDS": json.dumps(backends)},
+            {
+                **common,
+                "AGENTOS_STACK_B_PORT": str(ports[0]),
+                "AGENTOS_BACKENDS": json.dumps(backends),
+                "AGENTOS_RECORD_KEYS": "env:RECORD_KEYS",
+                "RECORD_KEYS": f"tests:{'0' * 64}",
+            },
             home / "stack-b.log",
             port=ports[0],
         )

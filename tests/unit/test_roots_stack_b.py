@@ -11,7 +11,7 @@ import pytest
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
 from deploy.roots.environment import Environment
-from deploy.roots.stack_b import backends, create, defaults, limits
+from deploy.roots.stack_b import STORED, backends, create, defaults, limits
 from deploy.roots.wiring import Choice
 from ports.errors import InvalidArgument
 from stack_b.configuration import Configuration
@@ -35,8 +35,7 @@ def variables(tmp_path: Path) -> dict[str, str]:
 async def test_it_opens_over_chosen_adapters_and_refuses_strangers(variables: dict[str, str]) -> None:
     env = Environment(variables)
     storage = {"name": uuid.uuid4().hex}
-    stored = ("tenant", "budget", "reply_journal")
-    choices = defaults(env) | {port: Choice(adapter="inproc", config=storage) for port in stored}
+    choices = defaults(env) | {port: Choice(adapter="inproc", config=storage) for port in STORED}
 
     async with create(env, choices, clock=SystemClock()) as app:
         transport = httpx.ASGITransport(cast("Any", app))
@@ -47,6 +46,7 @@ async def test_it_opens_over_chosen_adapters_and_refuses_strangers(variables: di
 
     assert ready.json()["dependencies"] == {"budget": "ok"}
     assert document["info"]["x-agentos-limits"]["max_messages"] == 7
+    assert ready.json()["configuration"]["source"] == "store"
     assert refused.status_code == 401
 
 

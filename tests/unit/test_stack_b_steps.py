@@ -23,6 +23,7 @@ from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.canonical import ChatCall
 from stack_b.chunks import written_out
 from stack_b.limits import Limits
+from stack_b.once import of_step
 from stack_b.pipeline import Pipeline
 from stack_b.replay import Gathered, chunks_of, digest_of
 from stack_b.steps import Steps
@@ -513,7 +514,7 @@ class TestFailing:
             steps = Steps(node.deps, Pipeline(node.deps, Tell(Metrics())))
 
             async def listen() -> None:
-                async for pieces in steps.stream(ACME, _call_streamed(), KEY):
+                async for pieces in steps.stream(ACME, _call_streamed(), of_step(KEY)):
                     told.extend(written_out(pieces))
 
             with anyio.fail_after(10):

@@ -1,13 +1,35 @@
 """The strict parser: what it takes, and what it refuses with which code."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ports.errors import InvalidArgument
+from ports.http import strict_json
 from ports.http.strict_json import MAX_DEPTH, parse
+
+# Everything that is of interest to a parser, in texts that are JSON more often than not.
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.floats(), st.integers(-(2**70), 2**70), st.text(max_size=8),
+    st.sampled_from(["\x00", "\ud800", "\u007f", "\u2028", "/", '"', "\\", "\\u0000"]),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+)
+SPELLINGS = st.sampled_from([{}, {"separators": (",", ":")}, {"separators": (",", ":"), "ensure_ascii": False}])
+SPOILED = st.tuples(
+    st.integers(0, 2**16),
+    st.sampled_from(
+        [b"", b" ", b'"', b"\\", b"0", b"-0", b"1e400", b"9" * 19, b"\xff", b"\xed\xa0\x80", b'"a":1,', b"[", b"}"]
+    ),
+)
 
 
 def nested(depth: int) -> bytes:
@@ -109,3 +131,31 @@ except InvalidArgument:
     )  # fmt: skip
 
     assert done.stdout == "refused\n"
+
+
+def outcome(read: Any, raw: bytes) -> tuple[str, str]:
+    try:
+        return "value", repr(read(raw))
+    except InvalidArgument as error:
+        return error.code, error.message
+
+
+@given(VALUES, SPELLINGS, st.lists(SPOILED, max_size=2))
+def test_the_quick_look_at_a_body_finds_what_the_thorough_one_does(
+    value: Any, spelling: dict[str, Any], spoiled: list[tuple[int, bytes]]
+) -> None:
+    raw = json.dumps(value, **spelling).encode("utf-8", "surrogatepass")
+    for where, what in spoiled:
+        at = where % (len(raw) + 1)
+        raw = raw[:at] + what + raw[at:]
+
+    quick = strict_json._plainly(raw)
+
+    assert quick is None or ("value", repr(quick)) == outcome(strict_json._thoroughly, raw)
+
+
+def test_a_body_as_clients_write_it_is_read_at_once() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Grüße"}] * 100, "temperature": 0.7, "n": 1}
+
+    assert strict_json._plainly(json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()) == body
+    assert strict_json._plainly(msgspec.json.encode(body)) == body

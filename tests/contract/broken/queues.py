@@ -14,6 +14,7 @@ from conformance.people import GLOBEX
 from conformance.queue import QueueContract
 from ports.context import AuthContext
 from ports.errors import Conflict
+from ports.priority import DEFAULT
 from ports.queue import Delivery, Depth, QueuePort
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocHarness, closing
@@ -145,9 +146,11 @@ class TestLosesEverythingAtReopen(BrokenQueue):
 
 
 class DeliversEarly(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
         del not_before
-        await super().enqueue(auth, body)
+        await super().enqueue(auth, body, priority=priority)
 
 
 class TestDeliversEarly(BrokenQueue):
@@ -384,8 +387,10 @@ class TestWaitsForEver(BrokenQueue):
 
 
 class TakesBodiesOfAnySize(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
-        await super().enqueue(auth, body[: self.capabilities.max_body_bytes], not_before=not_before)
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        await super().enqueue(auth, body[: self.capabilities.max_body_bytes], not_before=not_before, priority=priority)
 
 
 class TestTakesBodiesOfAnySize(BrokenQueue):
@@ -398,10 +403,12 @@ class TestTakesBodiesOfAnySize(BrokenQueue):
 
 
 class EnqueuesBeforeItRefuses(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
         if len(body) > self.capabilities.max_body_bytes:
-            await super().enqueue(auth, b"", not_before=not_before)
-        await super().enqueue(auth, body, not_before=not_before)
+            await super().enqueue(auth, b"", not_before=not_before, priority=priority)
+        await super().enqueue(auth, body, not_before=not_before, priority=priority)
 
 
 class TestEnqueuesBeforeItRefuses(BrokenQueue):
@@ -414,8 +421,10 @@ class TestEnqueuesBeforeItRefuses(BrokenQueue):
 
 
 class ForgetsWhoAsked(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
-        await super().enqueue(replace(GLOBEX, tenant=auth.tenant), body, not_before=not_before)
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        await super().enqueue(replace(GLOBEX, tenant=auth.tenant), body, not_before=not_before, priority=priority)
 
 
 class TestForgetsWhoAsked(BrokenQueue):

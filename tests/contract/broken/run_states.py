@@ -458,7 +458,7 @@ class CancelsHeldRunsAtOnce(InprocRunState):
     ) -> Run:
         row = self._runs.row(auth, run_id)
         if row.run.status == "running":
-            row.run = replace(row.run, status="waiting")
+            row.run = replace(row.run, status="waiting", waits_for="child")
         return await super().cancel(auth, run_id, reason=reason, idempotency=idempotency)
 
 

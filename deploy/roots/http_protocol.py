@@ -1,0 +1,208 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, bounded, and quick where an answer is there as a whole."""
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, ClassVar, Final
+from urllib.parse import unquote
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from deploy.roots.sender_watch import SenderWatch
+from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
+from ports.http.sse import HANG_UP
+
+MAX_HEADER_BYTES: Final = 32 * 1024
+SENDER_WINDOW_S: Final = 30.0
+SENDER_WINDOW_BYTES: Final = 30 * 1024
+"""What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
+HANG_UP_S: Final = 5
+"""How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
+_MAX_KNOWN_URL: Final = 256
+
+
+class _HeadersTooLarge(Exception):
+    """Raised inside the parser's callback, where it ends the connection with 400."""
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control; tells the watch when it is we who do not read."""
+
+    def __init__(self, transport: asyncio.Transport, watch: SenderWatch) -> None:
+        super().__init__(transport)
+        self._watch = watch
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._watch.hold()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            super().resume_reading()
+            self._watch.release()
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's request and response, and the ASGI extension `WHOLE_RESPONSE`."""
+
+    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.default_headers, *headers):
+            if name == b"connection":
+                return False
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
+        if not head.count(b"\n") == head.count(b"\r") == len(lines) or b"\0" in head:
+            return False
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.write(b"%b\r\n%b" % (head, body))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
+
+
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, raw path and query. What is asked for is mostly the same."""
+    return _known_target(url) if len(url) <= _MAX_KNOWN_URL else _split(url)
+
+
+def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    parts = httptools.parse_url(url)
+    raw = parts.path
+    path = raw.decode("ascii")
+    return unquote(path) if "%" in path else path, raw, parts.query or b""
+
+
+_known_target = lru_cache(maxsize=256)(_split)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with two limits it doesn't have: on the header block, and on how slowly a request may come.
+
+    A request is due from the connection's first moment, or from its own first byte, to its last. Between requests the
+    connection is idle, which is uvicorn's affair. And it can hang up on a client that doesn't read: the ASGI extension
+    `ports.http.sse.HANG_UP`.
+    """
+
+    window_s: ClassVar[float] = SENDER_WINDOW_S
+    window_bytes: ClassVar[int] = SENDER_WINDOW_BYTES
+
+    _watch: SenderWatch
+    _told: Callable[[], None] | None = None
+    """Whom the request at work wants to be called when its client leaves."""
+    _head_bytes = 0
+    _in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
+        super().connection_made(transport)
+        self._watch = SenderWatch(self.loop, self._too_slow, window_s=self.window_s, window_bytes=self.window_bytes)
+        self.flow = _Flow(transport, self._watch)
+        self._watch.expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.end()
+        super().connection_lost(exc)
+        told, self._told = self._told, None
+        if told is not None:
+            told()
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response("The header block is too large.")
+        self._watch.received(len(data))
+        if not self._watch.expecting and self.timeout_keep_alive_task is None and self._answered():
+            # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
+            self._watch.expect()
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._watch.expect()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
+            raise _HeadersTooLarge
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
+        scope, version = self.scope, self.parser.get_http_version()
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"], scope["raw_path"], scope["query_string"] = _target(self.url)
+        if version != "1.1":
+            scope["http_version"] = version
+        before = self.cycle
+        self.cycle = _Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_message_complete(self) -> None:
+        self._watch.rest()
+        super().on_message_complete()
+
+    def _answered(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete
+
+    def _too_slow(self) -> None:
+        if self.cycle is not None and self.cycle.waiting_for_100_continue:
+            # The client was told to wait for our word, and the app hasn't asked for the body yet.
+            self._watch.expect()
+        else:
+            # Not `close`, which waits until what was written is read: for somebody like this, perhaps for ever.
+            self.transport.abort()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        assert isinstance(cycle, _Cycle), "this protocol makes no others"
+        self._told = None
+        extensions: dict[str, Any] = {
+            HANG_UP: partial(self._hang_up, cycle),
+            ON_DISCONNECT: self._on_disconnect,
+            WHOLE_RESPONSE: cycle.whole,
+        }
+        cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
+        super()._start_asgi_task(cycle, app)
+
+    def _on_disconnect(self, call: Callable[[], None]) -> None:
+        if self.transport.is_closing():
+            call()
+        else:
+            self._told = call
+
+    def _hang_up(self, cycle: RequestResponseCycle, last: bytes) -> None:
+        """End a chunked response with `last` behind what the client has not read yet, waiting for nothing."""
+        if cycle.response_complete or self.transport.is_closing():
+            return
+        cycle.response_complete = True
+        cycle.message_event.set()
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+        # Closes once all is written, which a client that never reads again would put off for ever.
+        self.transport.close()
+        self.loop.call_later(HANG_UP_S, self.transport.abort)

@@ -1,0 +1,16 @@
+"""ASGI extensions of ours, in a scope's `extensions` where the server has them. Without them the same takes more work."""
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+ON_DISCONNECT: Final = "agentos.on_disconnect"
+"""Takes what is called when the connection ends while the request is at work; afterwards it may be called too, or not at
+all. Instead of a task with each request that waits for it."""
+
+OnDisconnect: TypeAlias = Callable[[Callable[[], None]], None]
+
+WHOLE_RESPONSE: Final = "agentos.whole_response"
+"""Sends a response that is there as a whole, its `content-length` among the headers; whether it did. If not, it is to be
+sent in parts."""
+
+WholeResponse: TypeAlias = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]

@@ -1,0 +1,51 @@
+"""What an endpoint gets and gives: one that is reached without a framework."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from ports.http.edge import Answering, EdgeApp, Exchange, Receive, Scope, Send, exchange
+from ports.http.extensions import ON_DISCONNECT, OnDisconnect
+
+_JSON: Final = (b"content-type", b"application/json")
+
+
+class Asked(Struct, frozen=True):
+    """A request that the edge has let through."""
+
+    exchange: Exchange
+    receive: Receive
+    on_disconnect: OnDisconnect | None = None
+    """Where the server has it."""
+
+
+class Whole(Struct, frozen=True):
+    """An answer that is there."""
+
+    body: bytes
+    status: int = 200
+
+
+class Begun(Protocol):
+    """An answer that is on its way: an ASGI app for the one request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> None: ...
+
+
+Reply: TypeAlias = Whole | Begun
+Endpoint: TypeAlias = Callable[[Asked], Awaitable[Reply]]
+
+
+def served(endpoint: Endpoint) -> EdgeApp:
+    """`endpoint` for the edge."""
+
+    async def app(scope: Scope, receive: Receive, send: Answering) -> None:
+        extensions = scope.get("extensions") or {}
+        reply = await endpoint(Asked(exchange(scope), receive, extensions.get(ON_DISCONNECT)))
+        if isinstance(reply, Whole):
+            await send.whole(reply.status, [_JSON], reply.body)
+        else:
+            await reply(scope, receive, send)
+
+    return app

@@ -1,0 +1,93 @@
+"""What ends a request's work from outside: its client left, or its time is up."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from ports.errors import Unavailable
+
+_LEEWAY_S: Final = 0.001
+"""Of the loop's clock, whose timers may be early by a tick."""
+
+
+def out_of_time(seconds: float) -> Unavailable:
+    return Unavailable(f"the answer took longer than {seconds:g} s", code="upstream_timeout")
+
+
+class Interrupt:
+    """`with interrupt:` around what the current task waits for. `fire` ends that wait, and the block raises `error()`.
+
+    As `asyncio.timeout` does it, without a timer: a cancellation by somebody else stays one.
+    """
+
+    __slots__ = ("_before", "_error", "_fired", "_task")
+
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        self._error = error
+        self._task: asyncio.Task[object] | None = None
+        self._before = 0
+        self._fired = False
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        assert self._task is not None, "there is a task to interrupt"
+        self._before = self._task.cancelling()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        task, self._task = self._task, None
+        if self._fired and task is not None and task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            raise self._error() from error
+
+    def fire(self) -> None:
+        """Outside of the block it does nothing."""
+        if self._task is not None and not self._fired:
+            self._fired = True
+            self._task.cancel()
+
+
+class Deadlines:
+    """The same time for each of many requests. One timer serves them all: who began first is due first.
+
+    It stays armed when nobody waits any more, rather than be set and cancelled with every request.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due: dict[Interrupt, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> Interrupt:
+        """An interrupt of the current task, entered. To be handed to `end` on every way out."""
+        loop = asyncio.get_running_loop()
+        interrupt = Interrupt(self._late)
+        interrupt.__enter__()
+        self._due[interrupt] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds, self._look, loop)
+        return interrupt
+
+    def end(
+        self,
+        interrupt: Interrupt,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Leave its block. Raises `Unavailable` (`upstream_timeout`) where that ended because time was up."""
+        self._due.pop(interrupt, None)
+        interrupt.__exit__(kind, error, at)
+
+    def _late(self) -> Unavailable:
+        return out_of_time(self._seconds)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        while self._due:
+            interrupt, due = next(iter(self._due.items()))
+            if due > loop.time() + _LEEWAY_S:
+                self._timer = loop.call_at(due, self._look, loop)
+                return
+            del self._due[interrupt]
+            interrupt.fire()
