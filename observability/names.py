@@ -193,6 +193,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
+    "gateway.following_failed": "a bug ended one look at the configuration; what is in force stays, the next look follows",
     "gateway.configuration_unreachable": "the store of configurations does not answer; what is in force stays",
     "policy.unusable": "a tenant's own policy can't be used here; its calls are refused until it is changed",
     "backend.silent": "a model backend that used to answer does not",

@@ -60,6 +60,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     step_key: str | None = None
     """`step_key(run, n)` when a run asks: the call is paid once under it."""
+    agent: str = ""
+    """Here and below: whose call it is, where budgets are counted by that. Not part of what makes requests equal."""
+    session: str = ""
 
 
 class PolicyOutcome(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from ports.context import AuthContext
 from ports.errors import NotFound, PermissionDenied
 from ports.ids import TenantId
 from ports.tenant import Tenant, TenantDirectory
+from stack_b.shared_reads import SharedReads
 
 FRESH: Final = timedelta(seconds=4)
 """Changes take effect within 5 s everywhere; the rest of that is for the reading."""
@@ -20,6 +21,7 @@ class TenantCache:
         self._directory = directory
         self._clock = clock
         self._known: OrderedDict[TenantId, tuple[Tenant, datetime]] = OrderedDict()
+        self._reads: SharedReads[TenantId, Tenant] = SharedReads()
 
     async def tenant(self, auth: AuthContext) -> Tenant:
         """The caller's tenant.
@@ -31,7 +33,7 @@ class TenantCache:
         now = self._clock.now()
         known = self._known.get(auth.tenant)
         if known is None or now - known[1] >= FRESH:
-            known = (await self._read(auth), now)
+            known = (await self._reads.of(auth.tenant, lambda: self._read(auth)), now)
             self._known[auth.tenant] = known
             self._known.move_to_end(auth.tenant)
             if len(self._known) > MAX_TENANTS:

@@ -228,7 +228,11 @@ class Following:
         """For ever; runs as a task of the composition root."""
         while True:
             await self._clock.sleep(LOOK_EVERY)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # A bug in one look must not be the last look: nobody would notice that nothing is followed any more.
+                logger.exception("gateway.following_failed")
 
     async def look(self) -> None:
         """Apply what the source says if that, or a file it refers to, changed since the last look."""

@@ -14,16 +14,17 @@ from msgspec import Struct
 
 from ports.budget import Amount
 from ports.context import AuthContext
-from ports.errors import AgentOSError, InvalidArgument, PermissionDenied
+from ports.errors import AgentOSError, PermissionDenied
 from ports.messages import Json, Usage
 from ports.model import PolicyOutcome
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.blocks import Refusing, Reserved
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, chat_ask, embed_ask, most_written, tokens_that_fit
+from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, most_written, sliced
 from stack_b.budget.meter import Meter, Served, Spending
-from stack_b.budget.plan import Budgets, Plan, planned
+from stack_b.budget.plan import Budgets, Plan, planned, tokens_that_fit
+from stack_b.budget.slices import Slices, cuttable
 from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall, said, sent
 from stack_b.chunks import Piece, written_out
@@ -34,7 +35,7 @@ from stack_b.interrupt import Deadlines
 from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
-from stack_b.policy import Decision, decide, enforce
+from stack_b.policy import Decision, decide, enforce, named
 from stack_b.receipt import Trail, budget_members
 from stack_b.records.recorder import Recorder
 from stack_b.redaction.answer import Answer
@@ -49,7 +50,8 @@ from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, kinds_of, usage_of
 
-Act: TypeAlias = Callable[[Candidate], Awaitable[dict[str, Json]]]
+Act: TypeAlias = Callable[[Candidate, int], Awaitable[dict[str, Json]]]
+"""Calls a candidate, which may write so many tokens."""
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -111,12 +113,12 @@ class Pipeline:
     async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with self._request(trail, within=self._deadlines):
             ready = await self._prepared_chat(auth, call, trail, caller)
-            async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+            async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._called(
                     ready,
                     spending,
                     trail,
-                    lambda to: to.backend.chat(to.card.upstream, ready.body, ready.ask.max_tokens),
+                    lambda to, max_tokens: to.backend.chat(to.card.upstream, ready.body, max_tokens),
                     content_bytes_of,
                 )
                 if trail.texts is not None:
@@ -135,9 +137,12 @@ class Pipeline:
             with self._request(trail):
                 ready = await self._prepared_chat(auth, call, trail, caller or Caller())
                 gathered = None if trail.texts is None else Gathered()
-                async with self._reserved(auth, call.model, ready, trail, choices=call.choices) as spending:
+                async with self._reserved(auth, call.model, ready, trail) as spending:
                     shaper = StreamShaper(call.model)
-                    async with aclosing(self._streamed(ready, spending, trail, call.model)) as answer:
+                    async with (
+                        self._slices(ready, spending) as slices,
+                        aclosing(self._streamed(ready, spending, trail, call.model, slices)) as answer,
+                    ):
                         try:
                             async for reached, pieces in answer:
                                 shaper = reached
@@ -178,7 +183,8 @@ class Pipeline:
             trail.texts = texts_to_keep(tenant.entitlements, value)
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
-            plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
+            about = await named(self._pii, auth, call.about, self._rules(tenant))
+            plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
             ready = _Ready(
                 auth=auth,
                 asked=asked,
@@ -191,9 +197,9 @@ class Pipeline:
                 answer=self._answer(auth, rules, decision),
                 caller=caller,
             )
-            async with self._reserved(auth, call.model, ready, trail, choices=1) as spending:
+            async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._called(
-                    ready, spending, trail, lambda to: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
+                    ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
             data = [{**item, "embedding": encoded(item["embedding"], call.encoding)} for item in answer["data"]]
             receipt = trail.receipt(spending.total, answer.get("usage"))
@@ -213,8 +219,11 @@ class Pipeline:
                 return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
             candidates = ruled.candidates
             balance = await self.balances.read(auth, limit=tenant.entitlements.tokens_per_day)
-            ask = self._would_ask(call, decision.value, candidates[0])
-            plan = planned(auth, await self._budgets.of(auth), candidates, decision.value, ask, tier=call.model)
+            if isinstance(call, ChatCall):
+                candidates = capable(call, candidates)
+            ask = self._would_ask(call, decision.value, candidates)
+            about = await named(self._pii, auth, call.about, self._rules(tenant))
+            plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
@@ -247,15 +256,16 @@ class Pipeline:
         tenant, entitled = await self._entitled(auth, asked)
         members = said(call)
         ruled = self._permitted(self._ruled(auth, tenant, call, members, entitled), trail)
-        candidates = ruled.candidates
         rules = self._rules(tenant)
         decision = await self._inspected(auth, members, rules, trail)
         value: dict[str, Json] = decision.value
         trail.texts = texts_to_keep(tenant.entitlements, value)
         if value is not call.members:
             call = msgspec.structs.replace(call, members=value)
-        ask = self._asked(call, candidates[0])
-        plan = planned(auth, await self._budgets.of(auth), candidates, value, ask, tier=call.model)
+        candidates = capable(call, ruled.candidates)
+        ask = self._asked(call, candidates)
+        about = await named(self._pii, auth, call.about, rules)
+        plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
         told = sent(call, value)
         told = {**told, "n": call.choices} if call.choices > 1 else told
         return _Ready(
@@ -271,26 +281,23 @@ class Pipeline:
             caller=caller,
         )
 
-    def _would_ask(self, call: ChatCall | EmbedCall, value: Json, preferred: Candidate) -> Ask:
+    def _would_ask(self, call: ChatCall | EmbedCall, value: Json, candidates: tuple[Candidate, ...]) -> Ask:
         if isinstance(call, EmbedCall):
             return embed_ask(msgspec.structs.replace(call, inputs=tuple(value["input"])))
-        return self._asked(msgspec.structs.replace(call, members=value), preferred)
+        return self._asked(msgspec.structs.replace(call, members=value), candidates)
 
-    def _asked(self, call: ChatCall, preferred: Candidate) -> Ask:
-        most = preferred.card.max_tokens
-        if most is not None and call.max_tokens is not None and call.max_tokens > most:
-            raise InvalidArgument(
-                f"max_tokens is at most {most} for this model",
-                code="validation_failed",
-                details={"path": "$.max_tokens"},
-            )
-        return chat_ask(call, self._limits, model_max_tokens=most)
+    def _asked(self, call: ChatCall, candidates: tuple[Candidate, ...]) -> Ask:
+        ask = chat_ask(call, self._limits, model_max_tokens=most_of(candidates))
+        if call.stream and cuttable(candidates[0]):
+            return sliced(ask, self._limits.output_slice_tokens)
+        return ask
 
     async def _entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
         tenant = await self._tenants.tenant(auth)
         now = self._deps.clock.now()
-        routed = self._router.candidates(auth, asked, tenant.entitlements)
-        candidates = tuple(self._deps.prices.priced(one, now) for one in routed)
+        candidates = self._router.candidates(
+            auth, asked, tenant.entitlements, lambda one: self._deps.prices.priced(one, now)
+        )
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
@@ -337,7 +344,9 @@ class Pipeline:
         amount = Amount(tokens=ask.amount, nanousd=plan.nanousd)
         balances = zip(plan.also, await self._deps.budget.standing(auth, plan.also), strict=True)
         return all(
-            account.budget.mode != "hard" or amount.of(account.budget.unit) <= balance.free
+            account.budget.mode != "hard"
+            or amount.of(account.budget.unit)
+            <= balance.free + self.meter.idle(auth.tenant, account.key, account.budget.unit)
             for account, balance in balances
         )
 
@@ -359,7 +368,7 @@ class Pipeline:
         trail.outcome = ready.answer.outcome(trail.outcome)
         self._tell.answered(trail.outcome, ready.answer.findings)
 
-    def _reserved(self, auth: AuthContext, model: str, ready: _Ready, trail: Trail, *, choices: int) -> Reserved:
+    def _reserved(self, auth: AuthContext, model: str, ready: _Ready, trail: Trail) -> Reserved:
         plan = ready.plan
         reservation = self.meter.reserved(
             auth,
@@ -375,7 +384,7 @@ class Pipeline:
             reservation,
             trail,
             standing=lambda: self.balances.current(auth, limit=ready.limit),
-            fits=lambda: tokens_that_fit(ready.limit, ready.ask, choices=choices),
+            fits=lambda: tokens_that_fit(plan, ready.ask, limit=ready.limit),
             settled=lambda usage: self._tell.settled(auth, model, usage),
         )
 
@@ -384,13 +393,15 @@ class Pipeline:
     ) -> dict[str, Json]:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
         failure: AgentOSError | None = None
+        slices = self._slices(ready, spending)
         for candidate in self._router.tries(ready.candidates):
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
             spending.assume(_lost(ready, candidate), _served(candidate))
             ready.answer.served_by(candidate)
             try:
                 asking = ready.caller.asking(candidate.backend, streamed=False)
                 with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate), asking:
-                    answer = await act(candidate)
+                    answer = await act(candidate, max_tokens)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
                 if ready.caller.gone or not may_fall_back(error):
@@ -405,17 +416,19 @@ class Pipeline:
             )
             spending.add(usage, _served(candidate, answer.get("usage")))
             self._tell.attempted(candidate, trail.paid(usage))
+            trail.limited_by = slices.limited_by
             return answer
         assert failure is not None, "there is always a candidate"
         raise failure
 
     async def _streamed(
-        self, ready: _Ready, spending: Spending, trail: Trail, model: str
+        self, ready: _Ready, spending: Spending, trail: Trail, model: str, slices: Slices
     ) -> AsyncGenerator[tuple[StreamShaper, list[Piece]], None]:
         """The pieces of the first answer that begins. Once content was released there is no falling back."""
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=cuttable(candidate))
             spending.assume(_lost(ready, candidate), _served(candidate))
             ready.answer.served_by(candidate)
             begun = False
@@ -423,15 +436,20 @@ class Pipeline:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
                 asking = ready.caller.asking(candidate.backend, streamed=True)
                 with trail.attempt(candidate), attempting as attempt, asking:
-                    chunks = candidate.backend.stream(candidate.card.upstream, ready.body, ready.ask.max_tokens)
+                    chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
                     async with aclosing(chunks):
                         async for come in chunks:
                             pieces = shaper.take(come)
+                            enough = slices.covers(*shaper.written) or await slices.covered(*shaper.written)
                             if pieces:
                                 begun = True
                                 trail.first_content()
                                 attempt.answered()
                                 yield shaper, pieces
+                            if not enough and shaper.open:
+                                # Closing it ends the bill before more is written than is held.
+                                shaper.cut()
+                                break
                     # Here, because an answer that only looks whole is a failure of its backend.
                     shaper.complete()
             except AgentOSError as error:
@@ -449,10 +467,41 @@ class Pipeline:
                 self._streamed_usage(ready, candidate, spending, trail, shaper)
                 raise
             self._streamed_usage(ready, candidate, spending, trail, shaper)
+            trail.limited_by = slices.limited_by
             yield shaper, []
             return
         assert failure is not None, "there is always a candidate"
         raise failure
+
+    def _slices(self, ready: _Ready, spending: Spending) -> Slices:
+        assert spending.held is not None, "it is held by now"
+        return Slices(
+            spending.held,
+            prompt_bound=ready.ask.prompt_bound,
+            choices=ready.ask.choices,
+            slice_tokens=self._limits.output_slice_tokens,
+            monotonic=self._deps.clock.monotonic,
+        )
+
+    async def _allowed(
+        self,
+        ready: _Ready,
+        candidate: Candidate,
+        spending: Spending,
+        slices: Slices,
+        failure: AgentOSError | None,
+        *,
+        in_slices: bool,
+    ) -> int:
+        """The `max_tokens` for the next attempt; without room for one it stays at the failure of the one before."""
+        most = ready.ask.max_tokens
+        price = candidate.card.price if ready.plan.money else None
+        limit = most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)
+        try:
+            return await slices.begin(limit, in_slices=in_slices, spent=spending.amount, price=price)
+        except AgentOSError as refused:
+            self._router.left(candidate)
+            raise failure or refused from None
 
     def _streamed_usage(
         self, ready: _Ready, candidate: Candidate, spending: Spending, trail: Trail, shaper: StreamShaper

@@ -40,6 +40,8 @@ class Trail:
         self.balance: Balance | None = None
         self.over: tuple[str, ...] = ()
         """Soft budgets that are beyond their limits."""
+        self.limited_by = ""
+        """The budget that left no room for more of the answer."""
 
     def tell(self, error: AgentOSError) -> None:
         """What refuses the request says as much of the receipt as is known."""
@@ -96,6 +98,8 @@ class Trail:
             members["ttft_ms"] = _ms(self._first_content_s)
         if self.over:
             members["budgets_over"] = list(self.over)
+        if self.limited_by:
+            members["limited_by"] = self.limited_by
         return {
             "usage": members,
             "policy_outcome": msgspec.to_builtins(self.outcome),

@@ -12,7 +12,7 @@ import msgspec
 from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument, from_code
 from ports.messages import Json
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, said
 from stack_b.fragments import joined as _joined
 
 _RECEIPT: Final[tuple[str, ...]] = ("usage", "policy_outcome", "route", "correlation_id", "tenant_id")
@@ -22,7 +22,7 @@ def digest_of(call: ChatCall | EmbedCall) -> str:
     """Of what is asked, not of how it shall be sent."""
     asked: tuple[Json, ...]
     if isinstance(call, ChatCall):
-        asked = (call.model, call.members, call.choices, call.max_tokens)
+        asked = (call.model, said(call), call.choices, call.max_tokens)
     else:
         asked = ("embed", call.model, call.inputs, call.members, call.encoding)
     return "sha256:" + hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()

@@ -78,6 +78,17 @@ class StreamShaper:
         released, self._preamble = [*self._preamble, *ready], []
         return released
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """Bytes of content, and what the backend itself says by now of its tokens."""
+        told = (self.reported or {}).get("completion_tokens")
+        return self.content_bytes, told if isinstance(told, int) else 0
+
+    @property
+    def open(self) -> bool:
+        """Whether there is more to come of what has begun."""
+        return any(choice.finish is None for choice in self._choices.values())
+
     def _same(self, run: Run) -> Run:
         """More of what was let through before: a run has the form of a chunk that was fed."""
         self.content_bytes += run.size
@@ -97,6 +108,15 @@ class StreamShaper:
             raise Unavailable(
                 "the backend's answer ended without a finish reason", code="upstream_error", details=OUTCOME_UNKNOWN
             )
+
+    def cut(self) -> None:
+        """The answer ends here, for want of budget. A call that was not whole by now is none."""
+        if not self._choices:
+            self._choices[0] = _Choice()
+        for index, known in self._choices.items():
+            if known.finish is None:
+                delta: dict[str, Json] = {} if known.has_role else {"role": "assistant"}
+                known.finish = self._piece({}, {"index": index, "delta": delta, "finish_reason": "length"})
 
     def finish(self, receipt: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
         """The last chunks, after `complete`."""

@@ -67,6 +67,8 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     price: Price | None = None
     max_tokens: int | None = None
     """The most it writes, where known."""
+    hidden_reasoning: bool | None = None
+    """Whether it is billed for output that no stream shows. None: not known; it may be where only streams stop the bill."""
 
 
 class Backend(Protocol):

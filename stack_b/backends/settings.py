@@ -52,6 +52,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     chat: bool = True
     embed: bool = False
     max_tokens: int | None = None
+    hidden_reasoning: bool | None = None
+    """Whether it bills output that no stream shows."""
     prompt_usd_per_million: str | None = None
     """Decimal text, such as "0.15": money is never a float."""
     completion_usd_per_million: str | None = None
@@ -257,6 +259,7 @@ def _card(model: ModelSettings, upstream: str | None = None) -> ModelCard:
         chat=model.chat,
         embed=model.embed,
         max_tokens=model.max_tokens,
+        hidden_reasoning=model.hidden_reasoning,
         price=price if priced else None,
     )
 

@@ -15,6 +15,7 @@ from ports.budget import Balance, BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.ids import TenantId
+from stack_b.shared_reads import SharedReads
 
 FRESH_S: Final = 1.0
 MAX_TENANTS: Final = 10_000
@@ -39,12 +40,13 @@ class Balances:
         self._ledger = ledger
         self._clock = clock
         self._known: OrderedDict[TenantId, _Known] = OrderedDict()
+        self._reads: SharedReads[tuple[TenantId, int], Balance] = SharedReads()
 
     async def current(self, auth: AuthContext, *, limit: int) -> Balance:
         """The tenant's balance, at most a second old. Raises `Unavailable` when it must be read and can't."""
         known = self._known.get(auth.tenant)
         if known is None or known.balance.limit != limit or self._clock.monotonic() - known.read_at >= FRESH_S:
-            return await self.read(auth, limit=limit)
+            return await self._reads.of((auth.tenant, limit), lambda: self.read(auth, limit=limit))
         if (known.held, known.settled) != (known.balance.held, known.balance.settled):
             known.balance = replace(known.balance, held=known.held, settled=known.settled)
         return known.balance

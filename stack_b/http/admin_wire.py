@@ -17,7 +17,7 @@ Comment = Annotated[str, Meta(max_length=MAX_COMMENT_CHARS, description="Why, fo
 
 class PutBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     document: dict[str, Json]
-    """`backends`, `routing`, `prices`: what a gateway's file holds. Secrets are references, `env:NAME` or `file:/path`."""
+    """`backends`, `routing`, `prices`, `policies`: what a gateway's file holds. Secrets are references, never values."""
     comment: Comment = ""
 
 

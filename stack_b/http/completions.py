@@ -10,6 +10,7 @@ from ports.messages import Json
 from stack_b.caller import Caller
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
+from stack_b.http.about import told as told_about
 from stack_b.http.asked import Asked, Endpoint, Reply
 from stack_b.http.chat_stream import ChatStream
 from stack_b.http.once import asked_once, client_of
@@ -56,7 +57,8 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
     async def complete(asked: Asked) -> Reply:
         found = asked.exchange
         call, wire = read(found.json, deps.limits)
-        call = msgspec.structs.replace(preferring(call, found.headers.text(PREFERENCE)), route=found.template)
+        call = told_about(preferring(call, found.headers.text(PREFERENCE)), found.headers)
+        call = msgspec.structs.replace(call, route=found.template)
         auth, client = found.identity, client_of(found.headers)
         once = asked_once(found.headers, auth, call, client)
         flight = steps.flight(auth, call, client) if once is None and client is not None else None

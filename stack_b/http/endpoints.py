@@ -11,6 +11,7 @@ from litestar.params import FromPath
 from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.http.edge import decoded, exchange
+from ports.http.headers import Headers
 from ports.http.health import OK, Probe, states_of
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
@@ -18,6 +19,7 @@ from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.following import Standing
+from stack_b.http.about import told
 from stack_b.http.asked import Asked, Endpoint, Reply
 from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
@@ -42,7 +44,7 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
 
     async def embeddings(asked: Asked) -> Reply:
         found = asked.exchange
-        call = preferring(embed_call(found.json, deps.limits), found.headers.text(PREFERENCE))
+        call = told(preferring(embed_call(found.json, deps.limits), found.headers.text(PREFERENCE)), found.headers)
         call = msgspec.structs.replace(call, route=found.template)
         auth, client = found.identity, client_of(found.headers)
         once = asked_once(found.headers, auth, call, client)
@@ -55,7 +57,7 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
     async def policy_check(asked: Asked) -> Reply:
         found = asked.exchange
         auth = found.identity
-        call = _checked(found.json, deps.limits, found.headers.text(PREFERENCE))
+        call = _checked(found.json, deps.limits, found.headers.text(PREFERENCE), found.headers)
         verdict = await pipeline.check(auth, call)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})
@@ -130,11 +132,11 @@ def in_force(standing: Standing) -> InForce:
     )
 
 
-def _checked(value: dict[str, Json], limits: Limits, preference: str | None) -> ChatCall | EmbedCall:
+def _checked(value: dict[str, Json], limits: Limits, preference: str | None, headers: Headers) -> ChatCall | EmbedCall:
     """The call that is asked about: an embedding where there is something to embed and no conversation."""
     if "input" in value and "messages" not in value:
-        return preferring(embed_call(value, limits), preference)
-    return preferring(chat_call(value, limits), preference)
+        return told(preferring(embed_call(value, limits), preference), headers)
+    return told(preferring(chat_call(value, limits), preference), headers)
 
 
 def _view(candidate: Candidate, auth: AuthContext) -> ModelView:

@@ -70,6 +70,7 @@ OPERATIONS: Final = {
             "OpenAI's chat completions, plus a receipt. Personal data and secrets in the request reach no backend. With "
             "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event. "
             "The header `X-Route-Preference` (`quality`, `cost`, `latency`) says what to go by where several may answer. "
+            "`X-Agent-Id` and `X-Session-Id` (percent-encoded), or `metadata`, say what budgets count by, on all surfaces. "
             "With the header `X-Step-Key` the call is made once: it goes on when the client leaves, and whoever sends the "
             "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing. So it "
             "is with `Idempotency-Key`. Who repeats a request while its call is under way joins it, a stream from its "

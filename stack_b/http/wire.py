@@ -73,6 +73,8 @@ class EmbeddingsBody(Struct, frozen=True, kw_only=True):
     """Text. Token ids are refused: policy can't read them."""
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=16_384)] | None = None
+    metadata: dict[str, Json] | None = None
+    """`agent_id` and `session_id`: what budgets are counted by. Sent nowhere."""
     user: str | None = None
 
 
@@ -87,6 +89,10 @@ class UsageReceipt(Struct, frozen=True, kw_only=True):
     """True when any part was counted by the gateway because the backend reported none."""
     ttft_ms: int | None = None
     """To the first content of a stream."""
+    budgets_over: list[str] | None = None
+    """Soft budgets that are beyond their limits."""
+    limited_by: str | None = None
+    """The budget that left no room for more of the answer, which then ends with `length`."""
 
 
 class Usage(UsageReceipt, frozen=True, kw_only=True):

@@ -88,11 +88,17 @@ class Router:
         self._rules = rules
         self._remembered = {}
 
-    def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
-        """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
+    def candidates(
+        self,
+        auth: AuthContext,
+        asked: Asked,
+        entitlements: Entitlements,
+        priced: Callable[[Candidate], Candidate] = lambda one: one,
+    ) -> tuple[Candidate, ...]:
+        """Who may serve it, best first, at the price that `priced` gives it. Empty: nobody may or can. Changes nothing."""
         if not self._rules.canaries and not self._rules.spread and asked.preference == "quality":
             # Then it depends on nothing that a call changes.
-            return self._settled_order(auth, asked, entitlements)
+            return tuple(map(priced, self._settled_order(auth, asked, entitlements)))
         if not permits_tier(entitlements, self._rules.tier(asked.name)):
             return ()
         served = self._within(auth, entitlements)
@@ -103,7 +109,7 @@ class Router:
             models = (canary.model, *(model for model in models if model != canary.model))
         found: list[Candidate] = []
         for model in models:
-            equals = choose(model, asked.kind, entitlements, served)
+            equals = tuple(map(priced, choose(model, asked.kind, entitlements, served)))
             found += self._spread(auth, asked, equals) if model in self._rules.spread else equals
         if canary is None:
             return tuple(self._preferred(asked.preference, found))
@@ -192,6 +198,10 @@ class Router:
     def spreads(self) -> bool:
         """Whether it matters which conversation a request is of."""
         return bool(self._rules.spread)
+
+    def left(self, candidate: Candidate) -> None:
+        """It was this one's turn, and it was not called."""
+        self._breaker(candidate).left()
 
     def states(self) -> dict[str, State]:
         """By backend, of those that were called."""

@@ -1,6 +1,7 @@
 """When a worker acknowledges the hint that it took a run by."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import anyio
 import pytest
@@ -8,8 +9,12 @@ import pytest
 from adapters.inproc.model import scripted
 from conformance.clock import ManualClock
 from conformance.people import NODE
+from deploy.roots.stack_a_worker import ack_of
+from ports.errors import InvalidArgument
 from ports.queue import Depth
 from stack_a.hints import HINT_LEASE
+from tests.support.node import free_ports
+from tests.support.real_stacks import Provider, real_stacks
 from tests.support.stack_a import StackA, stack_a
 from tests.support.worker import Toolbox, calls, ended_in_time, model, slow_then_done, takeover, until, until_status
 
@@ -116,3 +121,39 @@ async def test_with_complete_the_hint_of_a_worker_that_was_killed_is_held_by_who
             assert await depth(node) == NOTHING
     assert [one.ready + one.leased for one in (while_dead, taken_over)] == [1, 1]
     assert (run.status, run.epoch, run.recoveries) == ("succeeded", 2, 1)
+
+
+async def test_a_real_worker_that_is_killed_leaves_its_hint_to_the_next_one(tmp_path: Path) -> None:
+    provider = Provider()
+    settings = {"AGENTOS_QUEUE_ACK": "complete"}
+    async with real_stacks(tmp_path, free_ports(2), provider=provider, worker_environment=settings) as stacks:
+        await stacks.gateway.start()
+        await stacks.worker.start()
+        run_id = await stacks.created("hold me")
+        with anyio.fail_after(60):
+            while provider.total < 1:  # noqa: ASYNC110 - another process asks
+                await anyio.sleep(0.02)
+        in_hand = await stacks.queue.depth(NODE)
+        await stacks.worker.kill()
+        await stacks.let_leases_lapse()
+        left = await stacks.queue.depth(NODE)
+        provider.let_go.set()
+        await stacks.worker.start()
+        with anyio.fail_after(60):
+            while (run := await stacks.run(run_id)).status != "succeeded":  # noqa: ASYNC110 - another process ends it
+                await anyio.sleep(0.05)
+            while await stacks.queue.depth(NODE) != NOTHING:  # noqa: ASYNC110 - the same
+                await anyio.sleep(0.05)
+
+    assert (in_hand, left) == (HELD, Depth(ready=1, leased=0))
+    assert (run.epoch, run.recoveries, provider.total) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("word", ["accept", "complete"])
+def test_the_setting_takes_both_words(word: str) -> None:
+    assert ack_of(word) == word
+
+
+def test_the_setting_takes_no_other_word() -> None:
+    with pytest.raises(InvalidArgument, match="AGENTOS_QUEUE_ACK is 'late'; it may be accept or complete"):
+        ack_of("late")

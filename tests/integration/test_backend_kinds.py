@@ -267,3 +267,9 @@ class TestProvided:
                 pass
 
         assert raised.value.details["outcome"] == "unknown"
+
+    async def test_what_a_client_says_to_the_gateway_goes_no_further(self) -> None:
+        # The provider of this process refuses what it does not know, as every one does.
+        answer = await self.backend().chat("claude-up", ASK | {"metadata": {"agent_id": "agt_1"}}, 9)
+
+        assert answer["choices"][0]["message"]["content"] == "hi"

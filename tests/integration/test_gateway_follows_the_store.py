@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,8 +15,10 @@ from msgspec.structs import replace
 from adapters.inproc import store as storage
 from adapters.inproc.gateway_configuration import InprocGatewayConfigurations
 from adapters.system_clock import SystemClock
+from conformance.clock import ManualClock
 from conformance.people import PLATFORM
 from observability.metrics import Metrics
+from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, Unavailable
 from ports.gateway_configuration import Draft, Version
@@ -23,7 +26,7 @@ from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.settings import BackendSettings
 from stack_b.budget.prices import Prices
-from stack_b.following import Applied, Following, Found, Standing, StoreSource, first
+from stack_b.following import LOOK_EVERY, Applied, Following, Found, Standing, StoreSource, first
 from stack_b.policies.desk import Policies
 from stack_b.routing.router import Router
 from tests.integration.test_gateway_configuration import LINGERING, backend
@@ -37,8 +40,11 @@ class Deaf(InprocGatewayConfigurations):
     """A store that does not answer while it is `away`."""
 
     away = False
+    broken = False
 
     async def current(self, auth: AuthContext, *, newer_than: int = 0) -> Version | None:
+        if self.broken:
+            raise ZeroDivisionError
         if self.away:
             raise Unavailable("away")
         return await super().current(auth, newer_than=newer_than)
@@ -92,8 +98,8 @@ def settings(found: Found) -> tuple[BackendSettings, ...]:
     return found.configuration.backends
 
 
-async def started(store: Deaf, opened: OpenedBackends) -> Gateway:
-    source, clock, metrics = StoreSource(store), SystemClock(), Metrics()
+async def started(store: Deaf, opened: OpenedBackends, clock: Clock | None = None) -> Gateway:
+    source, clock, metrics = StoreSource(store), clock or SystemClock(), Metrics()
     found, backends, refused = await first(source, lambda found: opened.use(settings(found)))
     catalog = Catalog(backends, clock)
     to = Applied(
@@ -218,6 +224,28 @@ async def test_a_store_that_does_not_answer_changes_nothing_and_is_told_once(
     assert meanwhile == (["one"], False)
     assert [record.message for record in caplog.records] == ["gateway.configuration_unreachable"]
     assert (gateway.backends, gateway.standing.reachable) == (["two"], True)
+
+
+async def test_a_bug_in_one_look_is_not_the_last_look(
+    store: Deaf, opened: OpenedBackends, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    gateway = await started(store, opened, clock)
+    await put(store, {"backends": [backend("one", "m-1")]})
+    store.broken = True
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(gateway.following.follow)
+        await anyio.wait_all_tasks_blocked()
+        await clock.advance(LOOK_EVERY)
+        await anyio.wait_all_tasks_blocked()
+        store.broken = False
+        await clock.advance(LOOK_EVERY)
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+
+    assert [record.message for record in caplog.records] == ["gateway.following_failed"]
+    assert gateway.backends == ["one"]
 
 
 async def test_prices_are_followed_too(store: Deaf, opened: OpenedBackends) -> None:

@@ -184,6 +184,7 @@ async def test_a_dry_run_says_all_that_is_wrong_and_changes_nothing() -> None:
         ],
         "routing": {"aliases": {"a": "b", "b": "m"}},
         "prices": [{"model": "m", "valid_from": "2026-01-01T00:00:00Z", "prompt": "cheap"}],
+        "policies": {"house": {"rules": [{"id": "r", "effect": "deny", "on": ["call"]}]}},
     }
     async with admin() as surface:
         await surface.put(ONE)
@@ -198,6 +199,7 @@ async def test_a_dry_run_says_all_that_is_wrong_and_changes_nothing() -> None:
         ("duplicate_name", "$.backends[1].name"),
         ("routing", "$.routing.aliases.a"),
         ("price", "$.prices[0]"),
+        ("policy", "$.policies.house"),
     }
     assert code(real) == (422, "validation_failed")
     assert real.json()["error"]["details"]["diagnostics"] == plan["diagnostics"]

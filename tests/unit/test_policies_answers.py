@@ -54,6 +54,24 @@ class TestGate:
             assert through(pieces) == whole, pieces
         assert through(tuple(text)) == whole
 
+    @pytest.mark.parametrize(
+        ("pattern", "text", "shown"),
+        [
+            (r"AB-\d{2,4}\b", "so AB-12345 is none", "so AB-12345 is none"),
+            (r"AB-\d{2,4}\b", "so AB-1234 is one", "so "),
+            ("(?i)ab$", "ab abc ab", "ab abc "),
+            ("^ab", "xab ab", "xab ab"),
+            ("ab|abcdef", "abc", ""),
+        ],
+    )
+    def test_what_stands_around_a_match_is_known_before_it_is_decided(
+        self, pattern: str, text: str, shown: str
+    ) -> None:
+        searches = ((Search([], [pattern], bounded=True), "it"),)
+        for pieces in ((text,), tuple(text), *two_cuts(text)):
+            gate = Gate(searches)
+            assert "".join(gate.feed(piece) for piece in pieces) + gate.end() == shown, pieces
+
     def test_what_comes_before_goes_out_in_time(self) -> None:
         gate, shown = Gate(SEARCHES), ""
         window = max(search.width for search, _ in SEARCHES)

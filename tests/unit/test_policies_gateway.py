@@ -18,8 +18,11 @@ from stack_b.backends.reach import Reach
 from stack_b.backends.settings import BackendSettings
 from stack_b.configuration import parse_configuration
 from stack_b.following import reaches_of
+from stack_b.http.completions import SURFACES
+from stack_b.limits import Limits
 from stack_b.policies.desk import Policies
 from stack_b.policies.rules import Rules
+from stack_b.replay import digest_of
 from stack_b.routing.rules import Canary, RoutingRules
 from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
@@ -216,6 +219,16 @@ async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> Non
     assert long.json()["error"]["details"]["reasons"] == ["rule_offer:tenant/no"]
     assert (odd.status_code, odd.json()["error"]["code"]) == (403, "tool_not_permitted")
     assert 'agentos_policy_blocks_total{reason="tools"} 2.0' in counted
+
+
+def test_what_an_agent_asks_is_not_what_another_one_asks() -> None:
+    """Rules and budgets go by it: so nobody joins, or is answered with, the other's call."""
+    asked = [
+        SURFACES["/v1/responses"]({"model": "m-1", "input": "hi"} | more, Limits())[0]
+        for more in ({}, {"metadata": {"agent_id": "agt_a"}}, {"metadata": {"agent_id": "agt_b"}})
+    ]
+
+    assert len({digest_of(call) for call in asked}) == 3
 
 
 # How fast.

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from ports.messages import Json
 from stack_b.canonical import ChatCall
+from stack_b.http.about import about
 from stack_b.http.parse import at_most, chat_call, refuse_steering
 from stack_b.http.surfaces.responses_out import ResponsesWire
 from stack_b.http.surfaces.responses_wire import (
@@ -69,7 +70,7 @@ def responses(value: dict[str, Json], limits: Limits) -> tuple[ChatCall, Wire]:
     most = body.max_output_tokens
     if most is not None and most > limits.max_tokens:
         raise refused("$.max_output_tokens", f"it is at most {limits.max_tokens}")
-    call = replace(chat_call(_chat(body), limits), metadata=body.metadata or {})
+    call = replace(chat_call(_chat(body), limits), metadata=body.metadata or {}, about=about(body.metadata))
     return call, ResponsesWire(_echo(body, value))
 
 

@@ -89,6 +89,8 @@ class TestServesItsOwnTenantOnly(BrokenQueue):
             "test_a_tenant_that_was_served_while_alone_owes_nothing",
             "test_within_a_tenant_the_oldest_comes_first",
             "test_tenants_with_messages_waiting_take_turns",
+            "test_a_message_that_comes_back_has_its_priority_still",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
         }
     )
 
@@ -185,6 +187,7 @@ class TestDeliversWhatIsLeased(BrokenQueue):
             "test_extend_keeps_the_lease_for_the_given_time_from_now",
             "test_within_a_tenant_the_oldest_comes_first",
             "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
         }
     )
 
@@ -208,13 +211,14 @@ class TestNeverDeliversAgain(BrokenQueue):
             "test_a_waiting_lease_returns_as_soon_as_another_lease_runs_out",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
             "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_a_message_that_comes_back_has_its_priority_still",
         }
     )
 
 
 class DeliversTheNewestFirst(InprocQueue):
-    def _visible(self, auth: AuthContext) -> Iterator[Message]:
-        return reversed(list(super()._visible(auth)))
+    def _in_order(self, ready: list[Message]) -> list[Message]:
+        return sorted(sorted(ready, key=lambda one: one.id, reverse=True), key=lambda one: -one.priority)
 
 
 class TestDeliversTheNewestFirst(BrokenQueue):
@@ -224,6 +228,7 @@ class TestDeliversTheNewestFirst(BrokenQueue):
             "test_messages_come_oldest_first_and_no_more_than_asked_for",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
             "test_within_a_tenant_the_oldest_comes_first",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
         }
     )
 
@@ -310,6 +315,7 @@ class TestReleasesNothing(BrokenQueue):
         {
             "test_a_released_message_is_leasable_at_once_as_the_next_attempt",
             "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_a_message_that_comes_back_has_its_priority_still",
         }
     )
 
