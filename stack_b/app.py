@@ -45,7 +45,7 @@ async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
         fresh.cancel()
         await asyncio.wait({fresh})
         await steps.drain()
-        await pipeline.meter.drain()
+        await pipeline.drain()
 
 
 def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:

@@ -6,7 +6,6 @@ The edge has authenticated it and the parser made it canonical. Then: entitlemen
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -34,7 +33,7 @@ from stack_b.receipt import Trail, budget_members
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding
-from stack_b.redaction.rules import PiiRules, rules_for
+from stack_b.redaction.rules import PiiRules, TenantRules
 from stack_b.redaction.stream import Lens
 from stack_b.routing.choice import may_fall_back
 from stack_b.routing.router import Asked, conversation_of
@@ -53,8 +52,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     budget: dict[str, Json]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
+class _Ready(Struct, frozen=True, kw_only=True):
     """A request that may be called, once its budget is held."""
 
     auth: AuthContext
@@ -80,9 +78,17 @@ class Pipeline:
         self._router = deps.router
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
+        self._pii_rules = TenantRules(deps.placeholder_key)
         self.balances = Balances(deps.budget, deps.clock)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
         self._deadlines = Deadlines(deps.limits.request_s)
+
+    async def drain(self) -> None:
+        """Wait for settlements under way and give back what is held for nobody; once, before the ledger closes."""
+        self._deadlines.close()
+        await self.meter.drain()
+        for known in (self._tenants, self._budgets, self.balances):
+            await known.close()
 
     async def admit(self, auth: AuthContext) -> None:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
@@ -250,7 +256,7 @@ class Pipeline:
         return decision
 
     def _rules(self, tenant: Tenant) -> PiiRules:
-        return rules_for(tenant.id, tenant.entitlements.pii, self._deps.placeholder_key)
+        return self._pii_rules.of(tenant.id, tenant.entitlements.pii)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))
