@@ -76,8 +76,15 @@ class _Instrumented:
 
             @wraps(call)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                with _Watch(self, method, args):
-                    return await call(*args, **kwargs)
+                started = self._monotonic()
+                try:
+                    result = await call(*args, **kwargs)
+                except BaseException:
+                    # The judgement of what is rare is the watch's.
+                    with _Watch(self, method, args, started):
+                        raise
+                self.report(method, OK, started, _caller(args))
+                return result
 
             return awaited
 
@@ -114,13 +121,14 @@ class _Instrumented:
 class _Watch:
     """Times one call and judges how it ended. Entered once more when the call goes on after returning."""
 
-    __slots__ = ("_auth", "_handed_over", "_method", "_owner", "_started")
+    __slots__ = ("_auth", "_begun", "_handed_over", "_method", "_owner", "_started")
 
-    def __init__(self, owner: _Instrumented, method: str, args: tuple[Any, ...]) -> None:
+    def __init__(self, owner: _Instrumented, method: str, args: tuple[Any, ...], started: float | None = None) -> None:
         self._owner = owner
         self._method = method
-        self._auth = args[0] if args and isinstance(args[0], AuthContext) else None
+        self._auth = _caller(args)
         self._handed_over = False
+        self._begun = started
         self._started = 0.0
 
     def hand_over(self) -> None:
@@ -129,16 +137,13 @@ class _Watch:
 
     def __enter__(self) -> None:
         self._handed_over = False
-        self._started = self._owner.now()
+        self._started = self._owner.now() if self._begun is None else self._begun
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if self._handed_over:
             return
-        if error is None:
-            self._report(OK)
-            return
         match error:
-            case GeneratorExit():
+            case None | GeneratorExit():
                 self._report(OK)
             case AgentOSError():
                 self._report(error.code)
@@ -155,6 +160,10 @@ class _Watch:
 
     def _report(self, code: str) -> None:
         self._owner.report(self._method, code, self._started, self._auth)
+
+
+def _caller(args: tuple[Any, ...]) -> AuthContext | None:
+    return args[0] if args and isinstance(args[0], AuthContext) else None
 
 
 async def _awaited(result: Awaitable[Any], watch: _Watch) -> Any:

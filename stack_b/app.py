@@ -48,8 +48,7 @@ async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
         probing.cancel()
         await asyncio.wait({fresh, probing})
         await steps.drain()
-        await pipeline.meter.drain()
-        await pipeline.recorder.writer.drain()
+        await pipeline.drain()
 
 
 def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:

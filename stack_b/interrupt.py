@@ -58,6 +58,11 @@ class Deadlines:
         self._due: dict[Interrupt, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    def close(self) -> None:
+        """Nobody is watched any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     def begin(self) -> Interrupt:
         """An interrupt of the current task, entered. To be handed to `end` on every way out."""
         loop = asyncio.get_running_loop()

@@ -6,7 +6,6 @@ The edge has authenticated it and the parser made it canonical. Then: entitlemen
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -41,7 +40,7 @@ from stack_b.records.recorder import Recorder
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding
-from stack_b.redaction.rules import PiiRules, rules_for
+from stack_b.redaction.rules import PiiRules, TenantRules
 from stack_b.redaction.stream import Lens
 from stack_b.replay import Gathered
 from stack_b.routing.choice import may_fall_back
@@ -64,8 +63,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     budget: dict[str, Json]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
+class _Ready(Struct, frozen=True, kw_only=True):
     """A request that may be called, once its budget is held."""
 
     auth: AuthContext
@@ -93,10 +91,19 @@ class Pipeline:
         self._policies = deps.policies
         self._budgets = Budgets(deps.budget, deps.clock)
         self._pii = Remembering(deps.pii)
+        self._pii_rules = TenantRules(deps.placeholder_key)
         self.balances = Balances(deps.budget, deps.clock)
         self.recorder = Recorder(deps, self._pii)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
         self._deadlines = Deadlines(deps.limits.request_s)
+
+    async def drain(self) -> None:
+        """Wait for settlements and records under way, give back what is held for nobody; once, before the ledger closes."""
+        self._deadlines.close()
+        await self.meter.drain()
+        await self.recorder.writer.drain()
+        for known in (self._tenants, self._budgets, self.balances):
+            await known.close()
 
     async def admit(self, auth: AuthContext) -> None:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
@@ -358,7 +365,7 @@ class Pipeline:
         return decision
 
     def _rules(self, tenant: Tenant) -> PiiRules:
-        return rules_for(tenant.id, tenant.entitlements.pii, self._deps.placeholder_key)
+        return self._pii_rules.of(tenant.id, tenant.entitlements.pii)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))

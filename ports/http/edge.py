@@ -48,6 +48,7 @@ UNMATCHED: Final = "unmatched"
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-", b"via")
 """How the headers begin that proxies add."""
+_JSON: Final = b"application/json"
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _CONTENT_LENGTH_CHARS: Final = 18
@@ -320,9 +321,8 @@ def _idempotency_key(headers: Headers) -> str:
 
 
 async def _body(receive: Receive, headers: Headers, limit: int) -> bytes:
-    if headers.text(b"content-encoding") is not None:
+    if b"content-encoding" in headers:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
-    media, _, parameters = (headers.text(b"content-type") or "").lower().partition(";")
     announced = headers.text(b"content-length")
     if announced is not None:
         if not (announced.isascii() and announced.isdigit()):
@@ -347,9 +347,14 @@ async def _body(receive: Receive, headers: Headers, limit: int) -> bytes:
     if not raw:
         # Verbs such as `:cancel` take an optional body.
         return b"{}"
-    if media.strip() != "application/json" or parameters.replace('"', "").strip() not in {"", "charset=utf-8"}:
+    if headers.get(b"content-type") != _JSON and not _is_json(headers.text(b"content-type") or ""):
         raise InvalidArgument("send the body as application/json, in UTF-8", code="unsupported_media_type")
     return raw
+
+
+def _is_json(content_type: str) -> bool:
+    media, _, parameters = content_type.lower().partition(";")
+    return media.strip() == "application/json" and parameters.replace('"', "").strip() in {"", "charset=utf-8"}
 
 
 def _too_large(limit: int) -> InvalidArgument:

@@ -1,9 +1,6 @@
 """Which budgets a request is measured against beside its tenant's tokens a day, and what it may cost at most."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Final
 
 from msgspec import Struct
 
@@ -12,16 +9,11 @@ from ports.budget_rules import accounts
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import PermissionDenied
-from ports.ids import TenantId
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.estimate import Ask
 from stack_b.budget.slices import output_within
 from stack_b.canonical import About
-from stack_b.shared_reads import SharedReads
-
-FRESH: Final = timedelta(seconds=4)
-"""Changes take effect within 5 s everywhere; the rest of that is for the reading."""
-MAX_TENANTS: Final = 10_000
+from stack_b.fresh import Fresh
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -39,25 +31,14 @@ class Budgets:
     """The tenants' own budgets, a few seconds old at most."""
 
     def __init__(self, ledger: BudgetLedger, clock: Clock) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._known: OrderedDict[TenantId, tuple[tuple[Budget, ...], float]] = OrderedDict()
-        self._reads: SharedReads[TenantId, tuple[Budget, ...]] = SharedReads()
+        self._fresh = Fresh(ledger.budgets, clock)
 
     async def of(self, auth: AuthContext) -> tuple[Budget, ...]:
         """Raises `Unavailable` when they must be read and can't (fail closed)."""
-        now = self._clock.monotonic()
-        known = self._known.get(auth.tenant)
-        if known is None or now - known[1] >= FRESH.total_seconds():
-            known = (await self._reads.of(auth.tenant, lambda: self._read(auth)), now)
-            self._known[auth.tenant] = known
-            self._known.move_to_end(auth.tenant)
-            if len(self._known) > MAX_TENANTS:
-                self._known.popitem(last=False)
-        return known[0]
+        return await self._fresh.of(auth)
 
-    async def _read(self, auth: AuthContext) -> tuple[Budget, ...]:
-        return await self._ledger.budgets(auth)
+    async def close(self) -> None:
+        await self._fresh.close()
 
 
 def planned(

@@ -82,7 +82,10 @@ class Purse:
 
     async def take(self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
         """Raises the ledger's refusals, and `Unavailable`; nothing is held then."""
-        pool = self._pools.setdefault(pool_key(auth, on), _Pool())
+        key = pool_key(auth, on)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = _Pool()
         chunk = pool.current
         if chunk is not None and chunk.take(amount, self._clock.now(), self._clock.monotonic()):
             return Taken(chunk, amount)

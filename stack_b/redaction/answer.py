@@ -34,12 +34,12 @@ class Answer:
         self._choices: dict[int, _Choice] = {}
         self._leads: dict[int, dict[str, Json]] = {}
         self._last: dict[int, dict[str, Json]] = {}
-        self._kinds: Counter[str] = Counter()
+        self._kinds: list[str] = []
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was taken out so far."""
-        return findings_of(self._kinds)
+        return findings_of(Counter(self._kinds)) if self._kinds else ()
 
     def served_by(self, candidate: Candidate) -> None:
         """Who answers: no difference to what is found."""
@@ -103,7 +103,7 @@ class Answer:
         if asked is None or not self._kinds:
             return asked
         blocked = any(one.blocked for one in self._choices.values())
-        reasons = (*asked.reasons, *(f"pii_output:{kind}" for kind in sorted(self._kinds)))
+        reasons = (*asked.reasons, *(f"pii_output:{kind}" for kind in sorted(set(self._kinds))))
         return PolicyOutcome(decision="blocked" if blocked else "redacted", reasons=reasons)
 
     def _choice(self, index: int) -> "_Choice":
@@ -144,7 +144,7 @@ class Answer:
 
 
 class _Choice:
-    def __init__(self, lens: Lens, findings: Counter[str]) -> None:
+    def __init__(self, lens: Lens, findings: list[str]) -> None:
         self._lens = lens
         self._findings = findings
         self._texts: dict[str, TextStream] = {}
@@ -243,7 +243,7 @@ class _Choice:
         return ended
 
     def _noted(self, shown: Shown) -> str:
-        self._findings.update(shown.kinds)
+        self._findings += shown.kinds
         self.blocked = self.blocked or shown.blocked
         return shown.text
 

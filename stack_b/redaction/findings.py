@@ -11,6 +11,4 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 def findings_of(kinds: Mapping[str, int]) -> tuple[Finding, ...]:
-    if not kinds:
-        return ()
     return tuple(Finding(kind=kind, count=kinds[kind]) for kind in sorted(kinds))

@@ -4,7 +4,6 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final
 
 from ports.ids import TenantId
@@ -12,6 +11,7 @@ from ports.pii import PiiMode
 
 TAG_LETTERS: Final = 20
 """94 bits: no two values of a tenant ever share one."""
+MAX_TENANTS: Final = 10_000
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -45,9 +45,21 @@ class PiiRules:
 
 
 def rules_for(tenant: TenantId, modes: Mapping[str, PiiMode], node_key: bytes) -> PiiRules:
-    return PiiRules(modes=modes, key=_tenant_key(tenant, node_key))
+    return PiiRules(modes=modes, key=hmac.digest(node_key, f"placeholders\0{tenant}".encode(), "sha256"))
 
 
-@lru_cache(maxsize=1_024)
-def _tenant_key(tenant: TenantId, node_key: bytes) -> bytes:
-    return hmac.digest(node_key, f"placeholders\0{tenant}".encode(), "sha256")
+class TenantRules:
+    """`rules_for`, made once as long as a tenant's modes are the same."""
+
+    def __init__(self, node_key: bytes) -> None:
+        self._node_key = node_key
+        self._known: dict[TenantId, PiiRules] = {}
+
+    def of(self, tenant: TenantId, modes: Mapping[str, PiiMode]) -> PiiRules:
+        known = self._known.get(tenant)
+        if known is not None and known.modes == modes:
+            return known
+        if len(self._known) >= MAX_TENANTS:
+            self._known.clear()
+        known = self._known[tenant] = rules_for(tenant, modes, self._node_key)
+        return known

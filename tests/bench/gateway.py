@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -59,6 +60,8 @@ _TITLES: Final = {
     "litellm": "through LiteLLM's proxy",
 }
 _PEERS: Final = tuple(gateway_peers.PEERS)
+_HALF: Final = frozenset({"direct", "gateway"})
+"""Those that are asked half as often as the gateway can answer."""
 _PEER_WARM_UP_SECONDS: Final = 8
 
 
@@ -110,7 +113,10 @@ class GatewayBench:
             if target.wholes and self._options.only != "streams"
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
-        return [*wholes, *streams, ("memory and ratios", self.rest)]
+        half = [
+            (f"{target.name}, half load", self._half_part(target)) for target in self._targets if target.name in _HALF
+        ]
+        return [*wholes, *half, *streams, ("start", self._start), ("memory and ratios", self.rest)]
 
     def warm_up(self) -> None:
         """So that no round pays for what is done once per process or connection."""
@@ -131,6 +137,7 @@ class GatewayBench:
         if self._options.only == "streams":
             return figures
         figures[f"rps_ratio_{most}"] = ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"])
+        figures["added_p99_ms_half"] = found["gateway_p99_ms_half"] - found["direct_p99_ms_half"]
         figures["added_p50_ms_1"] = found["gateway_p50_ms_1"] - found["direct_p50_ms_1"]
         for target, connections in itertools.product(self._targets, _CONCURRENCY[1:]):
             if target.name in _PEERS:
@@ -159,6 +166,26 @@ class GatewayBench:
             return figures
 
         return part
+
+    def _half_part(self, target: Target) -> Part:
+        def part(found: Mapping[str, float]) -> Figures:
+            most = _CONCURRENCY[-1]
+            plan = self._plan(target, connections=most, seconds=self._options.seconds)
+            rate = found[f"gateway_rps_{most}"] / 2
+            sample = tools.load(msgspec.structs.replace(plan, rate=rate), self._home)
+            return {f"{target.name}_p50_ms_half": sample.p50_ms, f"{target.name}_p99_ms_half": sample.p99_ms}
+
+        return part
+
+    def _start(self, _: Mapping[str, float]) -> Figures:
+        """Another gateway, from its command to its readiness."""
+        port, upstream = free_port(), next(target.port for target in self._targets if target.name == "direct")
+        home = self._home / f"gateway-{port}"
+        home.mkdir()
+        began = time.perf_counter()
+        with stack_b(self._server, home, port=port, upstream=upstream):
+            machine.wait_until_ready(port)
+            return {"gateway_ready_s": time.perf_counter() - began}
 
     def _stream_part(self, target: Target) -> Part:
         def part(_: Mapping[str, float]) -> Figures:
@@ -262,6 +289,11 @@ def lines(targets: Sequence[Target]) -> list[Line]:
                 Line("  CPU of PostgreSQL per request", name.format("db_cpu_us"), "µs"),
                 Line("  transactions per request that write", name.format("writes")),
             ]
+    found.append(Line(f"whole answers at half of what Stack B answers at {_CONCURRENCY[-1]}, evenly spaced"))
+    for target in targets:
+        if target.name in _HALF:
+            found.append(Line(f"{_TITLES[target.name]}: p50", f"{target.name}_p50_ms_half", "ms"))
+            found.append(Line("  p99", f"{target.name}_p99_ms_half", "ms"))
     found.append(
         Line(f"streams of {TOKENS} tokens: the first token at 1 paced stream, the CPU in bursts of {_CONCURRENCY[-1]}")
     )
@@ -287,6 +319,8 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         Line(f"requests/s at {most}, to the upstream's own", f"rps_ratio_{most}"),
         Line(f"CPU per request at {most}, to nginx's", "nginx_cpu_ratio"),
         Line("added to the p50 at 1", "added_p50_ms_1", "ms"),
+        Line("added to the p99 at half load", "added_p99_ms_half", "ms"),
+        Line("from its start to ready", "gateway_ready_s", "s"),
         Line("added to the first token", "added_first_ms", "ms"),
         Line(f"tokens/s at {most}, to those of bytes passed through", "stream_ratio"),
         Line("memory at start (RSS)", "gateway_rss_start_mib", "MiB"),

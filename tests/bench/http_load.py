@@ -1,6 +1,7 @@
 """HTTP load from a process of its own: `python -m tests.bench.http_load`, a `Plan` on stdin, a `Sample` on stdout.
 
-Raw asyncio and a C parser. Each connection sends its next request when the last one is answered whole.
+Raw asyncio and a C parser. Each connection sends its next request when the last one is answered whole; or, with a rate,
+requests are due at even intervals whatever became of earlier ones, and take as long as from when they were due.
 """
 
 import asyncio
@@ -25,7 +26,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
     body: str
     connections: int
+    """With a rate: at most."""
     seconds: float
+    rate: float = 0.0
+    """Requests per second; 0: as many as are answered."""
     first: str = ""
     """Where this appears in the body, the first token has come."""
     expect: int = 0
@@ -65,12 +69,12 @@ class Asking(asyncio.Protocol):
         self.took: list[float] = []
         self.first_took: list[float] = []
 
-    async def ask(self) -> bool:
-        """Whether the answer is what it should be."""
+    async def ask(self, due: float | None = None) -> bool:
+        """Whether the answer is what it should be. `due`: since when it is waited for."""
         assert self._transport is not None
         self._answered = asyncio.get_running_loop().create_future()
         self._body = b""
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() if due is None else due
         self._transport.write(self._request)
         return await self._answered
 
@@ -116,7 +120,25 @@ async def measure(plan: Plan) -> Sample:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 failures += not await asking.ask()
 
-    await asyncio.gather(*(keep_asking(asking) for _, asking in opened))
+    async def ask_in_time() -> None:
+        idle: asyncio.Queue[Asking] = asyncio.Queue()
+        for _, asking in opened:
+            idle.put_nowait(asking)
+
+        async def ask(asking: Asking, due: float) -> None:
+            nonlocal failures
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                failures += not await asking.ask(due)
+            idle.put_nowait(asking)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(int(plan.rate * plan.seconds)):
+                due = began + number / plan.rate
+                if (early := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(early)
+                group.create_task(ask(await idle.get(), due))
+
+    await (ask_in_time() if plan.rate else asyncio.gather(*(keep_asking(asking) for _, asking in opened)))
     seconds = time.perf_counter() - began
     for transport, _ in opened:
         transport.close()

@@ -1,6 +1,7 @@
 """What a bench runs on: a PostgreSQL of its own with production settings, processes of its own, and their CPU time."""
 
 import asyncio
+import http.client
 import os
 import secrets
 import shutil
@@ -120,6 +121,21 @@ def wait_until_open(port: int, *, within: float = _START_SECONDS) -> None:
             time.sleep(_LOOK_SECONDS)
         else:
             return
+
+
+def wait_until_ready(port: int, *, within: float = _START_SECONDS) -> None:
+    """Until the service on `port` says that it is."""
+    end = time.monotonic() + within
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        with suppress(OSError):
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        connection.close()
+        if time.monotonic() > end:
+            raise Unavailable(f"the service on port {port} is not ready after {within:.0f} s")
+        time.sleep(_LOOK_SECONDS)
 
 
 def wait_until_said(log: Path, beginning: str, process: psutil.Process, within: float) -> str:

@@ -51,9 +51,9 @@ def has(tool: str) -> bool:
 
 
 def load(plan: Plan, home: Path) -> Sample:
-    """By wrk, where there is one and the plan asks nothing of the answers but their status."""
+    """By wrk, where there is one and the plan asks for no rate, and of the answers for nothing but their status."""
     wrk = _found("wrk")
-    if wrk is None or plan.first:
+    if wrk is None or plan.first or plan.rate:
         done = _run(machine.python("tests.bench.http_load"), msgspec.json.encode(plan), plan.seconds)
         sample = msgspec.json.decode(done.stdout, type=Sample)
     else:

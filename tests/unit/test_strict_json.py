@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ports.errors import InvalidArgument
@@ -140,6 +140,8 @@ def outcome(read: Any, raw: bytes) -> tuple[str, str]:
         return error.code, error.message
 
 
+# A busy machine draws slowly; that is nothing of ours.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES, SPELLINGS, st.lists(SPOILED, max_size=2))
 def test_the_quick_look_at_a_body_finds_what_the_thorough_one_does(
     value: Any, spelling: dict[str, Any], spoiled: list[tuple[int, bytes]]
