@@ -535,7 +535,7 @@ class Pipeline:
             name=call.model,
             kind="chat",
             preference=call.preference,
-            agent=agent_of(call.members),
+            agent=agent_of(said(call)),
             conversation=conversation,
         )
 

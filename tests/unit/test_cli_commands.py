@@ -221,7 +221,7 @@ class TestUpRefusals:
         home = tmp_path / "home"
         home.mkdir()
         (home / ".agentos.env").write_text(
-            'AGENTOS_BACKENDS=[{"name": "x", "kind": "openai", "base_url": "http://x"}]\n'
+            'AGENTOS_BACKENDS=[{"name": "x", "kind": "opnai", "base_url": "http://x"}]\n'
         )
 
         said = agentos("up", environ=environ)

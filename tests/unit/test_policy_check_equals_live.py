@@ -270,7 +270,8 @@ def _may_serve(world: World, asked: Request) -> list[tuple[str, str]]:
 def _canary(asked: Request) -> list[str]:
     from stack_b.routing.canary import drawn
 
-    by = (asked.caller.tenant, asked.caller.principal)
+    names_agent = asked.agent and asked.path != "/v1/embeddings"
+    by = (asked.caller.tenant, "agent", asked.agent) if names_agent else (asked.caller.tenant, asked.caller.principal)
     return [one.model for one in ROUTING.canaries if one.name == asked.model and drawn(one.experiment, by, one.percent)]
 
 
