@@ -66,7 +66,8 @@ async def test_a_client_that_leaves_mid_stream_pays_for_what_it_got_and_leaves_n
         await upstream.gone.wait()
         spent = await settled(node)
 
-    assert held > 4_000
+    # The prompt and a slice of the output (ADR 0029).
+    assert held > 1_000
     # 400 bytes relayed are 100 tokens, and the prompt was sent.
     assert 100 < spent < 200
 
