@@ -327,7 +327,7 @@ async def _whole(response: httpx.Response) -> bytes:
 def _decoded(raw: bytes, kind: type[AnswerT]) -> AnswerT:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # msgspec names paths and types, never values.
         raise _not_understood(str(error)) from None
 
@@ -336,7 +336,7 @@ def _refusal(raw: bytes, response: httpx.Response | None) -> AgentOSError:
     """The error that the envelope in `raw` carries; for anything else, that the gateway is not what it should be."""
     try:
         told = msgspec.json.decode(raw, type=_Refused).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         status = response.status_code if response is not None else "an error"
         # What stands before Stack B says so where Stack B is away.
         code = "unavailable" if status in _AWAY else "upstream_error"

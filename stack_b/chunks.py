@@ -5,14 +5,14 @@ all, so that what is done for each chunk is done once for the run.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from ports.messages import Json
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """Chunks one after the other, each with one delta that has a text (`content`) and nothing else."""
 
     chunk: dict[str, Json]
@@ -28,6 +28,10 @@ class Run:
 
 
 Piece: TypeAlias = dict[str, Json] | Run
+
+
+class Closing(list[dict[str, Json]]):
+    """Pieces with which the answer is over."""
 
 
 def size_of(text: str) -> int:

@@ -25,6 +25,7 @@ from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, 
 from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned, tokens_that_fit
 from stack_b.budget.slices import Slices, cuttable
+from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall, said, sent
 from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
@@ -77,6 +78,7 @@ class _Ready:
     sent_bytes: int
     answer: Answer | Guarded
     """How what comes back is shown."""
+    caller: Caller
 
 
 class Pipeline:
@@ -100,15 +102,17 @@ class Pipeline:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
         await self._tenants.tenant(auth)
 
-    async def chat(self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
+    async def chat(
+        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
+    ) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self.recorder.recorded(trail, call):
-            return await self._chat(auth, call, trail)
+            return await self._chat(auth, call, trail, caller or Caller())
 
-    async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> dict[str, Json]:
+    async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with self._request(trail, within=self._deadlines):
-            ready = await self._prepared_chat(auth, call, trail)
+            ready = await self._prepared_chat(auth, call, trail, caller)
             async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._called(
                     ready,
@@ -124,14 +128,14 @@ class Pipeline:
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     async def stream(
-        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False
+        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
     ) -> AsyncGenerator[Sequence[Piece], None]:
         """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
         settles what was used."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self.recorder.recorded(trail, call):
             with self._request(trail):
-                ready = await self._prepared_chat(auth, call, trail)
+                ready = await self._prepared_chat(auth, call, trail, caller or Caller())
                 gathered = None if trail.texts is None else Gathered()
                 async with self._reserved(auth, call.model, ready, trail) as spending:
                     shaper = StreamShaper(call.model)
@@ -159,13 +163,15 @@ class Pipeline:
                 receipt = trail.receipt(spending.total, shaper.reported)
                 yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
 
-    async def embed(self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False) -> dict[str, Json]:
+    async def embed(
+        self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False, caller: Caller | None = None
+    ) -> dict[str, Json]:
         """One vector per input, in the encoding asked for, with the receipt."""
         trail = Trail(auth, self._deps.clock, possible_duplicate=possible_duplicate)
         async with self.recorder.recorded(trail, call):
-            return await self._embed(auth, call, trail)
+            return await self._embed(auth, call, trail, caller or Caller())
 
-    async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail) -> dict[str, Json]:
+    async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with self._request(trail, within=self._deadlines):
             asked = self._route_asked(call)
             tenant, entitled = await self._entitled(auth, asked)
@@ -189,6 +195,7 @@ class Pipeline:
                 limit=tenant.entitlements.tokens_per_day,
                 sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
                 answer=self._answer(auth, rules, decision),
+                caller=caller,
             )
             async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._called(
@@ -244,7 +251,7 @@ class Pipeline:
 
     # The stages, in their order.
 
-    async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail) -> _Ready:
+    async def _prepared_chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> _Ready:
         asked = self._route_asked(call)
         tenant, entitled = await self._entitled(auth, asked)
         members = said(call)
@@ -271,6 +278,7 @@ class Pipeline:
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
             answer=ruled.guarded(self._answer(auth, rules, decision)),
+            caller=caller,
         )
 
     def _would_ask(self, call: ChatCall | EmbedCall, value: Json, candidates: tuple[Candidate, ...]) -> Ask:
@@ -392,11 +400,12 @@ class Pipeline:
             spending.assume(_lost(ready, candidate), _served(candidate))
             ready.answer.served_by(candidate)
             try:
-                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate):
+                asking = ready.caller.asking(candidate.backend, streamed=False)
+                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate), asking:
                     answer = await act(candidate, max_tokens)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
-                if not may_fall_back(error):
+                if ready.caller.gone or not may_fall_back(error):
                     raise
                 failure = error
                 continue
@@ -426,7 +435,8 @@ class Pipeline:
             begun = False
             try:
                 attempting = self._router.attempt(ready.auth, ready.asked, candidate)
-                with trail.attempt(candidate), attempting as attempt:
+                asking = ready.caller.asking(candidate.backend, streamed=True)
+                with trail.attempt(candidate), attempting as attempt, asking:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
                     async with aclosing(chunks):
                         async for come in chunks:
@@ -449,7 +459,7 @@ class Pipeline:
                     self._streamed_usage(ready, candidate, spending, trail, shaper)
                 else:
                     self._failed(ready, candidate, spending, trail, error)
-                if begun or not may_fall_back(error):
+                if begun or ready.caller.gone or not may_fall_back(error):
                     raise
                 failure = error
                 continue

@@ -58,7 +58,7 @@ class Template:
             parts = _whole(parts)
             raw = b"".join(parts)
         try:
-            texts = [_text(part) for part in parts]
+            texts = [_text(part) for part in parts] if b"\\" in raw else list(map(bytes.decode, parts))
         except (UnicodeDecodeError, msgspec.DecodeError):
             return None, at
         if not texts:
@@ -105,9 +105,15 @@ class ChunkReader:
 
     def _read(self, raw: bytes | None, pieces: list[Piece]) -> None:
         try:
-            self._add(self._decoder.close() if raw is None else self._decoder.feed(raw), raw or b"", pieces)
+            self._add(self._decoder.close() if raw is None else self._events(raw), raw or b"", pieces)
         except AgentOSError as error:
             self.failure = error
+
+    def _events(self, raw: bytes) -> list[bytes]:
+        if self._decoder.between_events and raw.startswith(_DATA) and raw.find(b"\n") == len(raw) - len(_END):
+            # One event on one line, as nearly all are.
+            return [raw[len(_DATA) : -len(_END)]]
+        return self._decoder.feed(raw)
 
     def _add(self, events: list[bytes], raw: bytes, pieces: list[Piece]) -> None:
         for event in events:

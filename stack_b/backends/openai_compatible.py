@@ -262,7 +262,7 @@ class OpenAiCompatible:
     def _object(self, raw: bytes | bytearray) -> dict[str, Json]:
         try:
             return _OBJECT.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
 
     def _broken(self, what: str) -> Unavailable:
@@ -294,7 +294,7 @@ async def _refused(answer: Answer) -> dict[str, Json]:
     """A refusal's body, as far as it is one."""
     try:
         return _OBJECT.decode(await answer.read(MAX_REFUSAL_BYTES))
-    except (ExchangeError, msgspec.DecodeError, RecursionError):
+    except (ExchangeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
 
 

@@ -15,6 +15,7 @@ from ports.http.headers import Headers
 from ports.http.health import OK, Probe, states_of
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
+from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.following import Standing
@@ -50,7 +51,8 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
         if once is not None:
             return json_reply(await steps.whole(auth, call, once))
         flight = None if client is None else steps.flight(auth, call, client)
-        return json_reply(await unless_gone(asked, pipeline.embed(auth, call), flight))
+        caller = Caller()
+        return json_reply(await unless_gone(asked, pipeline.embed(auth, call, caller=caller), caller, flight))
 
     async def policy_check(asked: Asked) -> Reply:
         found = asked.exchange

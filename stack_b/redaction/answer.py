@@ -12,7 +12,7 @@ import msgspec
 from ports.messages import Json
 from ports.model import PolicyOutcome
 from stack_b.backends.catalog import Candidate
-from stack_b.chunks import Piece, Run, index_of
+from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
 from stack_b.redaction.spans import SHORTEST, is_media
@@ -90,11 +90,13 @@ class Answer:
                 released.append(_piece(self._last[index], last))
         return released
 
-    async def closing(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    async def closing(self, chunks: list[dict[str, Json]]) -> Closing:
         """The last chunks; they say which choices were blocked."""
         if self._lens.idle:
-            return chunks
-        return [{**chunk, "choices": [await self._ended(choice) for choice in chunk["choices"]]} for chunk in chunks]
+            return Closing(chunks)
+        return Closing(
+            [{**chunk, "choices": [await self._ended(choice) for choice in chunk["choices"]]} for chunk in chunks]
+        )
 
     def outcome(self, asked: PolicyOutcome | None) -> PolicyOutcome | None:
         """What policy decided on the request and on its answer."""
@@ -182,9 +184,9 @@ class _Choice:
             text = self._texts[_TEXT] = TextStream(self._lens)
         before = text.held
         shown = self._noted(await text.feed("".join(texts)))
-        whole = [before + texts[0], *texts[1:]]
+        whole = [before + texts[0], *texts[1:]] if before else texts
         if shown + text.held == "".join(whole):
-            return _up_to(len(shown), whole)
+            return _up_to(len(shown), whole) if text.held else whole
         return [shown] if shown else []
 
     async def end(self) -> dict[str, Json]:

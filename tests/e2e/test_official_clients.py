@@ -18,7 +18,7 @@ import pytest
 
 from ports.http.edge import App, Receive, Scope, Send
 from stack_b.backends.protocol import ModelCard
-from stack_b.http import replies
+from stack_b.http import chat_stream
 from stack_b.http.completions import SURFACES
 from tests.support.http_server import served
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
@@ -320,7 +320,7 @@ async def test_a_failure_after_the_first_content_is_raised_by_the_client(path: s
 
 
 async def test_a_long_silence_is_filled_and_the_client_reads_on(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replies, "KEEP_ALIVE_EVERY", timedelta(seconds=0.01))
+    monkeypatch.setattr(chat_stream, "KEEP_ALIVE_EVERY", timedelta(seconds=0.01))
     upstream = ScriptedUpstream([Events([ROLE, delta(content="hi"), delta("stop"), TOLD], hold_after=1)])
     alive = b"event: ping" if path == "/v1/messages" else b": keepalive"
 

@@ -148,6 +148,7 @@ class TestWholeAnswers:
             ([whole(b"\xff\xfe{}")], "upstream_error", True),
             ([whole(b"")], "upstream_error", True),
             ([whole(b'{"a":"\\ud800"}')], "upstream_error", True),
+            ([whole(b'{"a":"\xff"}')], "upstream_error", True),
             ([whole(b"", status="204 No Content")], "upstream_error", False),
         ],
     )
@@ -302,6 +303,7 @@ class TestStreams:
         "bad",
         [
             b"{", b"[]", b"null", b'{"choices":5}', b'{"choices":[{"delta":{"content":7}}]}', b"\xff", b"[" * 100_000,
+            b'{"id":"\xff"}',
             b'{"error":{"message":"sk-live-0a1b2c3d4e5f60718293a4b5c6d7e8f9"}}', b'{"usage":{"prompt_tokens":-1}}',
         ],
     )  # fmt: skip
@@ -341,9 +343,9 @@ class TestStreams:
         script: list[Step] = [SSE, *events, event(b"[DONE]") + LAST_CHUNK]
         async with before(script, timeout=SOON) as (_, client):
             parts = client.stream("m", ASKED, 5)
-            count = len([await anext(parts)])
+            count = len(list(written_out(await anext(parts))))
             await anyio.sleep(2 * SOON.total_seconds())
-            count += len([part async for part in parts])
+            count += len([one async for part in parts for one in written_out(part)])
 
         assert count == 20_000
 

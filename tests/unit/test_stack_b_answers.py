@@ -290,7 +290,8 @@ async def test_what_blocks_ends_the_choice_there_whole_or_streamed(cut: int) -> 
 
     told_whole = await whole.whole({"choices": [choice(content=text), choice(1, content="fine")]})
     shown = await streamed(stream, chunk(content=text[:cut]), chunk(content=text[cut:]), chunk(content=" even more"))
-    [end] = await stream.closing([{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}])
+    last = await stream.closing([{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}])
+    [end] = written_out(last)
 
     assert told_whole["choices"][0]["message"]["content"] == "this is "
     assert [one["finish_reason"] for one in told_whole["choices"]] == ["content_filter", "stop"]

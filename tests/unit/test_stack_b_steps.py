@@ -381,7 +381,7 @@ class TestElsewhere:
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as group:
                     group.start_soon(wait)
-                    await anyio.lowlevel.checkpoint()
+                    await anyio.wait_all_tasks_blocked()
                     await abort(other)
                 await backend.stopped.wait()
 
