@@ -59,7 +59,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     principals: Names = ()
     roles: Names = ()
     agents: Names = ()
-    """What the client says of itself, in `metadata.agent_id`."""
+    """What the client says of itself, in `metadata.agent_id` or a header."""
     classifications: Names = ()
     regions: Names = ()
     """Any of those that the caller's token names."""

@@ -44,7 +44,7 @@ from stack_b.redaction.rules import PiiRules, TenantRules
 from stack_b.redaction.stream import Lens
 from stack_b.replay import Gathered
 from stack_b.routing.choice import may_fall_back
-from stack_b.routing.router import Asked, agent_of, conversation_of
+from stack_b.routing.router import Asked, conversation_of
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of, kinds_of, usage_of
@@ -334,6 +334,7 @@ class Pipeline:
             auth,
             members,
             candidates,
+            agent=call.about.agent,
             tier=self._router.tier(call.model),
             may_write=may_write,
         )
@@ -542,7 +543,7 @@ class Pipeline:
             name=call.model,
             kind="chat",
             preference=call.preference,
-            agent=agent_of(said(call)),
+            agent=call.about.agent,
             conversation=conversation,
         )
 

@@ -116,10 +116,11 @@ def ruled(
     members: Mapping[str, Json],
     candidates: tuple[Candidate, ...],
     *,
+    agent: str,
     tier: str,
     may_write: Callable[[Candidate], int],
 ) -> Ruled:
     """Decide on a request. `candidates` is not empty; see `Subject` for the rest."""
-    subject = Subject(auth, members, tier=tier, may_write=may_write)
+    subject = Subject(auth, members, agent=agent, tier=tier, may_write=may_write)
     ruling = rules.request(subject, candidates)
     return Ruled(candidates=ruling.permitted, ruling=ruling, rules=rules, subject=subject)

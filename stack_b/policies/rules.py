@@ -29,16 +29,15 @@ class Subject:
         auth: AuthContext,
         members: Mapping[str, Json],
         *,
+        agent: str,
         tier: str,
         may_write: Callable[[Candidate], int],
     ) -> None:
-        """`tier`: of the name that was asked for; empty where it is none. `may_write`: how many tokens at most, all choices
-        together."""
+        """`agent`: which one asks, as the client says. `tier`: of the name that was asked for; empty where it is none.
+        `may_write`: how many tokens at most, all choices together."""
         self.auth = auth
         self.tier = tier
-        told = members.get("metadata")
-        agent = told.get("agent_id") if isinstance(told, dict) else None
-        self.agent = agent if isinstance(agent, str) else ""
+        self.agent = agent
         self._members = dict(members)
         self.may_write = may_write
         self._texts: tuple[str, ...] | None = None

@@ -127,7 +127,6 @@ POLICY: Final = {f"{stage} policy: {name}" for stage, name in policy_rules()}
 ON_ANSWERS: Final = {name for name in POLICY if name.startswith(("output", "call"))}
 ON_TOOLS: Final = {name for name in POLICY if name.startswith(("offer", "call"))}
 ON_WRITING: Final = {"input policy: max_tokens"} | {f"input policy: {name}" for name in CALLER}
-ON_AGENTS: Final = {name for name in POLICY if name.endswith(": agents")}
 EVERY: Final = ASKS | READS | MODEL | STEERS | INSPECTS | CALLS | WRITES | POLICY
 
 
@@ -173,7 +172,6 @@ ROWS: Final[Mapping[Where, Row]] = {
         body=_chat,
         tools={"tools": [{"name": TOOL, "input_schema": {"type": "object"}}]},
         streams=True,
-        without=_without(ON_AGENTS, reason="Anthropic's metadata has a user only, so nobody says which agent asks"),
     ),
     ("POST", "/v1/messages/count_tokens"): Row(
         body=lambda text, _: {"messages": [{"role": "user", "content": text}]},
@@ -531,8 +529,7 @@ def _policy_rule(stage: str, condition: str) -> Rule:
 
 def _ask_of(case: Case, example: Example) -> dict[str, Json]:
     members = case.row.tools if example.members else {}
-    told = "messages" in case.where[1]
-    return {"members": members | ({} if told else {"metadata": {"agent_id": "agt_ledger"}}), "model": "m-tier"}
+    return {"members": members, "headers": {"x-agent-id": "agt_ledger"}, "model": "m-tier"}
 
 
 @asynccontextmanager
@@ -638,7 +635,7 @@ def test_every_route_under_v1_has_its_row() -> None:
 def test_every_surface_meets_every_rule_both_ways() -> None:
     rows = {path: ROWS["POST", path] for path in SURFACES}
 
-    assert [path for path, row in rows.items() if row.without.keys() - ON_AGENTS or not row.streams] == []
+    assert [path for path, row in rows.items() if row.without or not row.streams] == []
 
 
 def test_every_condition_of_a_rule_has_its_row_at_every_stage() -> None:
