@@ -313,6 +313,16 @@ class TestArguments:
         ({"path": "to", "values": ["x"]}, '{"to": "x", "to": "y"}', True),
         ({"path": "to", "values": ["x"]}, "not JSON", True),
         ({"path": "to", "values": ["x"]}, "{}", False),
+        ({"path": "to", "values": ["mallory"]}, '{"to": " Mallory"}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": "ｍａｌｌｏｒｙ"}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": ["ann", "mallory"]}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": {"name": "mallory"}}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": ["ann"]}', False),
+        ({"path": "amount", "values": [500]}, '{"amount": "500.0"}', True),
+        ({"path": "force", "values": [True]}, '{"force": "true"}', True),
+        ({"path": "force", "values": [True]}, '{"force": 1}', False),
+        ({"path": "id", "patterns": ["5\\d"]}, '{"id": 55}', True),
+        ({"path": "amount", "most": 10}, '{"amount": [50, 5]}', True),
     ],
 )
 def test_a_deny_is_read_widely(condition: Any, arguments: str, *, applies: bool) -> None:
