@@ -13,6 +13,7 @@ from ports.errors import Unavailable
 from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.chunks import Piece, Run
+from stack_b.usage import size_of
 
 _CHUNK: Final = "chat.completion.chunk"
 
@@ -131,7 +132,7 @@ class StreamShaper:
         index = raw.get("index") or 0
         known = self._choices.setdefault(index, _Choice())
         delta: dict[str, Json] = dict(raw.get("delta") or {})
-        self.content_bytes += _written(delta)
+        self.content_bytes += size_of(delta)
         for fragment in delta.pop("tool_calls", None) or ():
             _gather(known.calls, fragment)
         finish_reason = raw.get("finish_reason")
@@ -159,18 +160,6 @@ def _speaks(piece: dict[str, Json]) -> bool:
     """Whether a chunk has something for the reader beyond the role."""
     delta = piece["choices"][0]["delta"]
     return any(value for name, value in delta.items() if name != "role")
-
-
-def _written(delta: dict[str, Json]) -> int:
-    size = 0
-    for name, value in delta.items():
-        if name == "tool_calls":
-            for fragment in value or ():
-                function = fragment.get("function") or {}
-                size += len((function.get("name") or "").encode()) + len((function.get("arguments") or "").encode())
-        elif name != "role" and isinstance(value, str):
-            size += len(value.encode())
-    return size
 
 
 def _gather(calls: dict[int, dict[str, Json]], fragment: dict[str, Json]) -> None:
