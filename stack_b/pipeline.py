@@ -25,7 +25,7 @@ from stack_b.budget.meter import Meter, Served, Spending
 from stack_b.budget.plan import Budgets, Plan, planned, tokens_that_fit
 from stack_b.budget.slices import Slices, cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import ChatCall, EmbedCall, said, sent
+from stack_b.canonical import About, ChatCall, EmbedCall, said, sent
 from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
 from stack_b.encoding import encoded
@@ -191,7 +191,7 @@ class Pipeline:
             redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
             ask = embed_ask(redacted)
             about = await named(self._pii, auth, call.about, self._rules(tenant))
-            plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
+            plan = await self._planned(auth, call, candidates, about, ask)
             ready = _Ready(
                 auth=auth,
                 asked=asked,
@@ -230,7 +230,7 @@ class Pipeline:
                 candidates = capable(call, candidates)
             ask = self._would_ask(call, decision.value, candidates)
             about = await named(self._pii, auth, call.about, self._rules(tenant))
-            plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
+            plan = await self._planned(auth, call, candidates, about, ask)
             fits = ask.amount <= balance.free + self.meter.idle(auth.tenant) and await self._fits(auth, ask, plan)
             return Verdict(
                 policy_outcome=decision.outcome,
@@ -272,7 +272,7 @@ class Pipeline:
         candidates = capable(call, ruled.candidates)
         ask = self._asked(call, candidates)
         about = await named(self._pii, auth, call.about, rules)
-        plan = planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
+        plan = await self._planned(auth, call, candidates, about, ask)
         told = sent(call, value)
         told = {**told, "n": call.choices} if call.choices > 1 else told
         return _Ready(
@@ -344,6 +344,12 @@ class Pipeline:
             trail.outcome = ruled.blocked
             raise ruled.refusal
         return ruled
+
+    async def _planned(
+        self, auth: AuthContext, call: ChatCall | EmbedCall, candidates: tuple[Candidate, ...], about: About, ask: Ask
+    ) -> Plan:
+        tier = self._router.target(call.model)
+        return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=tier, name=call.model)
 
     async def _fits(self, auth: AuthContext, ask: Ask, plan: Plan) -> bool:
         """Whether the tenant's own hard budgets have room."""

@@ -1,8 +1,8 @@
 """What this process holds of its tenants' budgets: taken in memory, booked in batches, prolonged while it lives.
 
 A request takes of a chunk that was leased before. Where none has enough, one call leases the next; near the limit, where
-the ledger spares nothing, that is an exact hold for the one request. Nobody is refused for what this process holds idle, nor
-for what another does: before `budget_in_flight` is told, a request waits for as long as idle chunks take to go back.
+the ledger spares nothing, that is an exact hold for the one request. Nobody is refused for what this process holds idle,
+nor for what another does: before `budget_in_flight` is told, a request waits for as long as idle chunks take to go back.
 """
 
 import asyncio
