@@ -83,6 +83,12 @@ class Guarded:
     def findings(self) -> tuple[Finding, ...]:
         return self._answer.findings
 
+    @property
+    def ended(self) -> frozenset[int]:
+        """The choices of which nothing more is shown."""
+        denied = frozenset(index for index, one in self._choices.items() if one.denied is not None)
+        return denied | self._answer.ended
+
     def served_by(self, candidate: Candidate) -> None:
         """Who answers. Told before anything of the answer is shown."""
         self._candidate = candidate

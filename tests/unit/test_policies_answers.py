@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 import pytest
 
 from ports.messages import Json
+from ports.pii import PiiMode
 from ports.policy import Rule
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
@@ -17,6 +18,7 @@ from tests.support.answers import two_cuts
 from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, completion, delta, usage
 from tests.support.stack_b import StackB, stack_b
+from tests.support.writing_backend import Writing
 
 pytestmark = [pytest.mark.anyio]
 
@@ -280,6 +282,31 @@ async def test_a_function_call_of_the_old_form_is_decided_too() -> None:
                 answer = await node.chat(model="m-1", stream=stream)
                 assert "wipe" not in answer.text
                 assert '"finish_reason":"content_filter"' in answer.text
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("by", ["policy", "pii"])
+async def test_what_nobody_will_see_is_not_paid_where_closing_it_stops_the_bill(
+    by: str, choices: int, *, stops: bool
+) -> None:
+    backend = Writing(tokens=500, stops_billing=stops, text="a blue heron, says ann@example.com now. ")
+    modes: dict[str, PiiMode] = {} if by == "policy" else {"email": "block"}
+    async with stack_b(backend, rules=[DENY] if by == "policy" else [], pii_modes=modes) as node:
+        answer = await node.chat(model="m-1", stream=True, n=choices, max_tokens=500)
+        balance = await node.balance()
+
+    chunks = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line[6:7] == "{"]
+    ends = [one["finish_reason"] for chunk in chunks for one in chunk["choices"] if one["finish_reason"]]
+    assert ends == ["content_filter"] * choices
+    assert answer.text.rstrip().endswith("data: [DONE]")
+    if stops:
+        assert backend.written < 100 * choices
+    else:
+        assert (backend.written, backend.closed) == (500 * choices, 0)
+    assert balance.held == 0
+    if not stops:
+        assert balance.settled == backend.reported
 
 
 @pytest.mark.parametrize(
