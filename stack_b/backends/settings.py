@@ -95,6 +95,14 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return Reach(regions=frozenset(self.regions), classifications=frozenset(self.classifications))
 
 
+def references(backend: BackendSettings) -> Iterator[tuple[str, str]]:
+    """What it refers to outside of the configuration: the member, and `env:NAME` or `file:/path`."""
+    if backend.api_key:
+        yield "api_key", backend.api_key
+    if backend.ca_file:
+        yield "ca_file", f"file:{backend.ca_file}"
+
+
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:
     """The JSON list of backends in `text`; empty text is no backend.
 
