@@ -71,7 +71,7 @@ def size_of(message: dict[str, Json]) -> int:
     for name, value in message.items():
         if name == "tool_calls":
             for call in value or ():
-                size += _texts_of(call.get("function"))
+                size += _texts_of(call.get("function")) + _texts_of(call.get("custom"))
         elif name == "audio" and isinstance(value, dict):
             size += _texts_of(value.get("transcript"))
         elif name != "role":

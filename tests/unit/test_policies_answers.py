@@ -256,6 +256,36 @@ async def test_a_call_comes_whole_and_permitted_or_not_at_all(
     assert (balance.settled, balance.held) == (12, 0)
 
 
+NO_WIPE: Final = {"id": "no", "effect": "deny", "on": ["offer", "call"], "functions": ["wipe"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("call", "passes"),
+    [
+        ({"type": "custom", "custom": {"name": "wipe", "input": "all of it"}}, False),
+        ({"type": "custom", "custom": {"name": "wipe", "input": ""}, "function": {"name": "get_x"}}, False),
+        ({"type": "custom", "custom": {"name": "note", "input": "all of it"}}, True),
+    ],
+)
+async def test_a_custom_tool_is_called_by_its_name_as_any_other(
+    call: dict[str, Any], *, passes: bool, stream: bool
+) -> None:
+    call = {"id": "call_0", **call}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    first = {**call, "index": 0, "custom": {**call["custom"], "input": ""}}
+    pieces = [{"index": 0, "custom": {"input": part}} for part in call["custom"]["input"]]
+    chunks = [delta(role="assistant", tool_calls=[first]), *(delta(tool_calls=[one]) for one in pieces)]
+    said = Events([*chunks, delta("tool_calls"), {"choices": [], "usage": usage(5, 7)}])
+    upstream = ScriptedUpstream([said if stream else completion(usage=usage(5, 7), **message)])
+    async with stack_b(upstream_of(upstream), rules=[NO_WIPE]) as node:
+        answer = await node.chat(model="m-1", stream=stream)
+
+    assert ('"call_0"' in answer.text) is passes
+    assert ('"finish_reason":"content_filter"' in answer.text) is not passes
+    assert ('"input":"all of it"' in answer.text) is passes
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_is_denied_in_an_answer_is_denied_in_arguments_text(*, stream: bool) -> None:
     upstream = ScriptedUpstream([called(("note", '{"text": "a blue\\u0020heron"}'), stream=stream)])
