@@ -5,10 +5,12 @@ trace, so that one request is one story across both stacks. Errors of the gatewa
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Annotated, Final, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -146,7 +148,7 @@ class StackBModel:
         self._tokens: OrderedDict[AuthContext, tuple[str, datetime]] = OrderedDict()
 
     async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
-        raw = await self._post(auth, "/v1/chat/completions", _chat_body(request), request.step_key)
+        raw = await self._post(auth, "/v1/chat/completions", _chat_body(request), _headers(request))
         answer = _decoded(raw, _Answer)
         if not answer.choices or answer.choices[0].message is None:
             raise _not_understood("the answer has no message")
@@ -157,7 +159,7 @@ class StackBModel:
         body = {**_chat_body(request), "stream": True}
         texts: list[str] = []
         calls: list[ToolRequest] = []
-        async for answer in self._chunks(auth, body, request.step_key):
+        async for answer in self._chunks(auth, body, _headers(request)):
             for choice in answer.choices:
                 if choice.delta is not None and choice.delta.content:
                     texts.append(choice.delta.content)
@@ -190,15 +192,17 @@ class StackBModel:
             ModelInfo(id=model.id, backend=model.owned_by, chat=model.chat, embed=model.embed) for model in listed.data
         )
 
-    async def _post(self, auth: AuthContext, path: str, body: Json, step_key: str | None = None) -> bytes:
-        async with self._answered(self._request("POST", path, auth, body, step_key)) as response:
+    async def _post(
+        self, auth: AuthContext, path: str, body: Json, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> bytes:
+        async with self._answered(self._request("POST", path, auth, body, headers)) as response:
             return await _whole(response)
 
-    async def _chunks(self, auth: AuthContext, body: Json, step_key: str | None) -> AsyncIterator[_Answer]:
+    async def _chunks(self, auth: AuthContext, body: Json, headers: Mapping[str, str]) -> AsyncIterator[_Answer]:
         """The chunks up to `[DONE]`, of which one had a finish reason."""
         decoder = SseDecoder()
         finished = False
-        async with self._answered(self._request("POST", "/v1/chat/completions", auth, body, step_key)) as response:
+        async with self._answered(self._request("POST", "/v1/chat/completions", auth, body, headers)) as response:
             async for piece in response.aiter_bytes():
                 for event in decoder.feed(piece):
                     if event == b"[DONE]" and finished:
@@ -211,13 +215,16 @@ class StackBModel:
         raise Unavailable("Stack B broke off in the middle of its answer", code="upstream_error")
 
     def _request(
-        self, method: str, path: str, auth: AuthContext, body: Json = None, step_key: str | None = None
+        self,
+        method: str,
+        path: str,
+        auth: AuthContext,
+        body: Json = None,
+        more: Mapping[str, str] = MappingProxyType({}),
     ) -> httpx.Request:
-        headers = {"authorization": f"Bearer {self._token(auth)}", "traceparent": child(auth.trace.traceparent)}
+        headers = {**more, "authorization": f"Bearer {self._token(auth)}", "traceparent": child(auth.trace.traceparent)}
         if auth.trace.correlation_id:
             headers["x-correlation-id"] = auth.trace.correlation_id
-        if step_key is not None:
-            headers["x-step-key"] = step_key
         content = None
         if body is not None:
             headers["content-type"] = "application/json"
@@ -258,6 +265,13 @@ class StackBModel:
             raise Unavailable(
                 "Stack B can't be reached; `agentos status` shows whether it runs", code="unavailable"
             ) from error
+
+
+def _headers(request: ChatRequest) -> dict[str, str]:
+    """What is said beside the body: it reaches no backend, and is no part of what makes two requests equal."""
+    said = {"x-agent-id": quote(request.agent, safe=""), "x-session-id": quote(request.session, safe="")}
+    headers = {name: value for name, value in said.items() if value}
+    return headers if request.step_key is None else {**headers, "x-step-key": request.step_key}
 
 
 def _chat_body(request: ChatRequest) -> dict[str, Json]:
@@ -313,7 +327,7 @@ async def _whole(response: httpx.Response) -> bytes:
 def _decoded(raw: bytes, kind: type[AnswerT]) -> AnswerT:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # msgspec names paths and types, never values.
         raise _not_understood(str(error)) from None
 
@@ -322,7 +336,7 @@ def _refusal(raw: bytes, response: httpx.Response | None) -> AgentOSError:
     """The error that the envelope in `raw` carries; for anything else, that the gateway is not what it should be."""
     try:
         told = msgspec.json.decode(raw, type=_Refused).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         status = response.status_code if response is not None else "an error"
         # What stands before Stack B says so where Stack B is away.
         code = "unavailable" if status in _AWAY else "upstream_error"

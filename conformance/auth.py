@@ -9,7 +9,7 @@ from conformance.clauses import clause
 from conformance.contract import Contract
 from conformance.harness import AuthHarness
 from ports.auth import MAX_TOKEN_CHARS
-from ports.context import QUEUE_ANY_TENANT, RUNS_ANY_TENANT
+from ports.context import GATEWAY_FOLLOW, QUEUE_ANY_TENANT, RUNS_ANY_TENANT
 from ports.errors import PermissionDenied, Unauthenticated, Unavailable
 
 DEFECTS: Final = frozenset(
@@ -103,7 +103,7 @@ class AuthContract(Contract):
     @clause("AUT-4")
     async def test_a_token_never_carries_the_scopes_of_the_nodes_own_processes(self, harness: AuthHarness) -> None:
         verifier = await harness.open()
-        inner = frozenset({QUEUE_ANY_TENANT, RUNS_ANY_TENANT})
+        inner = frozenset({QUEUE_ANY_TENANT, RUNS_ANY_TENANT, GATEWAY_FOLLOW})
 
         for form, token in (await harness.tokens_claiming(inner | harness.subject.scopes)).items():
             assert (await verifier.verify(token)).scopes == harness.subject.scopes, form

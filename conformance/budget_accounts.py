@@ -22,6 +22,7 @@ from ports.budget import (
     Budget,
     BudgetLedger,
     Hold,
+    Left,
     Mode,
     Period,
     UsageEvent,
@@ -172,7 +173,13 @@ class BudgetAccounts(Contract):
         beyond = await hold(ledger, 1, on=(DAILY, soft))
 
         assert (within.over, beyond.over) == ((), ("a-soft",))
-        assert await standing(ledger, soft) == [(0, 101)]
+        # Nothing is settled yet.
+        assert beyond.left == (Left(budget="a-soft", unit="tokens", amount=100),)
+        await spend(ledger, within, 130)
+        assert (await hold(ledger, 1, on=(soft, limited("shadow")))).left == (
+            Left(budget="a-soft", unit="tokens", amount=-30),
+        )
+        assert await standing(ledger, soft) == [(130, 2)]
 
     @clause("BUD-9")
     async def test_a_shadow_budget_counts_and_says_nothing(self, harness: BudgetHarness) -> None:
@@ -420,10 +427,28 @@ class BudgetAccounts(Contract):
         await harness.advance(LEASE + timedelta(seconds=1))
 
         for _ in range(2):
-            await ledger.book(ACME, [Booking(hold=held.id, events=(CALL,), end=True)])
+            await ledger.book(ACME, [Booking(hold=held.id, events=(CALL,))])
 
         assert await standing(ledger, DAILY) == [(settled, 0)]
         assert await ledger.usage(ACME, CALL.request) == (CALL,)
+        assert await ledger.deviations(ACME) == ()
+
+    @clause("BUD-13")
+    async def test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used(self, harness: BudgetHarness) -> None:
+        ledger = await harness.open()
+        await fresh(harness, ledger)
+        held, other = await hold(ledger, 500, 2_000, on=BOTH), await hold(ledger, 200, on=BOTH)
+        await harness.advance(LEASE + timedelta(seconds=1))
+
+        await ledger.book(ACME, [Booking(hold=held.id, events=(CALL,))])
+        before = await standing(ledger, *BOTH)
+        for _ in range(2):
+            await ledger.book(ACME, [Booking(hold=held.id, end=True)])
+
+        assert before == [(700, 0), (2_000, 0)]
+        assert await standing(ledger, *BOTH) == [(100 + 200, 0), (400, 0)]
+        await ledger.book(ACME, [Booking(hold=other.id, end=True)])
+        assert await standing(ledger, *BOTH) == [(100, 0), (400, 0)]
         assert await ledger.deviations(ACME) == ()
 
     @clause("BUD-14")

@@ -20,14 +20,17 @@ from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.event import EventPort
+from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import RunId, TenantId
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
 from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
+from ports.provider import Endpoint, ProviderPort
 from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
+from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolCall, ToolPort
@@ -103,7 +106,7 @@ class EventHarness(StorageHarness[EventPort], Protocol):
 
 
 class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
-    """`advance` moves the time of `runs` and `events` as well."""
+    """`advance` moves the time of the other ports as well."""
 
     async def runs(self) -> RunStatePort:
         """A port over the same storage."""
@@ -111,6 +114,18 @@ class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
 
     async def events(self) -> EventPort:
         """A port over the same storage."""
+        ...
+
+    async def requests(self) -> RequestLog:
+        """A port over the same storage."""
+        ...
+
+    async def replies(self) -> ReplyJournal:
+        """A port over the same storage."""
+        ...
+
+    async def leftovers(self) -> Sequence[int]:
+        """Back door: how many records of requests, sealed texts and replies there are in the storage."""
         ...
 
 
@@ -122,7 +137,16 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
 
 
+class GatewayConfigurationHarness(StorageHarness[GatewayConfigurations], Protocol): ...
+
+
 class ReplyJournalHarness(StorageHarness[ReplyJournal], Protocol): ...
+
+
+class RequestLogHarness(StorageHarness[RequestLog], Protocol):
+    async def audit(self, auth: AuthContext) -> Sequence[tuple[str, str]]:
+        """Back door: action and subject of what the tenant's audit has, oldest first."""
+        ...
 
 
 class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...
@@ -254,6 +278,73 @@ class AuthHarness(Harness[TokenVerifier], Protocol):
 class PiiHarness(Harness[PiiDetector], Protocol):
     @property
     def declared(self) -> Struct: ...
+
+
+class ProviderHarness(Harness[ProviderPort], Protocol):
+    """A provider that the test tells what to do next; it says `provider.WORDS` with every refusal.
+
+    For a port over a network that is a server on loopback which speaks as the provider does.
+    """
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its key is `provider.SECRET`; it waits for half a second at most."""
+        ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def embed_model(self) -> str | None:
+        """None where the provider embeds nothing."""
+        ...
+
+    def will_answer(
+        self,
+        text: str,
+        calls: Sequence[tuple[str, str, str]] = (),
+        *,
+        prompt: int = 1,
+        completion: int = 1,
+        cache_read: int = 0,
+        cache_write: int = 0,
+    ) -> None:
+        """`calls` of tools: id, name, arguments. `prompt` is all of it. Whole or as a stream of several pieces."""
+        ...
+
+    def will_embed(self, *vectors: tuple[float, ...]) -> None: ...
+
+    def will_refuse(self, status: int, *, retry_after: str | None = None, too_long: bool = False) -> None: ...
+
+    def will_break_off(self, text: str) -> None:
+        """A stream that says a part of `text`, and ends as if there were no more to say."""
+        ...
+
+    def will_hold(self, text: str) -> None:
+        """A stream says a part of `text`, a whole answer nothing; then it waits until its caller has gone."""
+        ...
+
+    def will_be_silent(self) -> None: ...
+
+    async def leave(self) -> None:
+        """From now on it can't be reached."""
+        ...
+
+    def kept(self, cache_write: int) -> int | None:
+        """What of tokens written to a cache the provider reports: these, or None where it has no word for them."""
+        ...
+
+    async def calls(self) -> int:
+        """Back door: how many requests have reached it."""
+        ...
+
+    async def held(self) -> None:
+        """Until a call waits."""
+        ...
+
+    async def gone(self) -> None:
+        """Until the caller of a call that waits is seen to have gone."""
+        ...
 
 
 class ClockHarness(Harness[Clock], Protocol):

@@ -18,12 +18,15 @@ from ports.event import Event
 from ports.ids import WorkerId
 from ports.maintenance import MIN_RETENTION, MaintenancePort
 from ports.messages import Json
+from ports.reply_journal import Done, Won
+from ports.request_log import READ, READ_CONTENT, RequestRecord, Written, new_request_id
 from ports.run_state import Change, Idempotency, NewRun, Run, RunFilter, RunStatePort, Step
 
 RETENTION: Final = timedelta(days=30)
 OLD: Final = RETENTION + timedelta(days=2)
 DAY: Final = timedelta(days=1)
 WORKER: Final = WorkerId("wrk_upkeep")
+READER: Final = replace(ACME, scopes=frozenset({READ, READ_CONTENT}))
 PATIENCE_CALLS: Final = 50
 
 
@@ -218,6 +221,64 @@ class MaintenanceContract(Contract):
         assert removed == 1
         assert (await runs.load(ACME, fork.id)).input == MEGABYTE
         assert step.output == MEGABYTE
+
+    @clause("MNT-7")
+    async def test_requests_go_when_their_time_is_over_and_not_before(self, harness: MaintenanceHarness) -> None:
+        port, log = await harness.open(), await harness.requests()
+        await log.write(ACME, [Written(record=await request(harness))])
+        await log.write(GLOBEX, [Written(record=await request(harness))])
+        await harness.advance(2 * DAY)
+        young = await request(harness)
+        await log.write(ACME, [Written(record=young)])
+        await harness.advance(RETENTION - 2 * DAY - DAY / 2)
+        await done(port)
+        before = (await harness.leftovers())[0]
+
+        await harness.advance(2 * DAY)
+        await done(port)
+
+        assert (before, (await harness.leftovers())[0]) == (3, 1)
+        assert (await log.recent(READER, limit=10)).items == (young,)
+
+    @clause("MNT-7")
+    async def test_texts_go_when_their_time_is_over_and_their_records_stay(self, harness: MaintenanceHarness) -> None:
+        port, log = await harness.open(), await harness.requests()
+        one = await request(harness)
+        short, long = replace(one, kept_until=one.at + DAY), await request(harness)
+        long = replace(long, kept_until=long.at + 20 * DAY)
+        await log.write(ACME, [Written(record=short, sealed=b"short"), Written(record=long, sealed=b"long")])
+        await harness.advance(2 * DAY)
+
+        await done(port)
+
+        assert (await harness.leftovers())[:2] == (2, 1)
+        assert await log.content(READER, long.id) == b"long"
+        assert await log.find(READER, short.id) == short
+
+    @clause("MNT-7")
+    async def test_replies_go_when_their_time_is_over(self, harness: MaintenanceHarness) -> None:
+        port, journal = await harness.open(), await harness.replies()
+        for auth, key, keep in ((ACME, "short", DAY), (GLOBEX, "short", DAY), (ACME, "long", 3 * DAY)):
+            won = await journal.open(auth, key, "same", lease=timedelta(minutes=1), keep=keep)
+            assert isinstance(won, Won)
+            await journal.complete(auth, won.ticket, {"reply": key})
+        await harness.advance(DAY * 1.5)
+
+        await done(port)
+
+        assert (await harness.leftovers())[2] == 1
+        found = await journal.open(ACME, "long", "same", lease=timedelta(minutes=1))
+        assert found == Done(outcome={"reply": "long"})
+
+
+async def request(harness: MaintenanceHarness) -> RequestRecord:
+    """A record of this moment."""
+    now = await harness.now()
+    at = now.replace(microsecond=now.microsecond // 1_000 * 1_000)
+    return RequestRecord(
+        id=new_request_id(at), at=at, namespace=ACME.namespace, principal="usr_ann", correlation_id="c",
+        route="/v1/embeddings", model_asked="m", status=200,
+    )  # fmt: skip
 
 
 def large(key: Idempotency | None = None) -> NewRun:

@@ -14,7 +14,7 @@ from conformance.contract import Contract
 from conformance.harness import PiiHarness
 from conformance.people import ACME
 from ports.pii import PiiDetector, Span
-from ports.pii_rules import seam
+from ports.pii_rules import is_prose, seam
 
 _HEX: Final = "0123456789abcdef"
 
@@ -48,6 +48,14 @@ INNOCENT: Final = (
     "trace 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "to be or not to be; version 1.2.3, commit e69af63, chapter 12",
     "Straße, naïve, 東京, \U0001f600",
+)
+
+PROSE: Final = (
+    "the quick brown fox jumps over the lazy dog",
+    "Wednesday. It's late; don't tell the bearer of bad news!",
+    "The password is forgotten, and the secret key opens the door.\n\nSocial security matters",
+    "AKIAABCDEFGHIJKL EYJABCDEFGHIJKL IBAN DE GB VISA ",
+    "call me at home, write to Ann at example or ask Ben Lee of Springfield",
 )
 
 _HIDDEN: Final = ("\u200b", "\u00ad", "\u2060")
@@ -175,6 +183,14 @@ class PiiContract(Contract):
         detector = await harness.open()
 
         assert await detector.detect(ACME, text) == ()
+
+    @clause("PII-6")
+    @pytest.mark.parametrize("text", PROSE)
+    async def test_nothing_is_found_in_plain_prose(self, harness: PiiHarness, text: str) -> None:
+        detector = await harness.open()
+
+        assert is_prose(text)
+        assert detector.capabilities.plain_words or await detector.detect(ACME, text) == ()
 
     @clause("PII-4")
     async def test_disguised_data_is_found_at_its_place_in_the_text_given(self, harness: PiiHarness) -> None:

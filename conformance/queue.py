@@ -13,8 +13,10 @@ from conformance.clauses import clause
 from conformance.contract import Contract
 from conformance.harness import QueueHarness
 from conformance.people import ACME, GLOBEX, NODE
+from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument, Unsupported
 from ports.ids import TenantId
+from ports.priority import DEFAULT, HIGHEST, LOWEST
 from ports.queue import Delivery, Depth, QueuePort
 from ports.tenant import Entitlements
 
@@ -458,6 +460,61 @@ class QueueContract(Contract):
         order = await served(queue, 1, times=12)
 
         assert 5 <= order.count(ACME.tenant) <= 7
+
+    @clause("QUE-17")
+    @pytest.mark.parametrize("auth", [ACME, NODE], ids=["a tenant", "a worker"])
+    @pytest.mark.parametrize("limit", [1, 3])
+    async def test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest(
+        self, harness: QueueHarness, auth: AuthContext, limit: int
+    ) -> None:
+        queue = await harness.open()
+        for body, priority in ((b"5a", DEFAULT), (b"0", LOWEST), (b"9a", HIGHEST), (b"9b", HIGHEST)):
+            await queue.enqueue(ACME, body, priority=priority)
+        # The default is the middle, said or not.
+        await queue.enqueue(ACME, b"5b")
+        await queue.enqueue(ACME, b"6", priority=DEFAULT + 1)
+
+        bodies = [one.body for _ in range(6 // limit) for one in await queue.lease(auth, limit=limit, duration=LEASE)]
+
+        assert bodies == [b"9a", b"9b", b"6", b"5a", b"5b", b"0"]
+
+    @clause("QUE-17")
+    async def test_a_message_that_comes_back_has_its_priority_still(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        await queue.enqueue(ACME, b"urgent", priority=HIGHEST)
+        [delivery] = await queue.lease(NODE, limit=1, duration=LEASE)
+        await queue.enqueue(ACME, b"older than its return")
+        await queue.release(NODE, delivery)
+
+        [released] = await queue.lease(NODE, limit=1, duration=LEASE)
+        await harness.advance(2 * LEASE)
+        [lapsed] = await queue.lease(NODE, limit=1, duration=LEASE)
+
+        assert (released.body, lapsed.body) == (b"urgent", b"urgent")
+
+    @clause("QUE-17")
+    async def test_a_tenants_priorities_win_it_no_turns_of_others(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        for n in range(10):
+            await queue.enqueue(ACME, str(n).encode(), priority=HIGHEST)
+            await queue.enqueue(GLOBEX, str(n).encode(), priority=LOWEST)
+
+        order = await served(queue, 1, times=12)
+
+        for end in range(1, len(order) + 1):
+            assert abs(order[:end].count(ACME.tenant) - order[:end].count(GLOBEX.tenant)) <= 1
+
+    @clause("QUE-17")
+    @pytest.mark.parametrize("priority", [LOWEST - 1, HIGHEST + 1])
+    async def test_what_is_no_priority_is_refused_and_nothing_enqueued(
+        self, harness: QueueHarness, priority: int
+    ) -> None:
+        queue = await harness.open()
+
+        with pytest.raises(InvalidArgument):
+            await queue.enqueue(ACME, b"work", priority=priority)
+
+        assert await queue.depth(ACME) == Depth(ready=0, leased=0)
 
 
 async def served(queue: QueuePort, limit: int, *, times: int) -> list[TenantId]:

@@ -11,7 +11,7 @@ from conformance.contract import Contract
 from conformance.harness import ReplyJournalHarness
 from conformance.people import ACME, FOREIGNERS, Foreigner
 from ports.context import AuthContext
-from ports.errors import Conflict
+from ports.errors import Conflict, InvalidArgument
 from ports.messages import Json
 from ports.reply_journal import RETENTION, Busy, Done, Opened, ReplyJournal, Ticket, Won
 
@@ -303,6 +303,36 @@ class ReplyJournalContract(Contract):
         await harness.advance(RETENTION + LEASE)
 
         assert (await won(journal, digest="another")).possible_duplicate is False
+
+    @clause("RPL-10")
+    async def test_an_entry_is_forgotten_as_soon_as_its_last_opener_said(self, harness: ReplyJournalHarness) -> None:
+        journal, short = await harness.open(), 8 * LEASE
+        first = await journal.open(ACME, KEY, "same", lease=LEASE)
+        await harness.advance(2 * LEASE)
+        again = await journal.open(ACME, KEY, "same", lease=LEASE, keep=short)
+        assert isinstance(first, Won)
+        assert isinstance(again, Won)
+        await harness.advance(LEASE / 2)
+        await journal.complete(ACME, again.ticket, REPLY)
+
+        await harness.advance(short - LEASE / 2)
+        kept = await journal.open(ACME, KEY, "same", lease=LEASE, keep=short)
+        await harness.advance(LEASE)
+        gone = await journal.open(ACME, KEY, "same", lease=LEASE, keep=short)
+
+        assert kept == Done(outcome=REPLY)
+        assert isinstance(gone, Won)
+        assert not gone.possible_duplicate
+
+    @clause("RPL-10")
+    @pytest.mark.parametrize("keep", [timedelta(0), RETENTION + timedelta(seconds=1)])
+    async def test_how_long_an_entry_is_kept_has_bounds(self, harness: ReplyJournalHarness, keep: timedelta) -> None:
+        journal = await harness.open()
+
+        with pytest.raises(InvalidArgument):
+            await journal.open(ACME, KEY, "same", lease=LEASE, keep=keep)
+
+        assert isinstance(await opened(journal), Won)
 
     @clause("RPL-10")
     async def test_an_entry_that_is_still_held_is_not_forgotten(self, harness: ReplyJournalHarness) -> None:

@@ -6,6 +6,7 @@ from conformance.run_state_appends import RunStateAppends, RunStateCancellation
 from conformance.run_state_bodies import RunStateBodies
 from conformance.run_state_children import RunStateAdrift, RunStateLines, RunStateWaiting
 from conformance.run_state_claims import RunStateClaims, RunStateCreation
+from conformance.run_state_priority import RunStateAwaited, RunStatePriority
 from conformance.run_state_verbs import RunStateDecisions, RunStateForks
 from conformance.run_state_writes import RunStateWrites
 
@@ -26,5 +27,7 @@ class RunStateContract(
     RunStateLines,
     RunStateWaiting,
     RunStateAdrift,
+    RunStatePriority,
+    RunStateAwaited,
 ):
     """All of it; the parts are split by subject only."""

@@ -290,6 +290,7 @@ class RunStateCancellation(Contract):
         run = await claimed(state)
         model = replace(intent(3), kind="model", name="m")
         begun = Change(steps=(intent(1), result(1), intent(2), model, intent(4)), status=status)
+        begun = replace(begun, waits_for="child") if status == "waiting" else begun
         await state.append(ACME, run.id, run.epoch, begun)
         [first, *_] = await state.steps(ACME, run.id)
 

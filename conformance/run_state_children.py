@@ -21,7 +21,7 @@ from ports.ids import RunId
 from ports.run_state import Adrift, Change, NewEvent, Parent, Run, RunFilter, RunStatePort, RunStatus
 from ports.tenant import Entitlements
 
-WAITING: Final = Change(status="waiting", events=(NewEvent(type="run.waiting"),))
+WAITING: Final = Change(status="waiting", waits_for="child", events=(NewEvent(type="run.waiting"),))
 NEEDS_OPERATOR: Final = Change(status="needs_operator")
 FAILED: Final = Change(status="failed", events=(NewEvent(type="run.failed"),))
 CANCELLED: Final = Change(status="cancelled", events=(NewEvent(type="run.cancelled"),))

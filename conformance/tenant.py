@@ -16,12 +16,20 @@ from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Json
+from ports.policy import Argument, Policy, Rule
 from ports.tenant import ApiKey, Entitlements, NewKey, TenantDirectory
 
 # Not `people.TENANTS`: those may exist already.
 INITECH: Final = TenantId("tnt_initech")
 HOOLI: Final = TenantId("tnt_hooli")
 NOBODY: Final = TenantId("tnt_nobody")
+RULE: Final = Rule(
+    id="pays-known",
+    effect="allow",
+    on=("offer", "call"),
+    functions=("pay_*",),
+    arguments=(Argument(path="to", values=("ann", 7, 1.5, True, None)), Argument(path="sum", least=0, most=9.5)),
+)
 ENTITLED: Final = Entitlements(models=("demo-1", "demo-2"), tokens_per_day=1_234)
 
 PETER: Final = AuthContext(
@@ -157,7 +165,15 @@ class TenantContract(Contract):
         directory = await directory_of_two(harness)
         other = await directory.get(GAVIN, HOOLI)
         wanted = Entitlements(
-            max_active_runs=7, runs_per_minute=8, max_queued_runs=9, weight=3, pii={"email": "reversible"}
+            max_active_runs=7,
+            runs_per_minute=8,
+            max_queued_runs=9,
+            weight=3,
+            pii={"email": "reversible"},
+            tiers=("standard",),
+            backends=("one",),
+            regions=("eu",),
+            policy=Policy(rules=(RULE,)),
         )
 
         changed = await directory.set_entitlements(PLATFORM, INITECH, wanted)
@@ -187,6 +203,8 @@ class TenantContract(Contract):
             ("weight", 0),
             ("pii", {"email": "hide"}),
             ("pii", {"E-Mail": "redact"}),
+            ("policy", Policy(rules=(msgspec.structs.replace(RULE, id="Not An Id"),))),
+            ("policy", Policy(rules=(msgspec.structs.replace(RULE, max_tokens=-1),))),
         ],
         ids=str,
     )

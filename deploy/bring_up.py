@@ -68,9 +68,9 @@ def boot(
     node, config = recorder.node, recorder.config
     with recorder.phase("boot") as notes:
         done: list[str] = []
-        if not supervisor.alive() and (left := processes_of(node)):
-            end(left)
-            done.append(f"ended {len(left)} processes that an earlier supervisor left behind")
+        if not supervisor.alive() and (strays := processes_of(node)):
+            end(strays)
+            done.append(f"ended {len(strays)} processes that an earlier supervisor left behind")
         node.create()
         embedded = not config.database_url
         passwords = credentials.database_passwords(node) if embedded else None
@@ -83,11 +83,14 @@ def boot(
         else:
             _write_external_urls(recorder, environ)
         credentials.ensure_placeholder_key(node)
+        credentials.ensure_record_keys(node)
         if ensure_issuer_key(node):
             done.append("made the signing key")
         if supervisor.start_daemon(services, environ):
             done.append("started the supervisor")
-        applied = supervisor.apply(services, spare=spare)
+        # Who was left standing in for a service by a redeploy that failed may be all that serves it: it goes on.
+        stood_in = standing_in(services, supervisor)
+        applied = supervisor.apply((*services, *stood_in), spare=(*spare, *(one.name for one in stood_in)))
         if applied.changed or applied.removed:
             done.append(f"new settings for {', '.join((*applied.changed, *applied.removed))}")
         database = tuple(service for service in services if service.name == "postgres")
@@ -130,9 +133,18 @@ def wire(recorder: Recorder, services: tuple[Service, ...], supervisor: Supervis
     with recorder.phase("wire") as notes:
         started = [service.name for service in services if supervisor.start(service.name)]
         wait_healthy(recorder, services, supervisor)
+        if standing_in(services, supervisor):
+            supervisor.apply(services)
         notes.changed = bool(started)
         healthy = f"services healthy {len(services)}/{len(services)}"
         notes.summary = f"{healthy}; started {', '.join(started)}" if started else f"{healthy}; all ran already"
+
+
+def standing_in(services: tuple[Service, ...], supervisor: Supervisor) -> tuple[Service, ...]:
+    """Who was left to serve in the place of a service, by a redeploy that failed or was killed."""
+    states = supervisor.states()
+    left = (successor(service) for service in services if service.handover is not None)
+    return tuple(one for one in left if one.name in states)
 
 
 def rolled(services: tuple[Service, ...]) -> tuple[Service, ...]:
@@ -163,19 +175,36 @@ def _hand_over(
 
     When that one does not become ready, the service goes on as it was.
     """
-    spare = {one.name for one in rolled(services)}
-    standing_in = successor(service)
-    supervisor.apply((*services, standing_in), spare=spare)
-    try:
-        supervisor.start(standing_in.name)
-        wait_healthy(recorder, (standing_in,), supervisor, what="standing in")
-    except BaseException:
-        supervisor.apply(services, spare=spare)
-        raise
+    other, left = successor(service), standing_in(services, supervisor)
+    beside = (*services, *(one for one in left if one.name != other.name))
+    spare = {one.name for one in (*rolled(services), *left)}
+    if not _serves(other, supervisor):
+        supervisor.apply(beside, spare=spare)
+        _stand_in(recorder, other, beside, supervisor, spare=spare)
+    # Else it is there already, since an earlier redeploy failed, and may be the only one that serves.
     supervisor.renew(service)
-    # Should it fail now, the other one is left: it serves. The next `up` or `redeploy` takes it away.
+    # Should it fail now, the other one is left, and serves until an `up` or a `redeploy` has brought the service back.
     wait_healthy(recorder, (service,), supervisor, what=what)
-    supervisor.apply(services, spare=spare)
+    supervisor.apply(beside, spare=spare)
+
+
+def _serves(service: Service, supervisor: Supervisor) -> bool:
+    """Whether it is the one that keeps its door."""
+    state = supervisor.states().get(service.name)
+    who = keeper(service.handover) if service.handover is not None else None
+    return state is not None and who is not None and who.pid == state.pid
+
+
+def _stand_in(
+    recorder: Recorder, one: Service, beside: tuple[Service, ...], supervisor: Supervisor, *, spare: Collection[str]
+) -> None:
+    supervisor.apply((*beside, one), spare=spare)
+    try:
+        supervisor.start(one.name)
+        wait_healthy(recorder, (one,), supervisor, what="standing in")
+    except BaseException:
+        supervisor.apply(beside, spare=spare)
+        raise
 
 
 def wait_healthy(

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from deploy import credentials, embedded_postgres
-from deploy.config import Config, dereference, referred_names
+from deploy.config import Config, dereference, names_in, referred_names
 from deploy.gateway_file import environment_of
 from deploy.node import Node
 
@@ -77,7 +77,8 @@ def catalogue(node: Node, config: Config, environ: Mapping[str, str]) -> tuple[S
     stack_b = _stack_b(node, config, environ, database)
     stack_a = _stack_a(node, config, environ, database)
     worker = _worker(node, config, environ, (*database, stack_b.name))
-    return (*services, stack_b, stack_a, worker)
+    admin = _admin(node, config, environ, database)
+    return (*services, stack_b, stack_a, worker, admin)
 
 
 def layout_of(node: Node) -> embedded_postgres.Layout:
@@ -103,6 +104,10 @@ def worker_url(config: Config) -> str:
     return _url("127.0.0.1", config.worker_port)
 
 
+def admin_url(config: Config) -> str:
+    return _url(config.admin_host, config.admin_port)
+
+
 def _postgres(node: Node, config: Config) -> Service:
     return Service(
         name="postgres",
@@ -125,13 +130,15 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         "AGENTOS_STACK_B_PORT": str(config.stack_b_port),
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_PLACEHOLDER_KEY_FILE": str(node.secret(credentials.PLACEHOLDER_KEY)),
+        "AGENTOS_RECORD_KEYS": f"file:{node.secret(credentials.RECORD_KEYS)}",
         "OPENAI_API_KEY": dereference(config.openai_api_key, environ),
         "OPENAI_BASE_URL": dereference(config.openai_base_url, environ),
     }
     own |= _prices(config)
     # Keys of further backends are looked up by name inside the service, so it needs those names, and only it.
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
-    own |= environment_of(config, environ)
+    own |= environment_of(config, environ) | _stored_secrets(node, config, environ)
+    own |= {name: environ[name] for name in names_in(config.gateway_env) if name in environ}
     return _python_service(
         node,
         config,
@@ -185,6 +192,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_WORKER_HOST": "127.0.0.1",
             "AGENTOS_WORKER_PORT": str(config.worker_port),
             "AGENTOS_WORKER_CONCURRENCY": str(config.worker_concurrency),
+            "AGENTOS_QUEUE_ACK": config.queue_ack,
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             **_tools(config),
@@ -196,6 +204,37 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
         depends_on=depends_on,
         memory_mib=384,
     )
+
+
+def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: tuple[str, ...]) -> Service:
+    own = {
+        "AGENTOS_ADMIN_HOST": config.admin_host,
+        "AGENTOS_ADMIN_PORT": str(config.admin_port),
+        # What a configuration must get along with, and what goes before it; no secret.
+        "AGENTOS_BACKENDS": config.backends,
+        "AGENTOS_GATEWAY_FILE": config.gateway_file,
+        **_stored_secrets(node, config, environ),
+    }
+    return _python_service(
+        node,
+        config,
+        environ,
+        name="admin",
+        title="The admin API",
+        module="deploy.roots.admin",
+        own={name: value for name, value in own.items() if value},
+        listens=Listening(field="admin_port", host=config.admin_host, number=config.admin_port),
+        url=admin_url(config),
+        depends_on=depends_on,
+        memory_mib=192,
+        handover=_door(node, "admin"),
+    )
+
+
+def _stored_secrets(node: Node, config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a stored configuration of the gateway may refer to: files of one directory, and these variables by name."""
+    names = [name for name in names_in(config.gateway_env) if environ.get(name)]
+    return {"AGENTOS_GATEWAY_SECRETS_DIR": str(node.gateway_secrets), "AGENTOS_GATEWAY_ENV": ",".join(names)}
 
 
 def _python_service(

@@ -78,9 +78,12 @@ class RunsClient:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._send("POST", path, json=body, headers=headers)
 
-    def create_run(self, agent: str, run_input: object, *, idempotency_key: str = "") -> Accepted:
+    def create_run(
+        self, agent: str, run_input: object, *, idempotency_key: str = "", priority: int | None = None
+    ) -> Accepted:
         key = idempotency_key or f"cli-{uuid.uuid4().hex}"
-        response = self.post(f"/v1/agents/{agent}/runs", {"input": run_input}, idempotency_key=key)
+        body = {"input": run_input} | ({} if priority is None else {"priority": priority})
+        response = self.post(f"/v1/agents/{agent}/runs", body, idempotency_key=key)
         return msgspec.convert(_good(response), Accepted)
 
     def run(self, run_id: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ Port: TypeAlias = Annotated[int, Meta(ge=1, le=65_535)]
 
 _SECRET: Final = {"secret": True}
 _REFERENCE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+")
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENV_NAMES: Final = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -44,8 +45,17 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stack_b_host: Annotated[str, Meta(min_length=1, description="Address the model gateway listens on.")] = "127.0.0.1"
     stack_b_port: Annotated[Port, Meta(description="Port of the model gateway.")] = 8081
     worker_port: Annotated[Port, Meta(description="Port of the worker's health and metrics, on loopback.")] = 8082
+    admin_host: Annotated[str, Meta(min_length=1, description="Address the admin API listens on.")] = "127.0.0.1"
+    admin_port: Annotated[Port, Meta(description="Port of the admin API.")] = 9080
     postgres_port: Annotated[Port, Meta(description="Port of the embedded PostgreSQL, on loopback.")] = 5433
-    worker_concurrency: Annotated[int, Meta(ge=1, le=256, description="Runs one worker executes at a time.")] = 8
+    worker_concurrency: Annotated[int, Meta(ge=1, le=256, description="Runs one worker executes at a time.")] = 32
+    queue_ack: Annotated[
+        Literal["accept", "complete"],
+        Meta(
+            description="When a worker acknowledges a queued run's message: accept = once it has the run; complete = when "
+            "the run needs no worker any more, for autoscalers that count unacknowledged messages."
+        ),
+    ] = "accept"
     retention_days: Annotated[
         int, Meta(ge=7, le=3_650, description="Ended runs, their events and keys are removed this long after creation.")
     ] = 90
@@ -96,8 +106,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_file: Annotated[
         str,
         Meta(
-            description="The gateway's backends and routing: path of a JSON file (docs/gateway.md), followed while it "
-            "runs; empty = none."
+            description="The gateway's configuration: path of a JSON file (docs/gateway.md), followed while it runs, and "
+            "going before what is stored; empty = the newest stored version (./agentos gateway)."
+        ),
+    ] = ""
+    gateway_env: Annotated[
+        str,
+        Meta(
+            description="Names of environment variables, apart by commas, that a stored configuration of the gateway may "
+            "refer to as env:NAME; read when `up` runs."
         ),
     ] = ""
     prices_file: Annotated[
@@ -218,11 +235,17 @@ def problems(config: Config) -> list[str]:
     found = []
     ports = [("stack_a_port", config.stack_a_port), ("stack_b_port", config.stack_b_port)]
     ports += [("worker_port", config.worker_port), ("postgres_port", config.postgres_port)]
+    ports += [("admin_port", config.admin_port)]
     taken: dict[int, str] = {}
     for field, port in ports:
         if port in taken:
             found.append(f"{key_of(taken[port])} and {key_of(field)} are both {port}; give each its own port")
         taken[port] = field
+    found += [
+        f"AGENTOS_GATEWAY_ENV: {name!r} can't name an environment variable; write names apart by commas"
+        for name in names_in(config.gateway_env)
+        if not _NAME.fullmatch(name)
+    ]
     if bool(config.database_url) != bool(config.database_owner_url):
         found.append(
             "an external database needs both AGENTOS_DATABASE_URL (role ao_app) and AGENTOS_DATABASE_OWNER_URL"
@@ -263,6 +286,11 @@ def dereference(text: str, environ: Mapping[str, str]) -> str:
         except OSError:
             return ""
     return text
+
+
+def names_in(text: str) -> list[str]:
+    """Names that are apart by commas, sorted."""
+    return sorted({name.strip() for name in text.split(",") if name.strip()})
 
 
 def referred_names(text: str) -> list[str]:
@@ -369,7 +397,7 @@ def _prod_problems(config: Config) -> list[str]:
         )
     if config.openai_api_key and not _REFERENCE.fullmatch(config.openai_api_key):
         found.append("prod takes secrets by reference only: write AGENTOS_OPENAI_API_KEY=env:NAME or file:/path")
-    exposed = sorted({config.stack_a_host, config.stack_b_host} - _LOOPBACK)
+    exposed = sorted({config.stack_a_host, config.stack_b_host, config.admin_host} - _LOOPBACK)
     if exposed:
         found.append(
             f"prod does not serve plain HTTP to a network ({', '.join(exposed)}): keep the hosts on 127.0.0.1 and put a"

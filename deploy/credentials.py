@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from adapters.postgres.bootstrap import APP, DATABASE, OWNER, RolePasswords
 from deploy.node import Node, write_private
+from stack_b.vault import new_line
 
 # 256 bits, and safe inside a URL.
 _SECRET_BYTES: Final = 32
@@ -22,6 +23,7 @@ OWNER_URL: Final = "database_owner_url"
 ISSUER_KEY: Final = "issuer_key.pem"
 JWKS: Final = "jwks.json"
 PLACEHOLDER_KEY: Final = "placeholder_key"
+RECORD_KEYS: Final = "record_keys"
 TOKENS: Final = "tokens.json"
 
 
@@ -73,6 +75,13 @@ def ensure_placeholder_key(node: Node) -> None:
     path = node.secret(PLACEHOLDER_KEY)
     if not path.exists():
         write_private(path, secrets.token_hex(_SECRET_BYTES))
+
+
+def ensure_record_keys(node: Node) -> None:
+    """What the gateway seals replies and prompts with. A new line in front is the key from then on; old ones still open."""
+    path = node.secret(RECORD_KEYS)
+    if not path.exists():
+        write_private(path, new_line())
 
 
 def embedded_url(role: str, password: str, port: int, database: str = DATABASE) -> str:

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.config import Config, referred_names
+from adapters.litellm_provider import LiteLlmProvider
+from deploy.config import Config, names_in, referred_names
+from deploy.node import Node
 from deploy.roots.environment import resolve
+from deploy.roots.gateway_secrets import DIRECTORY, NAMES, check_reference
 from ports.errors import InvalidArgument
-from stack_b.backends.settings import check_settings, parse_settings
+from stack_b.backends.settings import PROVIDED, check_settings, endpoint_of, parse_settings
 from stack_b.configuration import Configuration, read_configuration
+from stack_b.diagnosis import NodeFacts
 
 
 def configuration(config: Config) -> Configuration:
@@ -29,9 +33,45 @@ def checked(found: Configuration, config: Config, environ: Mapping[str, str]) ->
             raise InvalidArgument(f"backend {backend.name!r} is the demo backend, which prod does not serve; remove it")
         if backend.api_key:
             try:
-                resolve(backend.api_key, environ)
+                api_key = resolve(backend.api_key, environ)
             except InvalidArgument as error:
                 raise InvalidArgument(f"the api_key of backend {backend.name!r}: {error.message}") from None
+            if backend.kind in PROVIDED:
+                try:
+                    LiteLlmProvider().check(endpoint_of(backend, api_key))
+                except InvalidArgument as error:
+                    raise InvalidArgument(f"backend {backend.name!r}: {error.message}") from None
+
+
+def file_facts(config: Config, environ: Mapping[str, str]) -> NodeFacts:
+    """What a file must get along with: it may refer to whatever this shell and this machine have."""
+    return NodeFacts(
+        beside=parse_settings(config.backends),
+        prod=config.mode == "prod",
+        check_secret=lambda reference: _found(reference, environ),
+    )
+
+
+def store_facts(config: Config, node: Node, environ: Mapping[str, str]) -> NodeFacts:
+    """What a stored version must get along with, as the admin API sees it."""
+    names = ",".join(name for name in names_in(config.gateway_env) if environ.get(name))
+    known = {DIRECTORY: str(node.gateway_secrets), NAMES: names}
+    return NodeFacts(
+        beside=parse_settings(config.backends),
+        prod=config.mode == "prod",
+        check_secret=lambda reference: check_reference(reference, known),
+    )
+
+
+def origin(config: Config) -> str:
+    """Where the gateway's configuration comes from, and what that means for the other place."""
+    if config.gateway_file:
+        return f"the file {config.gateway_file} (AGENTOS_GATEWAY_FILE); it goes before what is stored, and is followed"
+    return "the store: its newest version (./agentos gateway show); a file in AGENTOS_GATEWAY_FILE would go before it"
+
+
+def _found(reference: str, environ: Mapping[str, str]) -> None:
+    resolve(reference, environ)
 
 
 def problems(config: Config, environ: Mapping[str, str]) -> list[str]:

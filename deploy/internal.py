@@ -20,8 +20,10 @@ from ports.agent import AgentRegistry
 from ports.auth import TokenIssuer
 from ports.context import SCOPES, AuthContext
 from ports.errors import Unavailable
+from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import PrincipalId, TenantId
 from ports.messages import Json
+from ports.request_log import RequestLog
 from ports.run_state import RunStatePort
 from ports.tenant import TenantDirectory
 from ports.tool import ToolPort
@@ -59,6 +61,30 @@ async def open_directory(node: Node) -> AsyncIterator[Directory]:
     choices = {name: Choice(adapter="postgres", config=dict(config)) for name in ("tenant", "agent")}
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         yield Directory(tenants=ports["tenant"], agents=ports["agent"])
+
+
+@asynccontextmanager
+async def open_request_log(node: Node) -> AsyncIterator[RequestLog]:
+    """What the gateway has noted of requests.
+
+    Raises:
+        Unavailable: as `open_directory`.
+    """
+    choice = Choice(adapter="postgres", config=_database_of(node))
+    async with open_ports({"request_log": choice}, {"request_log": None}, clock=SystemClock()) as ports:
+        yield cast("RequestLog", ports["request_log"])
+
+
+@asynccontextmanager
+async def open_gateway_configurations(node: Node) -> AsyncIterator[GatewayConfigurations]:
+    """The stored versions of the gateway's configuration; works while no service does, as long as the database answers.
+
+    Raises:
+        Unavailable: the node was never set up, or its database does not answer.
+    """
+    choices = {"gateway_configuration": Choice(adapter="postgres", config=_database_of(node))}
+    async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
+        yield cast("GatewayConfigurations", ports["gateway_configuration"])
 
 
 @asynccontextmanager

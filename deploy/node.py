@@ -49,6 +49,11 @@ class Node:
         return self.home / "secrets"
 
     @property
+    def gateway_secrets(self) -> Path:
+        """Secrets that a stored configuration of the gateway may refer to."""
+        return self.home / "gateway-secrets"
+
+    @property
     def lock_file(self) -> Path:
         return self.home / "lock"
 
@@ -89,7 +94,7 @@ class Node:
 
     def create(self) -> None:
         """Make the directories, closed to everybody else. Those that exist are closed again."""
-        private = [self.home, self.run_dir, self.logs, self.secrets]
+        private = [self.home, self.run_dir, self.logs, self.secrets, self.gateway_secrets]
         if self.supervisor_socket.parent != self.run_dir:
             private.append(self.short_dir)
         for directory in private:

@@ -20,8 +20,9 @@ from deploy import credentials
 from deploy.action import Failed, Recorder
 from deploy.bring_up import unhealthy
 from deploy.budget_check import CODES, BudgetView, NoBudget, lack_of, no_budget, read_budget
-from deploy.catalogue import Service, stack_a_url, stack_b_url, worker_url
+from deploy.catalogue import Service, admin_url, stack_a_url, stack_b_url, worker_url
 from deploy.client import Accepted, RunsClient, SseEvent
+from deploy.config import Config
 from deploy.credentials import Tokens
 from deploy.health import probe
 from deploy.internal import Directory, open_directory, operator_of
@@ -110,6 +111,7 @@ def _check_health(recorder: Recorder, services: tuple[Service, ...], supervisor:
 def _check_behaviour(recorder: Recorder) -> None:
     config = recorder.config
     _attempt(recorder, "anonymous callers are refused", "stack-a", lambda: _refuses_anonymous(recorder))
+    _attempt(recorder, "the gateway goes by its newest configuration", "stack-b", lambda: _goes_by_the_newest(config))
     if config.mode == "prod":
         recorder.check(_skipped("sample run", "prod has no seeded agent; try one of yours with ./agentos run"))
         return
@@ -182,12 +184,25 @@ def _refuses_anonymous(recorder: Recorder) -> str:
     places = {
         "stack-a": f"{stack_a_url(recorder.config)}/v1/runs",
         "stack-b": f"{stack_b_url(recorder.config)}/v1/models",
+        "admin": f"{admin_url(recorder.config)}/v1/admin/gateway/configuration",
     }
     for name, url in places.items():
         answer = httpx.get(url, timeout=5.0, trust_env=False)
         if answer.status_code != _UNAUTHENTICATED:
             raise _Wrong(f"{name} answered {answer.status_code} to a caller without a token, instead of 401")
-    return "401 on Stack A and Stack B"
+    return "401 on Stack A, Stack B and the admin API"
+
+
+def _goes_by_the_newest(config: Config) -> str:
+    """The gateway's configuration: one that it can't use leaves it with an older one."""
+    answer = httpx.get(f"{stack_b_url(config)}/readyz", timeout=5.0, trust_env=False)
+    found = answer.json().get("configuration", {})
+    if found.get("refused"):
+        newest = f"version {found['refused_version']}" if found.get("refused_version") else "the file as it is now"
+        raise _Wrong(f"the gateway can't use its newest configuration ({newest}); see ./agentos gateway check")
+    if not found.get("store_answers", True):
+        raise _Wrong("the gateway can't ask for its configuration, and goes by the last one that it knows")
+    return f"{found.get('source', '?')}, version {found.get('version', '?')}, digest {found.get('digest', '?')}"
 
 
 def _tenant_exists(client: RunsClient, tokens: Tokens) -> str:

@@ -1,7 +1,7 @@
 """What an operator wants to know once the node is up: addresses, credentials, quotas, next commands."""
 
 from deploy import credentials
-from deploy.catalogue import stack_a_url, stack_b_url, worker_url
+from deploy.catalogue import admin_url, stack_a_url, stack_b_url, worker_url
 from deploy.config import Config
 from deploy.node import Node
 from deploy.report import Seeded
@@ -14,14 +14,15 @@ ALERTING = (
 
 
 def endpoints(config: Config) -> dict[str, str]:
-    a, b, worker = stack_a_url(config), stack_b_url(config), worker_url(config)
+    a, b, worker, admin = stack_a_url(config), stack_b_url(config), worker_url(config), admin_url(config)
     return {
         "API (Stack A)": f"{a}/v1",
         "API description": f"{a}/openapi.json",
         "Model gateway (Stack B, OpenAI-compatible)": f"{b}/v1",
         "Model gateway description": f"{b}/openapi.json",
-        "Administration": "this command on this machine: ./agentos tenant, ./agentos key (no admin listener yet)",
-        "Metrics (loopback only)": f"{a}/metrics, {b}/metrics, {worker}/metrics",
+        "Administration": f"{admin}/v1/admin: the gateway's configuration; tenants, keys: ./agentos tenant, ./agentos key",
+        "Administration description": f"{admin}/openapi.json",
+        "Metrics (loopback only)": f"{a}/metrics, {b}/metrics, {worker}/metrics, {admin}/metrics",
         "Logs": "./agentos logs <service> [-f]",
         "Dashboards and traces": "none on this node yet; the metrics and the logs above are all there is",
     }

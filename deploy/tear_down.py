@@ -117,6 +117,7 @@ def _sockets_below(directory: Path) -> list[str]:
 def _meaning(node: Node, path: Path) -> str:
     known = {
         node.secrets: " (passwords, keys, tokens)",
+        node.gateway_secrets: " (what you put there for the gateway)",
         node.logs: " (logs)",
         node.run_dir: " (sockets and generated configuration)",
         node.env_file: " (your settings)",

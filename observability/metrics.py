@@ -112,6 +112,12 @@ class Metrics:
     def queue_depth(self, messages: int) -> None:
         self._gauges[names.QUEUE_DEPTH.name].set(messages)
 
+    # The gateway
+
+    def gateway_configuration(self, *, version: int, refused: bool) -> None:
+        self._gauges[names.GATEWAY_VERSION.name].set(version)
+        self._gauges[names.GATEWAY_REFUSED.name].set(int(refused))
+
     # Models
 
     def model_request(self, *, backend: str, model: str, seconds: float, error_code: str | None = None) -> None:

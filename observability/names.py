@@ -123,6 +123,16 @@ POLICY_REDACTIONS: Final = Metric(
 BUDGET_REFUSALS: Final = Metric(
     name="agentos_budget_refusals", kind="counter", help="Requests refused by a budget.", labels=("code",)
 )
+GATEWAY_VERSION: Final = Metric(
+    name="agentos_gateway_configuration_version",
+    kind="gauge",
+    help="The stored version of its configuration that this gateway goes by; 0 for a file, or for none.",
+)
+GATEWAY_REFUSED: Final = Metric(
+    name="agentos_gateway_configuration_refused",
+    kind="gauge",
+    help="1 while the newest configuration can't be used here, and an older one is in force.",
+)
 PORT_DURATION: Final = Metric(
     name="agentos_port_call_duration_seconds",
     kind="histogram",
@@ -138,7 +148,7 @@ METRICS: Final = (
     HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_REFUSED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
     RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS,
     MODEL_DURATION, MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS,
-    PORT_DURATION, PORT_ERRORS,
+    GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
@@ -147,6 +157,10 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",
     "events.lagged": "an event stream was closed because its reader took nothing",
+    "record.denial_waits": "a refusal was told before the audit had it; its record waits and is tried again",
+    "record.dropped": "records of requests were dropped: the log could not take them in time",
+    "record.not_kept": "a prompt and its answer were not kept: they could not be redacted",
+    "record.refused": "the log of requests refused records for good",
     "run.created": "a run was accepted",
     "run.adopted": "a worker took over a run that another had lost",
     "run.crashed": "a bug ended a worker's hold on a run",
@@ -164,6 +178,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "step.model_retried": "a model call failed in a way that may pass; the run waits and makes it again",
     "step.not_abandoned": "the journal could not be told that a model call failed; its lease ends by itself",
     "step.not_journaled": "a model's reply was given out although the journal could not keep it",
+    "step.not_opened": "a call that its client will ask for again could not be noted; only this process knows of it",
     "step.reconcile_failed": "a tool could not say what became of an interrupted call; an operator is asked",
     "worker.renew_failed": "the worker's lease could not be extended",
     "worker.fenced_itself": "the worker stopped because its lease may have lapsed",
@@ -178,6 +193,9 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
+    "gateway.following_failed": "a bug ended one look at the configuration; what is in force stays, the next look follows",
+    "gateway.configuration_unreachable": "the store of configurations does not answer; what is in force stays",
+    "policy.unusable": "a tenant's own policy can't be used here; its calls are refused until it is changed",
     "backend.silent": "a model backend that used to answer does not",
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",
@@ -194,8 +212,8 @@ LOG_FIELDS: Final = frozenset(
         "correlation_id", "traceparent", "tenant_id", "namespace", "principal",
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
-        "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "mode", "address", "pid",
-        "experiment",
+        "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "digest", "mode", "address",
+        "pid", "experiment", "request_id",
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much

@@ -6,7 +6,8 @@ Clauses (each has a test in `conformance.auth`):
 * AUT-2  A token that is malformed, expired, not yet valid, of another issuer or audience, unsigned, signed with another key
          or algorithm, revoked, or lacks a required claim raises `Unauthenticated`; the text does not say which.
 * AUT-3  A token of a disabled tenant raises `PermissionDenied` (`tenant_disabled`).
-* AUT-4  `verify` never grants the scopes of the node's own processes (`queue:any-tenant`, `runs:any-tenant`).
+* AUT-4  `verify` never grants the scopes of the node's own processes (`queue:any-tenant`, `runs:any-tenant`,
+         `gateway:follow`).
 * AUT-5  A store that can't be asked raises `Unavailable`, never `Unauthenticated`.
 * AUT-6  A token from `mint` verifies, for its audience only, until its lifetime ends; it never grants more than the
          context it was minted for.

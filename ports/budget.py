@@ -19,14 +19,15 @@ Clauses (each has a test in `conformance.budget` or `conformance.budget_accounts
 * BUD-7  What was settled and held is there for a ledger opened anew on the same storage.
 * BUD-8  `hold` takes room of every account it names, or of none; a refusal names the budget in its details. Each account
          counts its own unit.
-* BUD-9  A soft budget refuses nothing and is named in `Hold.over` when it is beyond its limit; a shadow budget is counted,
-         and no more.
+* BUD-9  A soft budget refuses nothing and is named in `Hold.over` when it is beyond its limit with what is held;
+         `Hold.left` says what is left of it by what is settled. A shadow budget is counted, and no more.
 * BUD-10 Windows start where the minute, hour, day or month starts in the budget's time zone; `total` has one.
 * BUD-11 `extend` adds to a hold by the rule of `hold`, in the windows that it is on, and prolongs its lease; refused, it
          changes nothing. `renew` prolongs leases and says which holds are alive.
 * BUD-12 `book` adds usage events, each (request, attempt) once, and moves what they sum up to from held to settled; what
          it does not keep, and at the end of a hold the rest, is free again. Usage beyond what is held is recorded in full.
-* BUD-13 Usage booked after the lease ended is added, and what the end of the lease has counted is not counted again.
+* BUD-13 Usage booked after the lease ended is added, and what the end of the lease has counted is not counted again. Booked
+         after it, the end of the hold takes back what was counted and not used.
 * BUD-14 What is settled in a window is the sum of its holds' usage events, at any time (`deviations` is empty).
 * BUD-15 With `spare`, a hold may be larger than what was asked for, by at most the spare and at most a 32nd of the room
          that is left in each hard window; never is it refused for the spare's sake.
@@ -95,6 +96,14 @@ class Amount(Struct, frozen=True, kw_only=True):
 NOTHING: Final = Amount()
 
 
+class Left(Struct, frozen=True, kw_only=True):
+    """What is left of a soft budget by what is settled; below nothing, it is beyond its limit by so much."""
+
+    budget: str
+    unit: Unit
+    amount: int
+
+
 class Hold(Struct, frozen=True, kw_only=True):
     id: HoldId
     amount: int
@@ -105,6 +114,7 @@ class Hold(Struct, frozen=True, kw_only=True):
     """When the first of its windows ends: what is held is for calls that begin before. None: its windows have no end."""
     over: tuple[str, ...] = ()
     """Ids of soft budgets that are beyond their limits."""
+    left: tuple[Left, ...] = ()
 
     @property
     def held(self) -> Amount:

@@ -19,6 +19,7 @@ from ports.budget import (
     Booking,
     Budget,
     Hold,
+    Left,
     Period,
     Scope,
     Unit,
@@ -212,6 +213,15 @@ def beyond(standings: Sequence[Standing], amount: Amount) -> tuple[str, ...]:
         one.account.budget.id
         for one in standings
         if one.account.budget.mode == "soft" and one.room < amount.of(one.account.budget.unit)
+    )
+
+
+def left_of(standings: Sequence[Standing]) -> tuple[Left, ...]:
+    """What is left of the soft budgets by what is settled."""
+    return tuple(
+        Left(budget=one.account.budget.id, unit=one.account.budget.unit, amount=one.account.budget.limit - one.settled)
+        for one in standings
+        if one.account.budget.mode == "soft"
     )
 
 

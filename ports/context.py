@@ -24,6 +24,9 @@ SCOPES: Final = frozenset(
 # Scopes of the node's own processes. No token ever carries them.
 QUEUE_ANY_TENANT: Final = "queue:any-tenant"
 RUNS_ANY_TENANT: Final = "runs:any-tenant"
+GATEWAY_FOLLOW: Final = "gateway:follow"
+
+ADMIN_PLATFORM: Final = "admin:platform"
 
 DEFAULT_NAMESPACE: Final = "default"
 

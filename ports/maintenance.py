@@ -11,6 +11,8 @@ Clauses (each has a test in `conformance.maintenance`):
 * MNT-5  A call does a bounded amount of work; `more` says that another one is worth while, and calling again comes to an
          end. Any number of callers may do so at once; each run is removed, and counted, once.
 * MNT-6  What is removed of one run takes nothing from another, also where both hold equal bodies.
+* MNT-7  Requests that were recorded more than `retention` and a day ago are gone too, and stay until it is over. Texts and
+         replies that are kept no longer are gone from the storage, whatever the retention is.
 """
 
 from datetime import timedelta
@@ -47,4 +49,4 @@ class MaintenancePort(Protocol):
 def check_retention(retention: timedelta) -> None:
     """Raises `InvalidArgument` when it is too short."""
     if retention < MIN_RETENTION:
-        raise InvalidArgument(f"runs are kept for at least {MIN_RETENTION.days} days, not {retention}")
+        raise InvalidArgument(f"runs and requests are kept for at least {MIN_RETENTION.days} days, not {retention}")

@@ -60,6 +60,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     step_key: str | None = None
     """`step_key(run, n)` when a run asks: the call is paid once under it."""
+    agent: str = ""
+    """Here and below: whose call it is, where budgets are counted by that. Not part of what makes requests equal."""
+    session: str = ""
 
 
 class PolicyOutcome(Struct, frozen=True, kw_only=True):
@@ -84,6 +87,8 @@ class Route(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     replayed: bool = False
     """Answered from the journal of its step: all the rest is what the first call was told, and nothing was paid again."""
+    joined: bool = False
+    """Besides `replayed`: that call was still under way when this request came."""
     possible_duplicate: bool = False
     """Whoever made this step's call before was lost without a word, and may have paid for it."""
 

@@ -9,6 +9,8 @@ Clauses (each has a test in `conformance.pii`):
          through the escapes of HTML, URLs and JSON; the spans are those of the text given.
 * PII-5  What is found in a text is found in its pieces, where it is cut at a seam (`ports.pii_rules.seam`): a text that
          comes bit by bit can be decided on the way.
+* PII-6  Without `capabilities.plain_words`, nothing is found in a text of plain prose (`ports.pii_rules.is_prose`): whoever
+         asks need not ask about that.
 """
 
 from typing import Literal, Protocol, TypeAlias

@@ -15,7 +15,6 @@ REACH: Final = 96
 
 _MARKS: Final = "\"'()[]{}<>*_`~#,.;:!?…«»„“”‚‘’–—-"
 _BLANK: Final = re.compile(r"[ \t\n]|[\u3041-\u30ff\u3400-\u9fff]{2}")
-_WORD: Final = re.compile(r"[^ \t\n]*\Z")
 _SHORT: Final = 2
 # A name for what follows it, also over a few words.
 _ANNOUNCED: Final = re.compile(
@@ -23,6 +22,9 @@ _ANNOUNCED: Final = re.compile(
     r"|\b(?:bearer|(?:aws_secret_access_key|api[_-]?key|secret[_-]?key|access[_-]?token|password|passwd)"
     r"[\"']?[ \t]{0,4}(?:[=:][ \t]{0,4}[\"']?)?)[ \t]{0,4}\Z",
     re.ASCII | re.IGNORECASE,
+)
+_PROSE: Final = re.compile(
+    r"(?:[A-Za-z]{1,16}+(?:'[a-z]{1,2})?[,.;!?]?[ \n]{1,2})*+(?:[A-Za-z]{1,16}+(?:'[a-z]{1,2})?[,.;!?]?)?"
 )
 _KEY: Final = re.compile(r"-----BEGIN[A-Z0-9 ]{0,64}-{0,5}")
 _KEY_HEAD: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
@@ -35,6 +37,13 @@ def seam(text: str, *, since: int = 0, lines_only: bool = False) -> int:
     What stands before the place decides, never what follows, so that a text that grows has its seams where it had them.
     `lines_only` is for detectors that find plain words (`PiiCapabilities.plain_words`).
     """
+    if text.isascii() and not any(map(text.__contains__, "&%\\-")):
+        # Mostly it is the last blank, and there is no key.
+        place = max(text.rfind(" "), text.rfind("\n"), text.rfind("\t")) + 1
+        if place <= since:
+            return 0
+        if _is_seam(text, place, lines_only=lines_only):
+            return place
     keys = _keys(text)
     for blank in reversed(list(_BLANK.finditer(text, max(0, since - 1)))):
         place = blank.end()
@@ -42,6 +51,35 @@ def seam(text: str, *, since: int = 0, lines_only: bool = False) -> int:
         if place > since and not inside and _is_seam(text, place, lines_only=lines_only):
             return place
     return 0
+
+
+def is_prose(text: str) -> bool:
+    """Whether a text is nothing but English words of usual length: no detector but one of `plain_words` finds any there.
+
+    Nearly all that a model says is, and asking this is much faster than looking.
+    """
+    return _PROSE.fullmatch(text) is not None
+
+
+def prose_seam(text: str) -> int | None:
+    """What `seam` says of a text that is prose; None where it isn't, and where `seam` has to be asked."""
+    if _PROSE.fullmatch(text) is None:
+        return None
+    place = max(text.rfind(" "), text.rfind("\n")) + 1
+    if not place or text[place - 1] == "\n":
+        return place
+    before = text[max(0, place - REACH) : place]
+    word = before[before.rfind(" ", 0, -1) + 1 : -1].rstrip(",.;!?")
+    # No word, one in capitals, one that is two, or a name for what follows: then it isn't that simple.
+    return None if not word.isalpha() or word[-1].isupper() or _names_something(before.lower()) else place
+
+
+def _names_something(folded: str) -> bool:
+    """Whether one of the words is there that are in whatever `_ANNOUNCED` matches: to search them is much the faster."""
+    return (
+        "key" in folded or "token" in folded or "passw" in folded
+        or "bearer" in folded or "ssn" in folded or "social" in folded
+    )  # fmt: skip
 
 
 def _is_seam(text: str, place: int, *, lines_only: bool) -> bool:
@@ -52,9 +90,9 @@ def _is_seam(text: str, place: int, *, lines_only: bool) -> bool:
     before = text[max(0, place - REACH) : place]
     if not text[place - 1].isspace():
         return _announces_nothing(before)
-    found = _WORD.search(before[:-1])
-    word = found[0].strip(_MARKS) if found else ""
-    return _is_plain(word, before) and _announces_nothing(before)
+    words = before[:-1]
+    last = words[max(words.rfind(" "), words.rfind("\n"), words.rfind("\t")) + 1 :]
+    return _is_plain(last.strip(_MARKS), before) and _announces_nothing(before)
 
 
 def _is_plain(word: str, before: str) -> bool:
@@ -65,7 +103,8 @@ def _is_plain(word: str, before: str) -> bool:
 
 
 def _announces_nothing(before: str) -> bool:
-    return _ANNOUNCED.search(canonical_form(before).text) is None
+    seen = canonical_form(before).text
+    return not _names_something(seen.lower()) or _ANNOUNCED.search(seen) is None
 
 
 def _keys(text: str) -> list[tuple[int, int]]:

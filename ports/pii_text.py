@@ -10,11 +10,13 @@ _INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | fr
 _DOTS: Final = frozenset("\u3002\uff61\u2024\u00b7")
 
 # Ways to write a character in HTML, in a URL and in JSON; in JSON that travels inside JSON the backslashes double.
-_ESCAPE: Final = re.compile(
+ESCAPE: Final = re.compile(
     r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]{2,24});"
     r"|%[0-7][0-9a-fA-F]|(?:%[89a-fA-F][0-9a-fA-F]){2,4}"
     r"|\\{1,8}u[dD][89abAB][0-9a-fA-F]{2}\\{1,8}u[dD][c-fC-F][0-9a-fA-F]{2}|\\{1,8}u[0-9a-fA-F]{4}|\\{1,8}[nrt/\"]"
 )
+LONGEST_ESCAPE: Final = 26
+"""Characters: a text is cut in none of them where it is cut at the end of a match, or so far from its own end."""
 _CONTROLS: Final = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -40,7 +42,7 @@ def canonical_form(text: str) -> Canonical:
     pattern of ours.
     """
     # Nearly every text is plain, and a character is searched a hundred times as fast as a pattern.
-    if text.isascii() and not (any(map(text.__contains__, "&%\\")) and _ESCAPE.search(text)):
+    if text.isascii() and not (any(map(text.__contains__, "&%\\")) and ESCAPE.search(text)):
         return Canonical(text, None, None)
     pieces: list[str] = []
     starts: list[int] = []
@@ -52,7 +54,7 @@ def canonical_form(text: str) -> Canonical:
         ends.extend([end] * len(piece))
 
     at = 0
-    for escape in _ESCAPE.finditer(text):
+    for escape in ESCAPE.finditer(text):
         for index in range(at, escape.start()):
             add(_fold(text[index]), index, index + 1)
         meant = _unescaped(escape[0])

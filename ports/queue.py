@@ -18,10 +18,12 @@ Clauses (each has a test in `conformance.queue`):
 * QUE-11  `lease` with `wait` returns as soon as something is ready, and empty after `wait`.
 * QUE-12  A body larger than `capabilities.max_body_bytes` raises `InvalidArgument`, and nothing is enqueued.
 * QUE-13  What was enqueued and not acknowledged is there for a port opened anew on the same storage.
-* QUE-14  A caller with `queue:any-tenant` gets tenants' messages in turn, each tenant's oldest first: however much one
-          tenant has waiting, another's message comes with the next batch or the one after it.
+* QUE-14  A caller with `queue:any-tenant` gets tenants' messages in turn, each tenant's oldest first where QUE-17 says no
+          other: however much one tenant has waiting, another's message comes with the next batch or the one after it.
 * QUE-15  While several tenants have messages waiting, what each gets is in proportion to its `weight`.
 * QUE-16  A tenant that had nothing waiting comes back as an equal: it has saved no turns up, and owes none.
+* QUE-17  Of one tenant's messages those of a higher `priority` come first, and of equal ones the oldest. Between tenants a
+          priority changes nothing. One that is none (`ports.priority`) raises `InvalidArgument`, and nothing is enqueued.
 """
 
 from datetime import datetime, timedelta
@@ -29,6 +31,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from ports import priority as priorities
 from ports.context import AuthContext
 
 
@@ -62,11 +65,18 @@ class QueuePort(Protocol):
     @property
     def capabilities(self) -> QueueCapabilities: ...
 
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self,
+        auth: AuthContext,
+        body: bytes,
+        *,
+        not_before: datetime | None = None,
+        priority: int = priorities.DEFAULT,
+    ) -> None:
         """Make `body` available for leasing. Returns only once it would survive what `capabilities.durable` says.
 
         Raises:
-            InvalidArgument: `body` exceeds `capabilities.max_body_bytes`.
+            InvalidArgument: `body` exceeds `capabilities.max_body_bytes`, or `priority` is none.
             Unsupported: `not_before` given, but `capabilities.delayed_delivery` is false.
         """
         ...
@@ -74,7 +84,7 @@ class QueuePort(Protocol):
     async def lease(
         self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
     ) -> list[Delivery]:
-        """Up to `limit` messages, invisible to others for `duration`: the caller's own oldest first, or tenants in turn.
+        """Up to `limit` messages, invisible to others for `duration`: the caller's own in order, or tenants in turn.
 
         Where the adapter knows that a tenant has as many runs running as it may, its messages wait.
         """

@@ -20,7 +20,8 @@ Clauses (each has a test in `conformance.reply_journal`):
          `Conflict` (`fenced`) and change nothing. Nor can a completed entry be extended or abandoned.
 * RPL-8  `cancel` says whether the key is held; if it is, the holder's next `extend` says so. A later holder isn't told.
 * RPL-9  A key means another entry in another tenant, and in another namespace; a ticket is worth nothing there.
-* RPL-10 An entry is forgotten `RETENTION` after it was completed, or last opened: it is as if there had never been one.
+* RPL-10 An entry is forgotten after it was completed, or last opened: it is as if there had never been one. That is
+         `RETENTION` later, or as much sooner as its last opener said with `keep`.
 * RPL-11 What was opened and completed is there for a journal opened anew on the same storage.
 """
 
@@ -30,10 +31,17 @@ from typing import Final, Protocol, TypeAlias
 from msgspec import Struct
 
 from ports.context import AuthContext
+from ports.errors import InvalidArgument
 from ports.messages import Json
 
 RETENTION: Final = timedelta(days=7)
 """As long as an idempotency key answers: by then a run has either recorded its step or will not come back for it."""
+
+
+def check_keep(keep: timedelta) -> None:
+    """Raises `InvalidArgument` when entries can't be kept for so long."""
+    if not timedelta(0) < keep <= RETENTION:
+        raise InvalidArgument(f"an entry is kept for more than nothing and at most {RETENTION.days} days, not {keep}")
 
 
 class Ticket(Struct, frozen=True, kw_only=True):
@@ -68,11 +76,14 @@ Opened: TypeAlias = Won | Busy | Done
 class ReplyJournal(Protocol):
     """See the module docstring for the clauses. Safe to call concurrently from many processes."""
 
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
         """`digest` stands for the whole request.
 
         Raises:
             Conflict: `idempotency_key_reused`.
+            InvalidArgument: nothing, or more than `RETENTION`, as `keep`.
         """
         ...
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from ports import priority as priorities
 from ports.context import AuthContext
 from ports.ids import AgentId
 from ports.messages import Json
@@ -28,6 +29,7 @@ class RunRequest(Struct, frozen=True, kw_only=True):
     tool_allowlist: tuple[str, ...] | None = None
     session_id: str | None = None
     deadline: timedelta | None = None
+    priority: int = priorities.DEFAULT
     parent: Parent | None = None
     """Set for a run that another one makes, by its worker. No request from outside names one."""
 

@@ -25,7 +25,10 @@ from ports.run_state import (
 
 
 def check_change(change: Change) -> None:
-    """Raise `InvalidArgument` unless a terminal status comes with its terminal event, once and last (RUN-10)."""
+    """Raise `InvalidArgument` unless a terminal status comes with its terminal event, once and last (RUN-10), and
+    `waiting` with what for (RUN-36)."""
+    if (change.status == "waiting") != (change.waits_for is not None):
+        raise InvalidArgument(f"a change to {change.status!r} can't wait for {change.waits_for!r}")
     endings = [event.type for event in change.events if event.type in TERMINAL_EVENTS]
     if change.status is None or change.status not in TERMINAL:
         if endings:

@@ -29,7 +29,7 @@ Clauses (each has a test in `conformance.run_state`):
 * RUN-13  `list_runs` gives newest first; following `next_cursor` visits every run that existed at the first page exactly
           once. A cursor that can't be ours raises `InvalidArgument`.
 * RUN-14  `orphans` needs the scope `runs:any-tenant` and names the runs that are queued for longer than the given time or
-          whose worker's lease has lapsed, oldest first, across tenants.
+          whose worker's lease has lapsed, oldest first, across tenants; but see RUN-35.
 * RUN-15  `release` hands a held run back: it is `queued` and claimable at once. `recoveries` counts it when `troubled`, and
           does not otherwise.
 * RUN-16  `renew` extends the worker's lease by the store's clock, and tells that clock's time; a worker that never renewed
@@ -70,11 +70,17 @@ Clauses (each has a test in `conformance.run_state`):
 * RUN-31  `list_runs` of a parent gives the runs of the caller's that were created with it, and no others.
 * RUN-32  A run that an append made `waiting` is held by nobody and counts as neither running nor queued: it leaves room for
           another, can't be claimed, and takes no write under its last epoch.
-* RUN-33  `wake` makes a `waiting` run `queued`, claimable at once, where no run with it as parent is open, or its deadline
-          has passed, or somebody asked it to end. It says whether it did, and else changes nothing: of many at the same
-          moment one did. Whoever ends the last child, or made the run wait, and then calls it, leaves no run waiting.
+* RUN-33  `wake` makes a `waiting` run `queued`, claimable at once, where it waits for `child` and no run with it as parent
+          is open, or its deadline has passed, or somebody asked it to end. It says whether it did, and else changes
+          nothing: of many at the same moment one did. Whoever ends the last child, or made the run wait, and then calls it,
+          leaves no run waiting.
 * RUN-34  `adrift` needs the scope `runs:any-tenant` and names, across tenants, oldest first, the runs that `wake` would
           wake, and the open runs whose parent has ended and which nobody has asked to end yet.
+* RUN-35  A run has the `priority` it was created with, for good; a fork has that of the run it comes from. In the places
+          that a tenant's queued runs have among what `orphans` names, those of the highest priority are named, and of equal
+          ones the oldest. One that is none (`ports.priority`) raises `InvalidArgument`, and nothing is created.
+* RUN-36  A `waiting` run tells what it waits for, as the append said that made it wait; no other run waits for anything. An
+          append that says so without making the run wait, or the reverse, raises `InvalidArgument`.
 
 A tenant's entitlements are those its directory has (`ports.tenant`); a tenant unknown to it has the defaults.
 """
@@ -84,12 +90,15 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from ports import priority as priorities
 from ports.context import AuthContext
 from ports.ids import AgentId, RunId, TenantId, WorkerId
 from ports.memory import MemoryWrite
 from ports.messages import Fault, Json, Page, Usage
 
 RunStatus: TypeAlias = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "needs_operator"]
+Awaited: TypeAlias = Literal["child", "approval", "timer", "peer"]
+"""What a `waiting` run waits for: runs that it made, somebody's decision, a moment, or a run on another node."""
 TERMINAL: Final[frozenset[RunStatus]] = frozenset({"succeeded", "failed", "cancelled"})
 
 TERMINAL_EVENT: Final[dict[RunStatus, str]] = {
@@ -145,6 +154,7 @@ class NewRun(Struct, frozen=True, kw_only=True):
     deadline: timedelta | None = None
     """From creation to the end, waiting included, except for an operator; None means the agent's own limit."""
     parent: Parent | None = None
+    priority: int = priorities.DEFAULT
 
 
 class Origin(Struct, frozen=True, kw_only=True):
@@ -183,6 +193,9 @@ class Run(Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     forked_from: Origin | None = None
     parent: Parent | None = None
+    priority: int = priorities.DEFAULT
+    waits_for: Awaited | None = None
+    """While it is `waiting`."""
 
     @property
     def depth(self) -> int:
@@ -255,6 +268,8 @@ class Change(Struct, frozen=True, kw_only=True):
     events: tuple[NewEvent, ...] = ()
     status: RunStatus | None = None
     """The status to move to; None leaves it. Usage of step results is added to the run's."""
+    waits_for: Awaited | None = None
+    """With the status `waiting`, and only then."""
     output: Json = None
     error: Fault | None = None
     writes: tuple[MemoryWrite, ...] = ()
@@ -328,6 +343,7 @@ class RunStatePort(Protocol):
         Raises:
             Conflict: `idempotency_key_reused`.
             ResourceExhausted: `rate_limited`, `concurrency_limited`; `retry_after` says when there may be room.
+            InvalidArgument: the priority is none.
             Unavailable: whether the run exists is unknown; repeating with the same key finds out.
         """
         ...
@@ -368,7 +384,8 @@ class RunStatePort(Protocol):
         Raises:
             NotFound: absent or foreign.
             Conflict: `fenced`: the epoch is not the current one or the run is not running. `conflict`: a step twice.
-            InvalidArgument: a terminal status without its terminal event last, or the reverse; a write that Memory refuses.
+            InvalidArgument: a terminal status without its terminal event last, or the reverse; `waiting` without what for,
+                or the reverse; a write that Memory refuses.
             Unsupported: writes, where `capabilities.transactional` is false.
         """
         ...

@@ -25,13 +25,31 @@ from ports.errors import InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
 from ports.pii import PiiMode
+from ports.policy import Policy
 
 ALL_MODELS: Final = "*"
+ALL: Final = ("*",)
+
+
+MAX_KEPT_DAYS: Final = 90
+
+
+class StorePrompts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    retention_days: Annotated[int, Meta(ge=1, le=MAX_KEPT_DAYS)]
 
 
 class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: tuple[str, ...] = (ALL_MODELS,)
     """Exact model ids, or `*` alone for every model the node serves."""
+    tiers: tuple[str, ...] = ALL
+    """Tiers that it may ask for, by their names; `*` alone for every one. What a tier leads to is limited by `models`."""
+    backends: tuple[str, ...] = ALL
+    """Backends that may see its requests, by their names; `*` alone for every one."""
+    regions: tuple[str, ...] = ALL
+    """Where its requests may be seen: at backends that declare their regions, and no others than these; `*` alone for
+    anywhere."""
+    policy: Policy = Policy()
+    """Rules of its own, beside those of the node."""
     tokens_per_day: int = 1_000_000
     """Hard budget of prompt and completion tokens per UTC day, across all keys and runs of the tenant."""
     max_active_runs: Annotated[int, Meta(ge=1, le=1_000)] = 50
@@ -43,6 +61,8 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The tenant's share of the workers while several tenants wait for them, relative to the others' weights."""
     pii: Annotated[dict[Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$")], PiiMode], Meta(max_length=64)] = {}
     """By class of finding (`email`, `secret`, …). What isn't named is redacted."""
+    store_prompts: StorePrompts | None = None
+    """Keep prompts and answers for some days, redacted and sealed. None: nowhere."""
 
 
 def check_entitlements(entitlements: Entitlements) -> None:

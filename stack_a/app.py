@@ -115,7 +115,7 @@ def _served(app: Litestar) -> list[tuple[str, str]]:
     return [
         (method, public_template(route.path_format))
         for route in app.routes
-        for method in getattr(route, "http_methods", ())
+        for method in getattr(route, "methods", ())
         if method != "OPTIONS"
     ]
 

@@ -1,7 +1,8 @@
 """The worker's right to write: its lease in the run store, renewed every `RENEW_EVERY` for `LEASE`.
 
 When it could not be renewed for `FENCE_AFTER` by the worker's own monotonic clock, the worker gives it up and stops all its
-runs without another write: the lease may soon lapse, and whoever takes the runs over has a higher epoch.
+runs without another write or effect: the lease may soon lapse, and whoever takes the runs over has a higher epoch. A
+process that was stopped for so long finds that out by itself when it goes on (`holds`), before anybody else tells it.
 
 A node keeps its lease on a thread of its own, with an event loop and a connection of its own (`kept_apart`): a tool or a
 parser may keep the worker's loop busy for longer than a lease lasts. What is found there is told to that loop; and because
@@ -70,12 +71,30 @@ class Lease:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hear: Hear | None = None
         self._unheard_since: float | None = None
+        self._found_over: WorkerId | None = None
+        """Of which id somebody was told by `holds` that it is over: then it is, whatever a renewal under way brings."""
 
     @property
     def live(self) -> bool:
         """Whether the worker may write: what its readiness says."""
         renewed_at = self._renewed_at
-        return renewed_at is not None and self._clock.monotonic() - renewed_at < FENCE_AFTER.total_seconds()
+        return renewed_at is not None and not self._overdue(renewed_at)
+
+    def holds(self, worker: WorkerId) -> bool:
+        """Whether what was claimed under this id may still be written to and acted for. Once it may not, it never may.
+
+        Cheap: to be asked before each effect, by any thread.
+        """
+        renewed_at = self._renewed_at
+        if worker != self.id or worker == self._found_over or renewed_at is None:
+            return False
+        if self._overdue(renewed_at):
+            self._found_over = worker
+            return False
+        return True
+
+    def _overdue(self, renewed_at: float) -> bool:
+        return self._clock.monotonic() - renewed_at >= FENCE_AFTER.total_seconds()
 
     def now(self) -> datetime:
         """By the store's clock, as far as a call's time: what runs are dated by."""
@@ -92,6 +111,9 @@ class Lease:
                 if self._renewed_at is not None:
                     self._give_up("its event loop does not answer")
             else:
+                if self._renewed_at is not None and not self.holds(self.id):
+                    # Not renewed once more: others may have taken its runs over meanwhile.
+                    self._give_up("it was not renewed in time")
                 await self._renew(store)
             await self._clock.sleep(RENEW_EVERY)
 
@@ -101,7 +123,7 @@ class Lease:
             renewal = await store.renew(SELF, self.id, LEASE)
         except AgentOSError as error:
             logger.warning("worker.renew_failed", extra={"worker_id": self.id, "code": error.code})
-            if self._renewed_at is not None and not self.live:
+            if self._renewed_at is not None and not self.holds(self.id):
                 self._give_up("it could not be renewed")
             return
         # Counted from before the call: the store's lease ends no earlier.

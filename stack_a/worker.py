@@ -1,7 +1,8 @@
 """The worker: lease hints, claim runs, execute them, and adopt runs that nobody works on.
 
 RunState decides; the queue only hints. A hint is acknowledged once the claim is committed, so a crash between the two costs
-a redelivery, and a crash after it costs a lapsed lease, which the sweep of any worker finds.
+a redelivery, and a crash after it costs a lapsed lease, which the sweep of any worker finds. Where that is asked for, it is
+acknowledged when the run needs no worker any more (`stack_a.hints`).
 
 The worker's right to write is its lease (`stack_a.lease`). When that is given up, all runs are left as they are.
 """
@@ -26,6 +27,7 @@ from ports.queue import Delivery
 from ports.run_state import Run
 from stack_a.cancellation import answered
 from stack_a.deps import WorkerDeps
+from stack_a.hints import HINT_LEASE, Ack, KeptHint
 from stack_a.lease import SELF, Keep, Lease
 from stack_a.runs.execute import Execution
 from stack_a.runs.family import Family
@@ -42,7 +44,6 @@ SWEEP_JITTER: Final = (0.75, 1.25)
 """So that workers started together do not sweep together."""
 QUEUED_TOO_LONG: Final = timedelta(seconds=2)
 HOWEVER_LONG: Final = timedelta(days=36_500)
-HINT_LEASE: Final = timedelta(seconds=10)
 LEASE_WAIT: Final = timedelta(seconds=1)
 RETRY_AFTER: Final = timedelta(seconds=1)
 STILL_UNDER_WAY: Final = timedelta(seconds=10)
@@ -55,10 +56,19 @@ class Worker:
     """Runs up to `concurrency` runs at once in this process. `serve` once per instance."""
 
     def __init__(
-        self, deps: WorkerDeps, *, new_id: Callable[[], WorkerId], concurrency: int, keep: Keep | None = None
+        self,
+        deps: WorkerDeps,
+        *,
+        new_id: Callable[[], WorkerId],
+        concurrency: int,
+        keep: Keep | None = None,
+        ack: Ack = "accept",
     ) -> None:
-        """`keep` is how the lease is kept; if it is not said, then here, where a busy event loop delays it."""
+        """`keep` is how the lease is kept; if it is not said, then here, where a busy event loop delays it. `ack` says when
+        hints are acknowledged.
+        """
         self._deps = deps
+        self._ack = ack
         self._lease = Lease(deps.clock, new_id=new_id)
         self._keep: Keep = keep or (lambda lease: lease.keep(deps.run_state))
         self._agents = PinnedAgents(deps.agent)
@@ -147,8 +157,8 @@ class Worker:
         self._announce()
 
     def _holds(self, run: Run) -> bool:
-        """Whether it was claimed under the lease that we have now, whatever of that we have heard."""
-        return run.worker == self.id
+        """Whether it was claimed under the lease that we have now and may act under, whatever of that we have heard."""
+        return run.worker is not None and self._lease.holds(run.worker)
 
     # --- taking work -------------------------------------------------------------------------------------------------
 
@@ -197,10 +207,23 @@ class Worker:
             # The hint comes back when its lease ends, and the sweep finds the run in any case.
             logger.warning("worker.hint_failed", extra={"run_id": hint.run_id, "code": error.code})
             return
+        if self._ack == "complete":
+            await self._follow_to_the_end(delivery, hint.run_id, run)
+            return
         # After the claim's commit: from here on the run itself says that it needs a worker. It doesn't wait for that.
         group.start_soon(self._acknowledge, delivery, hint.run_id)
         if run is not None:
             await self._execute(run)
+
+    async def _follow_to_the_end(self, delivery: Delivery, run_id: RunId, run: Run | None) -> None:
+        kept = KeptHint(self._deps.queue, self._deps.run_state, self._deps.clock, delivery)
+        if run is not None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(kept.extend, run_id)
+                await self._execute(run, hinted=True)
+                group.cancel_scope.cancel()
+        # Whoever takes up at once what could not be claimed would do nothing else.
+        await kept.conclude(run_id, again_after=ROOM_AFTER if run is None else timedelta(0))
 
     async def _acknowledge(self, delivery: Delivery, run_id: RunId) -> None:
         try:
@@ -318,7 +341,8 @@ class Worker:
 
     # --- one run -----------------------------------------------------------------------------------------------------
 
-    async def _execute(self, run: Run) -> None:
+    async def _execute(self, run: Run, *, hinted: bool = False) -> None:
+        """`hinted`: the hint is there still, for whoever takes the run next."""
         execution = Execution(self._deps, self._agents, run, now=self._lease.now, held=partial(self._holds, run))
         self._executions[run.id] = execution
         if self._handing_back:
@@ -327,7 +351,7 @@ class Worker:
         self._deps.metrics.run_claimed(waited=waited, recovered=run.recoveries > 0)
         try:
             with self._deps.metrics.run_active():
-                await self._proceed(execution)
+                await self._proceed(execution, hinted=hinted)
         finally:
             # A run that was handed back may have come back to us before we are done with leaving it.
             if self._claimed.get(run.id) == run.epoch:
@@ -335,11 +359,11 @@ class Worker:
                 del self._claimed[run.id]
             self._announce()
 
-    async def _proceed(self, execution: Execution) -> None:
+    async def _proceed(self, execution: Execution, *, hinted: bool) -> None:
         run = execution.run
         try:
             if await answered(execution.proceed()):
-                await self._hand_back(run, troubled=False)
+                await self._hand_back(run, troubled=False, hinted=hinted)
         except Exception as error:
             if troubled := not (isinstance(error, AgentOSError) and error.retryable):
                 # A defect, or something the store won't take: the run would meet it again on every worker.
@@ -352,14 +376,16 @@ class Worker:
                 logger.warning("run.interrupted", extra={"run_id": run.id, "code": error.code})
             # It may be claimed again at once, and meet the same.
             await self._deps.clock.sleep(RETRY_AFTER)
-            await self._hand_back(run, troubled=troubled)
+            await self._hand_back(run, troubled=troubled, hinted=hinted)
 
-    async def _hand_back(self, run: Run, *, troubled: bool) -> None:
+    async def _hand_back(self, run: Run, *, troubled: bool, hinted: bool) -> None:
         """Release the run, however long the store takes to come back: while our lease lives nobody else may claim it."""
         while self._holds(run):
             try:
                 await self._deps.run_state.release(run.requester, run.id, run.epoch, troubled=troubled)
-                await self._deps.queue.enqueue(run.requester, msgspec.json.encode(Hint(run.id)))
+                if not hinted:
+                    hint = msgspec.json.encode(Hint(run.id))
+                    await self._deps.queue.enqueue(run.requester, hint, priority=run.priority)
             except (Conflict, NotFound):
                 return
             except AgentOSError:

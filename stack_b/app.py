@@ -23,6 +23,7 @@ from stack_b.http.endpoints import call_endpoints, model_routes, operator_routes
 from stack_b.http.errors import DOCUMENTED, anthropic_body, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
 from stack_b.pipeline import Pipeline
+from stack_b.routing.probes import Prober
 from stack_b.steps import Steps
 from stack_b.tell import Tell
 
@@ -39,11 +40,13 @@ async def open_app(deps: StackBDeps) -> AsyncIterator[App]:
     pipeline = Pipeline(deps, Tell(deps.metrics))
     steps = Steps(deps, pipeline)
     fresh = asyncio.create_task(deps.catalog.keep_fresh())
+    probing = asyncio.create_task(Prober(deps.catalog, deps.router, deps.clock).keep_probing())
     try:
         yield _app(deps, pipeline, steps)
     finally:
         fresh.cancel()
-        await asyncio.wait({fresh})
+        probing.cancel()
+        await asyncio.wait({fresh, probing})
         await steps.drain()
         await pipeline.drain()
 
@@ -116,7 +119,7 @@ def _served(app: Litestar) -> list[tuple[str, str]]:
     return [
         (method, public_template(route.path_format).replace("{model:path}", "{model}"))
         for route in app.routes
-        for method in getattr(route, "http_methods", ())
+        for method in getattr(route, "methods", ())
         if method != "OPTIONS"
     ]
 

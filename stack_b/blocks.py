@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-from ports.budget import TOKENS_PER_DAY, Balance
+from ports.budget import Balance
 from ports.errors import AgentOSError, InvalidArgument
 from ports.messages import Usage
 from stack_b.budget.meter import Spending
@@ -72,15 +72,16 @@ class Reserved:
         try:
             self._spending = await self._reservation.__aenter__()
         except InvalidArgument as error:
-            if error.code == "request_exceeds_budget" and error.details.get("budget") == TOKENS_PER_DAY:
+            if error.code == "request_exceeds_budget":
                 # The ledger knows amounts; what a client can change is the answer's length.
                 error.details["max_tokens_that_fits"] = self._fits()
             raise
-        self._trail.over = self._spending.over
+        self._trail.spending = self._spending
         return self._spending
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        self._trail.over = self._spending.over
         self._settled(self._spending.total)
         await self._reservation.__aexit__(kind, error, at)

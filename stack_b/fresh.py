@@ -12,6 +12,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.ids import TenantId
+from stack_b.replay import again
 
 AHEAD: Final = timedelta(seconds=2)
 """What is older is read anew, and nobody waits for it."""
@@ -48,7 +49,7 @@ class Fresh(Generic[ValueT]):
                 return await self._renewed(auth, self._begun(auth))
             error = await asyncio.shield(reading)
             if error is not None:
-                raise _again(error)
+                raise again(error)
 
     async def close(self) -> None:
         """Whatever is being read ahead is nobody's any more."""
@@ -97,14 +98,3 @@ class Fresh(Generic[ValueT]):
         if not told.done():
             del self._reading[auth.tenant]
             told.set_result(failure)
-
-
-def _again(error: AgentOSError) -> AgentOSError:
-    """The same refusal for each who waited: what is told of a request is noted on its own."""
-    return type(error)(
-        error.message,
-        code=error.code,
-        details=error.details,
-        retry_after=error.retry_after,
-        retryable=error.retryable,
-    )

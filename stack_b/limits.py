@@ -20,6 +20,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most a request may ask for; a model may have less."""
     default_output_tokens: Cap = 4_096
     """What is held, and what the backend may write at most, when a request names no `max_tokens`."""
+    output_slice_tokens: Cap = 1_024
+    """What is held of a stream's output at first, per choice, where cancelling stops the bill; more as it is written."""
     embedding_inputs: Cap = 2_048
     request_s: Cap = 600
     """From the first byte of a request to the last of its answer. The official SDKs give up at the same time."""

@@ -15,6 +15,7 @@ from ports.errors import PermissionDenied
 from ports.messages import Json
 from ports.model import PolicyOutcome
 from ports.pii import PiiDetector
+from stack_b.canonical import NOBODY_KNOWN, About
 from stack_b.redaction.findings import Finding, findings_of
 from stack_b.redaction.placeholders import Placeholders
 from stack_b.redaction.rules import PiiRules
@@ -75,3 +76,11 @@ def enforce(decision: Decision) -> None:
             code="policy_blocked",
             details={"reasons": list(decision.outcome.reasons)},
         )
+
+
+async def named(detector: PiiDetector, auth: AuthContext, about: About, rules: PiiRules) -> About:
+    """The names a request is counted by as they may be written down: usage events keep them."""
+    if about == NOBODY_KNOWN:
+        return about
+    agent, session = (await decide(detector, auth, [about.agent, about.session], rules)).value
+    return About(agent=agent, session=session)

@@ -11,25 +11,37 @@ from ports.errors import AgentOSError
 from ports.http.envelope import status_of
 from ports.messages import Json, Usage
 from ports.model import Attempt, PolicyOutcome, Route
+from ports.request_log import new_request_id
 from stack_b.backends.catalog import Candidate
+from stack_b.budget.meter import Spending
+from stack_b.kept_texts import Texts
 
 
 class Trail:
     """Gathers one request's receipt as the request passes its stages."""
 
     def __init__(self, auth: AuthContext, clock: Clock, *, possible_duplicate: bool = False) -> None:
-        self._auth = auth
+        self.auth = auth
+        self.at = clock.now()
+        self.request = new_request_id(self.at)
+        """Its id, in the log of requests and in its usage."""
+        self.spending: Spending | None = None
+        self.texts: Texts | None = None
+        """To be kept, where the tenant wants it."""
         self._possible_duplicate = possible_duplicate
         self._clock = clock
         self._started = clock.monotonic()
         self._upstream_s = 0.0
         self._first_content_s: float | None = None
         self._attempts: list[Attempt] = []
-        self._candidate: Candidate | None = None
+        self.candidate: Candidate | None = None
+        """Whom it was asked last."""
         self.outcome: PolicyOutcome | None = None
         self.balance: Balance | None = None
         self.over: tuple[str, ...] = ()
         """Soft budgets that are beyond their limits."""
+        self.limited_by = ""
+        """The budget that left no room for more of the answer."""
 
     def tell(self, error: AgentOSError) -> None:
         """What refuses the request says as much of the receipt as is known."""
@@ -37,7 +49,7 @@ class Trail:
 
     def attempt(self, candidate: Candidate) -> "_Attempt":
         """A block that times one call of a backend, and notes how it ended."""
-        self._candidate = candidate
+        self.candidate = candidate
         return _Attempt(self, candidate)
 
     def ended(self, candidate: Candidate, began: float, error: BaseException | None) -> None:
@@ -50,6 +62,13 @@ class Trail:
 
     def now(self) -> float:
         return self._clock.monotonic()
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        return tuple(self._attempts)
+
+    def took_ms(self) -> int:
+        return _ms(self._clock.monotonic() - self._started)
 
     def first_content(self) -> None:
         if self._first_content_s is None:
@@ -79,21 +98,23 @@ class Trail:
             members["ttft_ms"] = _ms(self._first_content_s)
         if self.over:
             members["budgets_over"] = list(self.over)
+        if self.limited_by:
+            members["limited_by"] = self.limited_by
         return {
             "usage": members,
             "policy_outcome": msgspec.to_builtins(self.outcome),
             "route": msgspec.to_builtins(self._route()),
-            "correlation_id": self._auth.trace.correlation_id,
-            "tenant_id": self._auth.tenant,
+            "correlation_id": self.auth.trace.correlation_id,
+            "tenant_id": self.auth.tenant,
         }
 
     def _route(self) -> Route | None:
-        if self._candidate is None:
+        if self.candidate is None:
             return None
         return Route(
-            backend=self._candidate.backend.name,
-            model=self._candidate.card.upstream,
-            attempts=tuple(self._attempts),
+            backend=self.candidate.backend.name,
+            model=self.candidate.card.upstream,
+            attempts=self.attempts,
             possible_duplicate=self._possible_duplicate,
         )
 
@@ -103,7 +124,7 @@ class Trail:
             "policy_outcome": msgspec.to_builtins(self.outcome),
             "budget": None if balance is None else budget_members(balance),
             "route": msgspec.to_builtins(self._route()),
-            "tenant_id": self._auth.tenant,
+            "tenant_id": self.auth.tenant,
         }
         return {name: value for name, value in known.items() if value is not None}
 

@@ -4,6 +4,7 @@ A stream that was gathered and one that was never streamed look alike: whoever a
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -11,16 +12,24 @@ import msgspec
 from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument, from_code
 from ports.messages import Json
-from stack_b.canonical import ChatCall
+from stack_b.canonical import ChatCall, EmbedCall, said
 from stack_b.fragments import joined as _joined
 
 _RECEIPT: Final[tuple[str, ...]] = ("usage", "policy_outcome", "route", "correlation_id", "tenant_id")
 
 
-def digest_of(call: ChatCall) -> str:
+def digest_of(call: ChatCall | EmbedCall) -> str:
     """Of what is asked, not of how it shall be sent."""
-    asked = (call.model, call.members, call.choices, call.max_tokens)
+    asked: tuple[Json, ...]
+    if isinstance(call, ChatCall):
+        asked = (call.model, said(call), call.choices, call.max_tokens)
+    else:
+        asked = ("embed", call.model, call.inputs, call.members, call.encoding)
     return "sha256:" + hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+def is_streamed(call: ChatCall | EmbedCall) -> bool:
+    return isinstance(call, ChatCall) and call.stream
 
 
 class Gathered:
@@ -41,6 +50,10 @@ class Gathered:
             known = {name: _joined(known.get(name), rest.get(name)) for name in (known | rest)}
             self._choices[index] = known | {"message": _with_delta(known["message"], raw.get("delta") or {})}
 
+    def add_all(self, chunks: Iterable[dict[str, Json]]) -> None:
+        for chunk in chunks:
+            self.add(chunk)
+
     def reply(self) -> dict[str, Json]:
         choices = [choice for _, choice in sorted(self._choices.items())]
         return {**self._head, "object": "chat.completion", "choices": choices, **self._receipt}
@@ -53,11 +66,8 @@ def is_closing(chunk: dict[str, Json]) -> bool:
 
 def chunks_of(reply: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
     """`reply` as one stream: what was said, what shall be called, the end; the receipt is on the last finish chunk."""
-    receipt = {name: reply[name] for name in _RECEIPT if name in reply}
-    head = {name: value for name, value in reply.items() if name not in {"choices", *_RECEIPT}}
-    head["object"] = "chat.completion.chunk"
+    head = _head(reply)
     said: list[dict[str, Json]] = []
-    ends: list[dict[str, Json]] = []
     for choice in reply["choices"]:
         kept = {name: value for name, value in choice.items() if name not in {"message", "finish_reason"}}
         message = dict(choice["message"])
@@ -67,17 +77,25 @@ def chunks_of(reply: dict[str, Json], *, include_usage: bool) -> list[dict[str, 
             numbered = [{"index": number, **call} for number, call in enumerate(calls)]
             delta = {"tool_calls": numbered}
             said.append({**head, "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}]})
+    return [*said, *closing_of(reply, include_usage=include_usage)]
+
+
+def closing_of(reply: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
+    """The chunks that say that `reply` is whole."""
+    receipt, head = {name: reply[name] for name in _RECEIPT if name in reply}, _head(reply)
+    ends: list[dict[str, Json]] = []
+    for choice in reply["choices"]:
         end = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
         ends.append({**head, "choices": [end]})
     ends[-1] |= receipt
     if include_usage:
         ends.append({**head, "choices": [], "usage": receipt["usage"]})
-    return [*said, *ends]
+    return ends
 
 
-def replayed(reply: dict[str, Json], auth: AuthContext) -> dict[str, Json]:
-    """What somebody is told who asked for a reply that was there already."""
-    route = {**reply["route"], "replayed": True}
+def replayed(reply: dict[str, Json], auth: AuthContext, *, joined: bool = False) -> dict[str, Json]:
+    """What somebody is told who asked for a reply that was there already, or, `joined`, on its way."""
+    route = {**reply["route"], "replayed": True, "joined": joined}
     return {**reply, "route": route, "correlation_id": auth.trace.correlation_id}
 
 
@@ -94,7 +112,8 @@ def may_be_paid(error: BaseException) -> bool:
     if not isinstance(error, AgentOSError):
         return True
     attempts = (error.surface.get("route") or {}).get("attempts") or ()
-    return error.code == "upstream_timeout" or any(one["tokens"] or one["reason"] == "cancelled" for one in attempts)
+    unknown = error.code == "upstream_timeout" or error.details.get("outcome") == "unknown"
+    return unknown or any(one["tokens"] or one["reason"] == "cancelled" for one in attempts)
 
 
 def outcome_of(error: AgentOSError) -> Json:
@@ -118,6 +137,12 @@ def again(error: AgentOSError) -> AgentOSError:
     copy = error_in(outcome_of(error))
     copy.retry_after = error.retry_after
     return copy
+
+
+def _head(reply: dict[str, Json]) -> dict[str, Json]:
+    """What all chunks of `reply` have."""
+    head = {name: value for name, value in reply.items() if name not in {"choices", *_RECEIPT}}
+    return {**head, "object": "chat.completion.chunk"}
 
 
 def _with_delta(message: dict[str, Json], delta: dict[str, Json]) -> dict[str, Json]:

@@ -1,38 +1,50 @@
-"""Calls under a step key: each is made once, whoever asks for it how often, and goes on although its callers leave.
+"""Calls under a key (see `once`): each is made once, whoever asks for it how often, and goes on although its callers leave.
 
     join the call of this process → open its entry in the journal → a task that no client's leaving ends: hold budget …
     settle (`pipeline`) → journal the reply → answer
 
-Only an explicit `abort` ends a call early. When the process is lost in the middle, the entry's lease lapses, and whoever
-asks next makes the call again: its receipt says `possible_duplicate`.
+Only an explicit `abort` ends a call early, or the end of its callers' patience where that has one. When the process is lost
+in the middle, the entry's lease lapses, and whoever asks next makes the call again: its receipt says `possible_duplicate`.
+
+A call that was begun without a key gets one when its client leaves or a retry of it comes (`flights`): from then on it is
+followed here like any other.
 """
 
 import asyncio
+import base64
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, TypeAlias
 
+import msgspec
+
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, Unavailable
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.reply_journal import Done, Ticket, Won
+from ports.reply_journal import Done, Opened, Ticket, Won
+from stack_b.broadcast import Broadcast
 from stack_b.budget.meter import SETTLE_BOUND_S
-from stack_b.canonical import ChatCall
+from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
+from stack_b.flights import Flight, Flights
 from stack_b.interrupt import out_of_time
+from stack_b.once import Client, Once, of_retry
 from stack_b.pipeline import Pipeline
 from stack_b.replay import (
     Gathered,
     again,
     chunks_of,
+    closing_of,
     digest_of,
     error_in,
     is_closing,
     is_final,
+    is_streamed,
     may_be_paid,
     outcome_of,
     replayed,
@@ -51,6 +63,8 @@ ABORT_WAIT_S: Final = 2.0
 DRAIN_S: Final = 15.0
 """For calls without a client after SIGTERM. What isn't done by then is cut off, and may be a duplicate when asked again."""
 
+_PURPOSE: Final = "reply"
+
 Chunk: TypeAlias = dict[str, Json]
 _Where: TypeAlias = tuple[TenantId, str, str]
 
@@ -66,82 +80,101 @@ class _Result:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Step:
-    """One step key's call, as this process sees it."""
+    """One key's call, as this process sees it."""
 
-    key: str
+    once: Once
     digest: str
+    flight: Flight | None = None
+    """The call, where it was begun without a key."""
     task: asyncio.Task[_Result] = field(init=False)
     call: asyncio.Task[dict[str, Json]] | None = None
     """The pipeline at work, once this process has won the entry."""
     callers: int = 0
+    left_at: float = 0.0
+    """When the last of them did."""
     aborted: bool = False
-    live: asyncio.Queue[Chunk | None] | None = None
-    """Chunks for the first caller, as long as it listens. Bounded by the reply's own size, which is gathered anyhow."""
+    said: Broadcast[Chunk] | None = None
+    """Chunks for all who ask for a stream. Bounded by the reply's own size, which is gathered anyhow."""
     closing: list[Chunk] = field(default_factory=list)
     """The chunks that say the reply is whole: told after it was journaled."""
-
-    @contextmanager
-    def attended(self) -> Iterator[None]:
-        self.callers += 1
-        try:
-            yield
-        finally:
-            self.callers -= 1
 
     def abort(self) -> None:
         self.aborted = True
         if self.call is not None:
             self.call.cancel()
+        if self.flight is not None and self.flight.gone:
+            self.flight.give_up()
 
     def tell(self, chunk: Chunk) -> None:
         if self.closing or is_closing(chunk):
             self.closing.append(chunk)
-        elif self.live is not None:
-            self.live.put_nowait(chunk)
-
-    def end(self, *, told: bool) -> None:
-        """Nothing more comes; what was held back is told if the reply is safe."""
-        if self.live is not None:
-            for chunk in (*(self.closing if told else ()), None):
-                self.live.put_nowait(chunk)
+        elif self.said is not None:
+            self.said.tell(chunk)
 
 
 class Steps:
-    """The step calls of this process."""
+    """The calls under a key of this process, and those that may get one."""
 
     def __init__(self, deps: StackBDeps, pipeline: Pipeline) -> None:
         self._journal = deps.reply_journal
         self._clock = deps.clock
         self._request_s = deps.limits.request_s
         self._pipeline = pipeline
+        self._vault = deps.vault
         self._steps: dict[_Where, _Step] = {}
+        self._waits: set[asyncio.Task[None]] = set()
+        self._flights = Flights(self._left)
 
-    async def chat(self, auth: AuthContext, call: ChatCall, key: str) -> dict[str, Json]:
-        """The step's whole reply, with the receipt of when it was paid.
+    async def whole(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once) -> dict[str, Json]:
+        """The whole reply, with the receipt of when it was paid.
 
         Raises:
             Conflict: `idempotency_key_reused`; `idempotency_in_progress`: another process is still at it; `conflict`: it
                 was aborted meanwhile.
         """
-        step, first = await self._joined(auth, call, key)
-        with step.attended():
+        step, first = await self._joined(auth, call, once)
+        with self._attended(step):
             result = await self._result(step)
-        return result.reply if first and result.made else replayed(result.reply, auth)
+        if first and result.made:
+            return result.reply
+        self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
+        return replayed(result.reply, auth, joined=result.made)
 
-    async def stream(self, auth: AuthContext, call: ChatCall, key: str) -> AsyncGenerator[Chunk, None]:
-        """The same as chunks: as they come for whoever makes the call, as one stream for all others."""
-        step, first = await self._joined(auth, call, key)
-        with step.attended():
-            if first and step.live is not None:
-                try:
-                    while (chunk := await step.live.get()) is not None:
-                        yield chunk
-                finally:
-                    step.live = None
+    async def stream(self, auth: AuthContext, call: ChatCall, once: Once) -> AsyncGenerator[Sequence[Piece], None]:
+        """The same as chunks, from the first one on, whenever one comes."""
+        step, first = await self._joined(auth, call, once)
+        with self._attended(step):
+            if step.said is not None:
+                async with aclosing(step.said.listen()) as said:
+                    async for chunk in said:
+                        yield (chunk,)
             result = await self._result(step)
+        if first and result.made:
+            last = step.closing
+        elif step.said is not None and result.made:
+            last = closing_of(replayed(result.reply, auth, joined=True), include_usage=call.include_usage)
+        else:
+            last = chunks_of(replayed(result.reply, auth, joined=result.made), include_usage=call.include_usage)
+        yield last
         if not (first and result.made):
-            for chunk in chunks_of(replayed(result.reply, auth), include_usage=call.include_usage):
-                yield chunk
+            self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
+
+    def flight(self, auth: AuthContext, call: ChatCall | EmbedCall, client: Client) -> Flight:
+        """A call without a key, which a retry of its client may join."""
+        return Flight(self._flights, auth, call, client, began=self._clock.monotonic())
+
+    def _left(self, flight: Flight) -> bool:
+        once = of_retry(flight.auth, flight.call, flight.client.retries)
+        where = _where(flight.auth, once)
+        step = self._steps.get(where)
+        if step is not None and step.flight is flight:
+            return True
+        # Two that are the same can't be told apart by their retries: the first one that was left is joined by all.
+        if step is not None or flight.begun or not flight.client.timed_out(self._clock.monotonic() - flight.began):
+            return False
+        self._begun(flight.auth, flight.call, once, flight)
+        self._unattended(self._steps[where])
+        return True
 
     async def abort(self, auth: AuthContext, key: str) -> bool:
         """End the call under way, in this process or another; whether there was one."""
@@ -153,6 +186,8 @@ class Steps:
 
     async def drain(self) -> None:
         """Let the calls under way end, within the grace; then cut them off. Called once, before the ports close."""
+        for wait in self._waits:
+            wait.cancel()
         under_way = {step.task for step in self._steps.values()}
         if under_way:
             _, late = await asyncio.wait(under_way, timeout=DRAIN_S)
@@ -161,23 +196,49 @@ class Steps:
             if late:
                 await asyncio.wait(late, timeout=SETTLE_BOUND_S)
 
-    async def _joined(self, auth: AuthContext, call: ChatCall, key: str) -> tuple[_Step, bool]:
-        """The step's call in this process, and whether it began with this caller."""
+    async def _joined(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once) -> tuple[_Step, bool]:
+        """The key's call in this process, and whether it is this caller's."""
         await self._pipeline.admit(auth)
-        where, digest = (auth.tenant, auth.namespace, key), digest_of(call)
-        step = self._steps.get(where)
+        step = self._steps.get(_where(auth, once))
         if step is not None:
-            if step.digest != digest:
-                raise Conflict(
-                    f"the step key {key!r} belongs to another request; another step has another key",
-                    code="idempotency_key_reused",
-                )
+            if step.digest != digest_of(call):
+                raise _reused(once)
             return step, False
-        step = _Step(key=key, digest=digest, live=asyncio.Queue() if call.stream else None)
+        flight = None if once.patience is None else self._flights.same(auth, call)
+        return self._begun(auth, call, once, flight), flight is None
+
+    def _begun(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, flight: Flight | None) -> _Step:
+        where = _where(auth, once)
+        step = _Step(once=once, digest=digest_of(call), flight=flight, said=Broadcast() if is_streamed(call) else None)
+        if flight is not None:
+            flight.joined()
         step.task = asyncio.create_task(self._run(auth, call, step))
         step.task.add_done_callback(lambda _: self._ended(where, step))
         self._steps[where] = step
-        return step, True
+        return step
+
+    @contextmanager
+    def _attended(self, step: _Step) -> Iterator[None]:
+        step.callers += 1
+        try:
+            yield
+        finally:
+            step.callers -= 1
+            self._unattended(step)
+
+    def _unattended(self, step: _Step) -> None:
+        """End the call when nobody comes back for it in time."""
+        if step.callers or step.once.patience is None or step.task.done():
+            return
+        step.left_at = self._clock.monotonic()
+        wait = asyncio.create_task(self._until_given_up(step, step.once.patience))
+        self._waits.add(wait)
+        wait.add_done_callback(self._waits.discard)
+
+    async def _until_given_up(self, step: _Step, patience: timedelta) -> None:
+        await self._clock.sleep(patience)
+        if not step.callers and self._clock.monotonic() - step.left_at >= patience.total_seconds():
+            step.abort()
 
     def _ended(self, where: _Where, step: _Step) -> None:
         del self._steps[where]
@@ -191,7 +252,7 @@ class Steps:
         # The call's own deadline comes first, and is settled before it is told.
         await asyncio.wait({step.task}, timeout=self._request_s + SETTLE_BOUND_S)
         if not step.task.done():
-            raise _in_progress(step.key)
+            raise _in_progress(step.once)
         if step.task.cancelled():
             raise Unavailable("the gateway is shutting down; ask again")
         error = step.task.exception()
@@ -201,40 +262,62 @@ class Steps:
 
     # In the step's own task.
 
-    async def _run(self, auth: AuthContext, call: ChatCall, step: _Step) -> _Result:
-        made = False
+    async def _run(self, auth: AuthContext, call: ChatCall | EmbedCall, step: _Step) -> _Result:
         try:
-            found = await self._opened(auth, step)
+            found = await (self._opened(auth, step) if step.flight is None else self._written(auth, step))
             if isinstance(found, Done):
-                if "error" in found.outcome:
-                    raise error_in(found.outcome["error"])
-                return _Result(reply=found.outcome["reply"], made=False)
+                outcome = self._unsealed(auth, step.once, found.outcome)
+                if "error" in outcome:
+                    raise error_in(outcome["error"])
+                return _Result(reply=outcome["reply"], made=False)
+            if found is None:
+                return _Result(reply=await self._work(auth, call, step, possible_duplicate=False), made=True)
             async with self._held(auth, found.ticket, step):
                 reply = await self._made(auth, call, found, step)
-            made = True
             return _Result(reply=reply, made=True)
         finally:
-            step.end(told=made)
+            if step.said is not None:
+                step.said.end()
 
     async def _opened(self, auth: AuthContext, step: _Step) -> Won | Done:
         """The entry, once nobody else holds it. Here, leaving counts: nothing is paid by this process yet."""
         end = self._clock.monotonic() + self._request_s
         while True:
-            found = await self._journal.open(auth, step.key, step.digest, lease=LEASE)
+            found = await self._open(auth, step)
             if isinstance(found, Won) and step.aborted:
                 await self._abandon(auth, found.ticket, maybe_made=False)
             if step.aborted:
-                raise _aborted(step.key)
+                raise _aborted(step.once)
             if isinstance(found, Won | Done):
                 return found
             await self._clock.sleep(LOOK_EVERY)
             if step.callers == 0 or self._clock.monotonic() >= end:
-                raise _in_progress(step.key)
+                raise _in_progress(step.once)
 
-    async def _made(self, auth: AuthContext, call: ChatCall, won: Won, step: _Step) -> dict[str, Json]:
+    async def _open(self, auth: AuthContext, step: _Step) -> Opened:
+        once = step.once
+        try:
+            return await self._journal.open(auth, once.key, step.digest, lease=LEASE, keep=once.keep)
+        except Conflict as error:
+            if error.code == "idempotency_key_reused":
+                raise _reused(once) from error
+            raise
+
+    async def _written(self, auth: AuthContext, step: _Step) -> Won | None:
+        """The entry of a call that is under way already, so that other processes know of it; None where there can't be one.
+
+        Then the retry is told all the same what it has joined, if it comes to this process.
+        """
+        try:
+            found = await self._open(auth, step)
+        except AgentOSError as error:
+            logger.warning("step.not_opened", extra={"tenant_id": auth.tenant, "code": error.code})
+            return None
+        return found if isinstance(found, Won) else None
+
+    async def _made(self, auth: AuthContext, call: ChatCall | EmbedCall, won: Won, step: _Step) -> dict[str, Json]:
         """Make the call, and journal what came of it before anybody hears of it."""
-        work = self._streamed if call.stream else self._whole
-        step.call = asyncio.create_task(work(auth, call, step, possible_duplicate=won.possible_duplicate))
+        step.call = asyncio.create_task(self._work(auth, call, step, possible_duplicate=won.possible_duplicate))
         try:
             await asyncio.wait({step.call})
         except asyncio.CancelledError:
@@ -245,32 +328,44 @@ class Steps:
             raise
         if step.call.cancelled():
             await self._abandon(auth, won.ticket, maybe_made=True)
-            raise _aborted(step.key)
+            raise _aborted(step.once)
         error = step.call.exception()
         if error is None:
-            await self._complete(auth, won.ticket, {"reply": step.call.result()})
+            await self._complete(auth, won.ticket, self._sealed(auth, step.once, {"reply": step.call.result()}))
             return step.call.result()
         if isinstance(error, AgentOSError) and is_final(error):
-            await self._complete(auth, won.ticket, {"error": outcome_of(error)})
+            await self._complete(auth, won.ticket, self._sealed(auth, step.once, {"error": outcome_of(error)}))
         else:
             await self._abandon(auth, won.ticket, maybe_made=may_be_paid(error))
         raise error
 
-    async def _whole(
-        self, auth: AuthContext, call: ChatCall, _step: _Step, *, possible_duplicate: bool
+    async def _work(
+        self, auth: AuthContext, call: ChatCall | EmbedCall, step: _Step, *, possible_duplicate: bool
     ) -> dict[str, Json]:
+        if isinstance(call, EmbedCall):
+            if step.flight is not None:
+                return await step.flight.reply()
+            return await self._pipeline.embed(auth, call, possible_duplicate=possible_duplicate)
+        if call.stream:
+            return await self._streamed(auth, call, step, possible_duplicate=possible_duplicate)
+        if step.flight is not None:
+            return await step.flight.reply()
         return await self._pipeline.chat(auth, call, possible_duplicate=possible_duplicate)
 
     async def _streamed(
         self, auth: AuthContext, call: ChatCall, step: _Step, *, possible_duplicate: bool
     ) -> dict[str, Json]:
         gathered = Gathered()
-        chunks = self._pipeline.stream(auth, call, possible_duplicate=possible_duplicate)
+        if step.flight is None:
+            chunks = self._pipeline.stream(auth, call, possible_duplicate=possible_duplicate)
+        else:
+            chunks = step.flight.chunks()
         try:
             async with asyncio.timeout(self._request_s), aclosing(chunks):
-                async for chunk in chunks:
-                    gathered.add(chunk)
-                    step.tell(chunk)
+                async for pieces in chunks:
+                    for chunk in written_out(pieces):
+                        gathered.add(chunk)
+                        step.tell(chunk)
         except TimeoutError:
             raise out_of_time(self._request_s) from None
         return gathered.reply()
@@ -322,14 +417,38 @@ class Steps:
             # The lease ends by itself, and then says the most careful thing.
             logger.warning("step.not_abandoned", extra={"tenant_id": auth.tenant, "code": error.code})
 
+    def _sealed(self, auth: AuthContext, once: Once, outcome: Json) -> Json:
+        """What the journal is given. It holds what the client reads, with its own values: only the gateway may read it."""
+        sealed = self._vault.seal(auth.tenant, _PURPOSE, f"{auth.namespace}\0{once.key}", msgspec.json.encode(outcome))
+        return {"sealed": base64.b64encode(sealed).decode()}
 
-def _in_progress(key: str) -> Conflict:
+    def _unsealed(self, auth: AuthContext, once: Once, outcome: Json) -> dict[str, Json]:
+        if "sealed" not in outcome:
+            # Of a version that did not seal.
+            found: dict[str, Json] = outcome
+            return found
+        sealed = base64.b64decode(outcome["sealed"])
+        text = self._vault.open(auth.tenant, _PURPOSE, f"{auth.namespace}\0{once.key}", sealed)
+        return msgspec.json.decode(text, type=dict[str, Json])
+
+
+def _where(auth: AuthContext, once: Once) -> _Where:
+    return (auth.tenant, auth.namespace, once.key)
+
+
+def _reused(once: Once) -> Conflict:
     return Conflict(
-        f"the call under the step key {key!r} is still at work; ask again for its reply",
+        f"{once.named} belongs to another request; another request has another key", code="idempotency_key_reused"
+    )
+
+
+def _in_progress(once: Once) -> Conflict:
+    return Conflict(
+        f"the call under {once.named} is still at work; ask again for its reply",
         code="idempotency_in_progress",
         retry_after=timedelta(seconds=1),
     )
 
 
-def _aborted(key: str) -> Conflict:
-    return Conflict(f"the call under the step key {key!r} was aborted")
+def _aborted(once: Once) -> Conflict:
+    return Conflict(f"the call under {once.named} was aborted")

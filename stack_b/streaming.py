@@ -12,6 +12,7 @@ from typing import Final
 from ports.errors import Unavailable
 from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
+from stack_b.chunks import Piece, Run
 
 _CHUNK: Final = "chat.completion.chunk"
 
@@ -34,13 +35,27 @@ class StreamShaper:
         self._choices: dict[int, _Choice] = {}
         self._preamble: list[dict[str, Json]] = []
         self._begun = False
+        self._run: tuple[dict[str, Json], dict[str, Json]] | None = None
+        """The form of the last run, as the backend and as the client has it."""
         self.reported: dict[str, Json] | None = None
         """The backend's own usage, once it has come."""
         self.content_bytes = 0
         """Of everything the backend wrote: text, refusals, reasoning, tool calls."""
 
+    def take(self, pieces: dict[str, Json] | list[Piece]) -> list[Piece]:
+        """What may be sent to the client now that these have come."""
+        if isinstance(pieces, dict):
+            return list(self.feed(pieces))
+        ready: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, Run):
+                ready.append(self._same(piece))
+            else:
+                ready += self.feed(piece)
+        return ready
+
     def feed(self, chunk: dict[str, Json]) -> list[dict[str, Json]]:
-        """What may be sent to the client now."""
+        """The same for one chunk."""
         if not self._head:
             self._head = {
                 "id": chunk.get("id") or "chatcmpl-0",
@@ -63,6 +78,26 @@ class StreamShaper:
         released, self._preamble = [*self._preamble, *ready], []
         return released
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """Bytes of content, and what the backend itself says by now of its tokens."""
+        told = (self.reported or {}).get("completion_tokens")
+        return self.content_bytes, told if isinstance(told, int) else 0
+
+    @property
+    def open(self) -> bool:
+        """Whether there is more to come of what has begun."""
+        return any(choice.finish is None for choice in self._choices.values())
+
+    def _same(self, run: Run) -> Run:
+        """More of what was let through before: a run has the form of a chunk that was fed."""
+        self.content_bytes += run.size
+        if self._run is None or self._run[0] is not run.chunk:
+            [choice] = run.chunk["choices"]
+            form = self._piece(run.chunk, {**choice, "delta": {"content": ""}, "finish_reason": None})
+            self._run = (run.chunk, form)
+        return Run(self._run[1], run.texts, run.size)
+
     def complete(self) -> None:
         """Check that every choice came to its end.
 
@@ -73,6 +108,15 @@ class StreamShaper:
             raise Unavailable(
                 "the backend's answer ended without a finish reason", code="upstream_error", details=OUTCOME_UNKNOWN
             )
+
+    def cut(self) -> None:
+        """The answer ends here, for want of budget. A call that was not whole by now is none."""
+        if not self._choices:
+            self._choices[0] = _Choice()
+        for index, known in self._choices.items():
+            if known.finish is None:
+                delta: dict[str, Json] = {} if known.has_role else {"role": "assistant"}
+                known.finish = self._piece({}, {"index": index, "delta": delta, "finish_reason": "length"})
 
     def finish(self, receipt: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
         """The last chunks, after `complete`."""

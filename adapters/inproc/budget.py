@@ -35,6 +35,7 @@ from ports.budget_rules import (
     check_more,
     check_spent,
     grown,
+    left_of,
     refusal,
     require_platform,
     settlement,
@@ -134,6 +135,7 @@ class InprocBudget:
             expires_at=row.expires_at,
             usable_until=usable_until(standings),
             over=beyond(standings, amount),
+            left=left_of(standings),
         )
 
     async def extend(
@@ -175,7 +177,8 @@ class InprocBudget:
             for event in booking.events:
                 if self._add(row, event):
                     spent = spent.plus(event.amount)
-            again = _least(row.lapsed, spent)
+            # Whoever ends a hold knows of all that was used on it: the rest of what the end of its lease counted was not.
+            again = row.lapsed if booking.end else _least(row.lapsed, spent)
             row.lapsed = row.lapsed.minus(again)
             if again != NOTHING:
                 self._note(row, f"adjusted {self._store.mint('use', self._clock.now())}", "adjustment", _minus(again))

@@ -7,7 +7,10 @@ from itertools import islice
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from adapters.inproc.reply_journal import Entries, is_forgotten
+from adapters.inproc.request_log import Requests
 from adapters.inproc.runs import RunRow, Runs
 from adapters.inproc.store import InprocConfig, Store, store
 from ports.adapter import AdapterSpec, Given
@@ -25,6 +28,8 @@ class InprocMaintenance:
 
     def __init__(self, storage: Store, clock: Clock) -> None:
         self._runs = storage.table(Runs)
+        self._requests = storage.table(Requests).rows
+        self._replies = storage.table(Entries).rows
         self._clock = clock
 
     async def upkeep(self, auth: AuthContext, *, retention: timedelta) -> Upkeep:
@@ -36,7 +41,19 @@ class InprocMaintenance:
             del self._runs.rows[key]
         kept = {id(row) for row in self._runs.rows.values()}
         self._runs.keys = {scope: known for scope, known in self._runs.keys.items() if id(known[1]) in kept}
+        self._forget_requests(now, retention)
         return Upkeep(runs_removed=len(old), more=len(old) == BATCH)
+
+    def _forget_requests(self, now: datetime, retention: timedelta) -> None:
+        for key, written in list(self._requests.items()):
+            until = written.record.kept_until
+            if now - written.record.at > retention:
+                del self._requests[key]
+            elif written.sealed is not None and until is not None and until <= now:
+                self._requests[key] = replace(written, sealed=None)
+        for entry, reply in list(self._replies.items()):
+            if is_forgotten(reply, now):
+                del self._replies[entry]
 
 
 def is_due(row: RunRow, now: datetime, retention: timedelta) -> bool:

@@ -15,6 +15,7 @@ from ports.clock import Clock
 from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.errors import Conflict, InvalidArgument
 from ports.ids import TenantId
+from ports.priority import DEFAULT, check_priority
 from ports.queue import Delivery, Depth, QueueCapabilities, QueuePort
 
 _CAPABILITIES: Final = QueueCapabilities(delayed_delivery=True)
@@ -28,6 +29,7 @@ class Message:
     body: bytes
     requester: AuthContext
     ready_at: datetime
+    priority: int
     attempt: int = 0
     lease: str | None = None
     expires_at: datetime | None = None
@@ -41,7 +43,7 @@ class Message:
 
 @dataclass(slots=True)
 class Messages:
-    """A table of a `Store`: what is not acknowledged, oldest first."""
+    """A table of a `Store`: what is not acknowledged."""
 
     rows: dict[str, Message] = field(default_factory=dict)
     times: dict[TenantId, Fraction] = field(default_factory=dict)
@@ -65,12 +67,21 @@ class InprocQueue:
     def capabilities(self) -> QueueCapabilities:
         return _CAPABILITIES
 
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        check_priority(priority)
         if len(body) > _CAPABILITIES.max_body_bytes:
             raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
         now = self._clock.now()
         self._wake(auth.tenant)
-        made = Message(id=self._store.mint("msg", now), body=body, requester=auth, ready_at=max(now, not_before or now))
+        made = Message(
+            id=self._store.mint("msg", now),
+            body=body,
+            requester=auth,
+            ready_at=max(now, not_before or now),
+            priority=priority,
+        )
         self._messages.rows[made.id] = made
         self._messages.changed.fire()
 
@@ -81,7 +92,7 @@ class InprocQueue:
         deadline = self._clock.now() + wait
         while True:
             now = self._clock.now()
-            ready = [one for one in self._visible(auth) if one.leasable_at() <= now]
+            ready = self._in_order([one for one in self._visible(auth) if one.leasable_at() <= now])
             due = self._in_turn(ready, size) if QUEUE_ANY_TENANT in auth.scopes else ready[:size]
             if taken := [self._take(one, now + duration) for one in due]:
                 return taken
@@ -114,8 +125,12 @@ class InprocQueue:
             ready=sum(one.leasable_at() <= now for one in visible), leased=sum(one.leased(now) for one in visible)
         )
 
+    def _in_order(self, ready: list[Message]) -> list[Message]:
+        """Each tenant's."""
+        return sorted(ready, key=lambda one: (-one.priority, one.id))
+
     def _in_turn(self, ready: list[Message], size: int) -> list[Message]:
-        """One after the other, the oldest of the tenant whose time is least and that has room for another run."""
+        """One after the other, the first of the tenant whose time is least and that has room for another run."""
         waiting: dict[TenantId, list[Message]] = {}
         for one in reversed(ready):
             waiting.setdefault(one.requester.tenant, []).append(one)

@@ -16,7 +16,7 @@ from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.reply_journal import RETENTION, Busy, Done, Opened, ReplyJournal, Ticket, Won
+from ports.reply_journal import RETENTION, Busy, Done, Opened, ReplyJournal, Ticket, Won, check_keep
 
 Key: TypeAlias = tuple[TenantId, str, str]
 """Tenant, namespace, step key."""
@@ -32,6 +32,7 @@ class EntryRow:
     lease: str
     lease_until: datetime
     changed_at: datetime
+    keep: timedelta
     possible_duplicate: bool = False
     cancel_requested: bool = False
     completed: bool = False
@@ -52,11 +53,14 @@ class InprocReplyJournal:
         self._rows = storage.table(Entries).rows
         self._clock = clock
 
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
+        check_keep(keep)
         now = self._clock.now()
         self._forget(now)
         row = self._rows.get(_key(auth, key))
-        if row is not None and _forgotten(row, now):
+        if row is not None and is_forgotten(row, now):
             row = None
         if row is not None and row.digest != digest:
             raise _reused(key)
@@ -69,6 +73,7 @@ class InprocReplyJournal:
             lease=secrets.token_hex(16),
             lease_until=now + _positive(lease),
             changed_at=now,
+            keep=keep,
             possible_duplicate=row is not None,
         )
         self._put(_key(auth, key), made)
@@ -112,16 +117,17 @@ class InprocReplyJournal:
         self._rows[key] = row
 
     def _forget(self, now: datetime) -> None:
-        """Sweep old entries away, up to the first that is still needed."""
+        """Sweep old entries away, as far as they are the oldest."""
         while self._rows:
             key, row = next(iter(self._rows.items()))
-            if not _forgotten(row, now):
+            if not is_forgotten(row, now):
                 return
             del self._rows[key]
 
 
-def _forgotten(row: EntryRow, now: datetime) -> bool:
-    return row.changed_at <= now - RETENTION and (row.completed or row.lease_until <= now)
+def is_forgotten(row: EntryRow, now: datetime) -> bool:
+    """Whether it is as if there had never been one."""
+    return row.changed_at <= now - row.keep and (row.completed or row.lease_until <= now)
 
 
 def _key(auth: AuthContext, key: str) -> Key:

@@ -20,6 +20,7 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, ResourceExhausted
 from ports.ids import RunId, TenantId, WorkerId
 from ports.messages import Page, Usage
+from ports.priority import check_priority
 from ports.run_rules import (
     RESOLVED_STATUS,
     check_change,
@@ -82,6 +83,7 @@ class InprocRunState:
     async def create(self, auth: AuthContext, new: NewRun) -> Created:
         if (known := self._runs.keyed(auth, new.idempotency)) is not None:
             return Created(run=own(known.run), created=False)
+        check_priority(new.priority)
         now = self._clock.now()
         self._admit(auth.tenant, now)
         run = new_run(RunId(self._store.mint("run", now)), auth, new, now)
@@ -198,7 +200,7 @@ class InprocRunState:
             # Also when the worker's lease has lapsed: whoever recovers the run knows what may still be at work.
             row.run = replace(row.run, cancel_requested_at=row.run.cancel_requested_at or now)
         elif row.run.status not in TERMINAL:
-            row.run = replace(row.run, status="cancelled", cancel_requested_at=now, finished_at=now)
+            row.run = replace(row.run, status="cancelled", waits_for=None, cancel_requested_at=now, finished_at=now)
             closing = close_begun(row, now)
             row.record(self._store, auth, now, *closing, NewEvent(type="run.cancelled", data={"reason": reason}))
         return own(row.run)
@@ -246,20 +248,21 @@ class InprocRunState:
         auth.require(RUNS_ANY_TENANT)
         now = self._clock.now()
         rows = sorted(self._runs.rows.values(), key=lambda row: row.run.id)
-        lost = (
-            Orphan(requester=row.run.requester, run_id=row.run.id)
+        lost = [
+            row.run
             for row in rows
             if (row.run.status == "queued" and now - row.queued_at > queued_for and not self._full(row.run.tenant))
             or (row.run.status == "running" and not self._runs.held(row, now))
-        )
-        return tuple(islice(lost, page_size(limit, MAX_PAGE)))
+        ]
+        named = most_urgent(lost, page_size(limit, MAX_PAGE))
+        return tuple(Orphan(requester=run.requester, run_id=run.id) for run in named)
 
     async def wake(self, auth: AuthContext, run_id: RunId) -> bool:
         row = self._runs.row(auth, run_id)
         now = self._clock.now()
         if not may_go_on(self._runs, row.run, now):
             return False
-        row.run = replace(row.run, status="queued")
+        row.run = replace(row.run, status="queued", waits_for=None)
         row.queued_at = now
         return True
 
@@ -318,7 +321,20 @@ def new_run(run_id: RunId, auth: AuthContext, new: NewRun, now: datetime) -> Run
         created_at=now,
         deadline_at=None if new.deadline is None else now + new.deadline,
         parent=new.parent,
+        priority=new.priority,
     )
+
+
+def most_urgent(lost: list[Run], most: int) -> list[Run]:
+    """The oldest, but in the places of a tenant's queued runs those of its queued runs that come first."""
+    queued = [run for run in lost if run.status == "queued"]
+    waiting = {
+        run.tenant: sorted(
+            (one for one in queued if one.tenant == run.tenant), key=lambda one: (-one.priority, one.id), reverse=True
+        )
+        for run in queued
+    }
+    return [waiting[run.tenant].pop() if run.status == "queued" else run for run in lost[:most]]
 
 
 def may_go_on(runs: Runs, run: Run, now: datetime) -> bool:
@@ -326,7 +342,7 @@ def may_go_on(runs: Runs, run: Run, now: datetime) -> bool:
     return run.status == "waiting" and (
         run.cancel_requested_at is not None
         or (run.deadline_at is not None and run.deadline_at <= now)
-        or all(child.status in TERMINAL for child in runs.children(run))
+        or (run.waits_for == "child" and all(child.status in TERMINAL for child in runs.children(run)))
     )
 
 
@@ -361,6 +377,7 @@ def forked(source: RunRow, run_id: RunId, auth: AuthContext, origin: Origin, now
         created_at=now,
         deadline_at=ends,
         forked_from=origin,
+        priority=run.priority,
     )
 
 
@@ -441,6 +458,7 @@ def changed(run: Run, change: Change, now: datetime) -> Run:
     return replace(
         run,
         status=change.status,
+        waits_for=change.waits_for,
         output=own(change.output),
         error=change.error,
         finished_at=now if change.status in TERMINAL else None,

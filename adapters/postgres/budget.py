@@ -36,6 +36,7 @@ from ports.budget_rules import (
     check_more,
     check_spent,
     grown,
+    left_of,
     refusal,
     require_platform,
     settlement,
@@ -115,6 +116,7 @@ class PostgresBudget:
             expires_at=row["expires_at"],
             usable_until=usable_until(standings),
             over=beyond(standings, amount),
+            left=left_of(standings),
         )
 
     async def extend(

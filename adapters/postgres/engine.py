@@ -65,11 +65,25 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Transaction:
     """Statements inside one open transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, begin: str) -> None:
+        """`begin` is what it was begun with."""
         self._connection = connection
+        self._begin = begin
+        self._untouched = True
 
     async def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
-        found = await self._connection.fetch(statement.sql, *statement.arguments(parameters))
+        arguments = statement.arguments(parameters)
+        try:
+            found = await self._connection.fetch(statement.sql, *arguments)
+        except asyncpg.InvalidCachedStatementError:
+            # A migration has changed a table since the statement was prepared, and the driver has now forgotten all that
+            # were. Before the first statement nothing was done, so that it can begin again.
+            if not self._untouched:
+                raise
+            await self._connection.execute("ROLLBACK")
+            await self._connection.execute(self._begin)
+            found = await self._connection.fetch(statement.sql, *arguments)
+        self._untouched = False
         return cast("Sequence[Row]", found)  # a Record is a mapping in all but name
 
     async def row(self, statement: Statement, parameters: Mapping[str, Any]) -> Row | None:
@@ -81,8 +95,9 @@ class Transaction:
 class Database:
     """One pool of connections and one line of wake-ups."""
 
-    def __init__(self, config: PostgresConfig) -> None:
+    def __init__(self, config: PostgresConfig, *, flushed: bool = True) -> None:
         self._dsn = config.dsn
+        self._settings = {**SERVER_SETTINGS, "synchronous_commit": "on" if flushed else "off"}
         self.pool: asyncpg.Pool = asyncpg.create_pool(
             connect=self._connect, min_size=0, max_size=config.pool_size, init=_prepare, reset=_nothing_to_reset
         )
@@ -101,22 +116,37 @@ class Database:
                 self._checked = True
 
     @asynccontextmanager
-    async def transaction(self, *tenants: TenantId, flushed: bool = True) -> AsyncIterator[Transaction]:
+    async def transaction(self, *tenants: TenantId) -> AsyncIterator[Transaction]:
         """A transaction that sees rows of `tenants` only; committed at the end, rolled back by any exception.
 
-        With several it sees those tables only whose policies admit a batch. Unless `flushed`, a crash of the server may
-        forget it within the next moments: for what is only a hint.
+        With several it sees those tables only whose policies admit a batch.
         """
-        begin = _begin(tenants, flushed=flushed)
+        begin = _begin(tenants)
         with translated():
             async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
                     await connection.execute(begin)
-                    yield Transaction(connection)
+                    yield Transaction(connection, begin)
                     await _commit(connection)
                 except BaseException as error:
                     await _abandon(connection, interrupted=not isinstance(error, Exception))
                     raise
+
+    async def once(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Row]:
+        """One statement that is a transaction by itself: one round trip instead of three.
+
+        It is bound to no tenant, so row-level security shows it nothing: for what a function of the schema's does in its
+        own name, across tenants.
+        """
+        with translated():
+            async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
+                try:
+                    found = await connection.fetch(statement.sql, *statement.arguments(parameters))
+                except BaseException as error:
+                    if not isinstance(error, Exception):
+                        connection.terminate()  # as in `_abandon`
+                    raise
+        return cast("Sequence[Row]", found)
 
     async def close(self) -> None:
         await self.signals.close()
@@ -132,29 +162,30 @@ class Database:
             self._dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=CALL_SECONDS,
-            server_settings=dict(SERVER_SETTINGS),
+            server_settings=self._settings,
             # All of ours are prepared once per connection, and stay.
             statement_cache_size=_STATEMENTS,
             max_cached_statement_lifetime=0,
         )
 
 
-# Of this process, by event loop and configuration, with the number of ports that hold each.
-_OPEN: Final[dict[tuple[int, PostgresConfig, str], tuple[Database, int]]] = {}
+# Of this process, by event loop, configuration and purpose, with the number of ports that hold each.
+_OPEN: Final[dict[tuple[int, PostgresConfig, str, bool], tuple[Database, int]]] = {}
 
 
 @asynccontextmanager
-async def open_database(config: PostgresConfig, *, apart: str = "") -> AsyncIterator[Database]:
+async def open_database(config: PostgresConfig, *, apart: str = "", flushed: bool = True) -> AsyncIterator[Database]:
     """The database of `config`, shared with the other ports of this event loop; closed by the last of them.
 
-    `apart` names a purpose that has a pool of its own.
+    `apart` names a purpose that has a pool of its own. Unless `flushed`, no commit of that pool waits for the disk, and
+    a crash of the server may forget it within the next moments: for what is only a hint.
 
     Raises:
         InvalidArgument: the role in the DSN could bypass row-level security.
         Unavailable: the database does not answer, or lacks migrations.
     """
-    key = (id(asyncio.get_running_loop()), config, apart)
-    database, holders = _OPEN.get(key) or (Database(config), 0)
+    key = (id(asyncio.get_running_loop()), config, apart, flushed)
+    database, holders = _OPEN.get(key) or (Database(config, flushed=flushed), 0)
     _OPEN[key] = (database, holders + 1)
     try:
         await database.check()
@@ -167,14 +198,13 @@ async def open_database(config: PostgresConfig, *, apart: str = "") -> AsyncIter
             await database.close()
 
 
-def _begin(tenants: Iterable[TenantId], *, flushed: bool) -> str:
+def _begin(tenants: Iterable[TenantId]) -> str:
     """One message: it can't happen that a transaction is open and not bound."""
     for tenant in tenants:
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
     # Safe as a literal, and apart by spaces: `is_tenant_id` allows letters, digits, - and _ only.
-    bound = f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
-    return bound if flushed else f"{bound}; SET LOCAL synchronous_commit = off"
+    return f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
 
 
 async def _prepare(connection: Connection) -> None:

@@ -75,9 +75,10 @@ _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
     Internal: "the database refused a statement of ours",
 }
 
-# A deadlock, and a lock that was not to be had in time. Neither comes at a commit.
+# A deadlock, and a lock that was not to be had in time. Neither comes at a commit. And a statement that a migration has
+# overtaken, by its class: its code says no more than "not supported".
 _ROLLED_BACK: Final = frozenset({"40P01", "55P03"})
-_TAKEN_BACK: Final = "somebody else held what this needed for too long; nothing was done, so it may be tried again"
+_TAKEN_BACK: Final = "somebody else held or changed what this needed; nothing was done, so it may be tried again"
 
 # What the driver raises by itself, without the server.
 _DRIVER: Final[tuple[tuple[type[BaseException], type[AgentOSError]], ...]] = (
@@ -120,7 +121,7 @@ def translate(error: BaseException) -> AgentOSError | None:
     if ours is None:
         return None
     shown = f" (SQLSTATE {sqlstate})" if sqlstate else f" ({type(error).__name__})"
-    if sqlstate in _ROLLED_BACK:
+    if sqlstate in _ROLLED_BACK or isinstance(error, asyncpg.InvalidCachedStatementError):
         return Unavailable(_TAKEN_BACK + shown, details={"rolled_back": True})
     return ours(_TEXTS[ours] + shown)
 

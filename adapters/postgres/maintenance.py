@@ -1,4 +1,4 @@
-"""MaintenancePort over PostgreSQL: partitions of events are made ahead and dropped whole; runs are removed in batches.
+"""MaintenancePort over PostgreSQL: days of events and requests are made ahead and dropped whole; runs go in batches.
 
 A run goes first, at once with its journal, its key and the bodies nobody else needs, and with that its events are out of
 reach. Their day is dropped when no run of it is left.
@@ -24,6 +24,8 @@ DAYS_AHEAD: Final = 7
 """A node whose workers stood still for longer writes to the default partition until they are back."""
 BATCH: Final = 200
 """Runs that one call removes at most; well within a statement's time."""
+ROWS: Final = 2_000
+"""Texts, and as many replies: a row each."""
 
 
 class PostgresMaintenance:
@@ -41,11 +43,17 @@ class PostgresMaintenance:
             await transaction.rows(_SQL["make_event_days"], {"ahead": DAYS_AHEAD})
         async with self._database.transaction(auth.tenant) as transaction:
             [row] = await transaction.rows(_SQL["forget_runs"], {"days": days, "limit": BATCH})
+        async with self._database.transaction(auth.tenant) as transaction:
+            await transaction.rows(_SQL["make_request_days"], {"ahead": DAYS_AHEAD})
+        async with self._database.transaction(auth.tenant) as transaction:
+            [forgotten] = await transaction.rows(_SQL["forget_requests"], {"days": days, "limit": ROWS})
+        async with self._database.transaction(auth.tenant) as transaction:
+            await transaction.rows(_SQL["drop_request_days"], {"days": days})
         more: bool = row["removed"] == BATCH
         if not more:
             async with self._database.transaction(auth.tenant) as transaction:
                 await transaction.rows(_SQL["drop_event_days"], {"days": days})
-        return Upkeep(runs_removed=row["removed"], more=more)
+        return Upkeep(runs_removed=row["removed"], more=more or forgotten["removed"] == ROWS)
 
 
 async def make_event_days(dsn: str) -> int:
@@ -53,7 +61,8 @@ async def make_event_days(dsn: str) -> int:
     connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30, server_settings={"search_path": SCHEMA})
     try:
         made: int = await connection.fetchval("SELECT ao_make_event_days($1)", DAYS_AHEAD)
-        return made
+        records: int = await connection.fetchval("SELECT ao_make_request_days($1)", DAYS_AHEAD)
+        return made + records
     finally:
         await connection.close()
 

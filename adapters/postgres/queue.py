@@ -19,6 +19,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import QUEUE_ANY_TENANT, AuthContext
 from ports.errors import Conflict, InvalidArgument
 from ports.ids import TenantId, minted, uuid_of
+from ports.priority import DEFAULT, check_priority
 from ports.queue import Delivery, Depth, QueueCapabilities, QueuePort
 from ports.tenant import Entitlements
 
@@ -28,21 +29,31 @@ _UNKNOWN: Final = Entitlements()
 """What a tenant has that the directory does not know."""
 _MAX_LEASED: Final = 1_000
 """Per call of `lease`."""
+_LEASE_POOL: Final = 2
+"""Connections that take messages: a worker has one call of `lease` under way at a time."""
+_ACKS_GATHER_S: Final = 0.02
+"""How long an acknowledgement waits for others to share its commit: nobody waits for it."""
 
 
 class PostgresQueue:
     """Satisfies `QueuePort`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, for_leases: Database) -> None:
+        """`for_leases` waits for no disk: a lease that a crash of the server forgets has ended early, as with a crash of
+        its holder."""
         self._database = database
+        self._for_leases = for_leases
         self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue)
-        self._acks: Together[dict[str, Any], bool] = Together(database, _ack)
+        self._acks: Together[dict[str, Any], bool] = Together(database, _ack, gather_s=_ACKS_GATHER_S)
 
     @property
     def capabilities(self) -> QueueCapabilities:
         return _CAPABILITIES
 
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        check_priority(priority)
         if len(body) > _CAPABILITIES.max_body_bytes:
             raise InvalidArgument(f"a message of {len(body)} bytes is over the limit of {_CAPABILITIES.max_body_bytes}")
         row = {
@@ -50,6 +61,7 @@ class PostgresQueue:
             "requester": packed(auth),
             "body": base64.b64encode(body).decode(),
             "not_before": not_before,
+            "priority": priority,
         }
         await self._enqueues(auth.tenant, row, order="")
         self._database.signals.tell(QUEUE)
@@ -64,7 +76,7 @@ class PostgresQueue:
         with self._database.signals.waiting(QUEUE) as waiter:
             while True:
                 if rows := await self._take(auth, asked):
-                    return [_delivery(row) for row in sorted(rows, key=lambda row: row["id"].bytes)]
+                    return [_delivery(row) for row in sorted(rows, key=lambda row: (-row["priority"], row["id"].bytes))]
                 if (left := deadline - loop.time()) <= 0:
                     return []
                 await waiter.wait(left)
@@ -102,10 +114,10 @@ class PostgresQueue:
         return Depth(ready=row["ready"], leased=row["leased"])
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
-        # A lease that a crash of the server forgets has ended early, as with a crash of its holder.
-        async with self._database.transaction(auth.tenant, flushed=False) as transaction:
-            if QUEUE_ANY_TENANT in auth.scopes:
-                return await transaction.rows(_SQL["lease_any"], {**asked, "max_active_runs": _UNKNOWN.max_active_runs})
+        if QUEUE_ANY_TENANT in auth.scopes:
+            limits = {"max_active_runs": _UNKNOWN.max_active_runs}
+            return await self._for_leases.once(_SQL["lease_any"], {**asked, **limits})
+        async with self._for_leases.transaction(auth.tenant) as transaction:
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 
 
@@ -155,8 +167,12 @@ def _over(delivery: Delivery) -> Conflict:
 
 @asynccontextmanager
 async def open_queue(config: PostgresConfig, _given: Given) -> AsyncIterator[QueuePort]:
-    async with open_database(config) as database:
-        yield PostgresQueue(database)
+    few = msgspec.structs.replace(config, pool_size=min(_LEASE_POOL, config.pool_size))
+    async with (
+        open_database(config) as database,
+        open_database(few, apart="takes", flushed=False) as for_leases,
+    ):
+        yield PostgresQueue(database, for_leases=for_leases)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, QueuePort]] = AdapterSpec(

@@ -15,7 +15,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.messages import Json
-from ports.reply_journal import RETENTION, Busy, Done, Opened, ReplyJournal, Ticket, Won
+from ports.reply_journal import RETENTION, Busy, Done, Opened, ReplyJournal, Ticket, Won, check_keep
 
 _SQL: Final = load("reply_journal")
 FORGOTTEN_AT_ONCE: Final = 4
@@ -32,9 +32,12 @@ class PostgresReplyJournal:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
+        check_keep(keep)
         entry = {**scope_of(auth), "key": key}
-        asked = {**entry, "digest": digest, "lease": positive(lease), "retention": RETENTION}
+        asked = {**entry, "digest": digest, "lease": positive(lease), "keep": keep}
         while True:
             async with self._database.transaction(auth.tenant) as transaction:
                 won = await transaction.row(_SQL["open"], asked)

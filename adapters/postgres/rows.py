@@ -104,6 +104,8 @@ def run_of(row: Row) -> Run:
         parent=None
         if parent is None
         else Parent(run_id=RunId(minted("run", parent)), step=row["parent_step"], depth=row["depth"]),
+        priority=row["priority"],
+        waits_for=row["waits_for"] if row["status"] == "waiting" else None,
     )
 
 

@@ -144,6 +144,7 @@ def _movement(change: Change, outgoing: Outgoing) -> dict[str, Any]:
     usage = usage_of(change.steps)
     return {
         "status": change.status,
+        "waits_for": change.waits_for,
         "ends": change.status in TERMINAL,
         "output": outgoing.packed_or_null(change.output),
         "error": packed_or_null(change.error),

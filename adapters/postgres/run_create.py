@@ -17,6 +17,7 @@ from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import TenantId
 from ports.messages import Usage
+from ports.priority import check_priority
 from ports.run_rules import created_event, unforkable
 from ports.run_state import Created, Idempotency, NewRun, Origin, Parent, Run
 from ports.tenant import Entitlements
@@ -53,6 +54,7 @@ class Creations:
         self._together: Together[_Ask, Run] = Together(database, _create, most=_MOST)
 
     async def create(self, auth: AuthContext, new: NewRun) -> Created:
+        check_priority(new.priority)
         outgoing = Outgoing()
         named = key_of(auth, new.idempotency)
         row = {
@@ -70,6 +72,7 @@ class Creations:
             "deadline_us": None if new.deadline is None else new.deadline // _MICROSECOND,
             "data": packed(created_event(new.agent_id, new.parent).data),
             **_line(new.parent),
+            "priority": new.priority,
         }
         # Those of one key wait for each other, so keys are taken in one order everywhere.
         ask, order = _Ask(auth.tenant, row, outgoing), packed(list(named.values()))

@@ -76,7 +76,9 @@ class PostgresTenants:
     async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
         auth.require(_PLATFORM)
         check_entitlements(entitlements)
-        asked = {**_noted(auth), "entitlements": packed(entitlements)}
+        # Which rules held when is for the audit: it names the version that was set, or that there are none any more.
+        policy = f"{tenant}@{entitlements.policy.version or 'none'}"
+        asked = {**_noted(auth), "entitlements": packed(entitlements), "policy": policy}
         return _tenant(await self._one(tenant, "set_entitlements", asked))
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:

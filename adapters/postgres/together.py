@@ -1,8 +1,8 @@
 """Calls of one kind that come while others are on their way are committed together.
 
-A transaction costs three round trips and a wait for the disk, whatever is in it. Nobody waits for company: a call goes at
-once while a lane is free, and what comes in the meantime goes together with the next. So a batch is as large as the load
-makes it. Its transaction is bound to the tenants of its calls.
+A transaction costs three round trips and a wait for the disk, whatever is in it. Nobody waits for company, but for those
+whom nobody waits for (`gather_s`): a call goes at once while a lane is free, and what comes in the meantime goes together
+with the next. So a batch is as large as the load makes it. Its transaction is bound to the tenants of its calls.
 """
 
 import asyncio
@@ -54,7 +54,10 @@ class Together(Generic[AskT, AnswerT]):
     database does not answer is told to all.
     """
 
-    def __init__(self, database: Database, act: Act[AskT, AnswerT], *, most: int = MOST) -> None:
+    def __init__(self, database: Database, act: Act[AskT, AnswerT], *, most: int = MOST, gather_s: float = 0.0) -> None:
+        """With `gather_s` the first call waits so long for others: for what nobody waits for."""
+        self._gather_s = gather_s
+        self._gathering: asyncio.TimerHandle | None = None
         self._database = database
         self._act = act
         self._most = most
@@ -70,7 +73,10 @@ class Together(Generic[AskT, AnswerT]):
         loop = asyncio.get_running_loop()
         call = _Call(tenant, ask, order, loop.create_future())
         self._waiting.append(call)
-        if not self._lanes:
+        if not self._lanes and self._gather_s and len(self._waiting) < self._most:
+            if self._gathering is None:
+                self._gathering = loop.call_later(self._gather_s, self._gathered)
+        elif not self._lanes:
             self._open_lane()
         elif self._relief is None and len(self._lanes) < LANES:
             self._relief = loop.call_later(LONG_S, self._relieve)
@@ -83,6 +89,11 @@ class Together(Generic[AskT, AnswerT]):
 
     def _open_lane(self) -> None:
         self._lanes.add(asyncio.create_task(self._serve()))
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        if self._waiting and not self._lanes:
+            self._open_lane()
 
     def _relieve(self) -> None:
         self._relief = None

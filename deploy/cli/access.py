@@ -15,7 +15,7 @@ from deploy.roles import scopes_of
 from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId, is_tenant_id
 
-AUDIENCES: Final = ("stack-a", "stack-b")
+AUDIENCES: Final = ("stack-a", "stack-b", "admin")
 MAX_PRINCIPAL_CHARS: Final = 128
 
 _PRINCIPAL: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@-]{{0,{MAX_PRINCIPAL_CHARS - 1}}}")

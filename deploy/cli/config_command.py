@@ -32,12 +32,21 @@ def run(options: Options, io: Io) -> int:
         *gateway_file.problems(resolved.config, io.environ),
     ]
     if options.json:
-        io.json({"file": str(io.node.env_file), "settings": effective, "problems": found})
+        configured = gateway_file.origin(resolved.config)
+        io.json(
+            {
+                "file": str(io.node.env_file),
+                "settings": effective,
+                "gateway_configuration": configured,
+                "problems": found,
+            }
+        )
     else:
         io.columns(
             ("KEY", "VALUE", "FROM", "MEANING"),
             ((setting.key, setting.value, setting.origin, setting.description) for setting in effective),
         )
+        io.say(f"The gateway's configuration comes from {gateway_file.origin(resolved.config)}.")
     for problem in found:
         io.say(f"agentos: {problem}")
     return FAILED if found else FINE

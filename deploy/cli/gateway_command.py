@@ -1,92 +1,80 @@
-"""`agentos gateway check`: what a configuration of the gateway would do, before it does."""
+"""`agentos gateway`: check, store, show and take back configurations of the model gateway."""
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from msgspec import Struct
-
-from deploy import gateway_file
-from deploy.cli.io import FAILED, FINE, Io
-from deploy.config import Config
-from ports.errors import InvalidArgument
-from stack_b.backends.settings import BackendSettings, discovered, merged, parse_settings
-from stack_b.configuration import Configuration, read_configuration
+from deploy.cli import gateway_check, gateway_versions
+from deploy.cli.access import whole
+from deploy.cli.io import Io
+from ports.gateway_configuration import MAX_PAGE
 
 _EPILOG: Final = """\
-  ./agentos gateway check                      the file of this node (AGENTOS_GATEWAY_FILE)
-  ./agentos gateway check new.json             one that is not in force yet
-Nothing is contacted or changed. A running gateway follows its file within seconds; what can't be used it refuses whole, and
-goes on with what it had: `./agentos logs stack-b` says so. Exit 1: it can't be used, and why."""
+  ./agentos gateway check new.json             what is wrong with it, all of it; nothing is changed
+  ./agentos gateway apply new.json             store it, which puts it in force; --dry-run shows what would change
+  ./agentos gateway show                       what is stored, and what the gateway goes by
+  ./agentos gateway history                    every version: who, when, why
+  ./agentos gateway rollback 3                 say again what version 3 said
 
-
-class Options(Struct, frozen=True, kw_only=True):
-    file: str
-    json: bool
-
-
-class Named(Struct, frozen=True, kw_only=True):
-    """A name that clients may ask for."""
-
-    name: str
-    is_a: str
-    leads_to: tuple[str, ...]
-    """`backend/model`, in the order they are tried; a backend whose models are not in the file is asked for them later."""
+A gateway follows within seconds, and drops no stream for it. A file in AGENTOS_GATEWAY_FILE goes before what is stored.
+What can't be used is refused whole; the gateway goes on with what it had, and `./agentos logs stack-b` says why.
+Exit codes: 0 fine · 1 it can't be used, or the gateway does not go by it · 3 the node's database does not answer"""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("gateway", help="check a configuration of the model gateway")
-    verbs = parser.add_subparsers(title="commands", metavar="<command>", required=True)
-    check = verbs.add_parser(
-        "check",
-        help="what a configuration would do; changes nothing",
-        description="Read a configuration as the gateway would, and say which names lead where.",
+    parser = commands.add_parser(
+        "gateway",
+        help="the model gateway's configuration: check, apply, show, history, rollback",
+        description="The configuration of the model gateway: backends, routing, prices.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    check.add_argument("file", nargs="?", default="", help="a JSON file; not said, the node's own")
-    check.add_argument("--json", action="store_true", help="print as JSON")
-    check.set_defaults(run=run, options=lambda parsed: Options(file=parsed.file, json=parsed.json))
+    verbs = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+
+    check = _verb(
+        verbs, "check", "what is wrong with a configuration, and what it would do; changes nothing", gateway_check.run
+    )
+    check.add_argument("file", nargs="?", default="", help="a JSON file; not said, what this node has in force")
+    check.set_defaults(options=lambda parsed: gateway_check.Options(file=parsed.file, json=parsed.json))
+
+    apply = _verb(verbs, "apply", "store a configuration, which puts it in force", gateway_versions.apply)
+    apply.add_argument("file", help="a JSON file")
+    apply.add_argument("--dry-run", action="store_true", help="only say what is wrong with it, and what would change")
+    apply.add_argument("--comment", default="", help="why, for those who come later")
+    apply.set_defaults(
+        options=lambda parsed: gateway_versions.Apply(
+            file=parsed.file, dry_run=parsed.dry_run, comment=parsed.comment, json=parsed.json
+        )
+    )
+
+    show = _verb(verbs, "show", "what is stored, and what the gateway goes by", gateway_versions.show)
+    show.add_argument("--version", type=int, help="an older one")
+    show.set_defaults(options=lambda parsed: gateway_versions.Show(version=parsed.version, json=parsed.json))
+
+    history = _verb(verbs, "history", "every version, newest first", gateway_versions.history)
+    history.add_argument("--limit", type=int, default=20, help=f"how many, at most {MAX_PAGE} (20)")
+    history.set_defaults(
+        options=lambda parsed: gateway_versions.History(
+            limit=whole("--limit", parsed.limit, least=1, most=MAX_PAGE), json=parsed.json
+        )
+    )
+
+    rollback = _verb(verbs, "rollback", "say again what an earlier version said", gateway_versions.rollback)
+    rollback.add_argument("version", type=int, help="which; ./agentos gateway history lists them")
+    rollback.add_argument("--dry-run", action="store_true", help="only say what would change")
+    rollback.add_argument("--comment", default="", help="why, for those who come later")
+    rollback.set_defaults(
+        options=lambda parsed: gateway_versions.Rollback(
+            version=parsed.version, dry_run=parsed.dry_run, comment=parsed.comment, json=parsed.json
+        )
+    )
 
 
-def run(options: Options, io: Io) -> int:
-    config = io.config()
-    if not options.file and not config.gateway_file:
-        raise InvalidArgument("this node has no file for its gateway; set AGENTOS_GATEWAY_FILE, or name one to check")
-    try:
-        found = read_configuration(Path(options.file)) if options.file else gateway_file.configuration(config)
-        gateway_file.checked(found, config, io.environ)
-    except InvalidArgument as error:
-        io.say(f"agentos: {error.message}")
-        return FAILED
-    names = names_of(found, backends_of(found, config, io.environ))
-    if options.json:
-        io.json({"version": found.version, "names": names, "canaries": found.routing.canaries})
-        return FINE
-    io.columns(("NAME", "IS", "LEADS TO"), ((one.name, one.is_a, ", ".join(one.leads_to)) for one in names))
-    for canary in found.routing.canaries:
-        io.say(f"canary {canary.experiment}: {canary.percent:g} % of who asks for {canary.name} get {canary.model}")
-    io.say(f"usable; version {found.version}")
-    return FINE
-
-
-def backends_of(found: Configuration, config: Config, environ: Mapping[str, str]) -> tuple[BackendSettings, ...]:
-    explicit = (*found.backends, *parse_settings(config.backends))
-    return merged(explicit, discovered(environ), demo=config.mode != "prod")
-
-
-def names_of(found: Configuration, backends: tuple[BackendSettings, ...]) -> list[Named]:
-    places: dict[str, list[str]] = {}
-    for backend in backends:
-        for model in backend.models:
-            places.setdefault(model.id, []).append(f"{backend.name}/{model.upstream or model.id}")
-
-    def where(name: str) -> tuple[str, ...]:
-        return tuple(place for model in found.routing.models(name) for place in places.get(model, [f"?/{model}"]))
-
-    named = [Named(name=name, is_a="alias", leads_to=where(name)) for name in sorted(found.routing.aliases)]
-    named += [Named(name=name, is_a="tier", leads_to=where(name)) for name in sorted(found.routing.tiers)]
-    named += [Named(name=name, is_a="model", leads_to=where(name)) for name in sorted(places)]
-    return named
+def _verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, purpose: str, run: Callable[[Any, Io], int]
+) -> argparse.ArgumentParser:
+    made = verbs.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False)
+    made.add_argument("--json", action="store_true", help="print as JSON")
+    made.set_defaults(run=run)
+    return made

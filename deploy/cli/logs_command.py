@@ -28,7 +28,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "logs",
         help="the log of a service",
-        description="The end of a service's log: postgres, stack-a, stack-a-worker, stack-b or supervisord.",
+        description="The end of a service's log: postgres, stack-a, stack-a-worker, stack-b, admin or supervisord.",
     )
     parser.add_argument("service")
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing what is added, until Ctrl-C")

@@ -19,6 +19,7 @@ from deploy.cli import (
     nuke_command,
     redeploy_command,
     replay_command,
+    requests_command,
     run_command,
     runs_command,
     status_command,
@@ -60,6 +61,7 @@ _COMMANDS: Final = (
     key_command,
     token_command,
     gateway_command,
+    requests_command,
     test_command,
 )
 

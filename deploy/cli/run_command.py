@@ -14,12 +14,14 @@ from deploy.catalogue import stack_a_url
 from deploy.cli.access import api_token
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.client import TERMINAL, RunsClient, SseEvent
+from ports.priority import DEFAULT, HIGHEST, LOWEST
 
 _EPILOG: Final = """\
 examples:
   ./agentos run agt_demo "What is 17.5 % of 2340, and how many words are in: to be or not to be?"
   ./agentos run agt_demo "Remember that the deploy is on Friday"
   ./agentos run agt_demo "Count the words: one two three" --json | tail -1
+  ./agentos run agt_demo "Is anybody there?" --priority 9      before the tenant's other queued runs
   ./agentos run agt_demo "What is 2 + 2?" --tenant tnt_acme     a tenant that was made with --sample-agent
 
 Exit 0 when the run completed, 1 when it failed or was cancelled. Ctrl-C asks whether to cancel it."""
@@ -32,6 +34,7 @@ class Options(Struct, frozen=True, kw_only=True):
     agent: str
     input: str
     tenant: str | None = None
+    priority: int | None = None
     json: bool = False
 
 
@@ -74,19 +77,26 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("agent", help="the agent's id, such as agt_demo")
     parser.add_argument("input", help="what to ask; `-` reads standard input")
     parser.add_argument("--tenant", help="act in this tenant instead of the seeded one (a token is minted for you)")
+    parser.add_argument(
+        "--priority",
+        type=int,
+        choices=range(LOWEST, HIGHEST + 1),
+        metavar=f"{LOWEST}-{HIGHEST}",
+        help=f"how urgent among the tenant's queued runs; {HIGHEST} starts first ({DEFAULT})",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per event, and a summary as the last line")
     parser.set_defaults(run=run, options=_options)
 
 
 def _options(parsed: argparse.Namespace) -> Options:
     text = sys.stdin.read() if parsed.input == "-" else parsed.input
-    return Options(agent=parsed.agent, input=text, tenant=parsed.tenant, json=parsed.json)
+    return Options(agent=parsed.agent, input=text, tenant=parsed.tenant, priority=parsed.priority, json=parsed.json)
 
 
 def run(options: Options, io: Io) -> int:
     config = io.config()
     with RunsClient(stack_a_url(config), api_token(io, options.tenant)) as client:
-        accepted = client.create_run(options.agent, options.input)
+        accepted = client.create_run(options.agent, options.input, priority=options.priority)
         console = io.data()
         told = Told(console)
         if not options.json:

@@ -169,6 +169,9 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "parent", f"{run['parent_run_id']}, {run['depth']} deep"
     if origin := run["forked_from"]:
         yield "forked", f"from {origin['run_id']} after step {origin['step']}"
+    if run["waits_for"]:
+        yield "waits for", run["waits_for"]
+    yield "priority", str(run["priority"])
     yield "created", f"{_time(run['created_at'])} by {run['principal_id']}"
     if run["finished_at"]:
         yield "took", f"{elapsed(run):.2f} s"

@@ -1,13 +1,14 @@
-"""`agentos tenant create|list|quota|enable|disable`."""
+"""`agentos tenant create|list|quota|policy|enable|disable`."""
 
 import argparse
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
 from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
+from deploy.cli.tenant_policy import add_verb as add_policy
 from deploy.config import MAX_TOKENS_PER_DAY, Config
 from deploy.credentials import SeededKey
 from deploy.internal import OPERATOR, Directory, operator_of
@@ -15,10 +16,9 @@ from deploy.seed import demo_agent, issue
 from ports.agent import AgentSpec
 from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId
-from ports.messages import Json
 from ports.pii import PiiMode
 from ports.run_state import MAX_PAGE
-from ports.tenant import ALL_MODELS, Entitlements, Tenant, check_entitlements
+from ports.tenant import ALL_MODELS, MAX_KEPT_DAYS, Entitlements, StorePrompts, Tenant, check_entitlements
 from stack_b.backends.demo import CHAT_MODEL
 
 # Member of `Entitlements` and flag, with what it means.
@@ -29,8 +29,14 @@ _QUOTA: Final = {
     "max_queued_runs": "runs waiting to be started",
     "weight": "share of the workers while tenants wait for them, relative to the others' weights",
 }
+_NAMES: Final = {
+    "tiers": "tiers it may ask for",
+    "backends": "backends that may see its requests",
+    "regions": "where its requests may be seen, by what backends declare",
+}
 _MODES: Final = get_args(PiiMode)
 _PII: Final = f"what becomes of personal data, by class: {', '.join(_MODES)}"
+_STORE: Final = f"keep prompts and answers so long, redacted and sealed: 1 to {MAX_KEPT_DAYS} days, or 0 for not at all"
 _EPILOG: Final = """\
 examples:
   ./agentos tenant create tnt_acme --name "Acme" --admin-key --sample-agent
@@ -39,6 +45,9 @@ examples:
   ./agentos tenant quota tnt_acme         what it is entitled to; with flags, changes it
   ./agentos tenant quota tnt_acme --max-active-runs 200 --weight 3
   ./agentos tenant quota tnt_acme --pii email=reversible,secret=block
+  ./agentos tenant quota tnt_acme --store-prompts 30     keep prompts and answers for 30 days, redacted and sealed; 0: none
+  ./agentos tenant quota tnt_acme --backends eu-1,eu-2 --regions eu --tiers standard
+  ./agentos tenant policy tnt_acme --file policy.json     see docs/policies.md
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
 
 
@@ -46,7 +55,7 @@ class Create(Struct, frozen=True, kw_only=True):
     tenant: str
     name: str
     models: tuple[str, ...]
-    quota: dict[str, Json]
+    quota: dict[str, Any]
     """Members of `Entitlements` that were given."""
     admin_key: bool
     sample_agent: bool
@@ -59,7 +68,7 @@ class ListAll(Struct, frozen=True, kw_only=True):
 
 class Quota(Struct, frozen=True, kw_only=True):
     tenant: str
-    quota: dict[str, Json]
+    quota: dict[str, Any]
     models: tuple[str, ...] | None
     json: bool
 
@@ -95,6 +104,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_quota(quota_of)
     quota_of.add_argument("--json", action="store_true", help="print as JSON")
     quota_of.set_defaults(run=quota, options=_quota_options)
+    add_policy(verbs)
     for verb, status in (("enable", "active"), ("disable", "disabled")):
         changed = verbs.add_parser(verb, help=f"make a tenant {status}")
         changed.add_argument("tenant")
@@ -106,15 +116,24 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_quota(parser: argparse.ArgumentParser) -> None:
     for name, meaning in _QUOTA.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
+    parser.add_argument("--store-prompts", type=int, metavar="DAYS", help=_STORE)
+    for name, meaning in _NAMES.items():
+        parser.add_argument(f"--{name}", metavar="NAME,…", help=f"{meaning}; * for all")
     parser.add_argument("--pii", metavar="CLASS=MODE,…", help=_PII)
 
 
-def _quota_given(parsed: argparse.Namespace) -> dict[str, Json]:
-    given: dict[str, Json] = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
+def _quota_given(parsed: argparse.Namespace) -> dict[str, Any]:
+    given: dict[str, Any] = {name: value for name in _QUOTA if (value := getattr(parsed, name)) is not None}
     if "tokens_per_day" in given:
         whole("--tokens-per-day", given["tokens_per_day"], least=0, most=MAX_TOKENS_PER_DAY)
+    for name in _NAMES:
+        if (told := getattr(parsed, name)) is not None:
+            given[name] = _listed(f"--{name}", told)
     if parsed.pii is not None:
         given["pii"] = _pii(parsed.pii)
+    if parsed.store_prompts is not None:
+        days = whole("--store-prompts", parsed.store_prompts, least=0, most=MAX_KEPT_DAYS)
+        given["store_prompts"] = StorePrompts(retention_days=days) if days else None
     check_entitlements(msgspec.structs.replace(Entitlements(), **given))
     return given
 
@@ -127,10 +146,15 @@ def _pii(text: str) -> dict[str, str]:
 
 
 def _models(text: str) -> tuple[str, ...]:
-    models = tuple(model.strip() for model in text.split(",") if model.strip())
-    if not models:
-        raise InvalidArgument("--models names no model; write their ids with commas, or leave it out for all of them")
-    return models
+    return _listed("--models", text)
+
+
+def _listed(flag: str, text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        what = flag.removeprefix("--")
+        raise InvalidArgument(f"{flag} names no {what[:-1]}; write them with commas, or leave it out for all {what}")
+    return names
 
 
 def _quota_options(parsed: argparse.Namespace) -> Quota:
@@ -256,13 +280,21 @@ def quota(options: Quota, io: Io) -> int:
     rows = [
         (member.replace("_", " "), f"{getattr(tenant.entitlements, member):,}", _QUOTA[member]) for member in _QUOTA
     ]
+    kept = tenant.entitlements.store_prompts
     pii = ", ".join(f"{kind}={mode}" for kind, mode in sorted(tenant.entitlements.pii.items()))
     io.columns(
         ("ENTITLEMENT", "VALUE", "WHAT IT IS"),
         (
             ("models", ", ".join(tenant.entitlements.models), "model ids it may use"),
+            *((name, ", ".join(getattr(tenant.entitlements, name)), meaning) for name, meaning in _NAMES.items()),
             *rows,
+            (
+                "policy",
+                tenant.entitlements.policy.version or "none",
+                "its own rules; ./agentos tenant policy shows them",
+            ),
             ("pii", pii or "redact all", _PII),
+            ("store prompts", "no" if kept is None else f"{kept.retention_days} days", _STORE),
         ),
     )
     return FINE

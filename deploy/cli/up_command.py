@@ -33,6 +33,7 @@ FLAGS: Final = {
     "--port-stack-a": "stack_a_port",
     "--port-stack-b": "stack_b_port",
     "--port-worker": "worker_port",
+    "--port-admin": "admin_port",
     "--port-postgres": "postgres_port",
 }
 

@@ -19,6 +19,8 @@ from ports.http.edge import App
 
 GRACE_S: Final = 20
 """How long open requests may take to finish after SIGTERM; then they are cancelled, which settles what they hold."""
+WAY_OUT_S: Final = 5.0
+"""How long requests that were cancelled may take to end. Settlements that take longer go on, and are waited for later."""
 LINGER_S: Final = 2.0
 """How long a server that has a successor keeps idle connections open: their clients come back meanwhile and are told that
 it was the last time. Closed at once, one of them might have been sending at that moment."""
@@ -47,6 +49,16 @@ class _Server(uvicorn.Server):
             if self._door.superseded():
                 await self._send_away()
         await super().shutdown(sockets)
+        await self._cut_off()
+
+    async def _cut_off(self) -> None:
+        """Wait for requests that were cancelled: on their way out they settle what they hold."""
+        left = set(self.server_state.tasks)
+        if self.force_exit:
+            for task in left:
+                task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=WAY_OUT_S)
 
     async def _send_away(self) -> None:
         """Accept nothing more, answer what still comes on open connections, and say on each that it is the last."""

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import anyio
 
@@ -17,11 +17,12 @@ from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
-from ports.errors import Unavailable
+from ports.errors import InvalidArgument, Unavailable
 from ports.ids import WorkerId
 from ports.maintenance import MIN_RETENTION
 from stack_a.app import create_worker_app
 from stack_a.deps import UPKEEP_NEEDS, WORKER_NEEDS, WorkerDeps
+from stack_a.hints import Ack
 from stack_a.lease import LeaseStore, kept_apart
 from stack_a.upkeep import Upkeep
 from stack_a.worker import Worker
@@ -43,6 +44,14 @@ def defaults(env: Environment) -> dict[str, Choice]:
         "model": Choice(adapter="stack_b", config={"base_url": env.required("STACK_B_URL")}),
         "tool": tools_of_a_node(env.text("TOOLS_FILE")),
     }
+
+
+def ack_of(text: str) -> Ack:
+    """Raises `InvalidArgument` for anything but the two words."""
+    for known in get_args(Ack):
+        if text == known:
+            return cast("Ack", known)
+    raise InvalidArgument(f"AGENTOS_QUEUE_ACK is {text!r}; it may be {' or '.join(get_args(Ack))}")
 
 
 async def main(variables: Mapping[str, str]) -> None:
@@ -68,8 +77,9 @@ async def main(variables: Mapping[str, str]) -> None:
         worker = Worker(
             WorkerDeps(clock=clock, metrics=metrics, **ports),
             new_id=lambda: WorkerId(f"wrk_{secrets.token_hex(8)}"),
-            concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+            concurrency=env.number("WORKER_CONCURRENCY", 32, least=1, most=1_000),
             keep=kept_apart(store_of_leases),
+            ack=ack_of(env.text("QUEUE_ACK", "accept")),
         )
 
         async def holds_lease() -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment, resolve
+from deploy.roots.gateway_secrets import check_stored
 from deploy.roots.server import run, serve
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
@@ -22,15 +23,20 @@ from ports.http.edge import App
 from stack_b.app import open_app
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
+from stack_b.backends.protocol import Backend
 from stack_b.backends.settings import BackendSettings, check_settings, discovered, merged, parse_settings
-from stack_b.budget.prices import Prices, parse_prices
-from stack_b.configuration import Configuration, Following, read_configuration
+from stack_b.budget.prices import Prices, overlaid, parse_rows
+from stack_b.configuration import Configuration
 from stack_b.deps import NEEDS, StackBDeps
+from stack_b.following import Applied, FileSource, Following, Found, Standing, StoreSource, first, reaches_of
 from stack_b.limits import Limits
+from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
+from stack_b.vault import Vault, new_vault, parse_keys
 
 AUDIENCE = "stack-b"
+STORED = ("tenant", "budget", "reply_journal", "request_log", "gateway_configuration")
 
 
 def defaults(env: Environment) -> dict[str, Choice]:
@@ -38,16 +44,18 @@ def defaults(env: Environment) -> dict[str, Choice]:
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
-        **{port: Choice(adapter="postgres", config=database) for port in ("tenant", "budget", "reply_journal")},
+        **{port: Choice(adapter="postgres", config=database) for port in STORED},
         "verifier": Choice(adapter="tokens", config=tokens),
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.
         "pii_patterns": Choice(adapter="regex"),
+        # Loads what it needs when a backend of such a kind is configured.
+        "provider": Choice(adapter="litellm"),
     }
 
 
 def backends(env: Environment, configuration: Configuration) -> tuple[BackendSettings, ...]:
-    """Those of the gateway's file, of `AGENTOS_BACKENDS`, those found, and the demo backend outside of `prod`.
+    """Those of the configuration, of `AGENTOS_BACKENDS`, those found, and the demo backend outside of `prod`.
 
     Raises:
         InvalidArgument: two of the first have the same name.
@@ -65,11 +73,12 @@ def limits(env: Environment) -> Limits:
         raise InvalidArgument(f"AGENTOS_GATEWAY_LIMITS is not usable: {error}") from None
 
 
-def prices(env: Environment) -> Prices:
-    """Those of the JSON file that `AGENTOS_PRICES_FILE` names, by model and from when they are valid."""
+def prices(env: Environment, configuration: Configuration) -> Prices:
+    """Those of the configuration; of models without any there, those of the file that `AGENTOS_PRICES_FILE` names."""
     path = env.text("PRICES_FILE")
     try:
-        return parse_prices(Path(path).read_text(encoding="utf-8") if path else "")
+        rows = parse_rows(Path(path).read_text(encoding="utf-8") if path else "")
+        return Prices(overlaid(configuration.prices, rows))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"AGENTOS_PRICES_FILE: {path!r} can't be read: {error}") from None
     except InvalidArgument as error:
@@ -79,6 +88,17 @@ def prices(env: Environment) -> Prices:
 def placeholder_key(env: Environment) -> bytes:
     """The node's; without a file one of this process, whose placeholders no other one shares."""
     return env.secret_file("PLACEHOLDER_KEY_FILE").encode() if env.text("PLACEHOLDER_KEY_FILE") else new_key()
+
+
+def vault(env: Environment) -> Vault:
+    """The keys that `AGENTOS_RECORD_KEYS` refers to; without, one of this process, which no other one can open."""
+    reference = env.text("RECORD_KEYS")
+    if not reference:
+        return new_vault()
+    try:
+        return parse_keys(resolve(reference, env.variables))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"AGENTOS_RECORD_KEYS: {error.message}") from None
 
 
 @asynccontextmanager
@@ -101,7 +121,8 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         return instrument(name, port, metrics.port_call)
 
     async with AsyncExitStack() as stack:
-        ports = await stack.enter_async_context(open_ports(choices, NEEDS, clock=clock, wrap=watched))
+        needs = {**NEEDS, "provider": None, "gateway_configuration": None}
+        ports = await stack.enter_async_context(open_ports(choices, needs, clock=clock, wrap=watched))
         caps = limits(env)
         opened = await stack.enter_async_context(
             OpenedBackends(
@@ -109,33 +130,57 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 secret=lambda reference: resolve(reference, env.variables),
                 demo=env.mode() != "prod",
                 lingering=caps.deadline,
+                provider=ports.pop("provider"),
             )
         )
-        path = env.path("GATEWAY_FILE")
-        configuration = Configuration() if path is None else read_configuration(path)
-        catalog = Catalog(opened.use(backends(env, configuration)), clock)
-        router = Router(catalog, configuration.routing, clock)
-        if path is not None:
-            following = Following(
-                path,
-                configuration,
+        store, path = ports.pop("gateway_configuration"), env.path("GATEWAY_FILE")
+        source = StoreSource(store) if path is None else FileSource(path)
+
+        def settings(found: Found) -> tuple[BackendSettings, ...]:
+            if found.version:
+                check_stored(found.configuration, env.variables)
+            return backends(env, found.configuration)
+
+        def usable(found: Found) -> tuple[tuple[Backend, ...], Prices]:
+            costs = prices(env, found.configuration)
+            return opened.use(settings(found)), costs
+
+        found, (served, costs), refused = await first(source, usable)
+        catalog = Catalog(served, clock)
+        router = Router(catalog, found.configuration.routing, clock, reaches=reaches_of(settings(found)))
+        policies = Policies(found.configuration.policies)
+        standing = Standing()
+        following = Following(
+            source,
+            found,
+            Applied(
                 catalog=catalog,
                 router=router,
+                policies=policies,
                 opened=opened,
-                settings=lambda found: backends(env, found),
-                clock=clock,
-            )
-            await stack.enter_async_context(running(following.follow()))
+                prices=costs,
+                settings=settings,
+                prices_of=lambda configuration: prices(env, configuration),
+            ),
+            standing=standing,
+            clock=clock,
+            metrics=metrics,
+            refused=refused,
+        )
+        await stack.enter_async_context(running(following.follow()))
         deps = StackBDeps(
             clock=clock,
             metrics=metrics,
             catalog=catalog,
             router=router,
+            policies=policies,
             limits=caps,
-            prices=prices(env),
+            prices=costs,
+            standing=standing,
             # A ledger in this process is as quick as a chunk of it.
             budget_in_chunks=choices["budget"].adapter != "inproc",
             placeholder_key=placeholder_key(env),
+            vault=vault(env),
             **ports,
         )
         yield await stack.enter_async_context(open_app(deps))

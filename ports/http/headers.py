@@ -6,7 +6,7 @@ from ports.errors import InvalidArgument
 
 _SINGLETONS: Final = frozenset(
     {
-        b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"last-event-id",
+        b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"if-match", b"last-event-id",
         b"traceparent", b"transfer-encoding", b"x-api-key", b"x-correlation-id", b"x-step-key", b"x-tenant-id",
     }
 )  # fmt: skip

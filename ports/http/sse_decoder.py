@@ -16,6 +16,11 @@ class SseDecoder:
         self._data: list[bytes] = []
         self._data_bytes = 0
 
+    @property
+    def between_events(self) -> bool:
+        """Whether nothing of an event has come yet that isn't complete."""
+        return not self._rest and not self._data
+
     def feed(self, piece: bytes) -> list[bytes]:
         """Raises `Unavailable` (`upstream_error`) when one event grows beyond the limit."""
         events: list[bytes] = []

@@ -44,6 +44,7 @@ async def create_run(request: HttpRequest, agent_id: PathText, intake: Intake) -
             tool_allowlist=body.tool_allowlist,
             session_id=body.session_id,
             deadline=wire.deadline_of(body),
+            priority=body.priority,
         ),
     )
     return wire.json_response(wire.run_accepted(created.run, auth), status=202)

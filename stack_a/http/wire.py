@@ -13,6 +13,7 @@ from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.event import Event
 from ports.messages import Fault, Json, Usage
+from ports.priority import DEFAULT, HIGHEST, LOWEST
 from ports.run_state import Origin, Resolution, Run, RunStatus, Step
 from ports.tool import MAX_OUTPUT_BYTES
 from stack_a.runs.start import MAX_ALLOWLIST
@@ -31,6 +32,15 @@ class CreateRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tool_allowlist: Annotated[tuple[ToolName, ...], Meta(max_length=MAX_ALLOWLIST)] | None = None
     session_id: Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_ID_CHARS)] | None = None
     deadline_s: Annotated[int, Meta(ge=1, le=MAX_DEADLINE_S)] | None = None
+    priority: Annotated[
+        int,
+        Meta(
+            ge=LOWEST,
+            le=HIGHEST,
+            description="Which of your queued runs start first: 9 before 0, and of equal ones the oldest. It changes "
+            "nothing between tenants. Runs that it makes have the same.",
+        ),
+    ] = DEFAULT
     tenant: Annotated[str, Meta(description="May only repeat the token's tenant.")] | None = None
 
 
@@ -108,6 +118,10 @@ class RunView(Struct, frozen=True, kw_only=True):
     deadline_at: datetime | None
     cancel_requested_at: datetime | None
     recoveries: int
+    priority: int
+    waits_for: Annotated[
+        Literal["child", "approval", "timer", "peer"] | None, Meta(description="While it is `waiting`: what for.")
+    ]
     parent_run_id: Annotated[str | None, Meta(description="The run that made this one, for an agent's call.")]
     depth: Annotated[int, Meta(description="How many runs are above it; 0 for one that was asked for.")]
     forked_from: Annotated[OriginView | None, Meta(description="The run that this one goes on from.")]
@@ -222,6 +236,8 @@ def run_view(run: Run) -> RunView:
         deadline_at=run.deadline_at,
         cancel_requested_at=run.cancel_requested_at,
         recoveries=run.recoveries,
+        priority=run.priority,
+        waits_for=run.waits_for,
         parent_run_id=None if run.parent is None else run.parent.run_id,
         depth=run.depth,
         forked_from=_origin(run.forked_from),

@@ -45,7 +45,7 @@ class Again:
             self._metrics.run_created(auth.tenant)
             fields = {"run_id": created.run.id, "agent_id": created.run.agent_id, "step": at}
             logger.info("run.forked", extra={**who(auth), **fields})
-            await hint(self._queue, auth, created.run.id)
+            await hint(self._queue, auth, created.run.id, created.run.priority)
         return created
 
     async def _forked(self, auth: AuthContext, run_id: RunId, at: int, idempotency: Idempotency) -> Created:
@@ -66,7 +66,7 @@ class Again:
         if resolved.resolved:
             logger.info("run.resolved", extra={**who(auth), "run_id": run_id, "step": n, "kind": resolution.decision})
             if resolved.run.status == "queued":
-                await hint(self._queue, resolved.run.requester, run_id)
+                await hint(self._queue, resolved.run.requester, run_id, resolved.run.priority)
         return resolved.run
 
 

@@ -32,6 +32,7 @@ async def start_child(deps: WorkerDeps, run: Run, call: PlannedTool, *, now: dat
         context=run.context,
         session_id=run.session_id,
         deadline=None if run.deadline_at is None else max(run.deadline_at - now, timedelta(0)),
+        priority=run.priority,
         parent=Parent(run_id=run.id, step=call.intent.n, depth=run.depth + 1),
     )
     intake = Intake(run_state=deps.run_state, agent=deps.agent, queue=deps.queue, metrics=deps.metrics)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 from msgspec import to_builtins
 from msgspec.structs import replace
 
@@ -115,6 +116,15 @@ class Execution:
             self._interruption = "abandon"
         return self._interruption
 
+    async def _may_act(self) -> None:
+        """Before each effect, with nothing in between: a process that was stopped comes here before anybody interrupts.
+
+        Where the run is not held any more it does not return: what is under way is cancelled.
+        """
+        if self._interrupted() == "abandon":
+            self.interrupt("abandon")
+            await anyio.lowlevel.checkpoint()
+
     async def proceed(self) -> bool:
         """Whether the run is still this worker's, to be handed back. Raises the store's errors, except being fenced."""
         try:
@@ -170,7 +180,7 @@ class Execution:
                 case CallTools(calls=calls):
                     children = await self._make_calls(journal, agent, tools, calls)
                     if children and not _in_doubt(journal) and self._interrupted() is None:
-                        await journal.commit(status="waiting", events=[tell.waiting(children)])
+                        await journal.commit(status="waiting", waits_for="child", events=[tell.waiting(children)])
                         await self._family.waits(self.run)
                         return False
                 case Settle(steps=steps):
@@ -265,6 +275,7 @@ class Execution:
 
     async def _stream(self, request: ChatRequest, deltas: Deltas) -> ChatReply:
         """One attempt, its text put where the journal is told from."""
+        await self._may_act()
         deltas.begin()
         reply: ChatReply | None = None
         async for delta in self._deps.model.stream(self._auth, request):
@@ -328,11 +339,16 @@ class Execution:
     ) -> None:
         """Make the run that the call is for, or find it. Where it has ended, or can't be made, the step is settled."""
         n, took = call.intent.n, timedelta(0)
+
+        async def made() -> Run:
+            await self._may_act()
+            return await start_child(self._deps, self.run, call, now=self._now())
+
         # Whether there is a child is unknown as long as the store is away: that is no answer to build upon.
         patience = Patience(MODEL_ATTEMPTS, outlasts=True)
         try:
             async with limiter:
-                child = await self._retrying(patience, lambda: start_child(self._deps, self.run, call, now=self._now()))
+                child = await self._retrying(patience, made)
         except AgentOSError as error:
             result = StepResult(n=n, status="failed", error=fault_of(error))
         else:
@@ -349,10 +365,13 @@ class Execution:
         """What came of the call."""
         wanted = ToolCall(name=spec.name, arguments=call.arguments, key=step_key(self.run.id, call.intent.n))
         patience = Patience(TOOL_ATTEMPTS if spec.effect in REPEATABLE else 1)
+
+        async def attempt() -> ToolResult:
+            await self._may_act()
+            return await self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
+
         try:
-            result = await self._retrying(
-                patience, lambda: self._deps.tool.invoke(self._auth, wanted, timeout=spec.timeout)
-            )
+            result = await self._retrying(patience, attempt)
             if result.writes and spec.effect != "transactional":
                 raise Internal(f"{spec.name} has writes, and is not transactional", code="tool_bad_output")
         except AgentOSError as error:

@@ -34,13 +34,14 @@ class Family:
     async def waits(self, run: Run) -> None:
         """`run` was just made to wait; its children may have ended before that. Raises nothing."""
         with _left_to_the_sweep(run.id):
-            await self._wake(run.requester, run.id)
+            await self._wake(run.requester, run.id, run.priority)
 
     async def ended(self, auth: AuthContext, run: Run, *, childless: bool = False) -> None:
         """`run` has ended, by `auth`: its parent may go on, and nobody wants its children any more. Raises nothing."""
         if run.parent is not None:
             with _left_to_the_sweep(run.id):
-                await self._wake(auth, run.parent.run_id)
+                # Its children have the parent's priority.
+                await self._wake(auth, run.parent.run_id, run.priority)
         if not childless:
             with _left_to_the_sweep(run.id):
                 await self._end_below(auth, run.id)
@@ -53,14 +54,15 @@ class Family:
             # One that can't be helped now keeps nobody else waiting.
             with _left_to_the_sweep(one.run_id):
                 if one.due == "wake":
-                    await self._wake(one.requester, one.run_id)
+                    run = await self._run_state.load(one.requester, one.run_id)
+                    await self._wake(one.requester, one.run_id, run.priority)
                 elif await self._end(one.requester, one.run_id):
                     await self._end_below(one.requester, one.run_id)
         return len(adrift)
 
-    async def _wake(self, auth: AuthContext, run_id: RunId) -> None:
+    async def _wake(self, auth: AuthContext, run_id: RunId, priority: int) -> None:
         if await self._run_state.wake(auth, run_id):
-            await hint(self._queue, auth, run_id)
+            await hint(self._queue, auth, run_id, priority)
 
     async def _end_below(self, auth: AuthContext, run_id: RunId) -> None:
         """Ask the open runs below a run that has ended to end. Below one that a worker holds, that worker does."""

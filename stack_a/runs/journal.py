@@ -20,6 +20,7 @@ from ports.messages import Fault, Json
 from ports.run_state import (
     MAX_PAGE,
     Appended,
+    Awaited,
     Change,
     NewEvent,
     Run,
@@ -100,6 +101,7 @@ class Journal:
         self,
         *,
         status: RunStatus | None = None,
+        waits_for: Awaited | None = None,
         output: Json = None,
         error: Fault | None = None,
         events: Sequence[NewEvent] = (),
@@ -121,6 +123,7 @@ class Journal:
                 steps=tuple(self._pending),
                 events=tuple(self._events),
                 status=status,
+                waits_for=waits_for,
                 output=output,
                 error=error,
                 writes=tuple(self._writes),

@@ -166,6 +166,8 @@ def _model_call(
         tools=offers,
         max_tokens=agent.limits.max_completion_tokens,
         step_key=step_key(run.id, n),
+        agent=run.agent_id,
+        session=run.session_id or "",
     )
     intent = StepIntent(
         n=n,

@@ -79,7 +79,7 @@ class Intake:
         if created.created:
             self._metrics.run_created(auth.tenant)
             logger.info("run.created", extra={**who(auth), "run_id": created.run.id, "agent_id": new.agent_id})
-            await hint(self._queue, auth, created.run.id)
+            await hint(self._queue, auth, created.run.id, created.run.priority)
         return created
 
     async def _earlier(self, auth: AuthContext, request: RunRequest, refusal: AgentOSError) -> Created:
@@ -104,14 +104,15 @@ class Intake:
             tool_allowlist=request.tool_allowlist,
             session_id=request.session_id,
             deadline=limit if request.deadline is None else min(limit, request.deadline),
+            priority=request.priority,
             parent=request.parent,
         )
 
 
-async def hint(queue: QueuePort, auth: AuthContext, run_id: RunId) -> None:
+async def hint(queue: QueuePort, auth: AuthContext, run_id: RunId, priority: int) -> None:
     """Tell the workers of a run that is queued."""
     try:
-        await queue.enqueue(auth, msgspec.json.encode(Hint(run_id)))
+        await queue.enqueue(auth, msgspec.json.encode(Hint(run_id)), priority=priority)
     except AgentOSError as error:
         # The run is durable and the sweep will find it: what the caller was told stands.
         logger.warning("run.hint_lost", extra={"run_id": run_id, "code": error.code})

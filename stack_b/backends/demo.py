@@ -46,6 +46,9 @@ class DemoBackend:
     def name(self) -> str:
         return self._name
 
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:  # noqa: ARG002 - the protocol's signature
+        return True
+
     async def aclose(self) -> None:
         """It has nothing to close."""
 

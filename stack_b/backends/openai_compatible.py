@@ -13,13 +13,16 @@ import msgspec
 from msgspec import Struct
 
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
-from ports.http.sse_decoder import SseDecoder
 from ports.messages import Json
+from stack_b.backends.billing import StopsBilling, stops, usual
+from stack_b.backends.chunk_reader import ChunkReader
 from stack_b.backends.connection import Answer, ExchangeError, NoRoom, NotConnected, Patience, TimedOut, TooLarge
 from stack_b.backends.dial import Dial, dial, host_header, split_url, tls_context
+from stack_b.backends.dialects import Dialect
 from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
+from stack_b.chunks import Piece
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """2,048 embeddings of 3,072 numbers in decimal are about that."""
@@ -28,7 +31,7 @@ MAX_REFUSAL_BYTES: Final = 64 * 1024
 MAX_RETRY_AFTER_S: Final = 60
 _MODELS_TIMEOUT_S: Final = 5.0
 _OK: Final = 200
-_DONE: Final = b"[DONE]"
+_FAILED: Final = 500
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Json])
 
 # Of a 4xx, what is the client's to repair. Everything else is between us and the backend.
@@ -50,8 +53,10 @@ class OpenAiCompatible:
         first_byte_timeout: timedelta | None = None,
         connect_timeout: timedelta = timedelta(seconds=5),
         max_tokens_member: str | None = None,
+        cancel_stops_billing: StopsBilling | None = None,
         tls: ssl.SSLContext | None = None,
         dial_by: Dial | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
         """`models` empty: ask the backend. `timeout` bounds the wait for the next bytes, not the whole answer; of a
         stream, `first_byte_timeout` that for the first ones. `tls` and `dial_by` are instead of what `base_url` says.
@@ -65,16 +70,22 @@ class OpenAiCompatible:
         # OpenAI's newer models refuse `max_tokens`; many servers only know `max_tokens`.
         by_host = "max_completion_tokens" if parts.hostname == "api.openai.com" else "max_tokens"
         self._max_tokens_member = max_tokens_member or by_host
+        known = usual(parts.hostname or "") if cancel_stops_billing is None else cancel_stops_billing
+        self._stops_billing: StopsBilling = known
         self._path = parts.path.rstrip("/")
         self._query = f"?{parts.query}" if parts.query else ""
-        self._headers = _headers(name, host_header(parts), api_key)
-        self._heads = {path: self._head("POST", path) for path in ("chat/completions", "embeddings")}
+        self._dialect = dialect or Dialect()
+        self._headers = _headers(name, host_header(parts), api_key, self._dialect)
+        self._heads: dict[str, bytes] = {}
         seconds = timeout.total_seconds()
         first = seconds if first_byte_timeout is None else first_byte_timeout.total_seconds()
         self._patience = Patience(first=seconds, next=seconds)
         self._stream_patience = Patience(first=first, next=seconds)
         context = (tls or tls_context()) if parts.scheme == "https" else None
         self._pool = Pool(dial_by or dial(parts, context), connect_s=connect_timeout.total_seconds())
+
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        return stops(self._stops_billing, streamed=streamed)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -90,16 +101,28 @@ class OpenAiCompatible:
         ids = [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         return tuple(_card(model) for model in ids[:MAX_MODELS])
 
+    async def probe(self) -> None:
+        """Any answer but 5xx is one: who does not list its models may serve them."""
+        within = Patience(first=_MODELS_TIMEOUT_S, next=_MODELS_TIMEOUT_S, whole=_MODELS_TIMEOUT_S)
+        try:
+            answer = await self._pool.ask(self._head("GET", "models") + b"\r\n", within)
+        except ExchangeError as error:
+            raise self._translated(error) from error
+        status = answer.status
+        answer.release()
+        if status >= _FAILED:
+            raise Unavailable(f"backend {self.name!r} answered {status}", code="upstream_error")
+
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
         members = self._chat_body(model, body, max_tokens)
-        answer = await self._whole(self._post("chat/completions", members), self._patience)
+        answer = self._dialect.answer(await self._whole(self._post("chat/completions", members), self._patience))
         self._check(answer, CompletionShape)
         return answer
 
-    async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[dict[str, Json], None]:
+    async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[list[Piece], None]:
         members = self._chat_body(model, body, max_tokens)
         members |= {"stream": True, "stream_options": {"include_usage": True}}
-        decoder = SseDecoder()
+        reader = ChunkReader(self._chunk)
         answer = await self._asked(self._post("chat/completions", members), self._stream_patience)
         try:
             size = 0
@@ -107,15 +130,19 @@ class OpenAiCompatible:
                 size += len(piece)
                 if size > MAX_ANSWER_BYTES:
                     raise self._broken("its answer is too large")
-                for event in decoder.feed(piece):
-                    if event == _DONE:
-                        answer.leave()
-                        return
-                    yield self._chunk(event)
-            for event in decoder.close():
-                if event == _DONE:
+                if pieces := reader.feed(piece):
+                    yield pieces
+                if reader.failure is not None:
+                    raise reader.failure
+                if reader.done:
+                    answer.leave()
                     return
-                yield self._chunk(event)
+            if pieces := reader.close():
+                yield pieces
+            if reader.failure is not None:
+                raise reader.failure
+            if reader.done:
+                return
         finally:
             answer.release()
         raise Unavailable(
@@ -125,12 +152,13 @@ class OpenAiCompatible:
         )
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
-        answer = await self._whole(self._post("embeddings", {**body, "model": model}), self._patience)
+        members = {**body, **self._dialect.members, "model": model}
+        answer = await self._whole(self._post("embeddings", members), self._patience)
         self._check(answer, EmbeddingsShape)
         return answer
 
     def _chat_body(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
-        return {**body, "model": model, self._max_tokens_member: max_tokens}
+        return {**body, **self._dialect.members, "model": model, self._max_tokens_member: max_tokens}
 
     def _head(self, method: str, path: str) -> bytes:
         """All of a request's head but what depends on its body."""
@@ -138,9 +166,11 @@ class OpenAiCompatible:
 
     def _post(self, path: str, body: dict[str, Json]) -> bytes:
         content = msgspec.json.encode(body)
-        return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
-            self._heads[path], len(content), content
-        )  # fmt: skip
+        place = self._dialect.path(path, body["model"])
+        head = self._heads.get(place)
+        if head is None:
+            head = self._heads[place] = self._head("POST", place)
+        return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (head, len(content), content)
 
     async def _whole(self, request: bytes, patience: Patience) -> dict[str, Json]:
         answer = await self._asked(request, patience)
@@ -203,10 +233,10 @@ class OpenAiCompatible:
                 details=told,
                 retry_after=_retry_after(answer) if status in _COME_LATER else None,
             )
-        told |= await _identifiers(answer)
-        code = (
-            "context_length_exceeded" if told.get("upstream_code") == "context_length_exceeded" else "invalid_request"
-        )
+        refused = await _refused(answer)
+        told |= _identifiers(refused)
+        too_long = told.get("upstream_code") == "context_length_exceeded" or self._dialect.too_long(refused)
+        code = "context_length_exceeded" if too_long else "invalid_request"
         return InvalidArgument(f"backend {self.name!r} refused the request ({status})", code=code, details=told)
 
     def _chunk(self, event: bytes) -> dict[str, Json]:
@@ -217,6 +247,7 @@ class OpenAiCompatible:
                 code="upstream_error",
                 details=OUTCOME_UNKNOWN,
             )
+        chunk = self._dialect.answer(chunk)
         self._check(chunk, ChunkShape)
         return chunk
 
@@ -231,7 +262,7 @@ class OpenAiCompatible:
     def _object(self, raw: bytes | bytearray) -> dict[str, Json]:
         try:
             return _OBJECT.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
 
     def _broken(self, what: str) -> Unavailable:
@@ -241,12 +272,13 @@ class OpenAiCompatible:
         )
 
 
-def _headers(name: str, host: str, api_key: str | None) -> str:
+def _headers(name: str, host: str, api_key: str | None, dialect: Dialect) -> str:
     lines = {"host": host, "user-agent": "agentos", "accept": "*/*", "accept-encoding": "identity"}
     if api_key is not None:
         if not api_key or not all("!" <= character <= "~" for character in api_key):
             raise InvalidArgument(f"backend {name!r}: its api_key is empty or has a character that no header may hold")
-        lines["authorization"] = f"Bearer {api_key}"
+        header, scheme = dialect.key_header
+        lines[header] = f"{scheme}{api_key}"
     return "".join(f"{header}: {value}\r\n" for header, value in lines.items())
 
 
@@ -258,13 +290,17 @@ def _retry_after(answer: Answer) -> timedelta | None:
     return timedelta(seconds=min(int(told[:9]), MAX_RETRY_AFTER_S))
 
 
-async def _identifiers(answer: Answer) -> dict[str, Json]:
-    """OpenAI's `code` and `param` of a refusal, when they look like names. Its text stays here: it may quote anything."""
+async def _refused(answer: Answer) -> dict[str, Json]:
+    """A refusal's body, as far as it is one."""
     try:
-        told = await answer.read(MAX_REFUSAL_BYTES)
-        error = _OBJECT.decode(told).get("error")
-    except (ExchangeError, msgspec.DecodeError, RecursionError):
+        return _OBJECT.decode(await answer.read(MAX_REFUSAL_BYTES))
+    except (ExchangeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
+
+
+def _identifiers(refused: dict[str, Json]) -> dict[str, Json]:
+    """OpenAI's `code` and `param` of a refusal, when they look like names. Its text stays here: it may quote anything."""
+    error = refused.get("error")
     if not isinstance(error, dict):
         return {}
     found = {f"upstream_{name}": error.get(name) for name in ("code", "param")}

@@ -13,6 +13,7 @@ from typing import Final, Self
 import msgspec
 
 from ports.clock import Clock
+from ports.provider import ProviderPort
 from stack_b.backends.protocol import Backend, OpenBackend
 from stack_b.backends.settings import BackendSettings, open_backend
 
@@ -25,11 +26,20 @@ _NO_SECRET: Final = ""
 class OpenedBackends:
     """For one event loop. Closes whatever is still open at the end of its block."""
 
-    def __init__(self, clock: Clock, *, secret: Callable[[str], str], demo: bool, lingering: timedelta) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        secret: Callable[[str], str],
+        demo: bool,
+        lingering: timedelta,
+        provider: ProviderPort | None = None,
+    ) -> None:
         """`lingering` is how long a request may last."""
         self._clock = clock
         self._secret = secret
         self._demo = demo
+        self._provider = provider
         self._lingering = lingering
         self._opened: dict[_Key, OpenBackend] = {}
         self._leaving: dict[asyncio.Task[None], OpenBackend] = {}
@@ -58,7 +68,9 @@ class OpenedBackends:
         now: dict[_Key, OpenBackend] = {}
         for one in settings:
             key = (msgspec.json.encode(one), self._secret(one.api_key) if one.api_key else _NO_SECRET)
-            now[key] = before.get(key) or open_backend(one, self._clock, secret=self._secret, demo=self._demo)
+            now[key] = before.get(key) or open_backend(
+                one, self._clock, secret=self._secret, demo=self._demo, provider=self._provider
+            )
         self._opened = now
         for key, backend in before.items():
             if key not in now:

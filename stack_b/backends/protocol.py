@@ -5,11 +5,12 @@ Errors are ours (`upstream_error`, `upstream_auth_error`, `upstream_timeout`; a 
 """
 
 from collections.abc import AsyncGenerator
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
 from ports.messages import Json
+from stack_b.chunks import Piece
 
 OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
 """Details of an error after which the backend may have worked, and billed, all the same."""
@@ -66,6 +67,8 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     price: Price | None = None
     max_tokens: int | None = None
     """The most it writes, where known."""
+    hidden_reasoning: bool | None = None
+    """Whether it is billed for output that no stream shows. None: not known; it may be where only streams stop the bill."""
 
 
 class Backend(Protocol):
@@ -74,14 +77,21 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:
+        """Whether a call that is cut off costs only what was written until then; if not, it costs all it would have."""
+        ...
+
     async def models(self) -> tuple[ModelCard, ...]:
         """What it serves now. Raises `Unavailable`."""
         ...
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]: ...
 
-    def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[dict[str, Json], None]:
-        """The chunks of the answer, a usage chunk included where the backend knows how. Returns after `[DONE]`.
+    def stream(
+        self, model: str, body: dict[str, Json], max_tokens: int
+    ) -> AsyncGenerator[dict[str, Json] | list[Piece], None]:
+        """The chunks of the answer, a usage chunk included where the backend knows how: one by one, or all that are there
+        at a time. Returns after `[DONE]`.
 
         Raises:
             Unavailable: `upstream_error` also when the stream ends before it says that it is done.
@@ -89,6 +99,15 @@ class Backend(Protocol):
         ...
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]: ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """A backend that can be asked how it is, for nothing."""
+
+    async def probe(self) -> None:
+        """Raises `Unavailable` when it does not answer, or says that it can't serve anybody."""
+        ...
 
 
 class OpenBackend(Backend, Protocol):

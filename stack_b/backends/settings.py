@@ -1,27 +1,47 @@
 """Backends from configuration, and those that are found without any."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Final, Literal, TypeAlias, get_args
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Struct
 
 from ports.clock import Clock
 from ports.errors import InvalidArgument
+from ports.messages import Json
+from ports.provider import Endpoint, ProviderPort
+from stack_b.backends.billing import StopsBilling, usual
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.dial import split_url, tls_context
+from stack_b.backends.dialects import Azure, Dialect, Tgi, Vllm
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
+from stack_b.backends.provided import ProvidedBackend
+from stack_b.backends.reach import USUAL, Reach
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
 
-Kind: TypeAlias = Literal["openai_compatible", "demo"]
+Direct: TypeAlias = Literal["openai_compatible", "openai", "azure", "vllm", "tgi", "ollama"]
+"""Those that speak OpenAI's protocol."""
+Provided: TypeAlias = Literal["anthropic", "bedrock", "gemini"]
+"""Those that are reached through the provider port."""
+Kind: TypeAlias = Literal[Direct, Provided, "demo"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
+PROVIDED: Final[tuple[str, ...]] = get_args(Provided)
 
+_DIALECTS: Final[Mapping[str, type[Dialect]]] = {"azure": Azure, "vllm": Vllm, "tgi": Tgi}
+_URLS: Final[Mapping[str, str]] = {"openai": OPENAI_URL, "ollama": OLLAMA_URL}
+_BILLING: Final[Mapping[str, StopsBilling]] = {"anthropic": usual("api.anthropic.com")}
+_API_VERSION: Final = "api_version"
+_STEERED: Final = frozenset(
+    {"model", "messages", "input", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n"}
+)
 
+Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=100)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3_600)]
 
 
@@ -32,6 +52,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     chat: bool = True
     embed: bool = False
     max_tokens: int | None = None
+    hidden_reasoning: bool | None = None
+    """Whether it bills output that no stream shows."""
     prompt_usd_per_million: str | None = None
     """Decimal text, such as "0.15": money is never a float."""
     completion_usd_per_million: str | None = None
@@ -53,6 +75,21 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ca_file: str = ""
     """Certificates of the only authorities that are trusted here; empty: the usual ones."""
     max_tokens_member: Literal["max_tokens", "max_completion_tokens"] | None = None
+    options: dict[str, str] = {}
+    """What a kind must be told to be called: azure's `api_version`, bedrock's `region`."""
+    members: dict[str, Json] = {}
+    """Sent in every request beside the client's own, and instead of them: such as ollama's `options`."""
+    regions: tuple[Place, ...] = ()
+    """Where what it is sent may be seen, all of them. Empty: unknown, so that nothing goes there which is bound to a
+    region."""
+    classifications: tuple[Place, ...] = USUAL
+    """What it may be sent, by the classification in the caller's token; `*` for anything."""
+    cancel_stops_billing: StopsBilling | None = None
+    """Whether a call that is cut off costs only what was written until then; not said, what is usual at its host."""
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(regions=frozenset(self.regions), classifications=frozenset(self.classifications))
 
 
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:
@@ -81,8 +118,7 @@ def check_settings(backends: Sequence[BackendSettings]) -> None:
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two backends have the same name among {names}")
     for backend in backends:
-        if backend.kind == "openai_compatible":
-            _check_url(backend)
+        _check_kind(backend)
         for model in backend.models:
             _card(model)
 
@@ -112,47 +148,118 @@ def merged(
     return (*explicit, *more, *rules)
 
 
-def open_backend(backend: BackendSettings, clock: Clock, *, secret: Callable[[str], str], demo: bool) -> OpenBackend:
+def endpoint_of(backend: BackendSettings, api_key: str) -> Endpoint:
+    """Of a provided kind."""
+    return Endpoint(
+        provider=backend.kind,
+        base_url=backend.base_url,
+        api_key=api_key,
+        options=backend.options,
+        connect_s=backend.connect_timeout_s,
+        first_byte_s=backend.first_byte_timeout_s or backend.timeout_s,
+        next_byte_s=backend.timeout_s,
+    )
+
+
+def open_backend(
+    backend: BackendSettings,
+    clock: Clock,
+    *,
+    secret: Callable[[str], str],
+    demo: bool,
+    provider: ProviderPort | None = None,
+) -> OpenBackend:
     """The backend, with its connection pool, for the caller to close. Contacts nobody.
 
     Raises:
-        InvalidArgument: a secret that isn't there, or the demo backend where it may not be.
+        InvalidArgument: a secret that isn't there, the demo backend where it may not be, or a provider that can't be used.
     """
     if backend.kind == "demo":
         if not demo:
             raise InvalidArgument(f"backend {backend.name!r}: the demo backend is not served in mode 'prod'")
         return DemoBackend(clock, name=backend.name)
+    if backend.kind in PROVIDED:
+        if provider is None:
+            raise InvalidArgument(f"backend {backend.name!r}: this gateway has no adapter for the port 'provider'")
+        return ProvidedBackend(
+            name=backend.name,
+            provider=provider,
+            at=endpoint_of(backend, secret(backend.api_key)),
+            models=tuple(_card(model) for model in backend.models),
+            members=backend.members,
+            cancel_stops_billing=(
+                _BILLING.get(backend.kind, False)
+                if backend.cancel_stops_billing is None
+                else backend.cancel_stops_billing
+            ),
+        )
+    query = f"?api-version={quote(backend.options[_API_VERSION])}" if _API_VERSION in backend.options else ""
     return OpenAiCompatible(
         name=backend.name,
-        base_url=backend.base_url,
+        base_url=_base_url(backend) + query,
+        dialect=_DIALECTS.get(backend.kind, Dialect)(backend.members),
         api_key=secret(backend.api_key) if backend.api_key else None,
-        models=tuple(_card(model) for model in backend.models),
+        models=tuple(_card(model, "tgi" if backend.kind == "tgi" else None) for model in backend.models),
         timeout=timedelta(seconds=backend.timeout_s),
         first_byte_timeout=(
             None if backend.first_byte_timeout_s is None else timedelta(seconds=backend.first_byte_timeout_s)
         ),
         connect_timeout=timedelta(seconds=backend.connect_timeout_s),
         max_tokens_member=backend.max_tokens_member,
+        cancel_stops_billing=backend.cancel_stops_billing,
         tls=tls_context(backend.ca_file) if backend.ca_file else None,
     )
 
 
-def _check_url(backend: BackendSettings) -> None:
-    try:
-        split_url(backend.base_url)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"backend {backend.name!r} is not usable: {error.message}") from None
+def _base_url(backend: BackendSettings) -> str:
+    return backend.base_url or _URLS.get(backend.kind, "")
 
 
-def _card(model: ModelSettings) -> ModelCard:
+def _check_kind(backend: BackendSettings) -> None:
+    if backend.kind == "demo":
+        return
+    for problem in (*(_of_provided(backend) if backend.kind in PROVIDED else _of_direct(backend)), *_of_any(backend)):
+        raise InvalidArgument(f"backend {backend.name!r}: {problem}")
+    if backend.base_url or backend.kind not in PROVIDED:
+        try:
+            split_url(_base_url(backend))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"backend {backend.name!r} is not usable: {error.message}") from None
+
+
+def _of_provided(backend: BackendSettings) -> Iterator[str]:
+    # Which options it needs is the adapter's to say, when it is opened.
+    if not backend.api_key:
+        yield f"{backend.kind} needs an api_key, as env:NAME or file:/path"
+    if backend.ca_file or backend.max_tokens_member:
+        yield f"ca_file and max_tokens_member are not for {backend.kind}; leave them out"
+
+
+def _of_direct(backend: BackendSettings) -> Iterator[str]:
+    azure = backend.kind == "azure"
+    if unknown := sorted(backend.options.keys() - ({_API_VERSION} if azure else set())):
+        yield f"{backend.kind} does not know the options {unknown}; leave them out"
+    if azure and (_API_VERSION in backend.options) == ("?" in backend.base_url):
+        yield "azure needs one api_version in `options`, such as 2024-10-21, and a base_url without"
+
+
+def _of_any(backend: BackendSettings) -> Iterator[str]:
+    if (backend.kind in PROVIDED or backend.kind == "azure") and not backend.models:
+        yield f"{backend.kind} does not list its models; name them in `models`"
+    if taken := sorted(backend.members.keys() & _STEERED):
+        yield f"members {taken} are the gateway's own to say; leave them out"
+
+
+def _card(model: ModelSettings, upstream: str | None = None) -> ModelCard:
     priced = model.prompt_usd_per_million is not None or model.completion_usd_per_million is not None
     price = Price(prompt=_nanousd(model.prompt_usd_per_million), completion=_nanousd(model.completion_usd_per_million))
     return ModelCard(
         id=model.id,
-        upstream=model.upstream or model.id,
+        upstream=model.upstream or upstream or model.id,
         chat=model.chat,
         embed=model.embed,
         max_tokens=model.max_tokens,
+        hidden_reasoning=model.hidden_reasoning,
         price=price if priced else None,
     )
 

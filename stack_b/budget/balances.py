@@ -18,6 +18,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.ids import TenantId
+from stack_b.shared_reads import SharedReads
 
 FRESH_S: Final = 1.0
 MAX_TENANTS: Final = 10_000
@@ -42,6 +43,7 @@ class Balances:
         self._ledger = ledger
         self._clock = clock
         self._known: OrderedDict[TenantId, _Known] = OrderedDict()
+        self._reads: SharedReads[tuple[TenantId, int], Balance] = SharedReads()
         self._reading: dict[TenantId, asyncio.Task[None]] = {}
 
     async def current(self, auth: AuthContext, *, limit: int) -> Balance:
@@ -51,7 +53,7 @@ class Balances:
         """
         known = self._known.get(auth.tenant)
         if known is None or known.balance.limit != limit:
-            return await self.read(auth, limit=limit)
+            return await self._reads.of((auth.tenant, limit), lambda: self.read(auth, limit=limit))
         if self._clock.monotonic() - known.read_at >= FRESH_S and auth.tenant not in self._reading:
             self._reading[auth.tenant] = asyncio.create_task(self._renew(auth, limit))
         if (known.held, known.settled) != (known.balance.held, known.balance.settled):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
-from ports.budget import NOTHING, Account, Amount, Booking, Hold, UsageEvent
+from ports.budget import NOTHING, Account, Amount, Booking, Hold, Left, UsageEvent
 from ports.context import AuthContext
 from ports.ids import HoldId, TenantId
 
@@ -53,12 +53,17 @@ class Chunk:
     money: bool
     """Whether it is on budgets of money as well; else what calls cost is no part of it."""
     usable_until: datetime | None
-    over: tuple[str, ...]
+    left: tuple[Left, ...]
+    """Of soft budgets, before anything of it was spent."""
+    accounts: frozenset[str]
+    """Their keys."""
     began: float
     lease_until: float
     """By this process's clock, from before the lease was asked for."""
     last_used: float
     out: Amount = NOTHING
+    spent: Amount = NOTHING
+    """By all its requests that are over, money in any case."""
     requests: int = 0
     """That hold `out`."""
     events: list[UsageEvent] = field(default_factory=list)
@@ -84,9 +89,29 @@ class Chunk:
             self.last_used = monotonic
         return fits
 
+    def grow(self, more: Amount, monotonic: float) -> bool:
+        """Whether a request that has taken of it may have `more`. It began before, so its window may be over."""
+        fits = not self.retired and self.free.holds(more) and monotonic < self.lease_until - MARGIN_S
+        if fits:
+            self.free = self.free.minus(more)
+            self.granted(more, monotonic)
+        return fits
+
+    def granted(self, more: Amount, monotonic: float) -> None:
+        """The ledger holds `more` for one of its requests."""
+        self.out = self.out.plus(more)
+        self.last_used = monotonic
+
+    def returned(self, more: Amount) -> None:
+        """What was granted to a request that was over by then."""
+        self.out = self.out.minus(more)
+        self.free = self.free.plus(more)
+
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
         spent = self._sum(events)
+        for event in events:
+            self.spent = self.spent.plus(event.amount)
         self.events += events
         self.out = self.out.minus(amount)
         self.requests -= 1
@@ -125,7 +150,8 @@ def chunk_of(auth: AuthContext, hold: Hold, on: Iterable[Account], *, monotonic:
         free=hold.held,
         money=any(account.budget.unit == "nanousd" for account in on),
         usable_until=hold.usable_until,
-        over=hold.over,
+        left=hold.left,
+        accounts=frozenset(account.key for account in on),
         began=monotonic,
         lease_until=monotonic + lease.total_seconds(),
         last_used=monotonic,

@@ -4,13 +4,16 @@ A byte-level tokenizer makes at most one token of each byte, so the bytes of the
 bound for text. Media are fetched or decoded by the backend and get a flat allowance each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from ports.errors import InvalidArgument
 from ports.messages import Json
+from stack_b.backends.catalog import Candidate
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.limits import Limits
 
@@ -29,9 +32,28 @@ class Ask(Struct, frozen=True, kw_only=True):
     amount: int
     prompt_bound: int
     max_tokens: int
-    """Per choice: what the backend is told."""
+    """Per choice: what the backend is told, at most."""
+    choices: int = 1
     body_bytes: int = 0
     """Of the JSON that a backend reads."""
+
+
+def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Those that may write as much as is asked for.
+
+    Raises:
+        InvalidArgument: none may.
+    """
+    asked = call.max_tokens
+    if asked is None:
+        return candidates
+    found = tuple(one for one in candidates if one.card.max_tokens is None or asked <= one.card.max_tokens)
+    if not found:
+        most = max(one.card.max_tokens or 0 for one in candidates)
+        raise InvalidArgument(
+            f"max_tokens is at most {most} for this model", code="validation_failed", details={"path": "$.max_tokens"}
+        )
+    return found
 
 
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
@@ -39,9 +61,37 @@ def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = N
     # Nearly every request is text, and bytes are searched faster than values.
     media = sum(1 for _ in _media(call.members)) if any(map(body.__contains__, _MEDIA_WORDS)) else 0
     bound = len(body) + MEDIA_TOKENS * media
-    most = min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
-    each = call.max_tokens if call.max_tokens is not None else most
-    return Ask(amount=bound + call.choices * each, prompt_bound=bound, max_tokens=each, body_bytes=len(body))
+    each = _each(call, limits, model_max_tokens)
+    return Ask(
+        amount=bound + call.choices * each,
+        prompt_bound=bound,
+        max_tokens=each,
+        choices=call.choices,
+        body_bytes=len(body),
+    )
+
+
+def most_written(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    """How many tokens all choices together may have."""
+    return call.choices * _each(call, limits, model_max_tokens)
+
+
+def _each(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:
+    if call.max_tokens is not None:
+        return call.max_tokens
+    return min(limits.default_output_tokens, model_max_tokens or limits.max_tokens)
+
+
+def sliced(ask: Ask, slice_tokens: int) -> Ask:
+    """What is held at first where more can be held as the answer is written: no more than a slice of output per choice."""
+    return replace(ask, amount=ask.prompt_bound + ask.choices * min(ask.max_tokens, slice_tokens))
+
+
+def most_of(candidates: Iterable[Candidate]) -> int | None:
+    """The most that any of them may write per choice; None: not known of all."""
+    most = [one.card.max_tokens for one in candidates]
+    known = [one for one in most if one is not None]
+    return max(known) if known and len(known) == len(most) else None
 
 
 def embed_ask(call: EmbedCall) -> Ask:
@@ -53,11 +103,6 @@ def embed_ask(call: EmbedCall) -> Ask:
 def estimated_tokens(size_bytes: int) -> int:
     """About how many tokens a text of `size_bytes` is; at least one if there is any."""
     return -(-size_bytes // BYTES_PER_TOKEN)
-
-
-def tokens_that_fit(fits: int, ask: Ask, *, choices: int) -> int:
-    """The `max_tokens` with which a request would fit into `fits` tokens of budget."""
-    return max(0, (fits - ask.prompt_bound) // choices)
 
 
 def _media(value: Json) -> Iterator[None]:

@@ -7,14 +7,17 @@ from typing import Final
 
 from msgspec import Struct
 
-from ports.budget import Account, Amount, BudgetLedger, UsageEvent
+from ports.budget import TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
 from ports.budget_rules import tokens_per_day
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.ids import TenantId
 from ports.messages import Usage
 from stack_b.budget.balances import Balances
+from stack_b.budget.held import Held
+from stack_b.budget.over import over
 from stack_b.budget.purse import Purse
+from stack_b.canonical import NOBODY_KNOWN, About
 
 SETTLE_BOUND_S: Final = 10.0
 """How long a way out waits for its settlement; after that it goes on in the background."""
@@ -32,24 +35,15 @@ class Served(Struct, frozen=True, kw_only=True):
     reasoning: int = 0
 
 
-class About(Struct, frozen=True, kw_only=True):
-    """What a request is of, as far as that is known, beside its tenant and principal."""
-
-    agent: str = ""
-    session: str = ""
-
-
 _NOBODY: Final = Served()
-_NOTHING_KNOWN: Final = About()
 _NOTHING_USED: Final = Usage()
 
 
 class Spending:
     """What a request has consumed so far. Whatever it is on the way out is settled."""
 
-    def __init__(self, over: tuple[str, ...] = ()) -> None:
-        self.over = over
-        """Soft budgets that are beyond their limits."""
+    def __init__(self, held: Held | None = None) -> None:
+        self.held = held
         self._known: list[tuple[Usage, Served]] = []
         self._assumed = _NOTHING_USED
         self._assumed_of = _NOBODY
@@ -62,6 +56,19 @@ class Spending:
         for usage, _ in self._known:
             total = total.plus(usage)
         return total
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """Soft budgets that are beyond their limits with this."""
+        if self.held is None:
+            return ()
+        chunk = self.held.taken.chunk
+        return over(chunk.left, chunk.spent.plus(self.amount)) if chunk.left else ()
+
+    @property
+    def amount(self) -> Amount:
+        total = self.total
+        return Amount(tokens=total.total_tokens, nanousd=total.cost_nanousd)
 
     def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
         """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
@@ -96,7 +103,8 @@ class Meter:
         lease: timedelta,
         also: tuple[Account, ...] = (),
         nanousd: int = 0,
-        about: About = _NOTHING_KNOWN,
+        about: About = NOBODY_KNOWN,
+        request: str = "",
     ) -> "Reservation":
         """A block: hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on
         the way out settle what was added to the `Spending`.
@@ -110,11 +118,11 @@ class Meter:
         """
         on = (tokens_per_day(limit), *also)
         wanted = Amount(tokens=amount, nanousd=nanousd)
-        return Reservation(self._purse, self._balances, auth, wanted, on=on, lease=lease, about=about)
+        return Reservation(self._purse, self._balances, auth, wanted, on=on, lease=lease, about=about, request=request)
 
-    def idle(self, tenant: TenantId) -> int:
-        """Tokens that the ledger counts as held and that this process has for requests to come."""
-        return self._purse.idle(tenant)
+    def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
+        """What the ledger counts as held of an account, and this process has for requests to come."""
+        return self._purse.idle(tenant, account, unit)
 
     async def drain(self) -> None:
         """Wait for settlements still under way, and give back what is held for nobody; once, before the ledger closes."""
@@ -124,7 +132,18 @@ class Meter:
 class Reservation:
     """See `Meter.reserved`."""
 
-    __slots__ = ("_about", "_amount", "_auth", "_balances", "_lease", "_on", "_purse", "_spending", "_taken")
+    __slots__ = (
+        "_about",
+        "_amount",
+        "_auth",
+        "_balances",
+        "_held",
+        "_lease",
+        "_on",
+        "_purse",
+        "_request",
+        "_spending",
+    )
 
     def __init__(
         self,
@@ -136,7 +155,9 @@ class Reservation:
         on: tuple[Account, ...],
         lease: timedelta,
         about: About,
+        request: str,
     ) -> None:
+        self._request = request
         self._purse = purse
         self._balances = balances
         self._auth = auth
@@ -146,22 +167,24 @@ class Reservation:
         self._about = about
 
     async def __aenter__(self) -> Spending:
-        self._taken = await self._purse.take(self._auth, self._amount, self._on, self._lease)
+        taken = await self._purse.take(self._auth, self._amount, self._on, self._lease)
         self._balances.held(self._auth.tenant, self._amount.tokens)
-        self._spending = Spending(self._taken.chunk.over)
+        self._held = Held(self._auth, taken, on=self._on, lease=self._lease, purse=self._purse, balances=self._balances)
+        self._spending = Spending(self._held)
         return self._spending
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         spending = self._spending
-        self._balances.settled(self._auth.tenant, self._amount.tokens, spending.total.total_tokens)
-        await self._purse.put(self._taken, events_of(self._auth, self._about, spending), wait_s=SETTLE_BOUND_S)
+        self._balances.settled(self._auth.tenant, self._held.amount.tokens, spending.total.total_tokens)
+        events = events_of(self._auth, self._about, spending, self._request)
+        await self._purse.put(self._held.taken, events, wait_s=SETTLE_BOUND_S)
 
 
-def events_of(auth: AuthContext, about: About, spending: Spending) -> tuple[UsageEvent, ...]:
-    """An event for each attempt that consumed something, under an id of ours for the request."""
-    request = f"req_{os.urandom(16).hex()}"
+def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
+    """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
+    request = request or f"req_{os.urandom(16).hex()}"
     return tuple(
         _event(auth, about, (request, number), usage, served)
         for number, (usage, served) in enumerate(spending.attempts(), start=1)

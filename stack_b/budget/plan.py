@@ -1,22 +1,19 @@
 """Which budgets a request is measured against beside its tenant's tokens a day, and what it may cost at most."""
 
 from collections.abc import Sequence
-from typing import Final
 
 from msgspec import Struct
 
-from ports.budget import MAX_SCOPE_ID_CHARS, Account, Budget, BudgetLedger, Scope
+from ports.budget import Account, Amount, Budget, BudgetLedger, Scope
 from ports.budget_rules import accounts
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import InvalidArgument, PermissionDenied
-from ports.messages import Json
+from ports.errors import PermissionDenied
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.estimate import Ask
-from stack_b.budget.meter import About
+from stack_b.budget.slices import output_within
+from stack_b.canonical import About
 from stack_b.fresh import Fresh
-
-_NOTHING_KNOWN: Final = About()
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -25,6 +22,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Those whose cost can be limited, where it must be."""
     nanousd: int
     """At the dearest of them; 0 where no budget is of money."""
+    money: bool = False
+    """Whether a budget of money is held."""
     about: About
 
 
@@ -46,7 +45,7 @@ def planned(
     auth: AuthContext,
     budgets: Sequence[Budget],
     candidates: tuple[Candidate, ...],
-    members: dict[str, Json],
+    about: About,
     ask: Ask,
     *,
     tier: str,
@@ -56,7 +55,6 @@ def planned(
     Raises:
         PermissionDenied: a budget limits money, and no candidate has a price.
     """
-    about = _about(members)
     if not budgets:
         return Plan(also=(), candidates=candidates, nanousd=0, about=about)
     scopes: dict[Scope, str] = {
@@ -78,25 +76,19 @@ def planned(
     prompt, completion = ask.prompt_bound, ask.amount - ask.prompt_bound
     prices = [one.card.price for one in candidates if one.card.price is not None] if money else []
     nanousd = max((price.most_nanousd(prompt, completion) for price in prices), default=0)
-    return Plan(also=also, candidates=candidates, nanousd=nanousd, about=about)
+    return Plan(also=also, candidates=candidates, nanousd=nanousd, money=bool(money), about=about)
 
 
-def _about(members: dict[str, Json]) -> About:
-    """What a client says of itself in `metadata`; whoever counts by it trusts its own clients."""
-    told = members.get("metadata")
-    if not isinstance(told, dict):
-        return _NOTHING_KNOWN
-    return About(agent=_name(told, "agent_id"), session=_name(told, "session_id"))
+def tokens_that_fit(plan: Plan, ask: Ask, *, limit: int) -> int:
+    """The `max_tokens` with which a request could fit into all of its hard budgets, if nothing else were spent or held.
 
-
-def _name(told: dict[str, Json], member: str) -> str:
-    name = told.get(member)
-    if not isinstance(name, str):
-        return ""
-    if len(name) > MAX_SCOPE_ID_CHARS:
-        raise InvalidArgument(
-            f"{member} is longer than {MAX_SCOPE_ID_CHARS} characters",
-            code="validation_failed",
-            details={"path": f"$.metadata.{member}"},
-        )
-    return name
+    `limit` is that of the tenant's tokens a day.
+    """
+    hard = [account.budget for account in plan.also if account.budget.mode == "hard"]
+    room = Amount(tokens=min([limit, *(one.limit for one in hard if one.unit == "tokens")]))
+    outputs = [output_within(room, None, ask.prompt_bound)]
+    money = [one.limit for one in hard if one.unit == "nanousd"]
+    if money:
+        room = Amount(tokens=room.tokens, nanousd=min(money))
+        outputs += [output_within(room, one.card.price, ask.prompt_bound) for one in plan.candidates]
+    return max(0, min(outputs) // ask.choices)

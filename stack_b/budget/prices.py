@@ -1,7 +1,7 @@
 """Prices by version: what a model costs from when on. They go before the price that a backend's settings name."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 
@@ -35,6 +35,10 @@ class Prices:
                 raise InvalidArgument(f"the price of {row.model!r} from {row.valid_from.isoformat()} is there twice")
             versions.append((row.valid_from, _price(row)))
 
+    def follow(self, other: "Prices") -> None:
+        """From the next request on these."""
+        self._by_model = other._by_model  # noqa: SLF001 - of the same class
+
     def of(self, model: str, at: datetime) -> Price | None:
         """The price in force; None where there is none yet."""
         versions = self._by_model.get(model)
@@ -49,18 +53,42 @@ class Prices:
         return candidate if price is None else Candidate(candidate.backend, replace(candidate.card, price=price))
 
 
-def parse_prices(text: str) -> Prices:
-    """From a JSON list of `PriceRow`; an empty text is none. Raises `InvalidArgument`."""
+def parse_rows(text: str) -> tuple[PriceRow, ...]:
+    """From a JSON list; an empty text is none. Raises `InvalidArgument`."""
     try:
-        rows = msgspec.json.decode(text or "[]", type=list[PriceRow])
-    except msgspec.DecodeError as error:
+        rows = msgspec.json.decode(text or "[]", type=tuple[PriceRow, ...])
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidArgument(f"the prices are not usable: {error}") from None
-    for row in rows:
-        if row.valid_from.tzinfo is None:
-            raise InvalidArgument(
-                f"the price of {row.model!r}: valid_from needs an offset, such as 2026-01-01T00:00:00Z"
-            )
-    return Prices(rows)
+    check_prices(rows)
+    return rows
+
+
+def parse_prices(text: str) -> Prices:
+    """As `parse_rows`."""
+    return Prices(parse_rows(text))
+
+
+def check_prices(rows: Iterable[PriceRow]) -> None:
+    """Raise `InvalidArgument` for a price that is no number, one from no moment, or two of a model from the same one."""
+    found = tuple(rows)
+    for row in found:
+        check_price(row)
+    Prices(found)
+
+
+def check_price(row: PriceRow) -> None:
+    if row.valid_from.tzinfo is None:
+        raise InvalidArgument(f"the price of {row.model!r}: valid_from needs an offset, such as 2026-01-01T00:00:00Z")
+    try:
+        _price(row)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"the price of {row.model!r}: {error.message}") from None
+
+
+def overlaid(rows: Sequence[PriceRow], others: Sequence[PriceRow]) -> tuple[PriceRow, ...]:
+    """`rows`, and `others` for the models that have none there."""
+    models = {row.model for row in rows}
+    return (*rows, *(row for row in others if row.model not in models))
 
 
 def _price(row: PriceRow) -> Price:

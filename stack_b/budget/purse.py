@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from ports.budget import NOTHING, Account, Amount, BudgetLedger, UsageEvent
+from ports.budget import NOTHING, TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError, ResourceExhausted
+from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import TenantId
 from stack_b.budget.chunks import REQUESTS, Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
 
@@ -97,6 +97,18 @@ class Purse:
             task.add_done_callback(self._unwanted)
             raise
 
+    async def grow(self, taken: Taken, more: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
+        """`taken` and `more`: of its chunk, or by a call that extends it. Raises like `take`; then it stays as it was."""
+        chunk = taken.chunk
+        if not chunk.grow(more, self._clock.monotonic()):
+            task = self._kept(self._extended(chunk, more, on, lease))
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                task.add_done_callback(lambda done: self._unneeded(chunk, more, done))
+                raise
+        return Taken(chunk, taken.amount.plus(more))
+
     async def put(self, taken: Taken, events: tuple[UsageEvent, ...], *, wait_s: float) -> None:
         """The request is over. Its usage is booked in any case.
 
@@ -106,10 +118,11 @@ class Purse:
         if task is not None and taken.chunk.exact:
             await asyncio.wait({task}, timeout=wait_s)
 
-    def idle(self, tenant: TenantId) -> int:
-        """Tokens that are held for requests to come: free for this process, held for everybody else."""
+    def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
+        """What is held of an account for requests to come: free for this process, held for everybody else."""
         books = self._books.get(tenant)
-        return sum(max(0, chunk.free.tokens) for chunk in books.chunks) if books is not None else 0
+        chunks = books.chunks if books is not None else ()
+        return sum(max(0, chunk.free.of(unit)) for chunk in chunks if account in chunk.accounts)
 
     async def drain(self) -> None:
         """Give everything back that no request holds, and book all usage. Called once, before the ledger closes."""
@@ -175,6 +188,9 @@ class Purse:
             pool.current = chunk
         else:
             chunk.exact = chunk.retired = True
+            if chunk.free != NOTHING:
+                # Too little for another request here: others may need it.
+                self._soon(auth.tenant)
             if not tight:
                 pool.tight_until = began + TIGHT_S
         return Taken(chunk, amount)
@@ -191,6 +207,34 @@ class Purse:
         _retire(books.chunks)
         await self._book(tenant)
         return True
+
+    async def _extended(self, chunk: Chunk, more: Amount, on: tuple[Account, ...], lease: timedelta) -> None:
+        books = self._books[chunk.auth.tenant]
+        try:
+            await self._extend(books, chunk, more, on, lease)
+        except ResourceExhausted as error:
+            if error.code != "budget_in_flight" or not await self._returned(chunk.auth.tenant):
+                raise
+            await self._extend(books, chunk, more, on, lease)
+
+    async def _extend(
+        self, books: _Books, chunk: Chunk, more: Amount, on: tuple[Account, ...], lease: timedelta
+    ) -> None:
+        # Not while it is booked: what a booking keeps was reckoned before.
+        async with books.booking:
+            try:
+                await self._ledger.extend(chunk.auth, chunk.hold, more, on=on, lease=lease)
+            except (Conflict, NotFound):
+                chunk.lost = chunk.retired = True
+                raise Unavailable("the ledger was away for too long, and what was held is held no more") from None
+            chunk.granted(more, self._clock.monotonic())
+
+    def _unneeded(self, chunk: Chunk, more: Amount, granted: asyncio.Task[None]) -> None:
+        """The request left while its extension was under way."""
+        if not granted.cancelled() and granted.exception() is None:
+            chunk.returned(more)
+            if chunk.auth.tenant in self._books:
+                self._soon(chunk.auth.tenant)
 
     def _unwanted(self, granted: asyncio.Task[Taken]) -> None:
         if not granted.cancelled() and granted.exception() is None:

@@ -3,13 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
+import msgspec
+
 from ports.errors import AgentOSError
 from ports.messages import Json
+from stack_b.caller import Caller
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
+from stack_b.http.about import told as told_about
 from stack_b.http.asked import Asked, Endpoint, Reply
-from stack_b.http.parse import PREFERENCE, STEP_KEY, preferring, step_key
-from stack_b.http.replies import ChatStream, json_reply, unless_gone
+from stack_b.http.chat_stream import ChatStream
+from stack_b.http.once import asked_once, client_of
+from stack_b.http.parse import PREFERENCE, preferring
+from stack_b.http.replies import json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
 from stack_b.http.surfaces.messages_in import counted, input_tokens, messages
 from stack_b.http.surfaces.messages_wire import TokenCount
@@ -51,23 +57,29 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
     async def complete(asked: Asked) -> Reply:
         found = asked.exchange
         call, wire = read(found.json, deps.limits)
-        call = preferring(call, found.headers.text(PREFERENCE))
-        auth, sent = found.identity, found.headers.text(STEP_KEY)
-        key = None if sent is None else step_key(sent)
+        call = told_about(preferring(call, found.headers.text(PREFERENCE)), found.headers)
+        call = msgspec.structs.replace(call, route=found.template)
+        auth, client = found.identity, client_of(found.headers)
+        once = asked_once(found.headers, auth, call, client)
+        flight = steps.flight(auth, call, client) if once is None and client is not None else None
+        caller = Caller()
         if call.stream:
             return ChatStream(
-                pipeline.stream(auth, call) if key is None else steps.stream(auth, call, key),
+                pipeline.stream(auth, call, caller=caller) if once is None else steps.stream(auth, call, once),
                 wire=wire,
                 route=found.template,
                 auth=auth,
-                clock=deps.clock,
                 reauthorize=found.reauthorize,
                 deadline=deps.limits.deadline,
+                caller=caller,
+                flight=flight,
             )
         try:
-            # A step goes on without its client; any other call has nobody left to pay for.
+            # Under a key it goes on without its client; any other call has nobody left to pay for.
             answer = await (
-                unless_gone(asked, pipeline.chat(auth, call)) if key is None else steps.chat(auth, call, key)
+                unless_gone(asked, pipeline.chat(auth, call, caller=caller), caller, flight)
+                if once is None
+                else steps.whole(auth, call, once)
             )
         except AgentOSError as error:
             told(error, wire.names)

@@ -11,13 +11,21 @@ from litestar.params import FromPath
 from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.http.edge import decoded, exchange
+from ports.http.headers import Headers
 from ports.http.health import OK, Probe, states_of
+from ports.messages import Json
 from stack_b.backends.catalog import Candidate
+from stack_b.caller import Caller
+from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
+from stack_b.following import Standing
+from stack_b.http.about import told
 from stack_b.http.asked import Asked, Endpoint, Reply
+from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import json_reply, unless_gone
-from stack_b.http.wire import Health, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.http.wire import Health, InForce, ModelList, ModelView, Readiness, StepBody, StepView
+from stack_b.limits import Limits
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 
@@ -36,13 +44,20 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
 
     async def embeddings(asked: Asked) -> Reply:
         found = asked.exchange
-        call = preferring(embed_call(found.json, deps.limits), found.headers.text(PREFERENCE))
-        return json_reply(await unless_gone(asked, pipeline.embed(found.identity, call)))
+        call = told(preferring(embed_call(found.json, deps.limits), found.headers.text(PREFERENCE)), found.headers)
+        call = msgspec.structs.replace(call, route=found.template)
+        auth, client = found.identity, client_of(found.headers)
+        once = asked_once(found.headers, auth, call, client)
+        if once is not None:
+            return json_reply(await steps.whole(auth, call, once))
+        flight = None if client is None else steps.flight(auth, call, client)
+        caller = Caller()
+        return json_reply(await unless_gone(asked, pipeline.embed(auth, call, caller=caller), caller, flight))
 
     async def policy_check(asked: Asked) -> Reply:
         found = asked.exchange
         auth = found.identity
-        call = preferring(chat_call(found.json, deps.limits), found.headers.text(PREFERENCE))
+        call = _checked(found.json, deps.limits, found.headers.text(PREFERENCE), found.headers)
         verdict = await pipeline.check(auth, call)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})
@@ -87,7 +102,12 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
     async def readyz() -> Response[bytes]:
         states = await states_of(probes)
         ready = all(state == OK for state in states.values())
-        view = Readiness(status=OK if ready else "unavailable", dependencies=states, models=len(deps.catalog.served()))
+        view = Readiness(
+            status=OK if ready else "unavailable",
+            dependencies=states,
+            models=len(deps.catalog.served()),
+            configuration=in_force(deps.standing),
+        )
         return _body(msgspec.json.encode(view), status=200 if ready else 503)
 
     @get("/metrics")
@@ -99,6 +119,24 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
         return _body(openapi)
 
     return [healthz, readyz, metrics, document]
+
+
+def in_force(standing: Standing) -> InForce:
+    return InForce(
+        source=standing.origin,
+        version=standing.version,
+        digest=standing.digest,
+        refused=standing.refused,
+        refused_version=standing.refused_version if standing.refused else 0,
+        store_answers=standing.reachable,
+    )
+
+
+def _checked(value: dict[str, Json], limits: Limits, preference: str | None, headers: Headers) -> ChatCall | EmbedCall:
+    """The call that is asked about: an embedding where there is something to embed and no conversation."""
+    if "input" in value and "messages" not in value:
+        return told(preferring(embed_call(value, limits), preference), headers)
+    return told(preferring(chat_call(value, limits), preference), headers)
 
 
 def _view(candidate: Candidate, auth: AuthContext) -> ModelView:

@@ -10,6 +10,7 @@ from ports.errors import InvalidArgument
 from ports.http.edge import decoded
 from ports.messages import Json
 from stack_b.canonical import ChatCall, EmbedCall, Preference
+from stack_b.http.about import about
 from stack_b.http.wire import ChatBody, EmbeddingsBody
 from stack_b.limits import Limits
 
@@ -83,6 +84,7 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
         max_tokens=_max_tokens(body, limits),
         stream=body.stream or False,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        about=about(value.get("metadata")),
     )
 
 
@@ -97,12 +99,13 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
     if not inputs or not all(inputs):
         raise _refused("input", "input must hold at least one text, and no empty one")
     at_most(len(inputs), limits.embedding_inputs, "input")
-    ours = {"model", "input", "encoding_format"}
+    ours = {"model", "input", "encoding_format", "metadata"}
     return EmbedCall(
         model=body.model,
         inputs=inputs,
         members={name: member for name, member in value.items() if name not in ours},
         encoding=body.encoding_format or "float",
+        about=about(value.get("metadata")),
     )
 
 

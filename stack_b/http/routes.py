@@ -4,7 +4,7 @@ from typing import Final
 
 from msgspec.structs import asdict
 
-from ports.http.openapi import Operation
+from ports.http.openapi import Operation, Parameter
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_DEPTH
 from ports.messages import Json
@@ -16,10 +16,18 @@ from stack_b.limits import Limits
 SCOPE: Final = "models:invoke"
 
 _CALL_CODES: Final = (
-    "model_not_entitled", "policy_blocked", "request_exceeds_budget", "context_length_exceeded", "budget_exceeded",
-    "budget_in_flight", "upstream_error", "upstream_auth_error", "upstream_timeout",
+    "model_not_entitled", "policy_blocked", "tool_not_permitted", "request_exceeds_budget", "context_length_exceeded",
+    "budget_exceeded", "budget_in_flight", "upstream_error", "upstream_auth_error", "upstream_timeout",
 )  # fmt: skip
 _STEP_CODES: Final = ("idempotency_in_progress", "idempotency_key_reused", "conflict")
+
+
+_ONCE: Final = Parameter(
+    name="Idempotency-Key",
+    description="1 to 255 printable ASCII characters, the principal's on this route for 7 days: the call is made once.",
+    schema={"type": "string", "minLength": 1, "maxLength": 255},
+    where="header",
+)
 
 
 def routes(limits: Limits) -> RouteTable:
@@ -62,9 +70,13 @@ OPERATIONS: Final = {
             "OpenAI's chat completions, plus a receipt. Personal data and secrets in the request reach no backend. With "
             "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event. "
             "The header `X-Route-Preference` (`quality`, `cost`, `latency`) says what to go by where several may answer. "
+            "`X-Agent-Id` and `X-Session-Id` (percent-encoded), or `metadata`, say what budgets count by, on all surfaces. "
             "With the header `X-Step-Key` the call is made once: it goes on when the client leaves, and whoever sends the "
-            "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing."
+            "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing. So it "
+            "is with `Idempotency-Key`. Who repeats a request while its call is under way joins it, a stream from its "
+            "first chunk (`route.joined`). A retry of the official clients (`x-stainless-retry-count`) needs no key."
         ),
+        parameters=(_ONCE,),
         tag="models",
         request=wire.ChatBody,
         response=wire.ChatCompletion,
@@ -77,8 +89,9 @@ OPERATIONS: Final = {
             "OpenAI's responses, plus a receipt. Stateless: nothing is stored, so `store`, `previous_response_id`, "
             "`conversation` and `background` are refused, like every member and kind of item or tool that no backend could "
             "be told. With `stream`, OpenAI's events; a failure on the way is `response.failed`, then `error`. "
-            "`X-Step-Key` works as for chat completions."
+            "`X-Step-Key` and `Idempotency-Key` work as for chat completions."
         ),
+        parameters=(_ONCE,),
         tag="models",
         request=ResponsesBody,
         response=ResponseView,
@@ -91,8 +104,9 @@ OPERATIONS: Final = {
             "Anthropic's messages, plus a receipt. The key may come as `x-api-key`. What no backend could be told is "
             "refused. With `stream`, Anthropic's events, and `ping` while there is nothing to say. An error has "
             "Anthropic's `type` around and inside the `error` described here; `error.details.error_code` is its `code`. "
-            "`X-Step-Key` works as for chat completions."
+            "`X-Step-Key` and `Idempotency-Key` work as for chat completions."
         ),
+        parameters=(_ONCE,),
         tag="models",
         request=MessagesBody,
         response=MessageView,
@@ -120,11 +134,15 @@ OPERATIONS: Final = {
         tag="models",
         request=wire.EmbeddingsBody,
         response=wire.EmbeddingList,
-        codes=_CALL_CODES,
+        parameters=(_ONCE,),
+        codes=(*_CALL_CODES, *_STEP_CODES),
     ),
     ("POST", "/v1/policy/check"): Operation(
         summary="Ask what policy and budget would decide",
-        description="Takes a chat completion's body. Calls no backend and changes nothing.",
+        description=(
+            "Takes a chat completion's body, or that of embeddings. Decides by the same code as a call would, calls no "
+            "backend and changes nothing."
+        ),
         tag="policy",
         request=wire.ChatBody,
         response=wire.PolicyVerdict,

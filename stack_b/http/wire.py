@@ -73,6 +73,8 @@ class EmbeddingsBody(Struct, frozen=True, kw_only=True):
     """Text. Token ids are refused: policy can't read them."""
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=16_384)] | None = None
+    metadata: dict[str, Json] | None = None
+    """`agent_id` and `session_id`: what budgets are counted by. Sent nowhere."""
     user: str | None = None
 
 
@@ -87,6 +89,10 @@ class UsageReceipt(Struct, frozen=True, kw_only=True):
     """True when any part was counted by the gateway because the backend reported none."""
     ttft_ms: int | None = None
     """To the first content of a stream."""
+    budgets_over: list[str] | None = None
+    """Soft budgets that are beyond their limits."""
+    limited_by: str | None = None
+    """The budget that left no room for more of the answer, which then ends with `length`."""
 
 
 class Usage(UsageReceipt, frozen=True, kw_only=True):
@@ -201,6 +207,8 @@ class BudgetView(Struct, frozen=True, kw_only=True):
 class PolicyVerdict(Struct, frozen=True, kw_only=True):
     policy_outcome: PolicyOutcome
     findings: list[Finding]
+    refusal: str | None
+    """The code of the error that a call would get from policy."""
     budget: BudgetView
     tenant_id: str
     correlation_id: str
@@ -216,3 +224,19 @@ class Readiness(Struct, frozen=True, kw_only=True):
     """`ok`, or why not, by dependency."""
     models: int
     """How many models are served; none is no reason not to be ready."""
+    configuration: "InForce"
+
+
+class InForce(Struct, frozen=True, kw_only=True):
+    """The configuration that the gateway goes by. One that can't be used is no reason not to be ready: the last one is."""
+
+    source: Literal["file", "store", "none"]
+    version: int
+    """Of the store; 0 for a file, or where nothing is stored."""
+    digest: str
+    """Equal for documents that mean the same."""
+    refused: bool
+    """The newest one can't be used here, and an older one is in force; the log says why."""
+    refused_version: int
+    """Which one, where it has a number."""
+    store_answers: bool

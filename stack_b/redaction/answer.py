@@ -11,6 +11,8 @@ import msgspec
 
 from ports.messages import Json
 from ports.model import PolicyOutcome
+from stack_b.backends.catalog import Candidate
+from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
 from stack_b.redaction.spans import SHORTEST, is_media
@@ -21,6 +23,7 @@ _STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", 
 _PLAIN_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "message"})
 _PLAIN_MESSAGE: Final = frozenset({"role", "content"})
 _BLOCKED: Final = "content_filter"
+_TEXT: Final = "content"
 
 
 class Answer:
@@ -38,28 +41,44 @@ class Answer:
         """What was taken out so far."""
         return findings_of(Counter(self._kinds)) if self._kinds else ()
 
+    def served_by(self, candidate: Candidate) -> None:
+        """Who answers: no difference to what is found."""
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
             return answer
         return {**answer, "choices": [await self._whole(choice) for choice in answer["choices"]]}
 
-    async def pieces(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    async def pieces(self, pieces: list[Piece]) -> list[Piece]:
         """What may go out now, of chunks with one choice each."""
         if self._lens.idle:
-            return chunks
+            return pieces
+        released: list[Piece] = []
+        for piece in pieces:
+            if not isinstance(piece, Run):
+                released += await self._chunk(piece)
+            elif index_of(piece.chunk) in self._leads:
+                released += await self._chunk(piece.with_text("".join(piece.texts)))
+            else:
+                index = index_of(piece.chunk)
+                self._last[index] = piece.chunk
+                if texts := await self._choice(index).more(piece.texts):
+                    released.append(Run(piece.chunk, texts, 0))
+        return released
+
+    async def _chunk(self, chunk: dict[str, Json]) -> list[dict[str, Json]]:
+        [choice] = chunk["choices"]
+        index = choice.get("index") or 0
+        one = self._choice(index)
+        self._last[index] = chunk
         released: list[dict[str, Json]] = []
-        for chunk in chunks:
-            [choice] = chunk["choices"]
-            index = choice.get("index") or 0
-            one = self._choice(index)
-            self._last[index] = chunk
-            for delta in await one.feed(choice["delta"]):
-                lead = self._leads.pop(index, {}) | delta
-                if lead.keys() <= {"role"}:
-                    # Said together with the first words: an answer that has only begun may still become an error.
-                    self._leads[index] = lead
-                else:
-                    released.append(_piece(chunk, lead))
+        for delta in await one.feed(choice["delta"]):
+            lead = self._leads.pop(index, {}) | delta
+            if lead.keys() <= {"role"}:
+                # Said together with the first words: an answer that has only begun may still become an error.
+                self._leads[index] = lead
+            else:
+                released.append(_piece(chunk, lead))
         return released
 
     async def rest(self) -> list[dict[str, Json]]:
@@ -71,11 +90,13 @@ class Answer:
                 released.append(_piece(self._last[index], last))
         return released
 
-    async def closing(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    async def closing(self, chunks: list[dict[str, Json]]) -> Closing:
         """The last chunks; they say which choices were blocked."""
         if self._lens.idle:
-            return chunks
-        return [{**chunk, "choices": [await self._ended(choice) for choice in chunk["choices"]]} for chunk in chunks]
+            return Closing(chunks)
+        return Closing(
+            [{**chunk, "choices": [await self._ended(choice) for choice in chunk["choices"]]} for chunk in chunks]
+        )
 
     def outcome(self, asked: PolicyOutcome | None) -> PolicyOutcome | None:
         """What policy decided on the request and on its answer."""
@@ -154,6 +175,20 @@ class _Choice:
                 self._held[name] = joined(self._held.get(name), member)
         return [part for part in (shown, calls) if part]
 
+    async def more(self, texts: list[str]) -> list[str]:
+        """`feed` of nothing but texts, one after the other."""
+        if self.blocked:
+            return []
+        text = self._texts.get(_TEXT)
+        if text is None:
+            text = self._texts[_TEXT] = TextStream(self._lens)
+        before = text.held
+        shown = self._noted(await text.feed("".join(texts)))
+        whole = [before + texts[0], *texts[1:]] if before else texts
+        if shown + text.held == "".join(whole):
+            return _up_to(len(shown), whole) if text.held else whole
+        return [shown] if shown else []
+
     async def end(self) -> dict[str, Json]:
         shown: dict[str, Json] = dict(await self._texts_ended())
         for name, member in self._held.items():
@@ -211,6 +246,17 @@ class _Choice:
         self._findings += shown.kinds
         self.blocked = self.blocked or shown.blocked
         return shown.text
+
+
+def _up_to(length: int, texts: list[str]) -> list[str]:
+    """The first `length` characters of `texts`, cut where those are."""
+    first: list[str] = []
+    for text in texts:
+        if length <= 0:
+            break
+        first.append(text[:length])
+        length -= len(text)
+    return first
 
 
 def _piece(chunk: dict[str, Json], delta: dict[str, Json]) -> dict[str, Json]:

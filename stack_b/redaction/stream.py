@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from ports.context import AuthContext
 from ports.pii import PiiDetector, Span
-from ports.pii_rules import seam
+from ports.pii_rules import is_prose, prose_seam, seam
 from ports.pii_text import canonical_form
 from stack_b.redaction.placeholders import Mark, Placeholders
 from stack_b.redaction.rules import PiiRules
@@ -41,10 +41,13 @@ class Lens:
         self._auth = auth
         self._rules = rules
         self._placeholders = placeholders
-        self.lines_only = detector.capabilities.plain_words
-        classes = detector.capabilities.classes
+        capabilities = detector.capabilities
+        self.lines_only = capabilities.plain_words
+        classes = capabilities.classes
         self.idle = bool(classes) and not placeholders and all(rules.mode(kind) == "allow" for kind in classes)
         """There is nothing to look for."""
+        self.passes_prose = not capabilities.plain_words and not placeholders
+        """There is nothing to look for in plain prose."""
 
     async def clear(self, text: str) -> bool:
         """Whether there is nothing in `text` to take out, nor anything to undo."""
@@ -52,7 +55,9 @@ class Lens:
 
     async def found(self, text: str) -> list[Span]:
         """What must not be shown, in order."""
-        spans = await self._detector.detect(self._auth, text) if text else ()
+        if not text or (self.passes_prose and is_prose(text)):
+            return []
+        spans = await self._detector.detect(self._auth, text)
         return [span for span in spans if self._rules.mode(span.kind) != "allow"]
 
     def marks(self, text: str) -> list[Mark]:
@@ -94,9 +99,21 @@ class TextStream:
         """Up to here `_held` has no seam."""
         self._dropping: Literal["no", "key", "token"] = "no"
 
+    @property
+    def held(self) -> str:
+        """What was not shown yet."""
+        return self._held
+
     async def feed(self, more: str) -> Shown:
         """What may be shown now that `more` has come. Nothing is fed after something was blocked."""
         self._held += more
+        if self._lens.passes_prose and self._dropping == "no" and len(self._held) < MAX_HELD:
+            # Nearly always.
+            cut = prose_seam(self._held)
+            if cut is not None:
+                piece, self._held = self._held[:cut], self._held[cut:]
+                self._looked_at = len(self._held)
+                return Shown(piece)
         shown: list[Shown] = []
         while self._held and self._dropped():
             cut = seam(self._held[:MAX_HELD], since=self._looked_at, lines_only=self._lens.lines_only)

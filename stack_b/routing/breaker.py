@@ -2,6 +2,7 @@
 
 Closed → open when at least so many of the last calls, and at least half of them, failed. Open → half open after a pause,
 which doubles up to a minute. Half open lets one call through, and what becomes of it decides. (Nygard, Release It!, 2007.)
+A probe (`probes.py`) opens it without calls, and ends the pause of one that answers again.
 """
 
 from collections import deque
@@ -71,6 +72,16 @@ class Breaker:
         failures = sum(self._failed)
         if failures >= MIN_FAILURES and failures >= FAILURE_SHARE * len(self._failed):
             self._open(PAUSE_S)
+
+    def unreachable(self, pause: float) -> None:
+        """It was asked how it is, and did not answer: for `pause` seconds nobody need find that out by a call."""
+        self._failed.append(True)
+        self._open(pause)
+
+    def reachable(self) -> None:
+        """It was asked how it is, and answers: if it is open, the next call is the trial. Whether it works, a call says."""
+        if self.state == "open":
+            self._closed_until = self._monotonic()
 
     def left(self) -> None:
         """A call ended without a verdict, because its caller left: it was no trial."""

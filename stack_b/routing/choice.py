@@ -6,6 +6,7 @@ from typing import Final, Literal
 from ports.errors import AgentOSError, Unavailable
 from ports.tenant import ALL_MODELS, Entitlements
 from stack_b.backends.catalog import Candidate
+from stack_b.backends.reach import ANY
 
 # The node's credentials are the operator's to repair: another backend's answer would hide that.
 _FINAL: Final = frozenset({"upstream_auth_error"})
@@ -13,6 +14,15 @@ _FINAL: Final = frozenset({"upstream_auth_error"})
 
 def permits(entitlements: Entitlements, model: str) -> bool:
     return ALL_MODELS in entitlements.models or model in entitlements.models
+
+
+def permits_tier(entitlements: Entitlements, tier: str) -> bool:
+    """Whether a tier may be asked for; what is none, may."""
+    return not tier or ANY in entitlements.tiers or tier in entitlements.tiers
+
+
+def permits_backend(entitlements: Entitlements, backend: str) -> bool:
+    return ANY in entitlements.backends or backend in entitlements.backends
 
 
 def choose(

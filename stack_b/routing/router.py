@@ -5,24 +5,25 @@ State is this process's own: every gateway process learns by itself whose backen
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from ports.clock import Clock
-from ports.context import AuthContext
+from ports.context import AuthContext, PolicyContext
 from ports.errors import AgentOSError, Unavailable
 from ports.messages import Json
-from ports.tenant import Entitlements
+from ports.tenant import ALL, Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
+from stack_b.backends.reach import Reach
 from stack_b.canonical import Preference
 from stack_b.routing.breaker import Breaker, State
 from stack_b.routing.canary import Watch, drawn
-from stack_b.routing.choice import choose, permits
+from stack_b.routing.choice import choose, permits, permits_backend, permits_tier
 from stack_b.routing.rules import Canary, RoutingRules
 
 Kind: TypeAlias = Literal["chat", "embed"]
@@ -30,8 +31,10 @@ Kind: TypeAlias = Literal["chat", "embed"]
 LATENCY_WEIGHT: Final = 0.2
 """Of a new measurement in the moving average."""
 MAX_REMEMBERED: Final = 4_096
-"""Names with what they lead to, for one set of entitlements."""
+"""Orders of candidates."""
 _UNPRICED: Final = 10**30
+_UNKNOWN: Final = Reach()
+_PLAIN: Final = PolicyContext()
 _KINDS: Final[tuple[Kind, ...]] = ("chat", "embed")
 
 logger = logging.getLogger("agentos.gateway")
@@ -44,23 +47,40 @@ class Asked(Struct, frozen=True, kw_only=True):
     """`model`, as the client said it."""
     kind: Kind
     preference: Preference = "quality"
+    agent: str = ""
+    """What the client says it is calling for, see `agent_of`; a canary then draws agents, and not those who call."""
     conversation: str = ""
     """Equal for the turns of one conversation, see `conversation_of`; empty where it has none."""
 
 
+class _Reasons(NamedTuple):
+    """All that an order depends on which no call changes, beside what is served and by which rules."""
+
+    name: str
+    kind: Kind
+    entitled: tuple[tuple[str, ...], ...]
+    policy: PolicyContext
+
+
 class Router:
-    def __init__(self, catalog: Catalog, rules: RoutingRules, clock: Clock) -> None:
+    def __init__(
+        self, catalog: Catalog, rules: RoutingRules, clock: Clock, *, reaches: Mapping[str, Reach] | None = None
+    ) -> None:
+        """`reaches`: by backend; of one that isn't named, nothing is known."""
         self._catalog = catalog
+        self._reaches = reaches or {}
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
         self._latency: dict[tuple[str, str], float] = {}
+        self._heard: dict[str, float] = {}
         self._rules = rules
         self._watches: dict[str, Watch] = {}
-        self._remembered: dict[tuple[str, Kind, tuple[str, ...]], tuple[Candidate, ...]] = {}
+        self._remembered: dict[_Reasons, tuple[Candidate, ...]] = {}
         self._remembered_for: tuple[Candidate, ...] = ()
 
-    def follow(self, rules: RoutingRules) -> None:
+    def follow(self, rules: RoutingRules, *, reaches: Mapping[str, Reach]) -> None:
         """From the next request on. A canary that was rolled back stays so, unless it was changed."""
+        self._reaches = reaches
         kept = {canary.experiment for canary in rules.canaries} & {
             canary.experiment for canary in self._rules.canaries if canary in rules.canaries
         }
@@ -68,36 +88,55 @@ class Router:
         self._rules = rules
         self._remembered = {}
 
-    def candidates(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
-        """Who may serve it, best first. Empty: nobody may or can. Changes nothing."""
-        served = self._catalog.served()
+    def candidates(
+        self,
+        auth: AuthContext,
+        asked: Asked,
+        entitlements: Entitlements,
+        priced: Callable[[Candidate], Candidate] = lambda one: one,
+    ) -> tuple[Candidate, ...]:
+        """Who may serve it, best first, at the price that `priced` gives it. Empty: nobody may or can. Changes nothing."""
         if not self._rules.canaries and not self._rules.spread and asked.preference == "quality":
             # Then it depends on nothing that a call changes.
-            return self._settled_order(served, asked, entitlements)
+            return tuple(map(priced, self._settled_order(auth, asked, entitlements)))
+        if not permits_tier(entitlements, self._rules.tier(asked.name)):
+            return ()
+        served = self._within(auth, entitlements)
         models = self._rules.models(asked.name)
-        canary = self._canary(auth, asked.name, entitlements)
+        canary = self._canary(auth, asked, entitlements)
         if canary is not None:
             # Where the canary can't, the usual ones do.
             models = (canary.model, *(model for model in models if model != canary.model))
         found: list[Candidate] = []
         for model in models:
-            equals = choose(model, asked.kind, entitlements, served)
+            equals = tuple(map(priced, choose(model, asked.kind, entitlements, served)))
             found += self._spread(auth, asked, equals) if model in self._rules.spread else equals
         if canary is None:
             return tuple(self._preferred(asked.preference, found))
         first = [one for one in found if one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
 
-    def _settled_order(
-        self, served: tuple[Candidate, ...], asked: Asked, entitlements: Entitlements
-    ) -> tuple[Candidate, ...]:
+    def tier(self, name: str) -> str:
+        """The tier that a client asks for by `name`; empty where it is none."""
+        return self._rules.tier(name)
+
+    def _settled_order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
+        served = self._catalog.served()
         if self._remembered_for is not served:
             self._remembered_for, self._remembered = served, {}
-        key = (asked.name, asked.kind, entitlements.models)
+        key = _Reasons(
+            asked.name,
+            asked.kind,
+            (entitlements.models, entitlements.tiers, entitlements.backends, entitlements.regions),
+            auth.policy,
+        )
         found = self._remembered.get(key)
         if found is None:
-            models = self._rules.models(asked.name)
-            found = tuple(one for model in models for one in choose(model, asked.kind, entitlements, served))
+            found = ()
+            if permits_tier(entitlements, self._rules.tier(asked.name)):
+                within = self._within(auth, entitlements)
+                models = self._rules.models(asked.name)
+                found = tuple(one for model in models for one in choose(model, asked.kind, entitlements, within))
             if found and len(self._remembered) < MAX_REMEMBERED:
                 self._remembered[key] = found
         return found
@@ -148,6 +187,7 @@ class Router:
             failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
             self._judge(breaker, auth, asked, candidate, failed=failed)
             if error is None:
+                self._heard[candidate.backend.name] = self._clock.monotonic()
                 key = (candidate.backend.name, candidate.card.id)
                 before = self._latency.get(key, seconds)
                 self._latency[key] = before + LATENCY_WEIGHT * (seconds - before)
@@ -159,9 +199,28 @@ class Router:
         """Whether it matters which conversation a request is of."""
         return bool(self._rules.spread)
 
+    def left(self, candidate: Candidate) -> None:
+        """It was this one's turn, and it was not called."""
+        self._breaker(candidate).left()
+
     def states(self) -> dict[str, State]:
         """By backend, of those that were called."""
         return {name: breaker.state for name, breaker in self._breakers.items()}
+
+    def heard(self, backend: str) -> float | None:
+        """When a call of it last went well, by the monotonic clock."""
+        return self._heard.get(backend)
+
+    def probed(self, backend: str, *, well: bool, pause: float) -> None:
+        """It was asked how it is. Unwell, it is left alone for `pause` seconds, or until it is found to be well."""
+        breaker = self._named(backend)
+        before = breaker.state
+        if well:
+            breaker.reachable()
+        else:
+            breaker.unreachable(pause)
+        if breaker.state != before:
+            logger.warning("backend.breaker", extra={"backend": backend, "state": breaker.state})
 
     def _judge(self, breaker: Breaker, auth: AuthContext, asked: Asked, candidate: Candidate, *, failed: bool) -> None:
         before = breaker.state
@@ -171,12 +230,14 @@ class Router:
             breaker.succeeded()
         if breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
-        canary = self._drawn(auth, asked.name) if self._rules.canaries else None
+        canary = self._drawn(auth, asked) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
             logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
 
     def _breaker(self, candidate: Candidate) -> Breaker:
-        name = candidate.backend.name
+        return self._named(candidate.backend.name)
+
+    def _named(self, name: str) -> Breaker:
         if name not in self._breakers:
             self._breakers[name] = Breaker(self._clock.monotonic)
         return self._breakers[name]
@@ -184,17 +245,31 @@ class Router:
     def _watch(self, canary: Canary) -> Watch:
         return self._watches.setdefault(canary.experiment, Watch(canary.max_error_rate))
 
-    def _drawn(self, auth: AuthContext, name: str) -> Canary | None:
+    def _drawn(self, auth: AuthContext, asked: Asked) -> Canary | None:
+        caller = (auth.tenant, "agent", asked.agent) if asked.agent else (auth.tenant, auth.principal)
         for canary in self._rules.canaries:
-            if canary.name == name and drawn(canary.experiment, (auth.tenant, auth.principal), canary.percent):
+            if canary.name == asked.name and drawn(canary.experiment, caller, canary.percent):
                 return canary
         return None
 
-    def _canary(self, auth: AuthContext, name: str, entitlements: Entitlements) -> Canary | None:
-        canary = self._drawn(auth, name)
+    def _canary(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> Canary | None:
+        canary = self._drawn(auth, asked)
         if canary is None or self._watch(canary).rolled_back or not permits(entitlements, canary.model):
             return None
         return canary
+
+    def _within(self, auth: AuthContext, entitlements: Entitlements) -> tuple[Candidate, ...]:
+        """Those whose backends may see what this caller sends: the ones that fallbacks and canaries are chosen from too."""
+        served = self._catalog.served()
+        if not self._reaches and entitlements.backends == ALL == entitlements.regions and auth.policy == _PLAIN:
+            return served
+        regions = frozenset(entitlements.regions)
+        return tuple(
+            one
+            for one in served
+            if permits_backend(entitlements, one.backend.name)
+            and self._reaches.get(one.backend.name, _UNKNOWN).may_see(auth.policy, regions)
+        )
 
     def _preferred(self, preference: Preference, found: list[Candidate]) -> list[Candidate]:
         match preference:
@@ -254,6 +329,13 @@ def conversation_of(members: dict[str, Json]) -> str:
     if not isinstance(messages, list) or not messages:
         return ""
     return hashlib.sha256(msgspec.json.encode(messages[:2])).hexdigest()
+
+
+def agent_of(members: dict[str, Json]) -> str:
+    """The agent that a client names in `metadata`."""
+    told = members.get("metadata")
+    agent = told.get("agent_id") if isinstance(told, dict) else None
+    return agent if isinstance(agent, str) else ""
 
 
 def _price(candidate: Candidate) -> int:

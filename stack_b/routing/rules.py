@@ -41,6 +41,11 @@ class RoutingRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Models whose backends are equals: a conversation stays with one of them, where its prompt is cached. The backends of
     any other model are tried in the order they are configured."""
 
+    def tier(self, name: str) -> str:
+        """The tier that `name` is or leads to; empty where it leads to none."""
+        target = self.aliases.get(name, name)
+        return target if target in self.tiers else ""
+
     def models(self, name: str) -> tuple[str, ...]:
         """The models that `name` leads to, best first; a name nobody configured leads to itself."""
         target = self.aliases.get(name, name)
@@ -51,28 +56,35 @@ def check_rules(rules: RoutingRules) -> None:
     """Raise `InvalidArgument` for an alias that leads to another, a name that is two things, a tier or a canary that leads
     to no model, or two canaries of one name or one experiment.
     """
-    for problem in _problems(rules):
+    for _, problem in rule_problems(rules):
         raise InvalidArgument(f"the routing rules are not usable: {problem}")
 
 
-def _problems(rules: RoutingRules) -> Iterator[str]:
+def rule_problems(rules: RoutingRules) -> Iterator[tuple[str, str]]:
+    """Where in the rules, and what."""
     names = rules.aliases.keys() | rules.tiers.keys()
     for alias, target in rules.aliases.items():
         if target in rules.aliases:
-            yield f"alias {alias!r} leads to another alias, {target!r}; let it lead to a tier or a model"
+            yield (
+                f".aliases.{alias}",
+                f"alias {alias!r} leads to another alias, {target!r}; let it lead to a tier or a model",
+            )
     for name in rules.aliases.keys() & rules.tiers.keys():
-        yield f"{name!r} is an alias and a tier; give one of them another name"
+        yield f".aliases.{name}", f"{name!r} is an alias and a tier; give one of them another name"
     for tier, models in rules.tiers.items():
         for model in names.intersection(models):
-            yield f"tier {tier!r} names {model!r}, which is no model; tiers hold models only"
-    for canary in rules.canaries:
+            yield f".tiers.{tier}", f"tier {tier!r} names {model!r}, which is no model; tiers hold models only"
+    for number, canary in enumerate(rules.canaries):
         if canary.model in names:
-            yield f"canary {canary.experiment!r} leads to {canary.model!r}, which is no model"
+            yield (
+                f".canaries[{number}].model",
+                f"canary {canary.experiment!r} leads to {canary.model!r}, which is no model",
+            )
     yield from _twice("name", (canary.name for canary in rules.canaries))
     yield from _twice("experiment", (canary.experiment for canary in rules.canaries))
 
 
-def _twice(member: str, said: Iterable[str]) -> Iterator[str]:
+def _twice(member: str, said: Iterable[str]) -> Iterator[tuple[str, str]]:
     for value, times in Counter(said).items():
         if times > 1:
-            yield f"{times} canaries have the {member} {value!r}; one may"
+            yield ".canaries", f"{times} canaries have the {member} {value!r}; one may"

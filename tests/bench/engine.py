@@ -64,8 +64,8 @@ _LINES: Final = (
 class Options(Struct, frozen=True, kw_only=True):
     runs: int = 600
     """Per phase at most."""
-    concurrency: int = 16
-    """Runs at once per worker, and connections of the reference."""
+    concurrency: int = 32
+    """Runs at once per worker, as in production, and connections of the reference."""
     workers: int = 1
     rounds: int = 3
     seconds: float = 6.0

@@ -4,6 +4,7 @@ Started by the bench: `python -m tests.bench.engine_worker`.
 """
 
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -116,11 +117,10 @@ async def main(env: Environment) -> None:
             tool=watched("tool", InprocTools([PROBE], clock)),
             **ports,
         )
-        identity = WorkerId(f"wrk_bench_{os.getpid()}")
         worker = Worker(
             deps,
-            new_id=lambda: identity,
-            concurrency=env.number("WORKER_CONCURRENCY", 16, least=1, most=1_000),
+            new_id=lambda: WorkerId(f"wrk_bench_{secrets.token_hex(8)}"),
+            concurrency=env.number("WORKER_CONCURRENCY", 32, least=1, most=1_000),
             keep=kept_apart(store_of_leases),
         )
         with anyio.open_signal_receiver(signal.SIGTERM) as ending:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import psutil
@@ -53,6 +53,7 @@ _CONCURRENCY: Final = (1, 16, 64)
 _TITLES: Final = {
     "direct": "upstream, asked directly",
     "nginx": "through nginx",
+    "passthrough": "as bytes, through Stack B's server",
     "gateway": "through Stack B",
     "tensorzero": "through TensorZero",
     "portkey": "through Portkey",
@@ -73,6 +74,7 @@ class Options(Struct, frozen=True, kw_only=True):
     warm_up_seconds: int = 1
     """Of each target, before the first round."""
     peers: tuple[str, ...] = _PEERS
+    only: Literal["", "streams"] = ""
     json: str | None = None
 
 
@@ -90,6 +92,7 @@ class Target(Struct, frozen=True, kw_only=True):
     instant: str = INSTANT
     """As it calls the model that answers at once."""
     streams: bool = True
+    wholes: bool = True
 
 
 class GatewayBench:
@@ -107,6 +110,7 @@ class GatewayBench:
             (f"{target.name}, {connections} at once", self._whole_part(target, connections))
             for connections in _CONCURRENCY
             for target in self._targets
+            if target.wholes and self._options.only != "streams"
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
         half = [
@@ -127,11 +131,14 @@ class GatewayBench:
         figures = {
             "gateway_rss_start_mib": self._rss_before,
             "gateway_rss_mib": self._rss(),
-            f"rps_ratio_{most}": ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"]),
-            "added_p50_ms_1": found["gateway_p50_ms_1"] - found["direct_p50_ms_1"],
             "added_first_ms": found["gateway_first_ms"] - found["direct_first_ms"],
-            "added_p99_ms_half": found["gateway_p99_ms_half"] - found["direct_p99_ms_half"],
+            "stream_ratio": ratio(found["gateway_tokens_per_s"], found["passthrough_tokens_per_s"]),
         }
+        if self._options.only == "streams":
+            return figures
+        figures[f"rps_ratio_{most}"] = ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"])
+        figures["added_p99_ms_half"] = found["gateway_p99_ms_half"] - found["direct_p99_ms_half"]
+        figures["added_p50_ms_1"] = found["gateway_p50_ms_1"] - found["direct_p50_ms_1"]
         for target, connections in itertools.product(self._targets, _CONCURRENCY[1:]):
             if target.name in _PEERS:
                 ours, theirs = found[f"gateway_rps_{connections}"], found[f"{target.name}_rps_{connections}"]
@@ -315,6 +322,7 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         Line("added to the p99 at half load", "added_p99_ms_half", "ms"),
         Line("from its start to ready", "gateway_ready_s", "s"),
         Line("added to the first token", "added_first_ms", "ms"),
+        Line(f"tokens/s at {most}, to those of bytes passed through", "stream_ratio"),
         Line("memory at start (RSS)", "gateway_rss_start_mib", "MiB"),
         Line("memory under load", "gateway_rss_mib", "MiB"),
     ]
@@ -330,6 +338,7 @@ def parse(arguments: list[str]) -> Options:
         default=",".join(_PEERS),
         help="other gateways, by comma; may be empty (%(default)s)",
     )
+    parser.add_argument("--streams", action="store_true", help="leave out whole answers")
     parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
     given = parser.parse_args(arguments)
@@ -338,7 +347,8 @@ def parse(arguments: list[str]) -> Options:
     peers = tuple(name for name in given.peers.split(",") if name)
     if unknown := sorted(set(peers) - set(_PEERS)):
         parser.error(f"there is no peer {unknown}; there are {', '.join(_PEERS)}")
-    return Options(rounds=given.rounds, seconds=given.seconds, peers=peers, json=given.json)
+    only: Literal["", "streams"] = "streams" if given.streams else ""
+    return Options(rounds=given.rounds, seconds=given.seconds, peers=peers, only=only, json=given.json)
 
 
 def main(options: Options) -> None:
@@ -348,13 +358,17 @@ def main(options: Options) -> None:
         home = stack.enter_context(machine.workplace())
         server = stack.enter_context(machine.database(home))
         key = asyncio.run(seed(server))
-        upstream, proxy, gateway = free_port(), free_port(), free_port()
+        upstream, proxy, relay, gateway = (free_port() for _ in range(4))
         command = machine.python("tests.bench.upstream", str(upstream))
         direct = stack.enter_context(machine.child(command, log=home / "upstream.log", announces=True))
         targets = [Target(name="direct", port=upstream, process=direct)]
         if tools.has("nginx"):
             process = stack.enter_context(tools.nginx(home, port=proxy, upstream=upstream))
             targets.append(Target(name="nginx", port=proxy, process=process))
+        command = [*machine.on_one_cpu(), *machine.python("tests.bench.passthrough", str(relay), str(upstream))]
+        process = stack.enter_context(machine.child(command, log=home / "passthrough.log"))
+        machine.wait_until_open(relay)
+        targets.append(Target(name="passthrough", port=relay, process=process, wholes=False))
         process = stack.enter_context(stack_b(server, home, port=gateway, upstream=upstream))
         targets.append(Target(name="gateway", port=gateway, process=process))
         for name in options.peers:

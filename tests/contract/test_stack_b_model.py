@@ -11,6 +11,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
+from adapters.inproc.budget import InprocBudget
 from adapters.stack_b_model import SPEC, StackBModel, StackBModelConfig
 from adapters.system_clock import SystemClock
 from conformance.model import ModelContract
@@ -179,6 +180,20 @@ async def test_the_callers_correlation_and_trace_go_along(harness: StackBHarness
     trace_id = ACME.trace.traceparent.split("-")[1]
     assert request.headers["traceparent"].split("-")[1] == trace_id
     assert request.headers["traceparent"] != ACME.trace.traceparent
+
+
+@pytest.mark.anyio
+async def test_budgets_know_the_agent_and_the_session_of_a_run(harness: StackBHarness) -> None:
+    model = await harness.open()
+    ledger = harness.node.deps.budget
+    assert isinstance(ledger, InprocBudget)
+
+    await model.chat(ACME, asking(agent="agt_x", session="a b\né"))
+    async for _ in model.stream(ACME, asking(agent="agt_x", step_key="run_1:1")):
+        pass
+
+    events = [event for _, event in ledger._books.events.values()]
+    assert [(event.agent, event.session) for event in events] == [("agt_x", "a b\né"), ("agt_x", "")]
 
 
 @pytest.mark.anyio

@@ -1,15 +1,23 @@
 """A redeploy under load: services follow one another, and nobody is refused. Long: `python -m tests.faults.redeploys`."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import httpx
 import pytest
 
 from deploy.catalogue import environment_file
-from tests.faults.redeploys import entitle, redeployed
+from deploy.handover import keeper
+from tests.faults.redeploys import Load, entitle, redeployed
 from tests.support.node import NodeUnderTest
 
-SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b"}
+SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +66,44 @@ def test_a_release_that_does_not_start_leaves_the_node_as_it_was(node: NodeUnder
     node.node.env_file.write_text(settings)
     assert node.agentos("redeploy").returncode == 0
     assert node.pids().keys() == SERVICES
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("service", ["stack-a", "stack-b"])
+async def test_a_redeploy_after_one_that_died_half_way_refuses_nobody(node: NodeUnderTest, service: str) -> None:
+    """Another process stood in by then, and is the only one that serves."""
+    load, began = Load(node), time.monotonic()
+    other = f"{service}-next"
+    async with anyio.create_task_group() as group:
+        # Few runs: the redeploy's own shall not wait behind many.
+        group.start_soon(load.create, 0)
+        for client in range(2):
+            group.start_soon(load.chat, client)
+        # Starting is quick, and to be killed is all it is for.
+        with subprocess.Popen(  # noqa: ASYNC220 - see above
+            [sys.executable, "-m", "deploy.cli.main", "redeploy"], env=node.environ, cwd="/", stderr=subprocess.DEVNULL
+        ) as dying:
+            door = node.node.supervisor_socket.with_name(f"{service}.sock")
+            with anyio.fail_after(240):
+                while not stands_in(node, other, door):  # noqa: ASYNC110 - another process does
+                    await anyio.sleep(0.05)
+            dying.kill()
+        # As if the service had not come back.
+        await anyio.to_thread.run_sync(node.supervisor.stop, service)
+        only_one = {name: state.state for name, state in node.supervisor.states().items()}
+
+        done = await anyio.to_thread.run_sync(partial(node.agentos, "redeploy", timeout=300))
+
+        load.end()
+    assert only_one[other] == "running"
+    assert only_one[service] == "stopped"
+    assert done.returncode == 0, done.stderr
+    assert node.pids().keys() == SERVICES
+    assert (load.refused, load.unanswered.total()) == (0, 0), load.unanswered
+    assert {status for status in load.answers if status >= 500} == set()
+    assert load.answers.total() > 2 * (time.monotonic() - began)
+
+
+def stands_in(node: NodeUnderTest, name: str, door: Path) -> bool:
+    state, who = node.supervisor.states().get(name), keeper(door)
+    return state is not None and who is not None and who.pid == state.pid

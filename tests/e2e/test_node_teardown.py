@@ -81,7 +81,7 @@ def test_a_broken_settings_file_does_not_keep_a_node_alive(node: NodeUnderTest) 
     assert not node.node.env_file.exists()
 
 
-@pytest.mark.parametrize("moment", ["making the database cluster", "… migrate", "services healthy 1/4"])
+@pytest.mark.parametrize("moment", ["making the database cluster", "… migrate", "services healthy 1/5"])
 def test_an_up_that_was_killed_is_completed_by_the_next_one(node: NodeUnderTest, moment: str) -> None:
     flags = [word for name, port in node.ports.items() for word in (f"--port-{name}", str(port))]
     command = [sys.executable, "-m", "deploy.cli.main", "up", *flags]

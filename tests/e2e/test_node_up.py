@@ -47,6 +47,7 @@ class TestUp:
             "stack-b": True,
             "stack-a": True,
             "stack-a-worker": True,
+            "admin": True,
         }
         assert [check for check in report.checks if not check.ok] == []
 
@@ -85,7 +86,7 @@ class TestUp:
     def test_the_milestones_are_counted_as_they_happen(self, node: NodeUnderTest) -> None:
         done = node.agentos("up")
 
-        assert re.search(r"services healthy 1/4 .*services healthy 4/4", done.stderr, re.DOTALL)
+        assert re.search(r"services healthy 1/5 .*services healthy 5/5", done.stderr, re.DOTALL)
 
     def test_two_at_once_are_refused(self, node: NodeUnderTest) -> None:
         with exclusive(node.node):
@@ -125,7 +126,7 @@ class TestUp:
         try:
             report = prod.up("--mode", "prod")
 
-            assert [line.name for line in report.services] == ["stack-b", "stack-a", "stack-a-worker"]
+            assert [line.name for line in report.services] == ["stack-b", "stack-a", "stack-a-worker", "admin"]
             assert report.seeded is None
             assert not prod.node.secret("tokens.json").exists()
             assert [check.name for check in report.checks if check.skipped] == ["sample run"]
@@ -271,6 +272,33 @@ class TestTenants:
             status = node.get(f"{node.stack_a}/v1/runs", issued["api_key"]).status_code
         assert status == 401
 
+    def test_a_tenants_policy_is_set_shown_and_holds_within_five_seconds(
+        self, node: NodeUnderTest, tmp_path: Path
+    ) -> None:
+        policy = '{"rules": [{"id": "no-herons", "effect": "deny", "keywords": ["blue heron"]}]}'
+        path = tmp_path / "policy.json"
+        path.write_text(policy)
+        token = node.agentos("token", "--audience", "stack-b").stdout.strip()
+
+        def asked() -> tuple[int, str]:
+            body = {"model": "agentos-demo", "messages": [{"role": "user", "content": "a Blue Heron"}]}
+            headers = {"authorization": f"Bearer {token}"}
+            answer = httpx.post(f"{node.stack_b}/v1/chat/completions", json=body, headers=headers, timeout=30)
+            return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+        assert asked() == (200, "")
+        for change, expected in ((("--file", str(path)), (403, "policy_blocked")), (("--clear",), (200, ""))):
+            done = node.agentos("tenant", "policy", "tnt_demo", *change)
+            assert done.returncode == 0, done.stderr
+            # The five seconds are the promise itself.
+            promised = time.monotonic() + 5
+            found = asked()
+            while found != expected and time.monotonic() < promised:
+                found = asked()
+            assert found == expected
+            shown = msgspec.json.decode(node.agentos("tenant", "policy", "tnt_demo", "--json").stdout)
+            assert [rule["id"] for rule in shown["rules"]] == (["no-herons"] if "--file" in change else [])
+
     def test_keys_are_listed_without_their_secrets(self, node: NodeUnderTest) -> None:
         done = node.agentos("key", "list")
 
@@ -311,8 +339,8 @@ class TestLooking:
         done = node.agentos("status")
 
         assert done.returncode == 0
-        assert "services healthy 4/4" in done.stderr
-        assert len(done.stdout.splitlines()) == 5
+        assert "services healthy 5/5" in done.stderr
+        assert len(done.stdout.splitlines()) == 6
 
     def test_logs_follow_what_is_added(self, node: NodeUnderTest) -> None:
         path = node.node.log_of("stack-a")

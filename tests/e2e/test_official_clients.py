@@ -11,12 +11,14 @@ from typing import Any
 
 import anthropic
 import anyio
+import anyio.to_thread
 import httpx
 import openai
 import pytest
 
 from ports.http.edge import App, Receive, Scope, Send
-from stack_b.http import replies
+from stack_b.backends.protocol import ModelCard
+from stack_b.http import chat_stream
 from stack_b.http.completions import SURFACES
 from tests.support.http_server import served
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
@@ -318,7 +320,7 @@ async def test_a_failure_after_the_first_content_is_raised_by_the_client(path: s
 
 
 async def test_a_long_silence_is_filled_and_the_client_reads_on(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replies, "KEEP_ALIVE_EVERY", timedelta(seconds=0.01))
+    monkeypatch.setattr(chat_stream, "KEEP_ALIVE_EVERY", timedelta(seconds=0.01))
     upstream = ScriptedUpstream([Events([ROLE, delta(content="hi"), delta("stop"), TOLD], hold_after=1)])
     alive = b"event: ping" if path == "/v1/messages" else b": keepalive"
 
@@ -400,3 +402,141 @@ async def test_tokens_are_counted_without_a_call() -> None:
     assert 0 < short.input_tokens < long.input_tokens - 80
     assert upstream.requests == []
     assert (balance.settled, balance.held) == (0, 0)
+
+
+async def test_a_structured_answer_is_parsed_from_a_stream_too(path: str) -> None:
+    pieces = ['{"name":"Os', 'lo","people":', "717710}"]
+    upstream = ScriptedUpstream([Events([ROLE, *(delta(content=one) for one in pieces), delta("stop"), TOLD])])
+    async with gateway(path, upstream) as (_, client):
+        city = await client.parse_streamed("the capital of Norway")
+
+    assert city == City(name="Oslo", people=717710)
+    assert upstream.requests[0].body["response_format"]["json_schema"]["strict"] is True
+
+
+async def test_one_tool_that_must_be_used_is_used_once(path: str) -> None:
+    upstream = ScriptedUpstream([with_calls()])
+    upstream.script[0].body["choices"][0]["message"]["tool_calls"] = CALLS[:1]  # type: ignore[union-attr]  # it is whole
+    async with gateway(path, upstream) as (_, client):
+        told = await client.ask("the weather in Oslo?", TOOLS[:1], forced="weather")
+
+    assert [(call.name, call.arguments) for call in told.calls] == [("weather", {"city": "Oslo"})]
+    asked = upstream.requests[0].body
+    assert asked["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert asked["parallel_tool_calls"] is False
+
+
+async def test_an_answer_and_an_error_have_the_id_that_support_is_told(path: str) -> None:
+    async with gateway(path, ScriptedUpstream([completion("hi"), Whole("no", status=400)])) as (_, client):
+        raw = await client.raw("hello")
+        with pytest.raises(client.error) as refused:
+            await client.ask("hello")
+
+    error: Any = refused.value
+    assert raw.headers["x-request-id"] == json.loads(raw.http_response.content)["correlation_id"]
+    assert error.request_id == client.error_of(error)["correlation_id"]
+    assert raw.headers["x-request-id"] != error.request_id
+
+
+def say(path: str, url: str) -> list[str]:
+    """What the clients that block understand, whole and streamed."""
+    given: dict[str, Any] = {"model": "m-1", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
+    found: list[str] = []
+    if path == "/v1/messages":
+        with anthropic.Anthropic(base_url=url, api_key="acme", max_retries=0) as client:
+            found.append(
+                "".join(block.text for block in client.messages.create(**given).content if block.type == "text")
+            )
+            with client.messages.stream(**given) as events:
+                found.append(events.get_final_text())
+        return found
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="acme", max_retries=0) as client:
+        if path == "/v1/responses":
+            asked: dict[str, Any] = {"model": "m-1", "input": "hello"}
+            found.append(client.responses.create(**asked).output_text)
+            with client.responses.stream(**asked) as events:
+                found.append(events.get_final_response().output_text)
+        else:
+            found.append(client.chat.completions.create(**given).choices[0].message.content)
+            chunks = client.chat.completions.create(**given, stream=True)
+            found.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
+    return found
+
+
+async def test_the_clients_that_block_understand_the_same(path: str) -> None:
+    events = Events([ROLE, delta(content="gr"), delta(content="üße"), delta("stop"), TOLD])
+    async with at(ScriptedUpstream([completion("grüße", usage=usage(7, 5)), events])) as (_, url):
+        found = await anyio.to_thread.run_sync(say, path, url)
+
+    assert found == ["grüße", "grüße"]
+
+
+VECTORS = Whole({"data": [{"index": 0, "embedding": [0.5, 0.25]}], "usage": usage(3, 0)})
+
+
+@asynccontextmanager
+async def embedding(upstream: ScriptedUpstream, **options: Any) -> AsyncIterator[tuple[StackB, openai.AsyncOpenAI]]:
+    cards = (ModelCard(id="e-1", upstream="e-1", chat=False, embed=True),)
+    with anyio.fail_after(30):
+        async with (
+            served(upstream) as origin,
+            upstream_at(f"{origin}/v1", models=cards) as backend,
+            stack_b(backend) as node,
+            served(node.app) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="acme", **options) as client,
+        ):
+            yield node, client
+
+
+async def test_embeddings_are_tried_again_and_paid_once() -> None:
+    upstream = ScriptedUpstream([Whole("busy", status=503), VECTORS])
+    async with embedding(upstream, max_retries=2) as (node, client):
+        found = await client.embeddings.create(model="e-1", input="hello")
+        spent = await settled(node)
+
+    assert found.data[0].embedding == [0.5, 0.25]
+    assert len(upstream.requests) == 2
+    assert spent == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"model": "no-such"}, openai.PermissionDeniedError), ({"input": ["x"] * 2_049}, openai.BadRequestError),
+        ({"input": []}, openai.BadRequestError), ({"encoding_format": "hex"}, openai.BadRequestError),
+        ({"extra_body": {"api_base": "http://x"}}, openai.BadRequestError),
+    ],
+    ids=["model", "many", "none", "encoding", "steering"],
+)  # fmt: skip
+async def test_each_refusal_of_an_embedding_is_the_clients_own_class(asked: Any, error: type[Exception]) -> None:
+    async with embedding(ScriptedUpstream([VECTORS]), max_retries=0) as (_, client):
+        with pytest.raises((error, openai.UnprocessableEntityError)) as refused:
+            await client.embeddings.create(**({"model": "e-1", "input": "hello"} | asked))
+
+    told: Any = refused.value
+    assert told.body["code"]
+    assert told.body["correlation_id"] == told.request_id
+
+
+async def test_an_embedding_that_nobody_waits_for_any_more_ends() -> None:
+    # It never answers: a stream that is held looks so to somebody who waits for a whole answer.
+    upstream = ScriptedUpstream([Events([ROLE], hold_after=0)])
+    async with embedding(upstream, max_retries=0) as (node, client):
+        with pytest.raises(openai.APITimeoutError):
+            await client.with_options(timeout=0.3).embeddings.create(model="e-1", input="hello")
+        await upstream.gone.wait()
+        assert await settled(node) > 0
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_a_task_that_is_cancelled_ends_the_call(path: str, how: str) -> None:
+    upstream = ScriptedUpstream([Events([ROLE, delta("stop")], hold_after=1)])
+    async with gateway(path, upstream) as (node, client):
+        async with anyio.create_task_group() as group:
+            group.start_soon(client.ask if how == "cancelled" else client.stream, "hello")
+            await upstream.held.wait()
+            group.cancel_scope.cancel()
+        await upstream.gone.wait()
+        spent = await settled(node)
+
+    assert 0 < spent < 100

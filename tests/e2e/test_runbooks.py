@@ -5,14 +5,20 @@
 
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
+from deploy.cli.gateway_check import OPERATOR
+from deploy.internal import open_gateway_configurations
 from ports.errors import ResourceExhausted
+from ports.gateway_configuration import Draft
+from ports.messages import Json
 from stack_a.lease import LEASE
 from tests.support.node import NodeUnderTest
 from tests.support.runbook import Operator, blocks
@@ -173,3 +179,34 @@ async def test_queue_backlog_of_a_tenant_that_is_full(node: NodeUnderTest, opera
     assert "agentos_queue_depth" in before
     assert running_before == 1
     assert all(number in after for number in ("200", "20,000", "3"))
+
+
+async def test_gateway_configuration_that_can_not_be_used_or_is_wrong(
+    node: NodeUnderTest, operator: Operator, tmp_path: Path
+) -> None:
+    look, (back, validate), forward = blocks("gateway-configuration")
+    good = await stored(node, {"routing": {"aliases": {"good": "agentos-demo"}}})
+    bad = await stored(node, {"backends": [{"name": "x", "base_url": "http://127.0.0.1:1/v1", "api_key": "env:GONE"}]})
+    await until(lambda: "gateway.configuration_refused" in node.agentos("logs", "stack-b", "-n", "1000").stdout)
+
+    shown, listed, checked, log = (operator.does(line) for line in look)
+    before = operator.does(validate)
+    operator.follows([back, validate], version=str(good))
+    file = tmp_path / "new.json"
+    file.write_text('{"routing": {"aliases": {"better": "agentos-demo"}}}')
+    said = operator.follows(forward, file=str(file))
+
+    assert f"because it can't use version {bad}" in shown.stderr
+    assert str(good) in listed.stdout
+    assert (checked.returncode, "GONE" in checked.stderr) == (1, True)
+    assert "GONE" in log.stdout
+    assert (before.returncode, "newest configuration" in before.stderr) == (1, True)
+    assert "+ $.routing.aliases.better" in said
+    assert "in force" in said
+
+
+async def stored(node: NodeUnderTest, document: Json) -> int:
+    """Past the checks of the command, as a machine that lacks a secret has it."""
+    async with open_gateway_configurations(node.node) as store:
+        made = await store.put(OPERATOR, Draft(document=document, digest="d"), if_match=None, key=uuid.uuid4().hex)
+    return made.version

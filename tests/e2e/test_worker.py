@@ -259,9 +259,9 @@ async def test_the_deadline_ends_a_run_and_interrupts_its_tool(
     node: StackA, tools: Toolbox, clock: ManualClock
 ) -> None:
     async with node.worker(model(scripted([calls("slow"), "never said"])), tools.port(clock)):
-        run_id = await node.created(deadline_s=20)
+        run_id = await node.created(deadline_s=10)
         await until(tools.begun.is_set)
-        await clock.advance(timedelta(seconds=20))
+        await clock.advance(timedelta(seconds=10))
         run = await node.ended(run_id)
 
     assert run.status == "failed"

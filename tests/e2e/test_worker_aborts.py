@@ -96,9 +96,9 @@ async def test_cancelling_a_run_ends_its_model_call(node: StackA, slow: Slow, cl
 
 async def test_a_deadline_ends_the_model_call(node: StackA, slow: Slow, clock: ManualClock) -> None:
     async with node.worker(InprocModel(SERVED, slow.rule), no_tools(clock)):
-        run_id = await node.created(deadline_s=20)
+        run_id = await node.created(deadline_s=10)
         await begun(slow)
-        await clock.advance(timedelta(seconds=20))
+        await clock.advance(timedelta(seconds=10))
         run = await node.ended(run_id)
         await settled()
 

@@ -1,8 +1,9 @@
 """R8: budgets under faults: `python -m tests.faults.budget --kills 50 --clients 400 --seed S`.
 
-Real gateways over a real database, killed in the middle of their streams, with clients that hang up. Three tenants, each
+Real gateways over a real database, killed in the middle of their streams, with clients that hang up. Four tenants, each
 with a question of its own: *roomy* must never be refused, *tight*, which gets a little more with each kill and is always at
-its limit, must never spend more than it has, and *edge* must get its last token when all is calm again. What is right is
+its limit, must never spend more than it has, *edge* must get its last token when all is calm again. Of *snug* all clients
+ask at once, with room for each one's prompt and first slice, and one of the gateways is killed. What is right is
 decided by the ledger's balance, read through its port all the time, and by what the provider says it produced for whom.
 """
 
@@ -23,7 +24,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from tests.faults.budget_rig import GATEWAYS, LIMITS, MAX_TOKENS, SAMPLE_S, TENANTS, Rig, opened, request
+from tests.faults.budget_rig import GATEWAYS, LIMITS, MAX_TOKENS, SAMPLE_S, SLICE, TENANTS, Rig, opened, request
 from tests.faults.reconcile import Record, record
 from tests.support.postgres import shift_time
 
@@ -42,6 +43,8 @@ _STEPS: Final = 0.3
 _ROOMS_IN_TIGHT: Final = 20
 """At first, and as many again with each kill."""
 _ROOMS_IN_EDGE: Final = 6
+_IDLE_SHARE: Final = 8
+"""Beyond what *snug*'s requests need, one part in so many: two gateways may hold a 32nd each for requests to come."""
 
 
 class Seen(Struct, kw_only=True):
@@ -50,6 +53,8 @@ class Seen(Struct, kw_only=True):
     answered: int = 0
     hung_up: int = 0
     refused: int = 0
+    limited: int = 0
+    """Answers that the budget ended."""
     cut: int = 0
     """Requests whose gateway was killed under them."""
     cut_settling: int = 0
@@ -95,6 +100,7 @@ class Clients:
                     if hangs_up and self._draw.random() < 0.3:
                         seen.hung_up += 1
                         return True
+                    seen.limited += '"limited_by"' in line
                     if line == "data: [DONE]":
                         seen.answered += 1
                         return True
@@ -145,7 +151,8 @@ async def drive(kills: int, clients: int, seed: int, say: Callable[[str], None],
             asking.over.set()
             await asyncio.gather(*load)
             took = time.monotonic() - began
-            say("the load is over")
+            say("the load is over; one wave with room for each one's prompt and slice")
+            await _wave(rig, draw, asking, clients, each)
             left = await _left_behind(rig, asking, each)
             released_after = await _released(rig, patient=patient)
             say("all is calm; once more without a kill, and to the last token")
@@ -173,7 +180,7 @@ async def _amount(rig: Rig, http: httpx.AsyncClient) -> int:
     )
     assert response.status_code == httpx.codes.OK, response.text
     held = int(response.json()["budget"]["would_hold"])
-    assert held > MAX_TOKENS, "a request holds its prompt and its answer"
+    assert SLICE < held < MAX_TOKENS, "a request holds its prompt and a slice of its answer"
     return held
 
 
@@ -191,6 +198,16 @@ async def _kill(rig: Rig, draw: random.Random, asking: Clients) -> list[str]:
     rig.ended[place].clear()
     await rig.gateways[place].start()
     return just_ended
+
+
+async def _wave(rig: Rig, draw: random.Random, asking: Clients, clients: int, each: int) -> None:
+    """All of *snug*'s clients at once, and a gateway killed under them: nobody is refused, for all of them have room."""
+    room = clients * each + clients * each // _IDLE_SHARE
+    assert room < clients * MAX_TOKENS, "held in full, it would not do"
+    await rig.entitle("snug", room)
+    wave = [asyncio.create_task(asking.ask("snug")) for _ in range(clients)]
+    await _kill(rig, draw, asking)
+    await asyncio.gather(*wave)
 
 
 async def _left_behind(rig: Rig, asking: Clients, each: int) -> float:
@@ -254,10 +271,13 @@ async def _reconciled(
             "left_behind_by_the_living": left,
             "leaked_reservations": sum(balance.held for balance in balances.values()) / each,
             "released_after_s": round(released_after, 1),
-            "false_reject": seen["roomy"].refused + wrongly_refused,
+            "false_reject": seen["roomy"].refused + wrongly_refused + seen["snug"].refused,
             # What a run must have met to prove anything.
             "kills_without_effect": int(bool(figures["kills"]) and not seen["roomy"].cut + seen["tight"].cut),
             "tight_never_refused": int(not seen["tight"].refused),
+            "nobody_ended_by_a_budget": int(not seen["tight"].limited),
+            "wrongly_ended": seen["roomy"].limited + seen["snug"].limited,
+            "snug_not_answered": int(not seen["snug"].answered),
         },
         limits={"released_after_s": lease + RELEASED_WITHIN_S},
         lease_s=lease,
@@ -275,6 +295,7 @@ async def _reconciled(
                 "answered": seen[of].answered,
                 "hung_up": seen[of].hung_up,
                 "refused": seen[of].refused,
+                "limited": seen[of].limited,
                 "cut": seen[of].cut,
                 "cut_settling": seen[of].cut_settling,
             }.items()

@@ -34,9 +34,14 @@ from tests.support.scripted_upstream import delta, usage
 
 MODEL: Final = "m-1"
 GATEWAYS: Final = 2
-TENANTS: Final = ("roomy", "tight", "edge")
-LIMITS: Final = Limits(request_s=10)
-MAX_TOKENS: Final = 200
+TENANTS: Final = ("roomy", "tight", "edge", "snug")
+SLICE: Final = 256
+LIMITS: Final = Limits(request_s=10, output_slice_tokens=SLICE)
+MAX_TOKENS: Final = 4_000
+"""What a request asks for: held in slices, it is far from what most answers need."""
+MOST_WRITTEN: Final = {"snug_": 10}
+"""Tokens of an answer at most, by who asks: a *snug* one stays within its first slice."""
+MOST: Final = 200
 PROMPT_TOKENS: Final = 10
 _PIECE_S: Final = (0.005, 0.03)
 SAMPLE_S: Final = 0.03
@@ -45,7 +50,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Upstream:
-    """A provider that streams as many tokens as it likes, up to what it may, and knows what it produced for whom."""
+    """A provider that streams as many tokens as it likes, stops when its caller leaves, and knows what it made for whom."""
 
     def __init__(self, draw: random.Random) -> None:
         self._draw = draw
@@ -64,7 +69,7 @@ class Upstream:
                 break
         body = json.loads(raw)
         of = body["messages"][0]["content"]
-        count = self._draw.randint(1, body["max_tokens"])
+        count = self._draw.randint(1, min(MOST_WRITTEN.get(of, MOST), body["max_tokens"]))
         pause = self._draw.uniform(*_PIECE_S)
         pieces = 10
         self.produced[of] += PROMPT_TOKENS

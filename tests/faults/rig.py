@@ -229,6 +229,7 @@ async def rig(
         passwords = credentials.database_passwords(node)
         credentials.write_embedded_urls(node, passwords, config.postgres_port)
         credentials.ensure_placeholder_key(node)
+        credentials.ensure_record_keys(node)
         ensure_issuer_key(node)
         keeping = asyncio.create_task(made.keep_database())
         stack.push_async_callback(_end_database, made, keeping)

@@ -25,11 +25,12 @@ class TestCatalogue:
             database.superuser,
             "SELECT DISTINCT table_name FROM information_schema.columns "
             "WHERE table_schema = 'agentos' AND column_name = 'tenant_id' "
-            "AND table_name NOT LIKE 'ao\\_%' AND table_name NOT LIKE 'run\\_events\\_%'",
+            "AND table_name NOT LIKE 'ao\\_%' AND table_name NOT LIKE 'run\\_events\\_%' "
+            "AND table_name NOT LIKE 'request\\_records\\_%'",
         )
 
         assert {"tenants", "api_keys", "agents", "runs", "steps", "run_events", "audit_log"} <= {row[0] for row in rows}
-        assert len(rows) == 23
+        assert len(rows) == 25
 
     @pytest.mark.parametrize("rule", RULES)
     async def test_a_rule_that_is_broken_is_reported(self, database: Clone, rule: str) -> None:
@@ -47,4 +48,4 @@ class TestCatalogue:
             """,
         )
 
-        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations"}
+        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations", "gateway_configurations"}

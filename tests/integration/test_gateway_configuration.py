@@ -5,21 +5,28 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
+from observability.metrics import Metrics
+from ports.context import PolicyContext
 from ports.errors import InvalidArgument
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, Tenant
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
-from stack_b.configuration import MAX_FILE_BYTES, Following, parse_configuration, read_configuration
+from stack_b.backends.settings import BackendSettings
+from stack_b.budget.prices import Prices
+from stack_b.configuration import MAX_FILE_BYTES, parse_configuration, read_configuration
+from stack_b.following import Applied, FileSource, Following, Found, Standing, first
+from stack_b.policies.desk import Policies
 from stack_b.routing.router import Asked, Router
 from tests.support.http_server import served
 from tests.support.scripted_upstream import Events, ScriptedUpstream, delta
@@ -27,6 +34,9 @@ from tests.support.stack_b import stack_b
 
 pytestmark = [pytest.mark.anyio]
 
+TENANT = Tenant(
+    id=ACME.tenant, name="", status="active", entitlements=Entitlements(), created_at=datetime(2026, 1, 1, tzinfo=UTC)
+)
 LINGERING = timedelta(milliseconds=50)
 
 
@@ -35,6 +45,7 @@ class Node(Struct, frozen=True):
     catalog: Catalog
     router: Router
     opened: OpenedBackends
+    policies: Policies
     following: Following
 
     def write(self, **members: Any) -> None:
@@ -63,36 +74,69 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     path.write_text(json.dumps({"backends": [backend("one", "m-1")], "routing": {"aliases": {"fast": "m-1"}}}))
     clock = SystemClock()
     async with OpenedBackends(clock, secret=lambda _: "", demo=False, lingering=LINGERING) as opened:
-        found = read_configuration(path)
-        catalog = Catalog(opened.use(found.backends), clock)
-        await catalog.refresh()
-        router = Router(catalog, found.routing, clock)
-        following = Following(
-            path,
-            found,
-            catalog=catalog,
-            router=router,
-            opened=opened,
-            settings=lambda found: found.backends,
-            clock=clock,
-        )
-        yield Node(path, catalog, router, opened, following)
+        following, to = await followed(path, opened)
+        await to.catalog.refresh()
+        yield Node(path, to.catalog, to.router, opened, to.policies, following)
+
+
+async def followed(path: Path, opened: OpenedBackends) -> tuple[Following, Applied]:
+    """What follows the file, and what it is applied to."""
+    source, clock = FileSource(path), SystemClock()
+    found, backends, _ = await first(source, lambda found: opened.use(found.configuration.backends))
+    catalog = Catalog(backends, clock)
+    to = Applied(
+        catalog=catalog,
+        router=Router(catalog, found.configuration.routing, clock),
+        policies=Policies(),
+        opened=opened,
+        prices=Prices(found.configuration.prices),
+        settings=settings_of,
+    )
+    return Following(source, found, to, standing=Standing(), clock=clock, metrics=Metrics()), to
+
+
+def settings_of(found: Found) -> tuple[BackendSettings, ...]:
+    return found.configuration.backends
 
 
 async def test_what_the_file_turns_into_is_in_force(node: Node) -> None:
-    before, version = node.names(), node.following.version
+    before, version = node.names(), node.following.standing.digest
     node.write(backends=[backend("one", "m-1"), backend("two", "m-2")], routing={"aliases": {"fast": "m-2"}})
 
     await node.following.look()
 
     assert before == {"fast": ["one"], "m-1": ["one"], "m-2": []}
     assert node.names() == {"fast": ["two"], "m-1": ["one"], "m-2": ["two"]}
-    assert node.following.version != version
+    assert node.following.standing.digest != version
+
+
+async def test_policies_and_what_backends_may_see_are_followed(node: Node) -> None:
+    rule = {"id": "no", "effect": "deny"}
+    secret = replace(ACME, policy=PolicyContext(classification="secret"))
+    asked = Asked(name="m-1", kind="chat")
+    before = (node.policies.of(TENANT).is_empty, node.router.candidates(secret, asked, Entitlements()))
+    node.write(
+        backends=[{**backend("one", "m-1"), "classifications": ["secret"]}], policies={"house": {"rules": [rule]}}
+    )
+
+    await node.following.look()
+
+    assert before == (True, ())
+    assert not node.policies.of(TENANT).is_empty
+    assert len(node.router.candidates(secret, asked, Entitlements())) == 1
+    assert node.router.candidates(ACME, asked, Entitlements()) == ()
+
+    node.write(backends=[backend("one", "m-1")], policies={"house": {"rules": [{**rule, "patterns": ["("]}]}})
+    await node.following.look()
+
+    assert not node.policies.of(TENANT).is_empty, "what can't be used takes nothing away"
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"policies": {"house": {"rules": [{"id": "no", "effect": "deny", "patterns": ["("]}]}}},
+        {"policies": {"tenant": {"rules": []}}},
         {"backends": [backend("one", "m-1"), backend("one", "m-2")]},
         {"backends": [{"name": "one", "base_url": "ftp://x"}]},
         {"backends": [{"name": "demo", "kind": "demo"}]},
@@ -103,14 +147,14 @@ async def test_what_the_file_turns_into_is_in_force(node: Node) -> None:
 async def test_what_can_not_be_used_changes_nothing_and_is_told(
     node: Node, wrong: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, version = node.names(), node.following.version
+    before, version = node.names(), node.following.standing.digest
     node.write(**wrong)
 
     with caplog.at_level(logging.ERROR):
         await node.following.look()
         await node.following.look()
 
-    assert (node.names(), node.following.version) == (before, version)
+    assert (node.names(), node.following.standing.digest) == (before, version)
     assert [record.message for record in caplog.records] == ["gateway.configuration_refused"]
 
     node.write(backends=[backend("two", "m-2")])
@@ -187,25 +231,16 @@ async def test_a_secret_that_is_rotated_is_followed_although_the_file_stays(tmp_
     key, path = tmp_path / "key", tmp_path / "gateway.json"
     key.write_text("old")
     path.write_text(json.dumps({"backends": [{**backend("one", "m-1"), "api_key": f"file:{key}"}]}))
-    clock, found = SystemClock(), read_configuration(path)
+    clock = SystemClock()
 
     def secret(reference: str) -> str:
         return Path(reference.removeprefix("file:")).read_text()
 
     async with OpenedBackends(clock, secret=secret, demo=False, lingering=LINGERING) as opened:
-        catalog = Catalog(opened.use(found.backends), clock)
-        following = Following(
-            path,
-            found,
-            catalog=catalog,
-            router=Router(catalog, found.routing, clock),
-            opened=opened,
-            settings=lambda found: found.backends,
-            clock=clock,
-        )
+        following, to = await followed(path, opened)
         await following.look()
-        before = catalog.backends
+        before = to.catalog.backends
         key.write_text("another")
         await following.look()
 
-        assert before != catalog.backends
+        assert before != to.catalog.backends

@@ -21,6 +21,7 @@ from stack_b.backends import dial, openai_compatible
 from stack_b.backends.connection import HIGH_WATER_BYTES
 from stack_b.backends.dial import tls_context
 from stack_b.backends.openai_compatible import MAX_ANSWER_BYTES, OpenAiCompatible
+from stack_b.chunks import written_out
 from tests.support.pki import Authority, new_authority
 from tests.support.rough_backend import (
     LAST_CHUNK,
@@ -71,7 +72,7 @@ async def streamed(client: OpenAiCompatible, got: list[dict[str, Json]] | None =
     """The parts of a stream; in `got` also those before its failure."""
     parts = [] if got is None else got
     async for part in client.stream("m", ASKED, 5):
-        parts.append(part)
+        parts.extend(written_out(part))
     return parts
 
 
@@ -147,6 +148,7 @@ class TestWholeAnswers:
             ([whole(b"\xff\xfe{}")], "upstream_error", True),
             ([whole(b"")], "upstream_error", True),
             ([whole(b'{"a":"\\ud800"}')], "upstream_error", True),
+            ([whole(b'{"a":"\xff"}')], "upstream_error", True),
             ([whole(b"", status="204 No Content")], "upstream_error", False),
         ],
     )
@@ -243,9 +245,9 @@ class TestStreams:
             parts = client.stream("m", ASKED, 5)
             first = await anext(parts)
             rough.resume.set()
-            rest = [part async for part in parts]
+            rest = [one async for part in parts for one in written_out(part)]
 
-        assert [first, *rest] == [json.loads(TOKEN)] * 2
+        assert [*written_out(first), *rest] == [json.loads(TOKEN)] * 2
 
     async def test_the_end_is_what_the_stream_says_not_what_the_framing_does(self) -> None:
         done: list[Step] = [SSE + event(TOKEN) + event(b"[DONE]"), Stall()]
@@ -301,6 +303,7 @@ class TestStreams:
         "bad",
         [
             b"{", b"[]", b"null", b'{"choices":5}', b'{"choices":[{"delta":{"content":7}}]}', b"\xff", b"[" * 100_000,
+            b'{"id":"\xff"}',
             b'{"error":{"message":"sk-live-0a1b2c3d4e5f60718293a4b5c6d7e8f9"}}', b'{"usage":{"prompt_tokens":-1}}',
         ],
     )  # fmt: skip
@@ -340,9 +343,9 @@ class TestStreams:
         script: list[Step] = [SSE, *events, event(b"[DONE]") + LAST_CHUNK]
         async with before(script, timeout=SOON) as (_, client):
             parts = client.stream("m", ASKED, 5)
-            count = len([await anext(parts)])
+            count = len(list(written_out(await anext(parts))))
             await anyio.sleep(2 * SOON.total_seconds())
-            count += len([part async for part in parts])
+            count += len([one async for part in parts for one in written_out(part)])
 
         assert count == 20_000
 

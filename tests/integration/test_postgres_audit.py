@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from adapters.postgres import agent, run_state, tenant
+from adapters.postgres import agent, gateway_configuration, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import idempotency, intent, new_run
@@ -17,7 +17,9 @@ from conformance.people import ACME, NODE, PLATFORM
 from ports.adapter import Given
 from ports.agent import AgentSpec
 from ports.errors import AgentOSError
+from ports.gateway_configuration import Draft
 from ports.ids import AgentId, PrincipalId, WorkerId
+from ports.policy import Policy, Rule
 from ports.run_state import Change, Resolution, StepResult, step_key
 from ports.tenant import Entitlements, NewKey
 from tests.support.postgres import Clone, cloned, execute, fetch
@@ -84,6 +86,21 @@ class TestAudit:
         assert {row["principal"] for row in rows} == {ACME.principal, PLATFORM.principal}
         assert rows[1]["correlation_id"] == ACME.trace.correlation_id
 
+    async def test_a_policy_that_changes_is_noted_with_its_version(self, clone: Clone) -> None:
+        """Which rules held when can be told, and a change of anything else is no change of them."""
+        one, two = (Policy(rules=(Rule(id=name, effect="deny"),)) for name in ("one", "two"))
+        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        async with tenant.SPEC.open(config, given) as tenants:
+            await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
+            for policy in (Policy(), one, one, two, Policy()):
+                for weight in (1, 2):
+                    changed = Entitlements(policy=policy, weight=weight)
+                    await tenants.set_entitlements(PLATFORM, ACME.tenant, changed)
+
+        rows = await fetch(clone.admin, "SELECT * FROM audit_log WHERE action = 'tenant.policy' ORDER BY id")
+        versions = [one.version, two.version, "none"]
+        assert [row["subject"] for row in rows] == [f"{ACME.tenant}@{version}" for version in versions]
+
     async def test_what_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
         await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_app")
         config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
@@ -92,6 +109,32 @@ class TestAudit:
                 await runs.create(ACME, new_run())
 
         assert await fetch(clone.admin, "SELECT 1 FROM runs UNION ALL SELECT 1 FROM idempotency") == []
+
+    async def test_a_change_of_the_gateway_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
+        async with gateway_configuration.SPEC.open(
+            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        ) as configurations:
+            draft = Draft(document={}, digest="d")
+            for _ in range(2):
+                await configurations.put(PLATFORM, draft, if_match=0, key="k")
+                await configurations.restore(PLATFORM, 1, comment="", if_match=None, key="r")
+
+        rows = await fetch(clone.admin, "SELECT * FROM audit_log ORDER BY id")
+        assert [(row["action"], row["subject"]) for row in rows] == [
+            ("gateway.configure", "gateway_configuration@1"),
+            ("gateway.restore", "gateway_configuration@2"),
+        ]
+        assert {(row["tenant_id"], row["principal"]) for row in rows} == {(PLATFORM.tenant, PLATFORM.principal)}
+
+    async def test_a_change_of_the_gateway_that_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
+        await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_def")
+        async with gateway_configuration.SPEC.open(
+            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        ) as configurations:
+            with pytest.raises(AgentOSError):
+                await configurations.put(PLATFORM, Draft(document={}, digest="d"), if_match=None, key="k")
+
+            assert await configurations.current(PLATFORM) is None
 
     @pytest.mark.parametrize("change", ["UPDATE agentos.audit_log SET action = 'x'", "DELETE FROM agentos.audit_log"])
     async def test_the_audit_can_not_be_changed_by_services_or_people(self, clone: Clone, change: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from adapters.postgres import event, queue, run_state
 from adapters.postgres.engine import CONNECT_SECONDS, Database, PostgresConfig, open_database
+from adapters.postgres.rows import Row
 from adapters.postgres.statements import statement
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
@@ -140,16 +141,29 @@ class TestPool:
 
         assert {row["name"]: row["value"] for row in rows} == wanted
 
-    async def test_only_a_transaction_that_says_so_does_not_wait_for_the_disk(self, clone: Clone) -> None:
-        # Who set it: here, the whole server does not wait.
-        query = statement("SELECT source FROM pg_settings WHERE name = 'synchronous_commit'")
-        sources = []
-        async with open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as database:
-            for flushed in (True, False, True):
-                async with database.transaction(ACME.tenant, flushed=flushed) as transaction:
-                    sources += [row["source"] for row in await transaction.rows(query, {})]
+    async def test_only_a_pool_that_says_so_does_not_wait_for_the_disk(self, clone: Clone) -> None:
+        query = statement("SELECT current_setting('synchronous_commit') AS value")
+        found: list[Row] = []
+        for flushed in (True, False):
+            async with open_database(PostgresConfig(dsn=clone.app), flushed=flushed) as database:
+                async with database.transaction(ACME.tenant) as transaction:
+                    found += await transaction.rows(query, {})
+                found += await database.once(query, {})
 
-        assert [source == "session" for source in sources] == [False, True, False]
+        assert [row["value"] for row in found] == ["on", "on", "off", "off"]
+
+    async def test_a_statement_by_itself_is_nobodys_and_sees_nothing(self, clone: Clone) -> None:
+        await execute(
+            clone.superuser,
+            "INSERT INTO agentos.queue_turns (tenant_id, vtime, next_at, served_at) "
+            f"VALUES ('{ACME.tenant}', 0, now(), now())",
+        )
+        query = statement("SELECT tenant_id FROM queue_turns")
+        async with open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as database:
+            async with database.transaction(ACME.tenant) as transaction:
+                assert len(await transaction.rows(query, {})) == 1
+            # Also on a connection that was somebody's before.
+            assert await database.once(query, {}) == []
 
 
 @contextmanager

@@ -112,7 +112,7 @@ async def test_the_sweep_sees_to_runs_that_were_told_nothing(node: Node) -> None
     await team(node, counting(BOSS, HAND), counting(HAND), entitlements=Entitlements())
     dead = WorkerId("wrk_dead")
     await node.runs.renew(NODE, dead, timedelta(seconds=30))
-    waiting = Change(status="waiting", events=(NewEvent(type="run.waiting"),))
+    waiting = Change(status="waiting", waits_for="child", events=(NewEvent(type="run.waiting"),))
 
     async def held(parent: Parent | None = None, agent: AgentId = BOSS) -> Run:
         made = (await node.runs.create(ACME, replace(new_run(agent_id=agent), parent=parent))).run

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -19,6 +19,7 @@ from adapters.postgres import (
     memory,
     queue,
     reply_journal,
+    request_log,
     run_append,
     run_claim,
     run_create,
@@ -42,6 +43,7 @@ from ports.ids import AgentId, PrincipalId, WorkerId
 from ports.memory import MemoryPort
 from ports.queue import Delivery, QueuePort
 from ports.reply_journal import ReplyJournal, Ticket, Won
+from ports.request_log import READ, READ_CONTENT, RequestLog, RequestRecord, Written, new_request_id
 from ports.run_state import (
     Change,
     Idempotency,
@@ -76,6 +78,7 @@ class Ports(Struct, frozen=True, kw_only=True):
     budget: BudgetLedger
     tenants: TenantDirectory
     replies: ReplyJournal
+    requests: RequestLog
 
 
 class Victim(Struct, frozen=True, kw_only=True):
@@ -89,6 +92,7 @@ class Victim(Struct, frozen=True, kw_only=True):
     hold: Hold
     key: ApiKey
     ticket: Ticket
+    request: RequestRecord
 
 
 @dataclass(slots=True)
@@ -127,7 +131,7 @@ async def without_row_level_security(database: Clone) -> None:
         database.superuser,
         "SELECT relname, relispartition FROM pg_class WHERE relnamespace = 'agentos'::regnamespace AND relrowsecurity",
     )
-    assert sum(not table["relispartition"] for table in tables) == 23
+    assert sum(not table["relispartition"] for table in tables) == 25
     for table in tables:
         await execute(database.owner, f"ALTER TABLE agentos.{table['relname']} DISABLE ROW LEVEL SECURITY")
 
@@ -149,7 +153,7 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.runs.append(ACME, parked.id, parked.epoch, Change(steps=(step, lost), status="needs_operator"))
     created = await ports.runs.create(ACME, new_run())
     waiting = await ports.runs.claim(ACME, created.run.id, WORKER)
-    await ports.runs.append(ACME, waiting.id, waiting.epoch, Change(status="waiting"))
+    await ports.runs.append(ACME, waiting.id, waiting.epoch, Change(status="waiting", waits_for="child"))
     line = Parent(run_id=running.id, step=1, depth=1)
     await ports.runs.create(ACME, replace(new_run(), parent=line))
     await ports.agents.publish(ACME, AGENT)
@@ -164,6 +168,12 @@ async def victim_of(ports: Ports) -> Victim:
     await ports.queue.enqueue(ACME, b"ready")
     held = await ports.replies.open(ACME, "run_1:2", "d", lease=HOUR)
     assert isinstance(held, Won)
+    at = datetime.now(UTC)
+    request = RequestRecord(
+        id=new_request_id(at), at=at, namespace=ACME.namespace, principal=ACME.principal, correlation_id="c", route="r",
+        model_asked="m", status=200, kept_until=at + HOUR,
+    )  # fmt: skip
+    await ports.requests.write(ACME, [Written(record=request, sealed=b"secret")])
     return Victim(
         running=running,
         queued=queued.run,
@@ -173,12 +183,14 @@ async def victim_of(ports: Ports) -> Victim:
         hold=hold,
         key=key,
         ticket=held.ticket,
+        request=request,
     )
 
 
 def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callable[[], Awaitable[object]]]:
     """Calls of `thief` that give something truthy when they see or touch what is the victim's."""
     runs, run, other = ports.runs, victim.running, victim.queued
+    reader = replace(thief, scopes=frozenset({READ, READ_CONTENT}))
     nothing = Change(events=(NewEvent(type="model.delta"),))
 
     async def followed() -> object:
@@ -238,6 +250,10 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "queue.release": lambda: done(ports.queue.release(thief, victim.delivery)),
         "replies.cancel": lambda: ports.replies.cancel(thief, victim.ticket.key),
         "replies.extend": lambda: done(ports.replies.extend(thief, victim.ticket, lease=HOUR)),
+        "requests.find": lambda: ports.requests.find(reader, victim.request.id),
+        "requests.recent": lambda: _items(ports.requests.recent(reader, limit=10)),
+        "requests.content": lambda: ports.requests.content(reader, victim.request.id),
+        "requests.consumed": lambda: ports.requests.consumed(reader, since=victim.request.at - HOUR),
         "replies.complete": lambda: done(ports.replies.complete(thief, victim.ticket, "forged")),
     }
 
@@ -367,6 +383,7 @@ class TestTwoWalls:
                 budget=await opened(budget.SPEC),
                 tenants=await opened(tenant.SPEC),
                 replies=await opened(reply_journal.SPEC),
+                requests=await opened(request_log.SPEC),
             )
 
     async def test_with_both_walls_nothing_leaks(self, ports: Ports) -> None:

@@ -75,12 +75,19 @@ RULES: Final[dict[str, str]] = {
         WHERE c.relnamespace = 'agentos'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
           AND has_table_privilege('ao_app', c.oid, privilege)
     """,
-    "events, agents' versions, usage and the audit are only ever added to": """
+    "events, agents' versions, the gateway's, usage and the audit are only ever added to": """
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
-        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~ '^(run_events|agents$|audit_log$|usage_events$)'
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~
+              '^(run_events|agents$|audit_log$|usage_events$|request_records|request_contents$|gateway_configurations$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
+    """,
+    "the gateway's configuration is changed by its function only": """
+        SELECT c.relname || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname = 'gateway_configurations'
+          AND has_table_privilege('ao_app', c.oid, privilege)
     """,
     "partitions are reached through their parent only": """
         SELECT c.relname || ' ' || privilege
@@ -127,7 +134,10 @@ BREAKAGES: Final[dict[str, str]] = {
         GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO ao_app;
     """,
     "ao_app can not truncate, refer to or trigger on any table": "GRANT TRUNCATE ON steps TO ao_app",
-    "events, agents' versions, usage and the audit are only ever added to": "GRANT UPDATE (data) ON run_events TO ao_app",
+    "events, agents' versions, the gateway's, usage and the audit are only ever added to": """
+        GRANT UPDATE (data) ON run_events TO ao_app
+    """,
+    "the gateway's configuration is changed by its function only": "GRANT INSERT ON gateway_configurations TO ao_app",
     "partitions are reached through their parent only": "GRANT SELECT ON run_events_default TO ao_app",
     "nobody but our roles may connect": "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO PUBLIC', "
     "current_database()); END $$",

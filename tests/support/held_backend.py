@@ -19,6 +19,7 @@ class HeldBackend:
     name = "held"
 
     def __init__(self, *, held: bool = True) -> None:
+        self.stops_billing = True
         self.calls = 0
         self.ended = 0
         self.cancelled = 0
@@ -29,6 +30,9 @@ class HeldBackend:
         self.failure: AgentOSError | None = None
         if not held:
             self.let_go.set()
+
+    def cancel_stops_billing(self, *, streamed: bool) -> bool:  # noqa: ARG002 - the protocol's signature
+        return self.stops_billing
 
     async def models(self) -> tuple[ModelCard, ...]:
         return (ModelCard(id="m-1", upstream="m-1"),)

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from adapters.inproc import event, maintenance, memory, run_state, runs, store
+from adapters.inproc import event, maintenance, memory, reply_journal, request_log, run_state, runs, store
 from adapters.inproc.store import InprocConfig
 from adapters.inproc.tenant import InprocTenants
 from conformance.clock import ManualClock
@@ -22,6 +22,8 @@ from ports.ids import RunId, TenantId, WorkerId
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
+from ports.reply_journal import ReplyJournal
+from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements
 
@@ -114,6 +116,26 @@ class InprocMaintenanceHarness(InprocHarness[MaintenancePort]):
 
     async def events(self) -> EventPort:
         return event.InprocEvents(store.store(self.config.name))
+
+    async def requests(self) -> RequestLog:
+        return request_log.InprocRequestLog(store.store(self.config.name), self.clock)
+
+    async def replies(self) -> ReplyJournal:
+        return reply_journal.InprocReplyJournal(store.store(self.config.name), self.clock)
+
+    async def leftovers(self) -> tuple[int, int, int]:
+        rows = store.store(self.config.name).table(request_log.Requests).rows
+        sealed = sum(written.sealed is not None for written in rows.values())
+        return len(rows), sealed, len(store.store(self.config.name).table(reply_journal.Entries).rows)
+
+
+class InprocRequestLogHarness(InprocHarness[RequestLog]):
+    def __init__(self) -> None:
+        super().__init__(request_log.SPEC)
+
+    async def audit(self, auth: AuthContext) -> list[tuple[str, str]]:
+        noted = store.store(self.config.name).table(request_log.Requests).audit
+        return [(action, subject) for tenant, action, subject in noted if tenant == auth.tenant]
 
 
 HarnessT = TypeVar("HarnessT", bound=InprocHarness[Any])

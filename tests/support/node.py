@@ -20,7 +20,7 @@ from deploy.report import Report
 from deploy.supervision import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = ("stack-a", "stack-b", "worker", "postgres")
+PORTS = ("stack-a", "stack-b", "worker", "admin", "postgres")
 
 
 def free_ports(count: int) -> list[int]:
@@ -64,6 +64,10 @@ class NodeUnderTest:
     @property
     def stack_b(self) -> str:
         return f"http://127.0.0.1:{self.ports['stack-b']}"
+
+    @property
+    def admin(self) -> str:
+        return f"http://127.0.0.1:{self.ports['admin']}"
 
     def tokens(self) -> Tokens:
         tokens = credentials.load_tokens(self.node)

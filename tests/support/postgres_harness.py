@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import event, maintenance, memory, run_state
+from adapters.postgres import event, maintenance, memory, reply_journal, request_log, run_state
 from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
@@ -22,6 +22,8 @@ from ports.ids import RunId, TenantId, WorkerId, uuid_of
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
+from ports.reply_journal import ReplyJournal
+from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
 from ports.tenant import Entitlements
 from tests.support.postgres import Clone, borrow, drop, fetch, give_back, shift_time
@@ -134,9 +136,30 @@ class PostgresMaintenanceHarness(PostgresHarness[MaintenancePort]):
     async def events(self) -> EventPort:
         return await self.closing.enter_async_context(event.SPEC.open(self.config, Given(clock=SystemClock())))
 
+    async def requests(self) -> RequestLog:
+        return await self.closing.enter_async_context(request_log.SPEC.open(self.config, Given(clock=SystemClock())))
+
+    async def replies(self) -> ReplyJournal:
+        return await self.closing.enter_async_context(reply_journal.SPEC.open(self.config, Given(clock=SystemClock())))
+
+    async def leftovers(self) -> tuple[int, ...]:
+        tables = ("request_records", "request_contents", "model_replies")
+        return tuple([(await fetch(self.database.admin, f"SELECT count(*) FROM {name}"))[0][0] for name in tables])
+
     async def close(self) -> None:
         await self.closing.aclose()
         await drop(self.database)
+
+
+class PostgresRequestLogHarness(PostgresHarness[RequestLog]):
+    def __init__(self, database: Clone) -> None:
+        super().__init__(request_log.SPEC, database)
+
+    async def audit(self, auth: AuthContext) -> list[tuple[str, str]]:
+        rows = await fetch(
+            self.database.admin, "SELECT action, subject FROM audit_log WHERE tenant_id = $1 ORDER BY id", auth.tenant
+        )
+        return [(row["action"], row["subject"]) for row in rows]
 
 
 HarnessT = TypeVar("HarnessT", bound=PostgresHarness[Any])

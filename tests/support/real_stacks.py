@@ -118,6 +118,11 @@ class Process:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         with self._log.open("ab") as log:
             # Starting is quick, and the services are the point of these tests.
@@ -141,6 +146,10 @@ class Process:
         """Stop it where it is."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def terminate(self) -> None:
         """Ask it to stop; `ended` waits for it."""
@@ -249,7 +258,13 @@ async def real_stacks(
         }
         gateway = Process(
             "deploy.roots.stack_b",
-            {**common, "AGENTOS_STACK_B_PORT": str(ports[0]), "AGENTOS_BACKENDS": json.dumps(backends)},
+            {
+                **common,
+                "AGENTOS_STACK_B_PORT": str(ports[0]),
+                "AGENTOS_BACKENDS": json.dumps(backends),
+                "AGENTOS_RECORD_KEYS": "env:RECORD_KEYS",
+                "RECORD_KEYS": f"tests:{'0' * 64}",
+            },
             home / "stack-b.log",
             port=ports[0],
         )

@@ -8,7 +8,7 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -48,13 +48,15 @@ class Cut:
 
 
 Step: TypeAlias = bytes | Drip | Flood | Stall | Cut
+Script: TypeAlias = Sequence[Step] | Callable[[bytes], Sequence[Step]]
+"""What is done to a request, or how that is found out from it."""
 
 
 @dataclass
 class RoughBackend:
     """Does the steps of the next script of `scripts` to each request; the last one again and again."""
 
-    scripts: list[Sequence[Step]]
+    scripts: list[Script]
     url: str = ""
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
@@ -76,7 +78,7 @@ class RoughBackend:
             while True:
                 self.requests.append(await _request(reader))
                 script = self.scripts[0] if len(self.scripts) == 1 else self.scripts.pop(0)
-                for step in script:
+                for step in script(self.requests[-1]) if callable(script) else script:
                     await self._do(step, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -125,7 +127,7 @@ class RoughBackend:
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head)
+    length = re.search(rb"(?i)content-length: (\d+)", head)
     return head + await reader.readexactly(int(length[1]) if length else 0)
 
 
@@ -156,7 +158,7 @@ def event(data: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def rough_backend(*scripts: Sequence[Step], tls: ssl.SSLContext | None = None) -> AsyncIterator[RoughBackend]:
+async def rough_backend(*scripts: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[RoughBackend]:
     backend = RoughBackend(list(scripts))
     server = await asyncio.start_server(backend.serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]

@@ -30,6 +30,7 @@ from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolPort
 from stack_a.app import create_app
 from stack_a.deps import ApiDeps, Shedding, WorkerDeps
+from stack_a.hints import Ack
 from stack_a.lease import Keep
 from stack_a.worker import Worker
 
@@ -108,7 +109,7 @@ class StackA:
 
     @asynccontextmanager
     async def worker(
-        self, model: ModelPort, tool: ToolPort, *, concurrency: int = 4, keep: Keep | None = None
+        self, model: ModelPort, tool: ToolPort, *, concurrency: int = 4, keep: Keep | None = None, ack: Ack = "accept"
     ) -> AsyncIterator[Worker]:
         """A worker at work; on leaving it is stopped as if its process had been killed."""
         deps = WorkerDeps(
@@ -120,7 +121,9 @@ class StackA:
             tool=tool,
             metrics=Metrics(),
         )
-        made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid.uuid4().hex}"), concurrency=concurrency, keep=keep)
+        made = Worker(
+            deps, new_id=lambda: WorkerId(f"wrk_{uuid.uuid4().hex}"), concurrency=concurrency, keep=keep, ack=ack
+        )
         async with anyio.create_task_group() as group:
             group.start_soon(made.serve)
             yield made

@@ -89,6 +89,14 @@ class Client(ABC):
         """Ask for a `City`."""
 
     @abstractmethod
+    async def parse_streamed(self, text: str) -> City:
+        """The same of a stream."""
+
+    @abstractmethod
+    async def raw(self, text: str) -> Any:
+        """An answer as it came, headers and all."""
+
+    @abstractmethod
     def results(self, told: Told, results: dict[str, str]) -> History:
         """The conversation with the results of the calls, by id."""
 
@@ -147,6 +155,14 @@ class ChatClient(Client):
         reply = await self.sdk.chat.completions.parse(**self.asked(text), response_format=City)
         city: City = reply.choices[0].message.parsed
         return city
+
+    async def parse_streamed(self, text: str) -> City:
+        async with self.sdk.chat.completions.stream(**self.asked(text), response_format=City) as events:
+            city: City = (await events.get_final_completion()).choices[0].message.parsed
+            return city
+
+    async def raw(self, text: str) -> Any:
+        return await self.sdk.chat.completions.with_raw_response.create(**self.asked(text))
 
     def _told(self, reply: Any, asked: dict[str, Any], receipt: dict[str, Json]) -> Told:
         choice = reply.choices[0]
@@ -216,6 +232,14 @@ class ResponsesClient(Client):
     async def parse(self, text: str) -> City:
         city: City = (await self.sdk.responses.parse(**self.asked(text), text_format=City)).output_parsed
         return city
+
+    async def parse_streamed(self, text: str) -> City:
+        async with self.sdk.responses.stream(**self.asked(text), text_format=City) as events:
+            city: City = (await events.get_final_response()).output_parsed
+            return city
+
+    async def raw(self, text: str) -> Any:
+        return await self.sdk.responses.with_raw_response.create(**self.asked(text))
 
     def _told(self, reply: Any, asked: dict[str, Any]) -> Told:
         calls = [item for item in reply.output if item.type == "function_call"]
@@ -292,6 +316,14 @@ class MessagesClient(Client):
         reply = await self.sdk.messages.parse(**self.asked(text), output_format=City)
         city: City = reply.parsed_output
         return city
+
+    async def parse_streamed(self, text: str) -> City:
+        async with self.sdk.messages.stream(**self.asked(text), output_format=City) as events:
+            city: City = (await events.get_final_message()).parsed_output
+            return city
+
+    async def raw(self, text: str) -> Any:
+        return await self.sdk.messages.with_raw_response.create(**self.asked(text))
 
     def _told(self, reply: Any, asked: dict[str, Any], receipt: dict[str, Json]) -> Told:
         text = "".join(block.text for block in reply.content if block.type == "text")

@@ -32,7 +32,7 @@ class TestCatalogue:
             assert seen.issuperset(service.depends_on), service.name
             seen.add(service.name)
 
-        assert seen == {"postgres", "stack-a", "stack-a-worker", "stack-b"}
+        assert seen == {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
     def test_an_external_database_is_nobody_s_service_here(self, node: Node) -> None:
         services = by_name(node, Config(database_url="env:DB", database_owner_url="env:OWNER"))
@@ -49,6 +49,18 @@ class TestCatalogue:
         }
         assert holders == {"stack-b"}
         assert not any("UNRELATED" in service.environment for service in services.values())
+
+    def test_a_stored_configuration_may_refer_to_what_is_listed_and_the_admin_api_knows_names_only(
+        self, node: Node
+    ) -> None:
+        settings = Config(gateway_env="ONE, ABSENT")
+        services = by_name(node, settings, {"ONE": "sk-one", "TWO": "sk-two"})
+
+        assert [name for name, service in services.items() if "sk-one" in service.environment.values()] == ["stack-b"]
+        for name in ("stack-b", "admin"):
+            environment = services[name].environment
+            assert environment["AGENTOS_GATEWAY_ENV"] == "ONE"
+            assert environment["AGENTOS_GATEWAY_SECRETS_DIR"] == str(node.gateway_secrets)
 
     def test_only_the_worker_gets_the_signing_key(self, node: Node) -> None:
         services = by_name(node, Config())
@@ -71,7 +83,7 @@ class TestCatalogue:
     def test_who_has_clients_has_a_door_and_its_successor_comes_through_it(self, tmp_path: Path) -> None:
         deep = Node.locate({"AGENTOS_HOME": str(tmp_path / ("d" * 120))})
         for service in catalogue(deep, Config(), {}):
-            assert (service.handover is not None) == (service.name in {"stack-a", "stack-b"})
+            assert (service.handover is not None) == (service.name in {"stack-a", "stack-b", "admin"})
             if service.handover is not None:
                 assert len(os.fsencode(service.handover)) <= MAX_SOCKET_PATH_CHARS
                 assert service.environment["AGENTOS_HANDOVER"] == str(service.handover)
@@ -90,7 +102,7 @@ class TestRendering:
 
         assert parsed["unix_http_server"]["chmod"] == "0700"
         assert parsed["supervisord"]["logfile"].replace("%%", "%") == str(node.supervisor_log)
-        for name in ("postgres", "stack-a", "stack-a-worker", "stack-b"):
+        for name in ("postgres", "stack-a", "stack-a-worker", "stack-b", "admin"):
             program = parsed[f"program:{name}"]
             assert (program["autostart"], program["autorestart"]) == ("false", "true")
             assert program["stdout_logfile"].replace("%%", "%") == str(node.log_of(name))

@@ -18,7 +18,7 @@ from tests.support.cli import agentos
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
-    "token", "gateway", "test",
+    "token", "gateway", "requests", "usage", "test",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class TestWithoutANode:
         said = agentos("status", "--json", environ=environ)
 
         found = msgspec.json.decode(said.out)
-        assert (said.code, found["supervised"], found["total"]) == (3, False, 4)
+        assert (said.code, found["supervised"], found["total"]) == (3, False, 5)
 
     @pytest.mark.parametrize(
         "line",
@@ -104,6 +104,25 @@ class TestWithoutANode:
 
         assert (options.tenant, options.quota, options.models) == ("tnt_a", {"max_active_runs": 7}, ("m", "n"))
 
+    def test_names_that_a_tenant_is_kept_to_are_told_with_commas(self) -> None:
+        parsed = parser().parse_args(["tenant", "quota", "tnt_a", "--tiers", "small, large", "--regions", "eu"])
+
+        assert parsed.options(parsed).quota == {"tiers": ("small", "large"), "regions": ("eu",)}
+
+    def test_every_problem_of_a_policy_is_told_and_nothing_is_looked_for(
+        self, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "policy.json"
+        path.write_text(
+            '{"rules": [{"id": "a", "effect": "deny", "patterns": ["("]}, {"id": "B"}, {"id": "c", "efect": 1}]}'
+        )
+
+        said = agentos("tenant", "policy", "tnt_a", "--file", str(path), environ=environ)
+
+        assert said.code == 2
+        for problem in ("rule 'a': '(' is no pattern", "rules[1]: ", "rules[2]: ", "nothing was changed"):
+            assert problem in said.err
+
     def test_a_name_that_is_no_tenant_is_refused_before_anything_else(self, environ: dict[str, str]) -> None:
         assert agentos("tenant", "create", "Acme Inc", environ=environ).code == 2
 
@@ -114,6 +133,9 @@ class TestWithoutANode:
             (("tenant", "create", "tnt_x", "--tokens-per-day", str(2**63)), "--tokens-per-day must be 0 to "),
             (("tenant", "create", "tnt_x", "--models", " , "), "--models names no model"),
             (("tenant", "create", "tnt_x", "--models", "other", "--sample-agent"), "--models leaves out"),
+            (("tenant", "quota", "tnt_x", "--backends", ","), "--backends names no backend"),
+            (("tenant", "policy", "tnt_x", "--file", "/no/such.json"), "/no/such.json: No such file"),
+            (("tenant", "policy", "Acme", "--clear"), "'Acme' can't name a tenant"),
             (("key", "issue", "--principal", "bad one"), "'bad one' can't name a principal"),
             (("key", "issue", "--principal", ""), "'' can't name a principal"),
             (("key", "issue", "--principal", "x" * 129), "can't name a principal"),
@@ -199,7 +221,7 @@ class TestUpRefusals:
         home = tmp_path / "home"
         home.mkdir()
         (home / ".agentos.env").write_text(
-            'AGENTOS_BACKENDS=[{"name": "x", "kind": "openai", "base_url": "http://x"}]\n'
+            'AGENTOS_BACKENDS=[{"name": "x", "kind": "opnai", "base_url": "http://x"}]\n'
         )
 
         said = agentos("up", environ=environ)

@@ -45,23 +45,24 @@ class TestSeveralTakenPorts:
     @pytest.fixture
     def taken(self) -> Iterator[list[int]]:
         with ExitStack() as stack:
-            servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+            servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)]
             yield [server.getsockname()[1] for server in servers]
 
     def test_one_command_moves_all_of_them_to_ports_that_are_free(self, taken: list[int], tmp_path: Path) -> None:
         node = Node.locate({"AGENTOS_HOME": str(tmp_path)})
-        a, b, worker, postgres = taken
-        config = Config(stack_a_port=a, stack_b_port=b, worker_port=worker, postgres_port=postgres)
+        a, b, worker, admin, postgres = taken
+        ports = {"stack_a": a, "stack_b": b, "worker": worker, "admin": admin, "postgres": postgres}
+        config = Config(**{f"{name}_port": port for name, port in ports.items()})  # type: ignore[arg-type]  # ports all
 
         checks = port_checks(catalogue(node, config, {}), mine=set())
 
-        assert [check.ok for check in checks] == [False] * 4
+        assert [check.ok for check in checks] == [False] * 5
         [command] = {check.next_command for check in checks}
         words = command.split("   (")[0].split()
         assert words[:2] == ["./agentos", "up"]
-        assert set(words[2::2]) == {"--port-stack-a", "--port-stack-b", "--port-worker", "--port-postgres"}
+        assert set(words[2::2]) == {f"--port-{name.replace('_', '-')}" for name in ports}
         suggested = [int(word) for word in words[3::2]]
-        assert len(set(suggested)) == 4
+        assert len(set(suggested)) == 5
         with ExitStack() as stack:
             for port in suggested:
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))

@@ -417,7 +417,6 @@ def acknowledging_before_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED: Final[dict[str, tuple[str, dict[str, Wrap]]]] = {
-    "no fence": ("E3|E2|E4|E1", {"stored": only("run_state", WithoutFence)}),
     "a journal forgotten on takeover": ("E2", {"stored": only("run_state", ForgettingOnTakeover)}),
     "a lost event": ("E4", {"stored": only("run_state", LosingEvents)}),
     "no sweep": ("E1", {"stored": only("run_state", WithoutSweep)}),
@@ -438,6 +437,17 @@ def test_a_planted_bug_is_found(bug: str) -> None:
 
     with pytest.raises(AssertionError, match=promise):
         simulate(**planted, examples=SEARCHED)
+
+
+def test_a_store_without_a_fence_is_found_where_a_worker_is_stopped_in_the_middle_of_a_write() -> None:
+    """Anywhere else the worker finds out by itself that it may not write any more."""
+
+    def at_every_gate() -> None:
+        for number in range(len(scenario())):
+            scenario((number, "pause"), stored=only("run_state", WithoutFence))
+
+    with pytest.raises(AssertionError, match=r"E3: run_.* took a write under epoch"):
+        at_every_gate()
 
 
 def test_a_parent_that_nobody_told_is_found_where_nobody_mends() -> None:

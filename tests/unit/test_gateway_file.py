@@ -25,7 +25,7 @@ def example() -> str:
 
 
 def test_the_example_of_the_page_is_usable_and_says_what_the_page_says(tmp_path: Path, environ: dict[str, str]) -> None:
-    (tmp_path / "key").write_text("secret")
+    (tmp_path / "key").write_text("sk-canary")
     file = tmp_path / "gateway.json"
     file.write_text(example().replace("/etc/agentos/models.key", str(tmp_path / "key")))
 
@@ -37,7 +37,7 @@ def test_the_example_of_the_page_is_usable_and_says_what_the_page_says(tmp_path:
     assert ["cheap", "alias", "primary/small"] in rows
     assert "5 % of who asks for default get own" in said.err
     assert f"version {parse_configuration(file.read_text()).version}" in said.err
-    assert "secret" not in said.out + said.err
+    assert "sk-canary" not in said.out + said.err
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,61 @@ def test_what_can_not_be_used_is_said_before_it_is_in_force(
     assert reason in problems(Config(gateway_file=str(file)), environ)[0]
 
 
-def test_without_a_file_the_check_says_how_to_have_one(environ: dict[str, str]) -> None:
-    said = agentos("gateway", "check", environ=environ)
+def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path, environ: dict[str, str]) -> None:
+    file = tmp_path / "gateway.json"
+    backends = [{"name": "a", "base_ur": "http://a"}, {"nam": "b"}, {"name": "c", "timeout_s": "5"}]
+    file.write_text(json.dumps({"backends": backends, "rooting": {}}))
 
-    assert said.code == 2
-    assert "AGENTOS_GATEWAY_FILE" in said.err
+    said = agentos("gateway", "check", str(file), "--json", environ=environ)
+
+    found = json.loads(said.out)
+    assert (said.code, found["usable"]) == (1, False)
+    assert {(one["code"], one["path"]) for one in found["diagnostics"]} == {
+        ("unknown_member", "$.backends[0].base_ur"),
+        ("unknown_member", "$.backends[1].nam"),
+        ("missing_member", "$.backends[1]"),
+        ("shape", "$.backends[2].timeout_s"),
+        ("unknown_member", "$.rooting"),
+    }
+    assert {one["hint"] for one in found["diagnostics"] if one["code"] == "unknown_member"} == {
+        "did you mean 'base_url'?", "did you mean 'name'?", "did you mean 'routing'?",
+    }  # fmt: skip
+
+
+def test_what_a_file_may_refer_to_and_a_stored_version_may_not_is_a_warning(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text(json.dumps({"backends": [{"name": "a", "base_url": "http://a", "api_key": "env:A_KEY"}]}))
+
+    said = agentos("gateway", "check", str(file), environ={**environ, "A_KEY": "sk-canary"})
+
+    assert said.code == 0
+    assert "warning: $.backends[0].api_key: not for `gateway apply`" in said.err
+    assert "AGENTOS_GATEWAY_ENV" in said.err
+
+
+@pytest.mark.parametrize("line", [["check"], ["show"], ["history"], ["rollback", "1"]])
+def test_without_a_file_what_is_stored_is_asked_for_which_needs_a_node(
+    line: list[str], environ: dict[str, str]
+) -> None:
+    said = agentos("gateway", *line, environ=environ)
+
+    assert said.code == 3
+    assert "./agentos up" in said.err
+
+
+def test_where_the_configuration_comes_from_is_explained(tmp_path: Path, environ: dict[str, str]) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text("{}")
+    store = agentos("config", "explain", environ=environ)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".agentos.env").write_text(f"AGENTOS_GATEWAY_FILE={file}\n")
+    named = agentos("config", "explain", "--json", environ=environ)
+
+    assert "comes from the store" in store.err
+    assert f"the file {file}" in json.loads(named.out)["gateway_configuration"]
 
 
 def test_a_path_is_absolute_and_its_secrets_go_to_the_gateway_only(tmp_path: Path) -> None:

@@ -11,20 +11,26 @@ from typing import Any, Final, TypeAlias
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from ports.budget import Balance, Budget
-from ports.context import AuthContext
+from ports.context import AuthContext, PolicyContext
 from ports.errors import PermissionDenied, Unavailable
 from ports.pii import PiiCapabilities, Span
+from ports.policy import Rule as PolicyRule
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import Backend, ModelCard
+from stack_b.backends.reach import Reach
 from stack_b.http.completions import SURFACES
 from stack_b.http.routes import routes
 from stack_b.limits import Limits
+from stack_b.policies.problems import USABLE
+from stack_b.policies.rules import STAGES
+from stack_b.routing.rules import RoutingRules
 from tests.support.held_backend import HeldBackend
 from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta, usage
-from tests.support.stack_b import CALLERS, PLATFORM, StackB, stack_b
+from tests.support.stack_b import CALLERS, PLATFORM, StackB, Tokens, stack_b
 
 pytestmark = [pytest.mark.anyio]
 
@@ -36,7 +42,10 @@ CARDS: Final = (
     ModelCard(id="m-1", upstream="m-1", max_tokens=64),
     ModelCard(id="m-embed", upstream="m-embed", chat=False, embed=True),
 )
-ASKS: Final = {"no token", "a wrong token", "no scope", "another tenant", "a disabled tenant", "an unknown query"}
+ASKS: Final = {
+    "no token", "a wrong token", "the key store away", "no scope", "another tenant", "a disabled tenant",
+    "an unknown query",
+}  # fmt: skip
 READS: Final = {"not JSON", "another content type", "a body too large", "a member twice"}
 MODEL: Final = {"a model of others", "a model unknown"}
 STEERS: Final = {"steering", "widening"}
@@ -50,7 +59,75 @@ WRITES: Final = {
     "more tokens than the model writes",
     "the tokens held are the tokens told",
 }
-EVERY: Final = ASKS | READS | MODEL | STEERS | INSPECTS | CALLS | WRITES
+TOOL: Final = "pay_bill"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A condition of a policy's rule at one stage, with what it applies to and the closest thing that it doesn't."""
+
+    condition: dict[str, Json]
+    text: str = "hello"
+    answer: Json = "hi"
+    """What the backend says, or the arguments with which it calls `TOOL`."""
+    members: str = ""
+    """Which of the row's members the request has."""
+    spared: dict[str, Json] = field(default_factory=dict)
+    """The condition instead, under which the same is let through."""
+
+
+WORD: Final = "blue heron"
+CALL: Final = {"to": "mallory", "amount": 700}
+EXAMPLES: Final[Mapping[tuple[str, str], Example]] = {
+    ("input", "keywords"): Example(condition={"keywords": [WORD]}, text="a \u200bBlue\u00a0Her\u00adon",
+                                   spared={"keywords": ["blue her"]}),
+    ("input", "patterns"): Example(condition={"patterns": ["AB-\\d{4}"]}, text="see \uff21b-1234",
+                                   spared={"patterns": ["AB-\\d{5}"]}),
+    ("input", "max_tokens"): Example(condition={"max_tokens": 19}, spared={"max_tokens": 20}),
+    ("output", "keywords"): Example(condition={"keywords": [WORD]}, answer="the Blue\u200b Heron flies",
+                                    spared={"keywords": ["red heron"]}),
+    ("output", "patterns"): Example(condition={"patterns": ["AB-\\d{4}"]}, answer="see ab-\uff11234",
+                                    spared={"patterns": ["AB-\\d{5}"]}),
+    ("offer", "functions"): Example(condition={"functions": ["pay_*"]}, members="tools",
+                                    spared={"functions": ["pay"]}),
+    ("call", "functions"): Example(condition={"functions": ["PAY_*"]}, answer=CALL, members="tools",
+                                   spared={"functions": ["pay"]}),
+    ("call", "arguments"): Example(condition={"functions": ["*"], "arguments": [{"path": "amount", "least": 500}]},
+                                   answer=CALL, members="tools",
+                                   spared={"functions": ["*"], "arguments": [{"path": "amount", "least": 701}]}),
+}  # fmt: skip
+"""By stage and condition: those that are about what is said, offered or called."""
+CALLER: Final[Mapping[str, tuple[list[str], list[str]]]] = {
+    "models": (["m-*"], ["m"]),
+    "tiers": (["m-tier"], ["m-other"]),
+    "backends": (["u*"], ["down"]),
+    "principals": (["usr_a*"], ["usr_other"]),
+    "roles": (["clerk"], ["boss"]),
+    "agents": (["agt_ledger"], ["agt_other"]),
+    "classifications": (["secret"], ["internal"]),
+    "regions": (["eu"], ["us"]),
+}
+"""Conditions about who asks whom, which every stage knows: one that applies here, and one that doesn't."""
+STAGED: Final[Mapping[str, str]] = {
+    "input": "max_tokens",
+    "output": "keywords",
+    "offer": "functions",
+    "call": "functions",
+}
+"""What a condition about the caller is tried together with, at each stage."""
+
+
+def policy_rules() -> list[tuple[str, str]]:
+    """Every condition at every stage where it means something: generated, so that a new one has its row or fails."""
+    about_caller = [(stage, name) for stage in STAGES for name in CALLER]
+    return [*EXAMPLES, *about_caller]
+
+
+POLICY: Final = {f"{stage} policy: {name}" for stage, name in policy_rules()}
+ON_ANSWERS: Final = {name for name in POLICY if name.startswith(("output", "call"))}
+ON_TOOLS: Final = {name for name in POLICY if name.startswith(("offer", "call"))}
+ON_WRITING: Final = {"input policy: max_tokens"} | {f"input policy: {name}" for name in CALLER}
+EVERY: Final = ASKS | READS | MODEL | STEERS | INSPECTS | CALLS | WRITES | POLICY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +140,10 @@ class Row:
     body: Callable[[str, Json], dict[str, Json]] | None = None
     """The body around a text and a number of tokens; None for a GET."""
     limit: str = "max_tokens"
+    tools: dict[str, Json] = field(
+        default_factory=lambda: {"tools": [{"type": "function", "function": {"name": TOOL}}]}
+    )
+    """The members that offer `TOOL`."""
     streams: bool = False
     without: Mapping[str, str] = field(default_factory=dict)
 
@@ -75,32 +156,45 @@ def _chat(text: str, most: Json) -> dict[str, Json]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": most}
 
 
-NO_BODY: Final = _without(READS, STEERS, INSPECTS, CALLS, WRITES, reason="it takes no body and calls nobody")
+NO_BODY: Final = _without(READS, STEERS, INSPECTS, CALLS, WRITES, POLICY, reason="it takes no body and calls nobody")
 COUNTED: Final = _without(CALLS, reason="it calls no backend and spends nothing")
+UNANSWERED: Final = _without(ON_ANSWERS, reason="no model answers")
 
 ROWS: Final[Mapping[Where, Row]] = {
     ("POST", "/v1/chat/completions"): Row(body=_chat, streams=True),
     ("POST", "/v1/responses"): Row(
-        body=lambda text, most: {"input": text, "max_output_tokens": most}, limit="max_output_tokens", streams=True
+        body=lambda text, most: {"input": text, "max_output_tokens": most},
+        limit="max_output_tokens",
+        tools={"tools": [{"type": "function", "name": TOOL, "parameters": {}}]},
+        streams=True,
     ),
-    ("POST", "/v1/messages"): Row(body=_chat, streams=True),
+    ("POST", "/v1/messages"): Row(
+        body=_chat,
+        tools={"tools": [{"name": TOOL, "input_schema": {"type": "object"}}]},
+        streams=True,
+    ),
     ("POST", "/v1/messages/count_tokens"): Row(
         body=lambda text, _: {"messages": [{"role": "user", "content": text}]},
-        without=COUNTED | _without(WRITES, reason="it is told no number of tokens"),
+        without=COUNTED
+        | _without(WRITES, reason="it is told no number of tokens")
+        | _without(POLICY, reason="it answers with a number, from what no backend is sent"),
     ),
     ("POST", "/v1/embeddings"): Row(
         model="m-embed",
         body=lambda text, _: {"input": text},
-        without=_without(WRITES, reason="nothing is written"),
+        without=_without(WRITES, ON_WRITING, reason="nothing is written")
+        | UNANSWERED
+        | _without(ON_TOOLS, reason="there are no tools for a text's vector"),
     ),
     ("POST", "/v1/policy/check"): Row(
         body=_chat,
         without=COUNTED
+        | UNANSWERED
         | {"the tokens held are the tokens told": "it calls no backend"},
     ),
     ("POST", "/v1/steps:cancel"): Row(
         body=lambda text, _: {"step_key": text[:3]},
-        without=_without(MODEL, STEERS, INSPECTS, CALLS, WRITES, reason="it names a call and begins none")
+        without=_without(MODEL, STEERS, INSPECTS, CALLS, WRITES, POLICY, reason="it names a call and begins none")
         | {"a disabled tenant": "it ends a call and begins none"},
     ),
     ("GET", "/v1/models"): Row(
@@ -178,6 +272,9 @@ class Away:
     async def budgets(self, auth: AuthContext) -> tuple[Budget, ...]:
         raise Unavailable(f"no ledger for {auth.tenant}")
 
+    async def verify(self, token: str) -> AuthContext:
+        raise Unavailable(f"no store for a token of {len(token)} characters")
+
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")
 
@@ -201,6 +298,14 @@ async def _(case: Case) -> None:
 async def _(case: Case) -> None:
     async with case.node() as node:
         await case.refused(node, 401, "unauthenticated", who="nobody")
+
+
+@rule("the key store away")
+async def _(case: Case) -> None:
+    """Nobody is told that a good key is bad: a client would throw it away, or log its user out."""
+    async with case.node(verifier=Away()) as node:
+        error = await case.refused(node, 503, "unavailable")
+    assert error["retryable"] is True
 
 
 @rule("no scope")
@@ -404,12 +509,109 @@ async def _(case: Case) -> None:
     assert case.upstream.requests[0].body["max_tokens"] == 33
 
 
+def _policy_rule(stage: str, condition: str) -> Rule:
+    async def met(case: Case) -> None:
+        about_caller = condition in CALLER
+        example = EXAMPLES[stage, STAGED[stage] if about_caller else condition]
+        applies, spares = example.condition, {**example.condition, **example.spared}
+        if about_caller:
+            applies, spares = (example.condition | {condition: names} for names in CALLER[condition])
+        denied = {"id": "no", "effect": "deny", "on": [stage]}
+        reason = {"input": "rule", "output": "rule_output", "offer": "rule_offer", "call": "rule_call"}[stage]
+        # The node's is read first, and an answer ends there; of a request everything that is against it is told.
+        policies = ("house", "tenant") if stage in {"input", "offer"} else ("house",)
+        both = {"node_rules": [denied | applies], "rules": [denied | applies]}
+        await _denied(case, stage, example, [f"{reason}:{policy}/no" for policy in policies], both)
+        await _let_through(case, stage, example, {"rules": [denied | spares]})
+
+    return met
+
+
+def _ask_of(case: Case, example: Example) -> dict[str, Json]:
+    members = case.row.tools if example.members else {}
+    return {"members": members, "headers": {"x-agent-id": "agt_ledger"}, "model": "m-tier"}
+
+
+@asynccontextmanager
+async def _node_for(case: Case, example: Example, settings: dict[str, Json]) -> AsyncIterator[StackB]:
+    case.upstream.script[:] = (
+        [upstream_answer(example.answer, stream=case.stream)] if case.row.model == "m-1" else [VECTORS]
+    )
+    case.upstream.requests.clear()
+    routing = RoutingRules(tiers={"m-tier": (case.row.model,)})
+    tokens = Tokens({"acme": SECRETIVE})
+    reaches = {"up": Reach(regions=frozenset({"eu"}), classifications=frozenset({"*"}))}
+    async with case.node(routing=routing, verifier=tokens, reaches=reaches, **settings) as node:
+        yield node
+
+
+async def _denied(case: Case, stage: str, example: Example, reasons: list[str], settings: dict[str, Json]) -> None:
+    async with _node_for(case, example, settings) as node:
+        if case.where[1] == "/v1/policy/check":
+            verdict = (await case.ask(node, example.text, **_ask_of(case, example))).json()
+            assert verdict["policy_outcome"] == {"decision": "blocked", "reasons": reasons}
+            assert verdict["refusal"] == ("tool_not_permitted" if stage == "offer" else "policy_blocked")
+        elif stage in {"input", "offer"}:
+            code = "tool_not_permitted" if stage == "offer" else "policy_blocked"
+            error = await case.refused(node, 403, code, example.text, **_ask_of(case, example))
+            assert error["policy_outcome"] == {"decision": "blocked", "reasons": reasons}
+            assert (TOOL in error["message"]) is (stage == "offer")
+        else:
+            answer = await case.ask(node, example.text, **_ask_of(case, example))
+            assert answer.status_code == 200, answer.text
+            assert f'"policy_outcome":{{"decision":"blocked","reasons":["{reasons[0]}"]}}' in answer.text
+            assert any(end in answer.text for end in BLOCKED_ENDS[case.where[1]]), answer.text
+            assert "eron" not in answer.text
+            assert "mallory" not in answer.text
+            assert (await node.balance()).settled == 12
+
+
+async def _let_through(case: Case, stage: str, example: Example, settings: dict[str, Json]) -> None:
+    async with _node_for(case, example, settings) as node:
+        answer = await case.ask(node, example.text, **_ask_of(case, example))
+        assert answer.status_code == 200, answer.text
+        assert '"decision":"blocked"' not in answer.text
+        if stage == "call":
+            assert "mallory" in answer.text
+
+
+for _stage, _condition in policy_rules():
+    RULES[f"{_stage} policy: {_condition}"] = _policy_rule(_stage, _condition)
+
+BLOCKED_ENDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "/v1/chat/completions": ('"finish_reason":"content_filter"',),
+    "/v1/responses": ('"incomplete_details":{"reason":"content_filter"}',),
+    "/v1/messages": ('"stop_reason":"refusal"',),
+}
+"""How each dialect says that an answer was cut off by policy."""
+SECRETIVE: Final = replace(
+    CALLERS["acme"], roles=frozenset({"clerk"}), policy=PolicyContext(classification="secret", regions=("eu",))
+)
+VECTORS: Final = Whole(
+    {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}], "usage": usage(7, 0)}
+)
+
+
+def upstream_answer(said: Json, *, stream: bool) -> Whole | Events:
+    """A text, or a call of `TOOL` with arguments."""
+    told = {"id": "chatcmpl-up", "choices": [], "usage": usage(7, 5)}
+    if isinstance(said, str):
+        if not stream:
+            return completion(said, usage=usage(7, 5))
+        return Events([delta(role="assistant", content=""), *(delta(content=one) for one in said), delta("stop"), told])
+    function = {"name": TOOL, "arguments": json.dumps(said)}
+    call = {"id": "call_1", "type": "function", "function": function}
+    if not stream:
+        return completion("", usage=usage(7, 5), content=None, tool_calls=[call])
+    pieces = [delta(tool_calls=[{"index": 0, **call, "function": {"name": TOOL, "arguments": ""}}])]
+    pieces += [delta(tool_calls=[{"index": 0, "function": {"arguments": one}}]) for one in function["arguments"]]
+    return Events([delta(role="assistant", content=None), *pieces, delta("tool_calls"), told])
+
+
 def upstream_for(row: Row, *, stream: bool) -> ScriptedUpstream:
     """Answers what the route asks a backend for."""
     if row.model == "m-embed":
-        vectors = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}]
-        whole = Whole({"object": "list", "data": vectors, "usage": usage(7, 0)})
-        return ScriptedUpstream([whole])
+        return ScriptedUpstream([VECTORS])
     told = {"id": "chatcmpl-up", "choices": [], "usage": usage(7, 5)}
     events = Events([delta(role="assistant", content="hi"), delta("stop"), told])
     return ScriptedUpstream([events if stream else completion("hi", usage=usage(7, 5))])
@@ -434,6 +636,15 @@ def test_every_surface_meets_every_rule_both_ways() -> None:
     rows = {path: ROWS["POST", path] for path in SURFACES}
 
     assert [path for path, row in rows.items() if row.without or not row.streams] == []
+
+
+def test_every_condition_of_a_rule_has_its_row_at_every_stage() -> None:
+    conditions = set(PolicyRule.__struct_fields__) - {"id", "effect", "on"}
+
+    assert {name for _, name in policy_rules()} == conditions
+    for stage in STAGES:
+        known = {name for name in conditions if stage in USABLE.get(name, STAGES)}
+        assert {name for at, name in policy_rules() if at == stage} == known
 
 
 def test_every_rule_is_there_and_every_exception_names_one() -> None:

@@ -91,6 +91,13 @@ def test_an_empty_journal_asks_the_model_with_instructions_input_and_permitted_t
     assert action.request.step_key == f"{RUN.id}:1"
 
 
+def test_a_model_call_says_whose_it_is() -> None:
+    request = calling(plan(run=replace(RUN, session_id="s-1"))).request
+
+    assert (request.agent, request.session) == (RUN.agent_id, "s-1")
+    assert calling(plan()).request.session == ""
+
+
 def test_an_answer_without_tool_calls_finishes_the_run() -> None:
     action = plan(model_step(1, "two"))
 

@@ -31,7 +31,8 @@ def sound(status: RunStatus | None, log: tuple[str, ...]) -> bool:
 
 @pytest.mark.parametrize(("status", "log"), list(product(STATUSES, LOGS)))
 def test_a_terminal_status_comes_with_its_event_once_and_last(status: RunStatus | None, log: tuple[str, ...]) -> None:
-    change = Change(status=status, events=tuple(NewEvent(type=one) for one in log))
+    told = tuple(NewEvent(type=one) for one in log)
+    change = Change(status=status, waits_for="child" if status == "waiting" else None, events=told)
 
     if sound(status, log):
         check_change(change)

@@ -16,6 +16,7 @@ from conformance.people import ACME, GLOBEX
 from ports.model import PolicyOutcome
 from ports.pii import PiiMode
 from ports.pii_rules import seam
+from stack_b.chunks import written_out
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.rules import rules_for
 from stack_b.redaction.stream import MAX_HELD, TextStream
@@ -203,7 +204,7 @@ def chunk(index: int = 0, /, **delta: Any) -> dict[str, Any]:
 
 async def streamed(answer: Answer, *chunks: dict[str, Any]) -> list[dict[str, Any]]:
     released = [piece for one in chunks for piece in await answer.pieces([one])]
-    return [piece["choices"][0] for piece in (*released, *await answer.rest())]
+    return [piece["choices"][0] for piece in written_out([*released, *await answer.rest()])]
 
 
 @pytest.mark.anyio
@@ -289,7 +290,8 @@ async def test_what_blocks_ends_the_choice_there_whole_or_streamed(cut: int) -> 
 
     told_whole = await whole.whole({"choices": [choice(content=text), choice(1, content="fine")]})
     shown = await streamed(stream, chunk(content=text[:cut]), chunk(content=text[cut:]), chunk(content=" even more"))
-    [end] = await stream.closing([{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}])
+    last = await stream.closing([{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}])
+    [end] = written_out(last)
 
     assert told_whole["choices"][0]["message"]["content"] == "this is "
     assert [one["finish_reason"] for one in told_whole["choices"]] == ["content_filter", "stop"]

@@ -221,8 +221,8 @@ class TestSettings:
             parse_settings(text)
 
     async def test_a_kind_that_does_not_exist_is_answered_with_those_that_do(self) -> None:
-        with pytest.raises(InvalidArgument, match=r"'openai'.*openai_compatible or demo"):
-            parse_settings('[{"name": "a", "kind": "openai", "base_url": "http://a"}]')
+        with pytest.raises(InvalidArgument, match=r"'openia'.*openai_compatible or openai or .*demo"):
+            parse_settings('[{"name": "a", "kind": "openia", "base_url": "http://a"}]')
 
     async def test_prices_are_decimal_text(self) -> None:
         [settings] = parse_settings(

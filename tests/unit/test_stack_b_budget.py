@@ -19,9 +19,10 @@ from ports.errors import ResourceExhausted, Unavailable
 from ports.messages import Usage
 from stack_b.backends.protocol import Price
 from stack_b.budget.balances import Balances, duration
-from stack_b.budget.estimate import chat_ask, embed_ask, tokens_that_fit
+from stack_b.budget.estimate import chat_ask, embed_ask
 from stack_b.budget.meter import Meter
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.budget.plan import Plan, tokens_that_fit
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall
 from stack_b.limits import Limits
 from stack_b.usage import usage_of
 
@@ -105,10 +106,11 @@ def test_what_fits_is_what_would_be_accepted() -> None:
     call = chat(max_tokens=10_000, choices=2)
     ask = chat_ask(call, Limits())
 
-    fits = tokens_that_fit(LIMIT, ask, choices=2)
+    plan = Plan(also=(), candidates=(), nanousd=0, about=NOBODY_KNOWN)
+    fits = tokens_that_fit(plan, ask, limit=LIMIT)
 
     assert ask.prompt_bound + 2 * fits <= LIMIT < ask.prompt_bound + 2 * (fits + 1)
-    assert tokens_that_fit(5, ask, choices=2) == 0
+    assert tokens_that_fit(plan, ask, limit=5) == 0
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from stack_b.backends.catalog import Candidate
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.protocol import ModelCard, Price
 from stack_b.budget.estimate import Ask
-from stack_b.budget.meter import About, Served, Spending, events_of
+from stack_b.budget.meter import Served, Spending, events_of
 from stack_b.budget.plan import planned
 from stack_b.budget.prices import Prices, parse_prices
+from stack_b.canonical import NOBODY_KNOWN, About
 from stack_b.usage import kinds_of, usage_of
 from tests.support.stack_b import CALLERS, stack_b
 
@@ -114,20 +115,22 @@ def test_prices_that_can_not_be_are_refused(rows: Any) -> None:
 def test_a_cost_is_held_at_the_dearest_of_what_may_serve() -> None:
     cheap, dear = candidate(Price(prompt=1, completion=1)), candidate(PRICE)
 
-    plan = planned(ACME, [MONEY], (cheap, dear), {}, ASK, tier="m-1")
+    plan = planned(ACME, [MONEY], (cheap, dear), NOBODY_KNOWN, ASK, tier="m-1")
 
     assert plan.nanousd == 100 * 20 + 200 * 40
-    assert planned(ACME, [], (cheap, dear), {}, ASK, tier="m-1").nanousd == 0
+    assert planned(ACME, [], (cheap, dear), NOBODY_KNOWN, ASK, tier="m-1").nanousd == 0
 
 
 def test_what_has_no_price_does_not_serve_where_money_is_limited() -> None:
     priced, unpriced = candidate(PRICE), candidate(None)
 
-    assert planned(ACME, [MONEY], (unpriced, priced), {}, ASK, tier="m-1").candidates == (priced,)
-    assert planned(ACME, [replace(MONEY, mode="shadow")], (unpriced,), {}, ASK, tier="m-1").candidates == (unpriced,)
-    assert planned(ACME, [], (unpriced,), {}, ASK, tier="m-1").candidates == (unpriced,)
+    assert planned(ACME, [MONEY], (unpriced, priced), NOBODY_KNOWN, ASK, tier="m-1").candidates == (priced,)
+    assert planned(ACME, [replace(MONEY, mode="shadow")], (unpriced,), NOBODY_KNOWN, ASK, tier="m-1").candidates == (
+        unpriced,
+    )
+    assert planned(ACME, [], (unpriced,), NOBODY_KNOWN, ASK, tier="m-1").candidates == (unpriced,)
     with pytest.raises(PermissionDenied):
-        planned(ACME, [MONEY], (unpriced,), {}, ASK, tier="m-1")
+        planned(ACME, [MONEY], (unpriced,), NOBODY_KNOWN, ASK, tier="m-1")
 
 
 def test_a_budget_applies_to_the_requests_of_its_scope() -> None:
@@ -141,9 +144,7 @@ def test_a_budget_applies_to_the_requests_of_its_scope() -> None:
         Budget(id="other-tier", limit=1, scope="tier", scope_id="m-2"),
     ]
 
-    plan = planned(
-        ACME, budgets, (candidate(PRICE),), {"metadata": {"agent_id": "agt_x", "session_id": 7}}, ASK, tier="m-1"
-    )
+    plan = planned(ACME, budgets, (candidate(PRICE),), About(agent="agt_x"), ASK, tier="m-1")
 
     assert [account.key for account in plan.also] == ["all", "each-key usr_ann", "each-agent agt_x", "tier"]
 

@@ -21,6 +21,7 @@ from ports.budget import NOTHING, Account, Amount, Balance, Booking, Budget, Hol
 from ports.budget_rules import account_of, tokens_per_day
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted, Unavailable
+from ports.ids import HoldId
 from stack_b.budget.chunks import next_requests
 from stack_b.budget.purse import Purse, Taken
 
@@ -37,6 +38,10 @@ class Counted(InprocBudget):
         super().__init__(Store(uuid.uuid4().hex), clock)
         self.calls: Counter[str] = Counter()
         self.failures = 0
+        self.away = False
+        self.gate = asyncio.Event()
+        """A booking waits for it."""
+        self.gate.set()
 
     async def hold(
         self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
@@ -44,11 +49,17 @@ class Counted(InprocBudget):
         self.calls["hold"] += 1
         return await super().hold(auth, amount, on=on, lease=lease, spare=spare)
 
+    async def renew(self, auth: AuthContext, holds: Sequence[HoldId], *, lease: timedelta) -> frozenset[HoldId]:
+        if self.away:
+            raise Unavailable("the ledger is away")
+        return await super().renew(auth, holds, lease=lease)
+
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         self.calls["book"] += 1
-        if self.failures:
-            self.failures -= 1
+        if self.failures or self.away:
+            self.failures = max(0, self.failures - 1)
             raise Unavailable("the ledger is away")
+        await self.gate.wait()
         await super().book(auth, bookings)
 
 
@@ -63,6 +74,9 @@ class Process:
 
     async def take(self, tokens: int, nanousd: int = 0) -> Taken:
         return await self.purse.take(ACME, Amount(tokens=tokens, nanousd=nanousd), self._on, LEASE)
+
+    async def grow(self, taken: Taken, tokens: int) -> Taken:
+        return await self.purse.grow(taken, Amount(tokens=tokens), self._on, LEASE)
 
     async def put(self, taken: Taken, tokens: int, nanousd: int = 0) -> None:
         event = UsageEvent(request=uuid.uuid4().hex, attempt=1, output_tokens=tokens, cost_nanousd=nanousd)
@@ -202,6 +216,25 @@ class TestPurse:
         balance = await standing(ledger)
         assert (balance.settled, balance.held) == (7, 0)
 
+    async def test_a_chunk_that_lapses_while_its_process_lives_counts_what_was_used(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        taken = await process.take(10)
+        held = (await standing(ledger)).held
+        ledger.away = True
+        await pass_time(clock, LEASE * 2)
+        ledger.away = False
+        lapsed = (await standing(ledger)).settled
+
+        await process.put(taken, 7)
+        await pass_time(clock, IDLE)
+
+        assert lapsed == held > 10
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (7, 0)
+        assert await ledger.deviations(ACME) == ()
+
     async def test_money_is_held_and_spent_beside_tokens(self, ledger: Counted, clock: ManualClock) -> None:
         money = account_of(Budget(id="money", unit="nanousd", limit=1_000))
         process = Process(ledger, clock, also=(money,))
@@ -236,6 +269,66 @@ class TestPurse:
         second = await process.take(10)
 
         assert first.chunk is not second.chunk
+
+    async def test_a_request_grows_in_its_chunk_and_by_a_call_when_that_is_over(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        taken = await process.grow(await process.take(10), 20)
+        assert ledger.calls == Counter(hold=1)
+
+        await pass_time(clock, timedelta(seconds=6))
+        taken = await process.grow(taken, 30)
+
+        assert taken.amount.tokens == 60
+        assert (await standing(ledger)).held == 60
+        await process.put(taken, 55)
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (55, 0)
+
+    async def test_an_extension_is_not_lost_to_a_booking_that_was_under_way(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        slow, quick = await process.take(10), await process.take(10)
+        ledger.gate.clear()
+        slow.chunk.retired = True
+        await process.put(quick, 5)
+        growing = asyncio.ensure_future(process.grow(slow, 30))
+        await turns()
+
+        ledger.gate.set()
+        with anyio.fail_after(5):
+            await growing
+
+        await turns()
+        balance = await standing(ledger)
+        assert (balance.settled, balance.held) == (5, 40)
+
+    async def test_an_extension_that_nobody_waits_for_goes_back(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+        left, stays = await process.take(10), await process.take(10)
+        await pass_time(clock, timedelta(seconds=6))
+        growing = asyncio.ensure_future(process.grow(left, 30))
+        await asyncio.sleep(0)
+
+        growing.cancel()
+        await process.put(left, 0)
+        await pass_time(clock, IDLE)
+
+        assert stays.chunk is left.chunk
+        assert (await standing(ledger)).held == 10
+
+    async def test_an_extension_is_not_refused_for_what_the_process_itself_holds_idle(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock, limit=1_000)
+        taken = await process.take(3)
+        assert (await standing(ledger, 1_000)).held > 3
+
+        taken = await process.grow(taken, 997)
+
+        assert taken.amount.tokens == 1_000
 
     async def test_draining_gives_everything_back(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
@@ -298,6 +391,28 @@ class Sequences(RuleBasedStateMachine):
 
         if (taken := self.run(act())) is not None:
             self.out.append((place, taken))
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.randoms(use_true_random=False), tokens=st.integers(1, 150), leaves=st.booleans())
+    def grow(self, which: Any, tokens: int, leaves: bool) -> None:
+        place, taken = self.out.pop(which.randrange(len(self.out)))
+
+        async def act() -> Taken:
+            free = (await standing(self.ledger, 2_000)).free
+            growing = asyncio.ensure_future(self.processes[place].grow(taken, tokens))
+            await asyncio.sleep(0)
+            if leaves:
+                growing.cancel()
+            await turns()
+            while not growing.done():
+                await pass_time(self.clock, timedelta(seconds=1))
+            try:
+                return taken if growing.cancelled() else growing.result()
+            except ResourceExhausted:
+                assert free < tokens, "refused although it fits"
+                return taken
+
+        self.out.append((place, self.run(act())))
 
     @precondition(lambda self: self.out)
     @rule(which=st.randoms(use_true_random=False), share=st.integers(0, 4))

@@ -1,5 +1,6 @@
 """Who is asked, in which order, and who is left alone: names, canaries, breakers, and the router over them."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conformance.clock import ManualClock
-from conformance.people import ACME
+from conformance.people import ACME, ACME_BEN, GLOBEX
+from ports.context import AuthContext
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.tenant import Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
@@ -20,7 +22,7 @@ from stack_b.canonical import Preference
 from stack_b.configuration import Configuration, parse_configuration
 from stack_b.routing.breaker import LAST_CALLS, MAX_PAUSE_S, MIN_FAILURES, PAUSE_S, TRIAL_S, Breaker
 from stack_b.routing.canary import LEAST_CALLS, Watch, drawn
-from stack_b.routing.router import Asked, Router, conversation_of
+from stack_b.routing.router import Asked, Router, agent_of, conversation_of
 from stack_b.routing.rules import Canary, RoutingRules
 
 ALL = Entitlements()
@@ -157,6 +159,22 @@ class TestPreference:
         # When one leaves, only its own conversations move.
         assert all(first(fewer, turn) == backend for turn, backend in chosen.items() if backend != "d")
 
+    async def test_a_conversation_goes_elsewhere_while_its_backend_fails_and_comes_back(
+        self, clock: ManualClock
+    ) -> None:
+        over = router(clock, *[(name, "m", 1) for name in "abc"], spread=("m",))
+        turn = conversation_of({"messages": [{"role": "user", "content": "question"}]})
+        candidates = over.candidates(ACME, asked("m", conversation=turn), ALL)
+        usual, next_one, _ = told(list(over.tries(candidates)))
+        for _ in range(MIN_FAILURES):
+            call(over, candidates[0], DOWN)
+
+        meanwhile = told(list(over.tries(over.candidates(ACME, asked("m", conversation=turn), ALL))))
+        await clock.advance(timedelta(seconds=PAUSE_S))
+
+        assert meanwhile[0] == next_one
+        assert told(list(over.tries(over.candidates(ACME, asked("m", conversation=turn), ALL))))[0] == usual
+
     def test_a_conversation_is_known_by_how_it_begins(self) -> None:
         begun = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
 
@@ -191,6 +209,26 @@ class TestCanary:
         assert told(over.candidates(ACME, asked("m", preference="cost"), ALL)) == ["b/new", "a/m"]
         assert told(over.candidates(ACME, asked("new"), ALL)) == ["b/new"]
 
+    def test_an_agent_is_drawn_whoever_calls_for_it(self, clock: ManualClock) -> None:
+        canary = Canary(experiment="e", name="m", model="new", percent=50)
+        over = router(clock, ("a", "m", 1), ("b", "new", 1), canaries=(canary,))
+
+        def gets(agent: str, who: AuthContext) -> str:
+            return over.candidates(who, asked("m", agent=agent), ALL)[0].card.id
+
+        agents = [f"agt_{number}" for number in range(40)]
+        by_ann, by_ben = ([gets(agent, who) for agent in agents] for who in (ACME, ACME_BEN))
+
+        assert by_ann == by_ben
+        assert set(by_ann) == {"m", "new"}
+        # Another tenant's agent of the same name is another agent.
+        assert by_ann != [gets(agent, GLOBEX) for agent in agents]
+
+    def test_the_agent_is_what_the_request_says_it_is(self) -> None:
+        assert agent_of({"metadata": {"agent_id": "agt_1"}}) == "agt_1"
+        for nobody in ({}, {"metadata": None}, {"metadata": {"agent_id": 7}}, {"metadata": "agt_1"}):
+            assert agent_of(nobody) == ""
+
     def test_one_that_fails_too_often_is_rolled_back_until_it_is_changed(self, clock: ManualClock) -> None:
         canary = Canary(experiment="x", name="m", model="new", percent=100, max_error_rate=0.1)
         over = router(clock, ("a", "m", 1), ("b", "new", 9), canaries=(canary,))
@@ -201,11 +239,11 @@ class TestCanary:
 
         assert told(over.candidates(ACME, asked("m"), ALL)) == ["a/m"]
 
-        over.follow(RoutingRules(canaries=(canary,), aliases={"other": "m"}))
+        over.follow(RoutingRules(canaries=(canary,), aliases={"other": "m"}), reaches={})
         assert told(over.candidates(ACME, asked("m"), ALL)) == ["a/m"]
-        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=50.5),)))
+        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=50.5),)), reaches={})
         assert "b/new" in told(over.candidates(ACME, asked("new"), ALL))
-        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=100),)))
+        over.follow(RoutingRules(canaries=(Canary(experiment="x", name="m", model="new", percent=100),)), reaches={})
         assert told(over.candidates(ACME, asked("m"), ALL)) == ["b/new", "a/m"]
 
     def test_few_calls_say_nothing(self) -> None:
@@ -325,8 +363,10 @@ class TestTries:
         [only] = over.candidates(ACME, asked("m"), ALL)
         for _ in range(MIN_FAILURES):
             call(over, only, InvalidArgument("too long", code="context_length_exceeded"))
-            with pytest.raises(KeyboardInterrupt), over.attempt(ACME, asked("m"), only):
-                raise KeyboardInterrupt
+            # A client's own deadline, its leaving, and that of a stream's reader.
+            for left in (TimeoutError, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+                with pytest.raises(left), over.attempt(ACME, asked("m"), only):
+                    raise left
 
         assert over.states() == {"a": "closed"}
 

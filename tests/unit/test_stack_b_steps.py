@@ -21,7 +21,9 @@ from ports.reply_journal import Done, Won
 from stack_b import steps as steps_module
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.canonical import ChatCall
+from stack_b.chunks import written_out
 from stack_b.limits import Limits
+from stack_b.once import of_step
 from stack_b.pipeline import Pipeline
 from stack_b.replay import Gathered, chunks_of, digest_of
 from stack_b.steps import Steps
@@ -379,7 +381,7 @@ class TestElsewhere:
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as group:
                     group.start_soon(wait)
-                    await anyio.lowlevel.checkpoint()
+                    await anyio.wait_all_tasks_blocked()
                     await abort(other)
                 await backend.stopped.wait()
 
@@ -512,8 +514,8 @@ class TestFailing:
             steps = Steps(node.deps, Pipeline(node.deps, Tell(Metrics())))
 
             async def listen() -> None:
-                async for chunk in steps.stream(ACME, _call_streamed(), KEY):
-                    told.append(chunk)  # noqa: PERF401 - what came so far is looked at meanwhile
+                async for pieces in steps.stream(ACME, _call_streamed(), of_step(KEY)):
+                    told.extend(written_out(pieces))
 
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as group:

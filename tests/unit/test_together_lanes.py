@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import anyio
@@ -50,3 +51,30 @@ async def test_who_asks_again_in_the_turn_in_which_all_lanes_end_is_served() -> 
                 while begun == lane:
                     await anyio.lowlevel.checkpoint()
             gate.set()
+
+
+async def test_calls_that_nobody_waits_for_gather_and_go_together() -> None:
+    batches: list[list[str]] = []
+
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
+        batches.append(list(asks))
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act, most=3, gather_s=0.05)
+
+    async def ask(*words: str) -> None:
+        async with anyio.create_task_group() as group:
+            for word in words:
+                group.start_soon(partial(together, ACME, word, order=word))
+                # Each in a turn of its own: without gathering the first would have gone alone.
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+
+    with anyio.fail_after(5):
+        await ask("a", "b")
+        # A full batch has nobody to wait for: these don't take the gathering's time.
+        began = anyio.current_time()
+        await ask("c", "d", "e")
+
+    assert batches == [["a", "b"], ["c", "d", "e"]]
+    assert anyio.current_time() - began < 0.05

@@ -165,8 +165,9 @@ moved AS (
                                  WHEN h.checkpoint_tokens IS NOT NULL THEN 0 END,
         checkpoint_nanousd = CASE WHEN h.checkpoint_nanousd > spent.nanousd THEN h.checkpoint_nanousd - spent.nanousd
                                   WHEN h.checkpoint_nanousd IS NOT NULL THEN 0 END,
-        lapsed_tokens = greatest(0, h.lapsed_tokens - spent.tokens),
-        lapsed_nanousd = greatest(0, h.lapsed_nanousd - spent.nanousd),
+        -- Whoever ends a hold knows of all that was used on it: the rest of what the end of its lease counted was not.
+        lapsed_tokens = CASE WHEN spent."end" THEN 0 ELSE greatest(0, h.lapsed_tokens - spent.tokens) END,
+        lapsed_nanousd = CASE WHEN spent."end" THEN 0 ELSE greatest(0, h.lapsed_nanousd - spent.nanousd) END,
         ended = CASE WHEN h.ended IS NULL AND spent."end" THEN 'settled' ELSE h.ended END
     FROM spent
     WHERE h.tenant_id = :tenant AND h.id = spent.hold

@@ -9,3 +9,13 @@ SELECT ao_forget_runs(:days, :limit) AS removed;
 
 -- name: drop_event_days
 SELECT ao_drop_event_days(:days);
+
+-- name: make_request_days
+SELECT ao_make_request_days(:ahead) AS made;
+
+-- name: drop_request_days
+SELECT ao_drop_request_days(:days) AS dropped;
+
+-- name: forget_requests
+-- Of texts, replies and strays, the most that any of them was.
+SELECT ao_forget_requests(:days, :limit) AS removed;

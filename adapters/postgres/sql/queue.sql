@@ -5,10 +5,11 @@
 -- until this is committed; such locks don't wait for each other, so that one tenant's enqueues don't either. A parked tenant
 -- is looked at anyway.
 WITH asked AS MATERIALIZED (
-    SELECT a.place, a.tenant, a.namespace, a.requester, a.body, t.now, greatest(t.now, a.not_before) AS at
+    SELECT a.place, a.tenant, a.namespace, a.requester, a.body, a.priority, t.now, greatest(t.now, a.not_before) AS at
     FROM (SELECT ao_now() AS now) t,
          json_to_recordset(CAST(:asks AS json)) AS a (
-             place integer, tenant text, namespace text, requester text, body text, not_before timestamptz
+             place integer, tenant text, namespace text, requester text, body text, not_before timestamptz,
+             priority smallint
          )
 ),
 due AS MATERIALIZED (
@@ -31,8 +32,10 @@ woken AS (
     ON CONFLICT (tenant_id) DO UPDATE
     SET next_at = least(q.next_at, excluded.next_at), vtime = greatest(q.vtime, excluded.vtime), served_at = excluded.served_at
 )
-INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at)
-SELECT a.tenant, a.namespace, CAST(a.requester AS json), decode(a.body, 'base64'), a.at FROM asked a ORDER BY a.place;
+INSERT INTO queue_messages (tenant_id, namespace, requester, body, visible_at, priority)
+SELECT a.tenant, a.namespace, CAST(a.requester AS json), decode(a.body, 'base64'), a.at, a.priority
+FROM asked a
+ORDER BY a.place;
 
 -- name: lease
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
@@ -40,7 +43,7 @@ picked AS MATERIALIZED (
     SELECT m.id
     FROM queue_messages m, t
     WHERE m.tenant_id = :tenant AND m.visible_at <= t.now
-    ORDER BY m.id
+    ORDER BY m.priority DESC, m.id
     LIMIT :limit
     FOR UPDATE OF m SKIP LOCKED
 )

@@ -1,27 +1,30 @@
 -- Statements of the reply journal. An entry that is neither completed nor held may be won again.
 
 -- name: forget
--- Across tenants, what is older than the port's RETENTION.
+-- Across tenants, what is kept no longer.
 SELECT ao_replies_forget(:limit);
 
 -- name: open
 -- No row: it is somebody else's, completed, or another request's. One that is past its retention is as good as absent,
 -- whether or not it was swept away.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now)
-INSERT INTO model_replies AS m (tenant_id, namespace, step_key, digest, lease, lease_until, changed_at)
-SELECT :tenant, :namespace, :key, :digest, uuidv7(), t.now + CAST(:lease AS interval), t.now FROM t
+INSERT INTO model_replies AS m (tenant_id, namespace, step_key, digest, lease, lease_until, changed_at, keep, forget_at)
+SELECT :tenant, :namespace, :key, :digest, uuidv7(), t.now + CAST(:lease AS interval), t.now, CAST(:keep AS interval),
+       t.now + CAST(:keep AS interval)
+FROM t
 ON CONFLICT (tenant_id, namespace, step_key) DO UPDATE
 SET digest = excluded.digest,
     lease = excluded.lease,
     lease_until = excluded.lease_until,
-    possible_duplicate = m.changed_at > excluded.changed_at - CAST(:retention AS interval),
+    possible_duplicate = m.forget_at > excluded.changed_at,
     cancel_requested = false,
     completed = false,
     outcome = NULL,
-    changed_at = excluded.changed_at
+    changed_at = excluded.changed_at,
+    keep = excluded.keep,
+    forget_at = excluded.forget_at
 WHERE NOT m.completed AND m.lease_until <= excluded.changed_at AND m.digest = excluded.digest
-   OR m.changed_at <= excluded.changed_at - CAST(:retention AS interval)
-      AND (m.completed OR m.lease_until <= excluded.changed_at)
+   OR m.forget_at <= excluded.changed_at AND (m.completed OR m.lease_until <= excluded.changed_at)
 RETURNING m.lease, m.possible_duplicate;
 
 -- name: find
@@ -40,7 +43,7 @@ RETURNING m.cancel_requested;
 -- Says whether the outcome is there, from now or from before.
 WITH closed AS (
     UPDATE model_replies m
-    SET completed = true, outcome = CAST(:outcome AS json), changed_at = ao_now()
+    SET completed = true, outcome = CAST(:outcome AS json), changed_at = ao_now(), forget_at = ao_now() + m.keep
     WHERE m.tenant_id = :tenant AND m.namespace = :namespace AND m.step_key = :key
       AND m.lease = CAST(:lease AS uuid) AND NOT m.completed
     RETURNING m.step_key

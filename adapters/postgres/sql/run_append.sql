@@ -10,7 +10,7 @@ asked AS MATERIALIZED (
     SELECT a.*
     FROM json_to_recordset(CAST(:asks AS json)) AS a (
         place integer, tenant text, namespace text, run uuid, epoch integer, status text, ends boolean, output text,
-        error text, prompt_tokens bigint, completion_tokens bigint, cost_nanousd bigint, usage_estimated boolean,
+        error text, waits_for text, prompt_tokens bigint, completion_tokens bigint, cost_nanousd bigint, usage_estimated boolean,
         event_count integer, correlation_id text, traceparent text, intents json, results json, events json
     )
 ),
@@ -18,6 +18,7 @@ moved AS (
     UPDATE runs r
     SET last_sequence = r.last_sequence + a.event_count,
         status = coalesce(a.status, r.status),
+        waits_for = coalesce(a.waits_for, r.waits_for),
         worker_id = CASE WHEN coalesce(a.status, 'running') = 'running' THEN r.worker_id END,
         queued_at = CASE WHEN a.status = 'queued' THEN t.now ELSE r.queued_at END,
         finished_at = CASE WHEN a.ends THEN t.now END,

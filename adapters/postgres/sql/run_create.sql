@@ -14,7 +14,7 @@ asked AS MATERIALIZED (
         place integer, tenant text, namespace text, principal text, route text, key text, fingerprint text, agent_id text,
         agent_version integer, agent_digest text, requester text, input text, context text, tool_allowlist text,
         session_id text, deadline_us bigint, data text, correlation_id text, traceparent text, parent_id uuid,
-        parent_step integer, depth integer
+        parent_step integer, depth integer, priority smallint
     )
 ),
 admitted AS MATERIALIZED (
@@ -39,11 +39,13 @@ taken AS (
 made AS (
     INSERT INTO runs (
         tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
-        session_id, created_at, queued_at, deadline_at, last_sequence, backlog_stripe, parent_id, parent_step, depth
+        session_id, created_at, queued_at, deadline_at, last_sequence, backlog_stripe, parent_id, parent_step, depth,
+        priority
     )
     SELECT a.tenant, a.id, a.namespace, a.agent_id, a.agent_version, a.agent_digest, CAST(a.requester AS json),
            CAST(a.input AS json), CAST(a.context AS json), CAST(a.tool_allowlist AS json), a.session_id, t.now, t.now,
-           t.now + a.deadline_us * interval '1 microsecond', 1, d.stripe, a.parent_id, a.parent_step, a.depth
+           t.now + a.deadline_us * interval '1 microsecond', 1, d.stripe, a.parent_id, a.parent_step, a.depth,
+           a.priority
     FROM t, taken
     JOIN asked a ON a.id = taken.run_id
     JOIN admitted d ON d.tenant = a.tenant
@@ -136,12 +138,12 @@ taken AS (
 made AS (
     INSERT INTO runs (
         tenant_id, id, namespace, agent_id, agent_version, agent_digest, requester, input, context, tool_allowlist,
-        session_id, created_at, queued_at, deadline_at, last_sequence, forked_from, forked_step, backlog_stripe
+        session_id, created_at, queued_at, deadline_at, last_sequence, forked_from, forked_step, backlog_stripe, priority
     )
     SELECT :tenant, taken.run_id, :namespace, source.agent_id, source.agent_version, source.agent_digest,
            CAST(:requester AS json), source.input, source.context, source.tool_allowlist, source.session_id, t.now, t.now,
            t.now + (source.deadline_at - source.created_at - source.waited), 1, source.id, CAST(:at AS integer),
-           admitted.stripe
+           admitted.stripe, source.priority
     FROM taken, admitted, source, t
     RETURNING *
 ),

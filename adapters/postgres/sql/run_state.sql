@@ -179,7 +179,7 @@ WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id = :run AND r.s
   AND (
       r.cancel_requested_at IS NOT NULL
       OR r.deadline_at <= t.now
-      OR NOT EXISTS (
+      OR r.waits_for = 'child' AND NOT EXISTS (
           SELECT FROM runs c
           WHERE c.tenant_id = :tenant AND c.parent_id = r.id AND c.status NOT IN ('succeeded', 'failed', 'cancelled')
       )

@@ -31,8 +31,12 @@ UNION ALL
 SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant AND NOT EXISTS (SELECT FROM changed);
 
 -- name: set_entitlements
--- As `set_status`: what is so already is not noted.
-WITH changed AS (
+-- As `set_status`: what is so already is not noted. A policy that changes is noted with its version.
+WITH before AS (
+    SELECT t.tenant_id, coalesce(CAST(t.entitlements -> 'policy' -> 'rules' AS text), '[]') AS rules
+    FROM tenants t WHERE t.tenant_id = :tenant
+),
+changed AS (
     UPDATE tenants t SET entitlements = CAST(:entitlements AS json)
     WHERE t.tenant_id = :tenant AND CAST(t.entitlements AS text) <> CAST(:entitlements AS text)
     RETURNING t.*
@@ -40,6 +44,10 @@ WITH changed AS (
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
     SELECT :tenant, :namespace, :actor, :principal, 'tenant.entitle', changed.tenant_id, :correlation_id FROM changed
+    UNION ALL
+    SELECT :tenant, :namespace, :actor, :principal, 'tenant.policy', :policy, :correlation_id
+    FROM changed JOIN before USING (tenant_id)
+    WHERE coalesce(CAST(changed.entitlements -> 'policy' -> 'rules' AS text), '[]') <> before.rules
 )
 SELECT * FROM changed
 UNION ALL

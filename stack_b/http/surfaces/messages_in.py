@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from ports.messages import Json
 from stack_b.budget.estimate import MEDIA_TOKENS, estimated_tokens
 from stack_b.canonical import ChatCall
+from stack_b.http.about import about
 from stack_b.http.parse import at_most, chat_call, refuse_steering
 from stack_b.http.surfaces.messages_out import MessagesWire
 from stack_b.http.surfaces.messages_wire import (
@@ -65,7 +67,9 @@ def messages(value: dict[str, Json], limits: Limits) -> tuple[ChatCall, Wire]:
         user=None if body.metadata is None else body.metadata.user_id,
         stream=body.stream,
     )
-    return chat_call(_chat(body, limits) | more, limits), MessagesWire(tuple(body.stop_sequences))
+    told = {} if body.metadata is None else asdict(body.metadata)
+    call = replace(chat_call(_chat(body, limits) | more, limits), about=about(told))
+    return call, MessagesWire(tuple(body.stop_sequences))
 
 
 def counted(value: dict[str, Json], limits: Limits) -> ChatCall:

@@ -7,8 +7,9 @@ import msgspec
 
 from ports.errors import AgentOSError, Unavailable
 from ports.messages import Json
+from stack_b.chunks import Run, index_of
 from stack_b.http.errors import anthropic_error
-from stack_b.http.surfaces.wire import detail, event, receipt_in, said, stem_of, untranslated
+from stack_b.http.surfaces.wire import detail, escaped, event, receipt_in, said, stem_of, untranslated
 
 _STOP: Final = {
     "length": "max_tokens",
@@ -17,6 +18,13 @@ _STOP: Final = {
     "content_filter": "refusal",
 }
 """Of a finish reason; of any other: `end_turn`."""
+
+
+_DELTA: Final = (
+    'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":"'
+)
+_DELTA_END: Final = '"}}\n\n'
+"""Around a text's delta: the event of `_said`, written out."""
 
 
 class MessagesWire:
@@ -82,6 +90,20 @@ class MessagesWire:
                 events += self._called(call, number)
             self._note_stop(choice)
         return events
+
+    def run(self, run: Run) -> bytes:
+        if index_of(run.chunk):
+            return b""
+        events = b""
+        texts = [text for text in run.texts if text]
+        if texts and not (self._begun and self._text_open):
+            # What comes before the first text is written once.
+            events, texts = self.chunk(run.with_text(texts[0])), texts[1:]
+        if not texts:
+            return events
+        before = _DELTA % self._blocks
+        joined = f"{_DELTA_END}{before}".join(escaped(texts))
+        return events + f"{before}{joined}{_DELTA_END}".encode()
 
     def end(self) -> bytes:
         reason, sequence = self._stop

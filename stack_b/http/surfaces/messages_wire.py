@@ -95,6 +95,9 @@ class ToolChoice(Choice, frozen=True, kw_only=True, tag="tool"):
 
 class Metadata(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user_id: str | None = None
+    agent_id: str | None = None
+    """Here and below: what budgets are counted by. Sent nowhere."""
+    session_id: str | None = None
 
 
 class JsonFormat(Struct, frozen=True, kw_only=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True):

@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from ports.messages import Json
 from stack_b.canonical import ChatCall
+from stack_b.http.about import about
 from stack_b.http.parse import at_most, chat_call, refuse_steering
 from stack_b.http.surfaces.responses_out import ResponsesWire
 from stack_b.http.surfaces.responses_wire import (
@@ -67,7 +70,8 @@ def responses(value: dict[str, Json], limits: Limits) -> tuple[ChatCall, Wire]:
     most = body.max_output_tokens
     if most is not None and most > limits.max_tokens:
         raise refused("$.max_output_tokens", f"it is at most {limits.max_tokens}")
-    return chat_call(_chat(body), limits), ResponsesWire(_echo(body, value))
+    call = replace(chat_call(_chat(body), limits), metadata=body.metadata or {}, about=about(body.metadata))
+    return call, ResponsesWire(_echo(body, value))
 
 
 def _normal(value: dict[str, Json]) -> dict[str, Json]:

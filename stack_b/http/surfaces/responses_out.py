@@ -3,16 +3,23 @@
 from collections.abc import Mapping
 from typing import Final, Literal
 
+import msgspec
+
 from ports.errors import AgentOSError
 from ports.http import envelope
 from ports.messages import Json
+from stack_b.chunks import Run, index_of
 from stack_b.http.errors import openai_members
-from stack_b.http.surfaces.wire import detail, event, receipt_in, said, stem_of, untranslated
+from stack_b.http.surfaces.wire import detail, escaped, event, receipt_in, said, stem_of, untranslated
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 _INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Of a finish reason. All others say that the model was done."""
+
+
+_DELTA: Final = 'event: response.output_text.delta\ndata: {"type":"response.output_text.delta",'
+"""How a text's delta begins: the event of `_said`, written out."""
 
 
 class ResponsesWire:
@@ -66,6 +73,26 @@ class ResponsesWire:
                 events += self._called(call)
             self._finish = choice.get("finish_reason") or self._finish
         return events
+
+    def run(self, run: Run) -> bytes:
+        if index_of(run.chunk):
+            return b""
+        events = b""
+        texts = [text for text in run.texts if text]
+        content = self._message["content"] if self._message is not None else []
+        if texts and not (content and content[-1]["type"] == "output_text"):
+            # What comes before the first text is written once.
+            events, texts = self.chunk(run.with_text(texts[0])), texts[1:]
+        if not texts or self._message is None:
+            return events
+        self._message["content"][-1]["text"] += "".join(texts)
+        place = msgspec.json.encode(self._where()).decode()[1:-1]
+        first, self._number = self._number, self._number + len(texts)
+        deltas = [
+            f'{_DELTA}{place},"delta":"{text}","logprobs":[],"sequence_number":{number}}}\n\n'
+            for number, text in enumerate(escaped(texts), start=first)
+        ]
+        return events + "".join(deltas).encode()
 
     def end(self) -> bytes:
         events = self._message_done()

@@ -1,5 +1,6 @@
 """What a surface is: one request's way back to its client. And what all of them read and write alike. Pure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, TypeVar
 
@@ -9,6 +10,9 @@ from msgspec import Struct
 from ports.errors import AgentOSError, InvalidArgument, Unsupported
 from ports.http.edge import decoded
 from ports.messages import Json
+from stack_b.chunks import Run
+
+_NEEDS_ESCAPE: Final = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')
 
 RECEIPT: Final = ("policy_outcome", "route", "correlation_id", "tenant_id")
 """What an answer is given beside its usage, under the same names on every surface."""
@@ -35,6 +39,10 @@ class Wire(Protocol):
 
     def chunk(self, chunk: dict[str, Json]) -> bytes:
         """The events for a chunk of the answer; may be none."""
+        ...
+
+    def run(self, run: Run) -> bytes:
+        """The events for chunks that differ in their texts alone: those that `chunk` gives for each."""
         ...
 
     def end(self) -> bytes:
@@ -115,6 +123,13 @@ def said(message: Mapping[str, Json], member: str) -> str:
 def stem_of(answer: Mapping[str, Json], otherwise: str) -> str:
     """What makes the ids of this answer its own."""
     return str(answer.get("id") or otherwise).removeprefix("chatcmpl-")
+
+
+def escaped(texts: list[str]) -> list[str]:
+    """Each as it stands between the quotes of a JSON string."""
+    if _NEEDS_ESCAPE.search("".join(texts)) is None:
+        return texts
+    return [msgspec.json.encode(text).decode()[1:-1] for text in texts]
 
 
 def receipt_in(answer: Mapping[str, Json]) -> dict[str, Json]:

@@ -139,3 +139,17 @@ class NeedsToBeTold(RegexPii):
 class TestNeedsToBeTold(BrokenPii):
     broken = NeedsToBeTold
     caught_by = frozenset({"test_what_is_found_in_a_text_is_found_in_its_pieces"})
+
+
+class KnowsAName(RegexPii):
+    """Without saying that it finds plain words."""
+
+    async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
+        at = text.find("Wednesday")
+        named = (Span(start=at, end=at + len("Wednesday"), kind="email"),) if at >= 0 else ()
+        return (*named, *await super().detect(auth, text))
+
+
+class TestKnowsAName(BrokenPii):
+    broken = KnowsAName
+    caught_by = frozenset({"test_nothing_is_found_in_plain_prose"})

@@ -24,6 +24,7 @@ class TestHoldsOnTheFirstOnly(BrokenBudget):
     broken = HoldsOnTheFirstOnly
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_takes_room_of_every_account_in_its_own_unit",
             "test_a_hold_with_a_checkpoint_lapses_at_it",
             "test_a_shadow_budget_counts_and_says_nothing",
@@ -75,6 +76,7 @@ class TestCountsTokensOnly(BrokenBudget):
     broken = CountsTokensOnly
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_takes_room_of_every_account_in_its_own_unit",
             "test_a_hold_with_a_checkpoint_lapses_at_it",
             "test_a_spare_is_a_small_part_of_the_room_that_is_left",
@@ -105,6 +107,28 @@ class TestRefusesForSoftBudgets(BrokenBudget):
     )
 
 
+class LeavesWhatIsNotHeld(InprocBudget):
+    """Says that what is held has been spent."""
+
+    async def hold(
+        self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
+    ) -> Hold:
+        hold = await super().hold(auth, amount, on=on, lease=lease, spare=spare)
+        balances = await self.standing(auth, on)
+        left = tuple(
+            replace(one, amount=one.amount - balance.held)
+            for one in hold.left
+            for account, balance in zip(on, balances, strict=True)
+            if account.budget.id == one.budget
+        )
+        return replace(hold, left=left)
+
+
+class TestLeavesWhatIsNotHeld(BrokenBudget):
+    broken = LeavesWhatIsNotHeld
+    caught_by = frozenset({"test_a_soft_budget_refuses_nothing_and_says_when_it_is_beyond"})
+
+
 class TellsOfShadows(InprocBudget):
     async def hold(
         self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
@@ -119,6 +143,7 @@ class TestTellsOfShadows(BrokenBudget):
     broken = TellsOfShadows
     caught_by = frozenset(
         {
+            "test_a_soft_budget_refuses_nothing_and_says_when_it_is_beyond",
             "test_a_shadow_budget_counts_and_says_nothing",
         }
     )
@@ -318,6 +343,7 @@ class TestBooksNoMoreThanIsHeld(BrokenBudget):
     broken = BooksNoMoreThanIsHeld
     caught_by = frozenset(
         {
+            "test_a_soft_budget_refuses_nothing_and_says_when_it_is_beyond",
             "test_settling_replaces_the_hold_by_what_was_spent",
             "test_spending_over_the_limit_is_recorded_in_full",
             "test_usage_beyond_what_is_held_is_recorded_in_full",
@@ -337,10 +363,28 @@ class TestCountsLateUsageAgain(BrokenBudget):
     broken = CountsLateUsageAgain
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_the_books_balance_whatever_happened",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
         }
     )
+
+
+class KeepsWhatLapsed(InprocBudget):
+    """Whoever ends a hold late pays for all of it, as if nobody knew what was used."""
+
+    async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
+        self._lapse(auth.tenant)
+        rows = [self._books.holds.get(booking.hold) for booking in bookings]
+        late = [row is not None and row.ended == "lapsed" for row in rows]
+        await super().book(
+            auth, [replace(one, end=one.end and not over) for one, over in zip(bookings, late, strict=True)]
+        )
+
+
+class TestKeepsWhatLapsed(BrokenBudget):
+    broken = KeepsWhatLapsed
+    caught_by = frozenset({"test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used"})
 
 
 class DropsLateUsage(InprocBudget):
@@ -352,6 +396,7 @@ class TestDropsLateUsage(BrokenBudget):
     broken = DropsLateUsage
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
         }
     )
@@ -370,6 +415,7 @@ class TestLapsesWithoutAWord(BrokenBudget):
     broken = LapsesWithoutAWord
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_with_a_checkpoint_lapses_at_it",
             "test_the_books_balance_whatever_happened",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",

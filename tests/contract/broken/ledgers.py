@@ -187,6 +187,7 @@ class TestGivesLapsedHoldsBack(BrokenBudget):
     broken = GivesLapsedHoldsBack
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_that_is_over_is_not_extended",
             "test_a_hold_whose_lease_ended_counts_as_spent_in_full",
             "test_an_extension_that_does_not_fit_changes_nothing",
@@ -207,6 +208,7 @@ class TestHoldsForEver(BrokenBudget):
     broken = HoldsForEver
     caught_by = frozenset(
         {
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_that_is_over_is_not_extended",
             "test_a_hold_whose_lease_ended_counts_as_spent_in_full",
             "test_a_hold_with_a_checkpoint_lapses_at_it",

@@ -14,6 +14,7 @@ from conformance.people import GLOBEX
 from conformance.queue import QueueContract
 from ports.context import AuthContext
 from ports.errors import Conflict
+from ports.priority import DEFAULT
 from ports.queue import Delivery, Depth, QueuePort
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocHarness, closing
@@ -88,6 +89,8 @@ class TestServesItsOwnTenantOnly(BrokenQueue):
             "test_a_tenant_that_was_served_while_alone_owes_nothing",
             "test_within_a_tenant_the_oldest_comes_first",
             "test_tenants_with_messages_waiting_take_turns",
+            "test_a_message_that_comes_back_has_its_priority_still",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
         }
     )
 
@@ -145,9 +148,11 @@ class TestLosesEverythingAtReopen(BrokenQueue):
 
 
 class DeliversEarly(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
         del not_before
-        await super().enqueue(auth, body)
+        await super().enqueue(auth, body, priority=priority)
 
 
 class TestDeliversEarly(BrokenQueue):
@@ -182,6 +187,7 @@ class TestDeliversWhatIsLeased(BrokenQueue):
             "test_extend_keeps_the_lease_for_the_given_time_from_now",
             "test_within_a_tenant_the_oldest_comes_first",
             "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
         }
     )
 
@@ -205,13 +211,14 @@ class TestNeverDeliversAgain(BrokenQueue):
             "test_a_waiting_lease_returns_as_soon_as_another_lease_runs_out",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
             "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_a_message_that_comes_back_has_its_priority_still",
         }
     )
 
 
 class DeliversTheNewestFirst(InprocQueue):
-    def _visible(self, auth: AuthContext) -> Iterator[Message]:
-        return reversed(list(super()._visible(auth)))
+    def _in_order(self, ready: list[Message]) -> list[Message]:
+        return sorted(sorted(ready, key=lambda one: one.id, reverse=True), key=lambda one: -one.priority)
 
 
 class TestDeliversTheNewestFirst(BrokenQueue):
@@ -221,6 +228,7 @@ class TestDeliversTheNewestFirst(BrokenQueue):
             "test_messages_come_oldest_first_and_no_more_than_asked_for",
             "test_what_was_not_acknowledged_is_there_for_a_port_opened_anew",
             "test_within_a_tenant_the_oldest_comes_first",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
         }
     )
 
@@ -307,6 +315,7 @@ class TestReleasesNothing(BrokenQueue):
         {
             "test_a_released_message_is_leasable_at_once_as_the_next_attempt",
             "test_a_message_whose_lease_ran_out_or_was_given_back_has_its_turn",
+            "test_a_message_that_comes_back_has_its_priority_still",
         }
     )
 
@@ -384,8 +393,10 @@ class TestWaitsForEver(BrokenQueue):
 
 
 class TakesBodiesOfAnySize(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
-        await super().enqueue(auth, body[: self.capabilities.max_body_bytes], not_before=not_before)
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        await super().enqueue(auth, body[: self.capabilities.max_body_bytes], not_before=not_before, priority=priority)
 
 
 class TestTakesBodiesOfAnySize(BrokenQueue):
@@ -398,10 +409,12 @@ class TestTakesBodiesOfAnySize(BrokenQueue):
 
 
 class EnqueuesBeforeItRefuses(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
         if len(body) > self.capabilities.max_body_bytes:
-            await super().enqueue(auth, b"", not_before=not_before)
-        await super().enqueue(auth, body, not_before=not_before)
+            await super().enqueue(auth, b"", not_before=not_before, priority=priority)
+        await super().enqueue(auth, body, not_before=not_before, priority=priority)
 
 
 class TestEnqueuesBeforeItRefuses(BrokenQueue):
@@ -414,8 +427,10 @@ class TestEnqueuesBeforeItRefuses(BrokenQueue):
 
 
 class ForgetsWhoAsked(InprocQueue):
-    async def enqueue(self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None) -> None:
-        await super().enqueue(replace(GLOBEX, tenant=auth.tenant), body, not_before=not_before)
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        await super().enqueue(replace(GLOBEX, tenant=auth.tenant), body, not_before=not_before, priority=priority)
 
 
 class TestForgetsWhoAsked(BrokenQueue):

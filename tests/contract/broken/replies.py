@@ -15,7 +15,7 @@ from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.reply_journal import RETENTION, Done, Opened, ReplyJournal, Ticket, Won
+from ports.reply_journal import RETENTION, Done, Opened, ReplyJournal, Ticket, Won, check_keep
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocHarness, closing
 
@@ -59,12 +59,14 @@ class TestIsHonest(BrokenReplyJournal):
 class LooksThenWrites(Touching):
     """Others act between its look at the entry and its hold."""
 
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
         free = self.row(auth, key) is None
         await self._clock.sleep(timedelta(0))
         if free:
             self._rows.pop((auth.tenant, auth.namespace, key), None)
-        return await super().open(auth, key, digest, lease=lease)
+        return await super().open(auth, key, digest, lease=lease, keep=keep)
 
 
 class TestLooksThenWrites(BrokenReplyJournal):
@@ -73,8 +75,10 @@ class TestLooksThenWrites(BrokenReplyJournal):
 
 
 class HoldsForHalfTheTime(InprocReplyJournal):
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
-        return await super().open(auth, key, digest, lease=lease / 2)
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
+        return await super().open(auth, key, digest, lease=lease / 2, keep=keep)
 
 
 class TestHoldsForHalfTheTime(BrokenReplyJournal):
@@ -101,8 +105,10 @@ class TestKeepsRepliesOnly(BrokenReplyJournal):
 
 
 class CutsLongReplies(InprocReplyJournal):
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
-        found = await super().open(auth, key, digest, lease=lease)
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
+        found = await super().open(auth, key, digest, lease=lease, keep=keep)
         if isinstance(found, Done) and len(str(found.outcome)) > 1_000_000:
             return Done(outcome=str(found.outcome)[:1_000_000])
         return found
@@ -127,9 +133,11 @@ class TestLastCompletionWins(BrokenReplyJournal):
 
 
 class IgnoresDigests(InprocReplyJournal):
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
         del digest
-        return await super().open(auth, key, "any", lease=lease)
+        return await super().open(auth, key, "any", lease=lease, keep=keep)
 
 
 class TestIgnoresDigests(BrokenReplyJournal):
@@ -138,8 +146,10 @@ class TestIgnoresDigests(BrokenReplyJournal):
 
 
 class NeverSuspectsADuplicate(InprocReplyJournal):
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
-        found = await super().open(auth, key, digest, lease=lease)
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
+        found = await super().open(auth, key, digest, lease=lease, keep=keep)
         return replace(found, possible_duplicate=False) if isinstance(found, Won) else found
 
 
@@ -269,9 +279,11 @@ class TestCancelsWhateverIsThere(BrokenReplyJournal):
 class RemembersCancels(Touching):
     """A cancel of one holder reaches the next one."""
 
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
         before = self.row(auth, key)
-        found = await super().open(auth, key, digest, lease=lease)
+        found = await super().open(auth, key, digest, lease=lease, keep=keep)
         after = self.row(auth, key)
         if before is not None and after is not None:
             after.cancel_requested = before.cancel_requested
@@ -311,10 +323,12 @@ class TestOneJournalForAll(BrokenReplyJournal):
 
 
 class KeepsForEver(InprocReplyJournal):
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
         for row in self._rows.values():
             row.changed_at = self._clock.now()
-        return await super().open(auth, key, digest, lease=lease)
+        return await super().open(auth, key, digest, lease=lease, keep=keep)
 
 
 class TestKeepsForEver(BrokenReplyJournal):
@@ -323,22 +337,38 @@ class TestKeepsForEver(BrokenReplyJournal):
         {
             "test_an_outcome_is_kept_for_its_time_and_then_forgotten",
             "test_an_entry_that_nobody_came_back_for_is_forgotten",
+            "test_an_entry_is_forgotten_as_soon_as_its_last_opener_said",
         }
     )
 
 
 class ForgetsWhatIsHeld(InprocReplyJournal):
-    async def open(self, auth: AuthContext, key: str, digest: str, *, lease: timedelta) -> Opened:
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
         now = self._clock.now()
         for row in self._rows.values():
             if row.changed_at <= now - RETENTION:
                 row.lease_until = now
-        return await super().open(auth, key, digest, lease=lease)
+        return await super().open(auth, key, digest, lease=lease, keep=keep)
 
 
 class TestForgetsWhatIsHeld(BrokenReplyJournal):
     broken = ForgetsWhatIsHeld
     caught_by = frozenset({"test_an_entry_that_is_still_held_is_not_forgotten"})
+
+
+class KeepsEverythingAsLong(InprocReplyJournal):
+    async def open(
+        self, auth: AuthContext, key: str, digest: str, *, lease: timedelta, keep: timedelta = RETENTION
+    ) -> Opened:
+        check_keep(keep)
+        return await super().open(auth, key, digest, lease=lease)
+
+
+class TestKeepsEverythingAsLong(BrokenReplyJournal):
+    broken = KeepsEverythingAsLong
+    caught_by = frozenset({"test_an_entry_is_forgotten_as_soon_as_its_last_opener_said"})
 
 
 class TestForgetsAtReopen(BrokenReplyJournal):

@@ -67,6 +67,7 @@ class TestNamesWhoHeldARunLast(BrokenRunState):
             "test_a_run_names_who_claimed_it_until_it_is_handed_back",
             "test_cancelling_a_terminal_run_returns_it_as_it_is",
             "test_a_waiting_run_is_held_by_nobody",
+            "test_a_waiting_run_tells_what_it_waits_for",
         }
     )
 
@@ -273,6 +274,7 @@ class TestOverlooksLapsedWorkers(BrokenRunState):
         {
             "test_orphans_are_runs_queued_for_too_long_and_runs_of_lapsed_workers",
             "test_a_lapsed_run_of_a_tenant_without_room_is_an_orphan",
+            "test_a_run_whose_worker_is_gone_keeps_its_place",
         }
     )
 
@@ -288,6 +290,7 @@ class TestCallsFreshRunsOrphans(BrokenRunState):
     caught_by = frozenset(
         {
             "test_orphans_are_runs_queued_for_too_long_and_runs_of_lapsed_workers",
+            "test_of_a_tenants_queued_runs_the_more_urgent_are_named_first",
         }
     )
 

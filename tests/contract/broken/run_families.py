@@ -110,6 +110,7 @@ class TestWaitsInItsWorkersHands(BrokenRunState):
             "test_a_run_that_was_asked_to_end_before_it_waited_does_not_wait",
             "test_a_run_whose_children_have_ended_can_be_claimed_again",
             "test_a_waiting_run_is_held_by_nobody",
+            "test_a_waiting_run_tells_what_it_waits_for",
         }
     )
 
@@ -132,7 +133,12 @@ class TestWaitsInItsPlace(BrokenRunState):
 class QueuesInsteadOfWaiting(InprocRunState):
     async def append(self, auth: AuthContext, run_id: RunId, epoch: int, change: Change) -> Appended:
         status = "queued" if change.status == "waiting" else change.status
-        return await super().append(auth, run_id, epoch, replace(change, status=status))
+        return await super().append(
+            auth,
+            run_id,
+            epoch,
+            replace(change, status=status, waits_for=None if change.status == "waiting" else change.waits_for),
+        )
 
 
 class TestQueuesInsteadOfWaiting(BrokenRunState):
@@ -150,6 +156,9 @@ class TestQueuesInsteadOfWaiting(BrokenRunState):
             "test_of_many_who_wake_a_run_one_does",
             "test_other_runs_children_keep_nobody_waiting",
             "test_runs_that_wait_for_nothing_any_more_are_to_be_woken",
+            "test_what_for_comes_with_waiting_and_only_with_it",
+            "test_a_waiting_run_tells_what_it_waits_for",
+            "test_who_waits_for_something_else_is_woken_at_its_deadline",
         }
     )
 
@@ -167,6 +176,7 @@ class TestWakesWhileChildrenAreOpen(BrokenRunState):
             "test_a_run_with_an_open_child_goes_on_waiting",
             "test_open_children_of_a_run_that_has_ended_are_to_be_cancelled",
             "test_runs_that_wait_for_nothing_any_more_are_to_be_woken",
+            "test_who_waits_for_something_else_is_not_woken_because_it_has_no_children",
         }
     )
 
@@ -183,6 +193,7 @@ class TestTakesAnOperatorsRunForEnded(BrokenRunState):
     caught_by = frozenset(
         {
             "test_a_run_with_an_open_child_goes_on_waiting",
+            "test_who_waits_for_something_else_is_not_woken_because_it_has_no_children",
         }
     )
 
@@ -213,6 +224,7 @@ class TestWaitsBeyondTheDeadline(BrokenRunState):
         {
             "test_a_deadline_and_a_wish_to_end_are_reasons_to_wake_a_run",
             "test_a_run_does_not_wait_beyond_its_deadline",
+            "test_who_waits_for_something_else_is_woken_at_its_deadline",
         }
     )
 
@@ -233,7 +245,7 @@ class WakesAnybody(InprocRunState):
     async def wake(self, auth: AuthContext, run_id: RunId) -> bool:
         row = self._runs.row(auth, run_id)
         if row.run.status in {"running", "needs_operator"}:
-            row.run = replace(row.run, status="waiting")
+            row.run = replace(row.run, status="waiting", waits_for="child")
         return await super().wake(auth, run_id)
 
 
@@ -366,6 +378,7 @@ class TestNamesNobodyToBeWoken(BrokenRunState):
             "test_a_deadline_and_a_wish_to_end_are_reasons_to_wake_a_run",
             "test_no_more_are_named_than_asked_for",
             "test_runs_that_wait_for_nothing_any_more_are_to_be_woken",
+            "test_who_waits_for_something_else_is_woken_at_its_deadline",
         }
     )
 

@@ -448,6 +448,7 @@ class TestEndsHoweverItIsAsked(BrokenRunState):
         {
             "test_an_ending_that_is_not_one_is_refused",
             "test_the_writes_of_a_refused_append_are_not_made",
+            "test_what_for_comes_with_waiting_and_only_with_it",
         }
     )
 
@@ -458,7 +459,7 @@ class CancelsHeldRunsAtOnce(InprocRunState):
     ) -> Run:
         row = self._runs.row(auth, run_id)
         if row.run.status == "running":
-            row.run = replace(row.run, status="waiting")
+            row.run = replace(row.run, status="waiting", waits_for="child")
         return await super().cancel(auth, run_id, reason=reason, idempotency=idempotency)
 
 

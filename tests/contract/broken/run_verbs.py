@@ -282,7 +282,7 @@ class NeverQueues(InprocRunState):
         resolved = await super().resolve(auth, run_id, n, resolution, idempotency)
         row = self._runs.row(auth, run_id)
         if resolved.resolved:
-            row.run = replace(row.run, status="waiting")
+            row.run = replace(row.run, status="waiting", waits_for="child")
         return replace(resolved, run=row.run)
 
 

@@ -1,11 +1,12 @@
 """Broken queues: those that are unfair."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from fractions import Fraction
 
 from adapters.inproc.queue import InprocQueue, Message
 from ports.context import AuthContext
 from ports.ids import TenantId
+from ports.priority import DEFAULT, HIGHEST, LOWEST
 from ports.queue import Delivery
 from tests.contract.broken.queues import BrokenQueue
 
@@ -25,6 +26,7 @@ class TestServesTheOldestFirst(BrokenQueue):
             "test_tenants_share_in_proportion_to_their_weights",
             "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
             "test_a_tenant_that_was_served_while_alone_owes_nothing",
+            "test_a_tenants_priorities_win_it_no_turns_of_others",
         }
     )
 
@@ -36,7 +38,13 @@ class ServesTheNewestOfATenant(InprocQueue):
 
 class TestServesTheNewestOfATenant(BrokenQueue):
     broken = ServesTheNewestOfATenant
-    caught_by = frozenset({"test_within_a_tenant_the_oldest_comes_first"})
+    caught_by = frozenset(
+        {
+            "test_within_a_tenant_the_oldest_comes_first",
+            "test_a_message_that_comes_back_has_its_priority_still",
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
+        }
+    )
 
 
 class ServesOneTenantPerBatch(InprocQueue):
@@ -108,6 +116,7 @@ class TestPutsNewcomersLast(BrokenQueue):
             "test_tenants_share_in_proportion_to_their_weights",
             "test_a_tenant_that_had_nothing_waiting_has_saved_no_turns_up",
             "test_a_tenant_that_was_served_while_alone_owes_nothing",
+            "test_a_tenants_priorities_win_it_no_turns_of_others",
         }
     )
 
@@ -121,3 +130,67 @@ class ForgetsDelays(InprocQueue):
 class TestForgetsDelays(BrokenQueue):
     broken = ForgetsDelays
     caught_by = frozenset({"test_a_message_released_for_later_waits_where_the_adapter_can"})
+
+
+class KnowsNoPriority(InprocQueue):
+    def _in_order(self, ready: list[Message]) -> list[Message]:
+        return ready
+
+
+class TestKnowsNoPriority(BrokenQueue):
+    broken = KnowsNoPriority
+    caught_by = frozenset(
+        {
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
+        }
+    )
+
+
+class TakesTheLeastUrgentFirst(InprocQueue):
+    def _in_order(self, ready: list[Message]) -> list[Message]:
+        return sorted(ready, key=lambda one: (one.priority, one.id))
+
+
+class TestTakesTheLeastUrgentFirst(BrokenQueue):
+    broken = TakesTheLeastUrgentFirst
+    caught_by = frozenset(
+        {
+            "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
+            "test_a_message_that_comes_back_has_its_priority_still",
+        }
+    )
+
+
+class ForgetsThePriorityOfWhatComesBack(InprocQueue):
+    def _take(self, message: Message, until: datetime) -> Delivery:
+        message.priority = LOWEST
+        return super()._take(message, until)
+
+
+class TestForgetsThePriorityOfWhatComesBack(BrokenQueue):
+    broken = ForgetsThePriorityOfWhatComesBack
+    caught_by = frozenset({"test_a_message_that_comes_back_has_its_priority_still"})
+
+
+class ServesTheMostUrgentOfAll(InprocQueue):
+    def _charge(self, tenant: TenantId) -> None:
+        super()._charge(tenant)
+        if any(one.priority == HIGHEST and one.requester.tenant == tenant for one in self._messages.rows.values()):
+            self._messages.times[tenant] = Fraction(0)
+
+
+class TestServesTheMostUrgentOfAll(BrokenQueue):
+    broken = ServesTheMostUrgentOfAll
+    caught_by = frozenset({"test_a_tenants_priorities_win_it_no_turns_of_others"})
+
+
+class TakesAnyPriority(InprocQueue):
+    async def enqueue(
+        self, auth: AuthContext, body: bytes, *, not_before: datetime | None = None, priority: int = DEFAULT
+    ) -> None:
+        await super().enqueue(auth, body, not_before=not_before, priority=max(LOWEST, min(HIGHEST, priority)))
+
+
+class TestTakesAnyPriority(BrokenQueue):
+    broken = TakesAnyPriority
+    caught_by = frozenset({"test_what_is_no_priority_is_refused_and_nothing_enqueued"})

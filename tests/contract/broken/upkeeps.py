@@ -149,6 +149,9 @@ class TestNeverDone(BrokenMaintenance):
     broken = NeverDone
     caught_by = frozenset(
         {
+            "test_requests_go_when_their_time_is_over_and_not_before",
+            "test_texts_go_when_their_time_is_over_and_their_records_stay",
+            "test_replies_go_when_their_time_is_over",
             "test_old_runs_of_every_tenant_and_namespace_go",
             "test_an_old_run_is_gone_with_all_that_was_its",
             "test_an_open_run_stays_however_old_it_is",
@@ -203,3 +206,29 @@ class TestTakesEqualBodiesAlong(BrokenMaintenance):
             "test_equal_bodies_of_other_runs_stay",
         }
     )
+
+
+class KeepsRequests(InprocMaintenance):
+    def _forget_requests(self, now: datetime, retention: timedelta) -> None:
+        pass
+
+
+class TestKeepsRequests(BrokenMaintenance):
+    broken = KeepsRequests
+    caught_by = frozenset(
+        {
+            "test_requests_go_when_their_time_is_over_and_not_before",
+            "test_texts_go_when_their_time_is_over_and_their_records_stay",
+            "test_replies_go_when_their_time_is_over",
+        }
+    )
+
+
+class ForgetsRequestsEarly(InprocMaintenance):
+    def _forget_requests(self, now: datetime, retention: timedelta) -> None:
+        super()._forget_requests(now + timedelta(days=1), retention)
+
+
+class TestForgetsRequestsEarly(BrokenMaintenance):
+    broken = ForgetsRequestsEarly
+    caught_by = frozenset({"test_requests_go_when_their_time_is_over_and_not_before"})

@@ -1,0 +1,94 @@
+"""Composition root of the admin API: `python -m deploy.roots.admin`."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from adapters.system_clock import SystemClock
+from deploy.admin_surface import Part, create_admin_app
+from deploy.roots.environment import Environment
+from deploy.roots.gateway_secrets import check_reference
+from deploy.roots.server import run, serve
+from deploy.roots.wiring import Choice, choices_from, open_ports
+from observability.instrument import instrument
+from observability.logs import configure
+from observability.metrics import Metrics
+from ports.clock import Clock
+from ports.context import ADMIN_PLATFORM, AuthContext
+from ports.http.edge import App
+from ports.ids import PrincipalId, TenantId
+from stack_b.administration import Administration
+from stack_b.backends.settings import parse_settings
+from stack_b.diagnosis import NodeFacts
+from stack_b.http import admin as gateway
+
+AUDIENCE = "admin"
+STORED = ("tenant", "gateway_configuration")
+
+_SELF = AuthContext(
+    tenant=TenantId("tnt_system"), principal=PrincipalId("svc_admin"), scopes=frozenset({ADMIN_PLATFORM})
+)
+
+
+def defaults(env: Environment) -> dict[str, Choice]:
+    """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
+    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
+    return {
+        **{port: Choice(adapter="postgres", config=database) for port in STORED},
+        "verifier": Choice(adapter="tokens", config=tokens),
+    }
+
+
+def facts(env: Environment) -> NodeFacts:
+    """What a configuration must get along with. This process has no secret: of variables it knows which are set."""
+    return NodeFacts(
+        beside=parse_settings(env.text("BACKENDS")),
+        prod=env.mode() == "prod",
+        check_secret=lambda reference: check_reference(reference, env.variables),
+    )
+
+
+def overridden_by(env: Environment) -> str | None:
+    file = env.text("GATEWAY_FILE")
+    return remark_on(file) if file else None
+
+
+def remark_on(file: str) -> str:
+    """What to tell whoever changes the store while a file goes before it."""
+    return f"this node's gateway follows the file {file}; to follow the store, empty AGENTOS_GATEWAY_FILE and run `up`"
+
+
+@asynccontextmanager
+async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Clock) -> AsyncIterator[App]:
+    """The admin API over the chosen adapters, for as long as the block runs."""
+    metrics = Metrics()
+
+    def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
+        return instrument(name, port, metrics.port_call)
+
+    needs = dict.fromkeys((*STORED, "verifier"))
+    async with open_ports(choices, needs, clock=clock, wrap=watched) as ports:
+        store = ports["gateway_configuration"]
+        part = Part(
+            routes=gateway.ROUTES,
+            operations=gateway.OPERATIONS,
+            limits=gateway.LIMITS,
+            handlers=gateway.handlers(Administration(store, facts(env)), overridden_by=overridden_by(env)),
+        )
+        probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}
+        yield create_admin_app((part,), verifier=ports["verifier"], metrics=metrics, probes=probes)
+
+
+async def main(variables: Mapping[str, str]) -> None:
+    env = Environment(variables)
+    configure("admin", env.text("LOG_LEVEL", "INFO"))
+    choices = choices_from(env.text("ADAPTERS"), defaults(env))
+    async with create(env, choices, clock=SystemClock()) as app:
+        host, port = env.text("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9080, least=1, most=65_535)
+        await serve(app, host=host, port=port, handover=env.path("HANDOVER"))
+
+
+if __name__ == "__main__":
+    run(main(os.environ))

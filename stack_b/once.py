@@ -1,0 +1,83 @@
+"""Under which key a call is made once: a run's step, a client's Idempotency-Key, or a retry of one without a key. Pure.
+
+The official clients try again by themselves, with the very same bytes, and say so in a header. They send no key of their
+own, so that the request itself is the key: its principal, route and what it asks.
+"""
+
+import hashlib
+from datetime import timedelta
+from typing import Final
+
+from msgspec import Struct
+
+from ports.context import AuthContext
+from ports.reply_journal import RETENTION
+from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.replay import digest_of
+
+JOIN_WINDOW: Final = timedelta(minutes=2)
+"""How long the answer to a request without a key waits for its retry, which comes within seconds. Not longer: somebody who
+asks the same again later wants another answer."""
+MAX_RETRIES: Final = 99
+"""What is more than that is no count."""
+
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 8.0
+"""How the official clients wait before they try again."""
+_SLACK_S: Final = 2.0
+_TIMED_OUT: Final = 0.8
+"""Of its time to wait: whoever leaves later has most likely not given up but run out of time."""
+
+
+class Once(Struct, frozen=True, kw_only=True):
+    key: str
+    """Of the entry in the journal."""
+    named: str
+    """In errors."""
+    keep: timedelta = RETENTION
+    patience: timedelta | None = None
+    """How long the call goes on while nobody waits for it; None: to its end."""
+
+
+class Client(Struct, frozen=True, kw_only=True):
+    """What a client says of itself that tries again by itself."""
+
+    retries: int
+    """How often it has tried before."""
+    waits_s: float | None
+    """Until it gives an attempt up."""
+
+    def timed_out(self, waited_s: float) -> bool:
+        """Whether a client that leaves after so long is about to try again."""
+        return self.waits_s is not None and waited_s >= _TIMED_OUT * self.waits_s
+
+
+def of_step(key: str) -> Once:
+    return Once(key=key, named=f"the step key {key!r}")
+
+
+def of_client(auth: AuthContext, route: str, key: str) -> Once:
+    """A client's own key: its principal's, on one route."""
+    return Once(key=_hashed("idempotency", auth, route, key), named="this Idempotency-Key")
+
+
+def of_retry(auth: AuthContext, call: ChatCall | EmbedCall, retries: int) -> Once:
+    """The same for all attempts at a request."""
+    return Once(
+        key=_hashed("retry", auth, call.route, digest_of(call)),
+        named="this request",
+        keep=JOIN_WINDOW,
+        patience=patience(retries),
+    )
+
+
+def patience(retries: int) -> timedelta:
+    """How long it may take until a client that has tried so often tries again."""
+    pause = min(_FIRST_PAUSE_S * 2.0 ** min(retries, MAX_RETRIES), _LONGEST_PAUSE_S)
+    return timedelta(seconds=pause + _SLACK_S)
+
+
+def _hashed(kind: str, auth: AuthContext, route: str, key: str) -> str:
+    # The slash is in no step key, so that none of those is ever taken for one of these.
+    text = f"{auth.principal}\0{route}\0{key}"
+    return f"{kind}/{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

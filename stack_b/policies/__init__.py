@@ -1,0 +1,1 @@
+"""Policies: what may be asked, answered, offered and called, decided in pure functions."""

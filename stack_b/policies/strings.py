@@ -1,0 +1,63 @@
+"""What policies read of a JSON value: every string a backend, a client or a tool would see. Pure."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ports.messages import Json
+from stack_b.redaction.spans import is_media
+
+_MEDIA: Final = frozenset({"url", "data", "file_data"})
+"""Members whose value may be bytes as base64, which is no text."""
+
+
+def strings(value: Json) -> Iterator[str]:
+    """Texts, the names of members, and numbers as they are written; the texts of a list's parts also as one.
+
+    Parts are read together by a model, so that nothing is hidden by cutting it in two.
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield name
+            if not (name in _MEDIA and isinstance(member, str) and is_media(member)):
+                yield from strings(member)
+    elif isinstance(value, list):
+        yield from _together(value)
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _together(items: list[Json]) -> Iterator[str]:
+    said = [item if isinstance(item, str) else item.get("text") for item in items if isinstance(item, str | dict)]
+    texts = [text for text in said if isinstance(text, str)]
+    if len(texts) > 1:
+        yield "".join(texts)
+
+
+def offered(members: dict[str, Json]) -> tuple[str, ...]:
+    """The functions that a request offers to the model, or forces it to call, by name; a tool without one by its type."""
+    names: list[str] = []
+    for member in ("tools", "functions"):
+        given = members.get(member)
+        names += [_name(tool) for tool in given] if isinstance(given, list) else []
+    for member in ("tool_choice", "function_call"):
+        choice = members.get(member)
+        if isinstance(choice, dict):
+            allowed = choice.get("allowed_tools", choice)
+            tools = allowed.get("tools") if isinstance(allowed, dict) else None
+            names += [_name(tool) for tool in tools] if isinstance(tools, list) else [_name(choice)]
+    return tuple(dict.fromkeys(names))
+
+
+def _name(tool: Json) -> str:
+    if not isinstance(tool, dict):
+        return ""
+    kind = tool.get("type")
+    inner = tool.get(kind) if isinstance(kind, str) else None
+    for place in (tool.get("function"), inner, tool):
+        if isinstance(place, dict) and isinstance(place.get("name"), str):
+            return str(place["name"])
+    return kind if isinstance(kind, str) else ""

@@ -1,0 +1,141 @@
+"""From a request that is over to its record, and to its texts where its tenant wants them kept.
+
+Texts are kept redacted, whatever the tenant lets a model see, and sealed. Where that can't be done they are not kept.
+"""
+
+import logging
+from types import TracebackType
+from typing import Final
+
+import msgspec
+
+from ports.context import AuthContext
+from ports.errors import AgentOSError, Internal, PermissionDenied
+from ports.http.envelope import status_of
+from ports.messages import Json, Usage
+from ports.pii import PiiDetector
+from ports.request_log import RequestRecord, Written, new_request_id
+from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.deps import StackBDeps
+from stack_b.kept_texts import Texts
+from stack_b.policy import decide
+from stack_b.receipt import Trail
+from stack_b.records.writer import RecordWriter
+from stack_b.replay import is_streamed
+
+CONTENT: Final = "content"
+"""What texts are sealed for."""
+CLIENT_GONE: Final = 499
+_CLIENT_GONE_CODE: Final = "cancelled"
+_OK: Final = 200
+_BUG: Final = Internal("a bug")
+
+logger = logging.getLogger("agentos.gateway")
+
+
+class Recorder:
+    def __init__(self, deps: StackBDeps, pii: PiiDetector) -> None:
+        self._clock = deps.clock
+        self._vault = deps.vault
+        self._pii = pii
+        self.writer = RecordWriter(deps.request_log, deps.clock)
+
+    def recorded(self, trail: Trail, call: ChatCall | EmbedCall) -> "_Recorded":
+        """A block around a request: note how it ended, whichever way it does. A denial is audited before it is told."""
+        return _Recorded(self, trail, call)
+
+    async def over(self, trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> None:
+        written = Written(record=_record(trail, call, error))
+        if isinstance(error, PermissionDenied):
+            await self.writer.denied(trail.auth, written)
+            return
+        if error is None and trail.texts is not None:
+            written = await self._kept(trail, written, trail.texts)
+        self.writer.note(trail.auth, written)
+
+    def replayed(self, auth: AuthContext, call: ChatCall | EmbedCall, reply: dict[str, Json], *, joined: bool) -> None:
+        """A request that was answered with what another one has paid."""
+        now, route = self._clock.now(), reply.get("route") or {}
+        record = RequestRecord(
+            id=new_request_id(now),
+            at=now,
+            namespace=auth.namespace,
+            principal=auth.principal,
+            correlation_id=auth.trace.correlation_id,
+            route=call.route,
+            stream=is_streamed(call),
+            model_asked=call.model,
+            model=route.get("model") or "",
+            backend=route.get("backend") or "",
+            status=_OK,
+            decision=(reply.get("policy_outcome") or {}).get("decision") or "",
+            replayed=True,
+            joined=joined,
+        )
+        self.writer.note(auth, Written(record=record))
+
+    async def _kept(self, trail: Trail, written: Written, texts: Texts) -> Written:
+        record = written.record
+        said: Json = {"prompt": texts.prompt, "answer": texts.answer}
+        try:
+            decision = await decide(self._pii, trail.auth, said)
+        except AgentOSError as error:
+            logger.warning("record.not_kept", extra={"tenant_id": trail.auth.tenant, "code": error.code})
+            return written
+        sealed = self._vault.seal(trail.auth.tenant, CONTENT, record.id, msgspec.json.encode(decision.value))
+        return Written(record=msgspec.structs.replace(record, kept_until=record.at + texts.keep), sealed=sealed)
+
+
+class _Recorded:
+    __slots__ = ("_call", "_recorder", "_trail")
+
+    def __init__(self, recorder: Recorder, trail: Trail, call: ChatCall | EmbedCall) -> None:
+        self._recorder = recorder
+        self._trail = trail
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._recorder.over(self._trail, self._call, error)
+
+
+def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> RequestRecord:
+    auth, candidate, outcome = trail.auth, trail.candidate, trail.outcome
+    used = Usage() if trail.spending is None else trail.spending.total
+    status, code = _ended(error)
+    return RequestRecord(
+        id=trail.request,
+        at=trail.at,
+        namespace=auth.namespace,
+        principal=auth.principal,
+        correlation_id=auth.trace.correlation_id,
+        route=call.route,
+        stream=is_streamed(call),
+        model_asked=call.model,
+        model="" if candidate is None else candidate.card.id,
+        backend="" if candidate is None else candidate.backend.name,
+        status=status,
+        code=code,
+        denied=isinstance(error, PermissionDenied),
+        decision="" if outcome is None else outcome.decision,
+        reasons=() if outcome is None else outcome.reasons,
+        attempts=trail.attempts,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        cost_nanousd=used.cost_nanousd,
+        estimated=used.estimated,
+        latency_ms=trail.took_ms(),
+    )
+
+
+def _ended(error: BaseException | None) -> tuple[int, str]:
+    """Status and code."""
+    if error is None:
+        return _OK, ""
+    if isinstance(error, AgentOSError):
+        return status_of(error), error.code
+    return (status_of(_BUG), _BUG.code) if isinstance(error, Exception) else (CLIENT_GONE, _CLIENT_GONE_CODE)
