@@ -194,7 +194,10 @@ class TestProblems:
         [
             ("{", "JSON list"),
             ('{"name": "x"}', "Expected `array`"),
-            ('[{"name": "x", "kind": "openay", "base_url": "http://x"}]', "`kind` may be openai_compatible or openai or"),
+            (
+                '[{"name": "x", "kind": "openay", "base_url": "http://x"}]',
+                "`kind` may be openai_compatible or openai or",
+            ),
             ('[{"name": "x"}]', "base_url"),
             ('[{"name": "x", "base_url": "http://x", "url": ""}]', "`url`"),
             (
