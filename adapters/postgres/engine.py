@@ -97,7 +97,8 @@ class Database:
 
     def __init__(self, config: PostgresConfig, *, flushed: bool = True) -> None:
         self._dsn = config.dsn
-        self._settings = {**SERVER_SETTINGS, "synchronous_commit": "on" if flushed else "off"}
+        # What a server waits for (its disk, a replica's) is its operator's to say; only less can be asked for here.
+        self._settings = SERVER_SETTINGS if flushed else {**SERVER_SETTINGS, "synchronous_commit": "off"}
         self.pool: asyncpg.Pool = asyncpg.create_pool(
             connect=self._connect, min_size=0, max_size=config.pool_size, init=_prepare, reset=_nothing_to_reset
         )

@@ -124,7 +124,9 @@ class TestMigrations:
 
     async def test_no_migration_rewrites_a_table_that_is_there(self, empty: Clone) -> None:
         """Since those that services go on under: a table is locked for as long as it is rewritten."""
-        query = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relnamespace = 'agentos'::regnamespace"
+        query = (
+            "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relnamespace = 'agentos'::regnamespace"
+        )
         await migrate(empty.owner, tuple(one for one in packaged() if one.name < "0010"))
         before = {(row["relname"], row["relfilenode"]) for row in await fetch(empty.owner, query)}
 

@@ -272,7 +272,7 @@ async def test_a_custom_tool_is_called_by_its_name_as_any_other(
     call: dict[str, Any], *, passes: bool, stream: bool
 ) -> None:
     call = {"id": "call_0", **call}
-    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
     first = {**call, "index": 0, "custom": {**call["custom"], "input": ""}}
     pieces = [{"index": 0, "custom": {"input": part}} for part in call["custom"]["input"]]
     chunks = [delta(role="assistant", tool_calls=[first]), *(delta(tool_calls=[one]) for one in pieces)]

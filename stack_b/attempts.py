@@ -1,0 +1,193 @@
+"""Calling candidates one after the other until one answers, each attempt accounted: the pipeline's call and fallback.
+
+Whatever comes of an attempt, what it used or may have used is in `spending` before the next one begins.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeAlias
+
+from ports.clock import Clock
+from ports.errors import AgentOSError
+from ports.messages import Json, Usage
+from stack_b.backends.catalog import Candidate
+from stack_b.budget.meter import Served, Spending
+from stack_b.budget.slices import Slices, cuttable
+from stack_b.chunks import Piece
+from stack_b.limits import Limits
+from stack_b.prepare import Ready
+from stack_b.receipt import Trail
+from stack_b.routing.choice import may_fall_back
+from stack_b.routing.router import Router
+from stack_b.streaming import StreamShaper
+from stack_b.tell import Tell
+from stack_b.usage import kinds_of, usage_of
+
+Act: TypeAlias = Callable[[Candidate, int], Awaitable[dict[str, Json]]]
+"""Calls a candidate, which may write so many tokens."""
+
+
+class Attempts:
+    """Holds no state of a request."""
+
+    def __init__(self, router: Router, clock: Clock, limits: Limits, tell: Tell) -> None:
+        self._router = router
+        self._monotonic = clock.monotonic
+        self._slice_tokens = limits.output_slice_tokens
+        self._tell = tell
+
+    async def whole(
+        self, ready: Ready, spending: Spending, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
+    ) -> dict[str, Json]:
+        """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
+        failure: AgentOSError | None = None
+        slices = self.slices(ready, spending)
+        for candidate in self._router.tries(ready.candidates):
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
+            spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
+            try:
+                asking = ready.caller.asking(candidate.backend, streamed=False)
+                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate), asking:
+                    answer = await act(candidate, max_tokens)
+            except AgentOSError as error:
+                self._failed(ready, candidate, spending, trail, error)
+                if ready.caller.gone or not may_fall_back(error):
+                    raise
+                failure = error
+                continue
+            usage = usage_of(
+                answer.get("usage"),
+                prompt_bytes=ready.sent_bytes,
+                content_bytes=written(answer),
+                price=candidate.card.price,
+            )
+            spending.add(usage, _served(candidate, answer.get("usage")))
+            self._tell.attempted(candidate, trail.paid(usage))
+            trail.limited_by = slices.limited_by
+            return answer
+        assert failure is not None, "there is always a candidate"
+        raise failure
+
+    async def streamed(
+        self, ready: Ready, spending: Spending, trail: Trail, model: str, slices: Slices
+    ) -> AsyncGenerator[tuple[StreamShaper, list[Piece]], None]:
+        """The pieces of the first answer that begins. Once content was released there is no falling back."""
+        failure: AgentOSError | None = None
+        for candidate in self._router.tries(ready.candidates):
+            shaper = StreamShaper(model)
+            may_cut = cuttable(candidate)
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=may_cut)
+            spending.assume(_lost(ready, candidate), _served(candidate))
+            ready.answer.served_by(candidate)
+            begun = False
+            try:
+                attempting = self._router.attempt(ready.auth, ready.asked, candidate)
+                asking = ready.caller.asking(candidate.backend, streamed=True)
+                with trail.attempt(candidate), attempting as attempt, asking:
+                    chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
+                    async with aclosing(chunks):
+                        async for come in chunks:
+                            pieces = shaper.take(come)
+                            enough = slices.covers(*shaper.written) or await slices.covered(*shaper.written)
+                            if pieces:
+                                begun = True
+                                trail.first_content()
+                                attempt.answered()
+                                yield shaper, pieces
+                            unseen = may_cut and ready.answer.ended.issuperset(range(ready.ask.choices))
+                            if (unseen or not enough) and shaper.open:
+                                # Closing it ends the bill: before more is written than is held, or than is shown.
+                                shaper.cut()
+                                break
+                    # Here, because an answer that only looks whole is a failure of its backend.
+                    shaper.complete()
+            except AgentOSError as error:
+                if begun or shaper.reported or shaper.content_bytes:
+                    # Also of what was gathered and never released, such as half a tool call.
+                    self._streamed_usage(ready, candidate, spending, trail, shaper)
+                else:
+                    self._failed(ready, candidate, spending, trail, error)
+                if begun or ready.caller.gone or not may_fall_back(error):
+                    raise
+                failure = error
+                continue
+            except BaseException:
+                # The client is gone, or time is up. What was relayed is owed.
+                self._streamed_usage(ready, candidate, spending, trail, shaper)
+                raise
+            self._streamed_usage(ready, candidate, spending, trail, shaper)
+            trail.limited_by = slices.limited_by
+            yield shaper, []
+            return
+        assert failure is not None, "there is always a candidate"
+        raise failure
+
+    def slices(self, ready: Ready, spending: Spending) -> Slices:
+        """What the answer may take of the budget as it goes; to be entered where it is streamed."""
+        assert spending.held is not None, "it is held by now"
+        return Slices(
+            spending.held,
+            prompt_bound=ready.ask.prompt_bound,
+            choices=ready.ask.choices,
+            slice_tokens=self._slice_tokens,
+            monotonic=self._monotonic,
+        )
+
+    async def _allowed(
+        self,
+        ready: Ready,
+        candidate: Candidate,
+        spending: Spending,
+        slices: Slices,
+        failure: AgentOSError | None,
+        *,
+        in_slices: bool,
+    ) -> int:
+        """The `max_tokens` for the next attempt; without room for one it stays at the failure of the one before."""
+        most = ready.ask.max_tokens
+        price = candidate.card.price if ready.plan.money else None
+        limit = most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)
+        try:
+            return await slices.begin(limit, in_slices=in_slices, spent=spending.amount, price=price)
+        except AgentOSError as refused:
+            self._router.left(candidate)
+            raise failure or refused from None
+
+    def _streamed_usage(
+        self, ready: Ready, candidate: Candidate, spending: Spending, trail: Trail, shaper: StreamShaper
+    ) -> None:
+        usage = usage_of(
+            shaper.reported,
+            prompt_bytes=ready.sent_bytes,
+            content_bytes=shaper.content_bytes,
+            price=candidate.card.price,
+        )
+        spending.add(usage, _served(candidate, shaper.reported))
+        self._tell.attempted(candidate, trail.paid(usage))
+
+    def _failed(
+        self, ready: Ready, candidate: Candidate, spending: Spending, trail: Trail, error: AgentOSError
+    ) -> None:
+        """An attempt that gave nothing is free, unless the backend may have worked all the same."""
+        usage = _lost(ready, candidate) if error.details.get("outcome") == "unknown" else Usage()
+        spending.add(usage, _served(candidate))
+        self._tell.attempted(candidate, trail.paid(usage))
+
+
+def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:
+    kinds = kinds_of(reported)
+    price = candidate.card.price
+    return Served(
+        model=candidate.card.id,
+        backend=candidate.backend.name,
+        price=price.version if price is not None else "",
+        cache_read=kinds.cache_read,
+        cache_write=kinds.cache_write,
+        reasoning=kinds.reasoning,
+    )
+
+
+def _lost(ready: Ready, candidate: Candidate) -> Usage:
+    """What a call is taken to have cost of which nothing came back."""
+    return usage_of(None, prompt_bytes=ready.sent_bytes, content_bytes=0, price=candidate.card.price)

@@ -1,0 +1,219 @@
+"""Everything that is decided before a request costs anything: entitlement → policy → redact → what its budgets must hold.
+
+The stages one by one are what `/v1/policy/check` asks too, so that it decides as a call does.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from ports.context import AuthContext
+from ports.errors import PermissionDenied
+from ports.messages import Json
+from ports.tenant import Tenant
+from stack_b.backends.catalog import Candidate
+from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, most_written, sliced
+from stack_b.budget.plan import Budgets, Plan, planned
+from stack_b.budget.slices import cuttable
+from stack_b.caller import Caller
+from stack_b.canonical import ChatCall, EmbedCall, said, sent
+from stack_b.deps import StackBDeps
+from stack_b.entitlement import TenantCache
+from stack_b.kept_texts import texts_to_keep
+from stack_b.policies.answer import Guarded
+from stack_b.policies.desk import Ruled, ruled
+from stack_b.policy import Decision, decide, enforce, named
+from stack_b.receipt import Trail
+from stack_b.redaction.answer import Answer
+from stack_b.redaction.cache import Remembering
+from stack_b.redaction.rules import PiiRules, TenantRules
+from stack_b.redaction.stream import Lens
+from stack_b.routing.router import Asked, conversation_of
+from stack_b.tell import Tell
+
+
+class Ready(Struct, frozen=True, kw_only=True):
+    """A request that may be called, once its budget is held."""
+
+    auth: AuthContext
+    asked: Asked
+    candidates: tuple[Candidate, ...]
+    body: dict[str, Json]
+    ask: Ask
+    plan: Plan
+    limit: int
+    sent_bytes: int
+    answer: Answer | Guarded
+    """How what comes back is shown."""
+    caller: Caller
+
+
+class Preparation:
+    """Holds no state of a request."""
+
+    def __init__(self, deps: StackBDeps, tell: Tell, tenants: TenantCache, pii: Remembering) -> None:
+        self._clock = deps.clock
+        self._prices = deps.prices
+        self._limits = deps.limits
+        self._tell = tell
+        self._tenants = tenants
+        self._router = deps.router
+        self._policies = deps.policies
+        self._pii = pii
+        self._pii_rules = TenantRules(deps.placeholder_key)
+        self._budgets = Budgets(deps.budget, deps.clock)
+
+    async def close(self) -> None:
+        await self._budgets.close()
+
+    async def chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> Ready:
+        """Raises `PermissionDenied` for what may not be asked, and `InvalidArgument` for what can't be."""
+        asked = self.route_asked(call)
+        tenant, entitled = await self.entitled(auth, asked)
+        members = said(call)
+        ruled = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
+        rules = self.rules(tenant)
+        decision = await self.inspected(auth, members, rules, trail)
+        value: dict[str, Json] = decision.value
+        trail.texts = texts_to_keep(tenant.entitlements, value)
+        if value is not call.members:
+            call = msgspec.structs.replace(call, members=value)
+        candidates = capable(call, ruled.candidates)
+        ask = self.asked(call, candidates)
+        plan = await self.planned(auth, call, candidates, ask, rules)
+        told = sent(call, value)
+        told = {**told, "n": call.choices} if call.choices > 1 else told
+        return Ready(
+            auth=auth,
+            asked=asked,
+            candidates=plan.candidates,
+            body=told,
+            ask=ask,
+            plan=plan,
+            limit=tenant.entitlements.tokens_per_day,
+            sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
+            answer=ruled.guarded(self._answer(auth, rules, decision)),
+            caller=caller,
+        )
+
+    async def embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> Ready:
+        """Raises like `chat`."""
+        asked = self.route_asked(call)
+        tenant, entitled = await self.entitled(auth, asked)
+        members = embedding(call)
+        candidates = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail).candidates
+        rules = self.rules(tenant)
+        decision = await self.inspected(auth, members, rules, trail)
+        value = decision.value
+        trail.texts = texts_to_keep(tenant.entitlements, value)
+        redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
+        ask = embed_ask(redacted)
+        plan = await self.planned(auth, call, candidates, ask, rules)
+        return Ready(
+            auth=auth,
+            asked=asked,
+            candidates=plan.candidates,
+            body={**value, "encoding_format": call.encoding},
+            ask=ask,
+            plan=plan,
+            limit=tenant.entitlements.tokens_per_day,
+            sent_bytes=sum(len(text.encode()) for text in redacted.inputs),
+            answer=self._answer(auth, rules, decision),
+            caller=caller,
+        )
+
+    # The stages, in their order.
+
+    def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
+        if isinstance(call, EmbedCall):
+            return Asked(name=call.model, kind="embed", preference=call.preference)
+        conversation = conversation_of(call.members) if self._router.spreads() else ""
+        return Asked(
+            name=call.model,
+            kind="chat",
+            preference=call.preference,
+            agent=call.about.agent,
+            conversation=conversation,
+        )
+
+    async def entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
+        tenant = await self._tenants.tenant(auth)
+        now = self._clock.now()
+        candidates = self._router.candidates(
+            auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)
+        )
+        if not candidates:
+            # The same words whether it isn't served or isn't theirs.
+            raise PermissionDenied(
+                f"this tenant has no {asked.kind} model of the name it asked for; GET /v1/models lists what it may use",
+                code="model_not_entitled",
+            )
+        return tenant, candidates
+
+    def ruled(
+        self,
+        auth: AuthContext,
+        tenant: Tenant,
+        call: ChatCall | EmbedCall,
+        members: dict[str, Json],
+        candidates: tuple[Candidate, ...],
+    ) -> Ruled:
+        """Which of them the policies permit; changes nothing."""
+        rules = self._policies.of(tenant)
+        if rules.is_empty:
+            return Ruled(candidates=candidates)
+
+        def may_write(candidate: Candidate) -> int:
+            return most_written(call, self._limits, candidate.card.max_tokens) if isinstance(call, ChatCall) else 0
+
+        return ruled(
+            rules,
+            auth,
+            members,
+            candidates,
+            agent=call.about.agent,
+            tier=self._router.tier(call.model),
+            may_write=may_write,
+        )
+
+    def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
+        if ruled.blocked is not None:
+            trail.outcome = ruled.blocked
+            raise ruled.refusal
+        return ruled
+
+    async def inspected(self, auth: AuthContext, members: dict[str, Json], rules: PiiRules, trail: Trail) -> Decision:
+        decision = await decide(self._pii, auth, members, rules)
+        trail.outcome = decision.outcome
+        self._tell.decided(decision.findings)
+        enforce(decision)
+        return decision
+
+    def rules(self, tenant: Tenant) -> PiiRules:
+        return self._pii_rules.of(tenant.id, tenant.entitlements.pii)
+
+    def asked(self, call: ChatCall, candidates: tuple[Candidate, ...]) -> Ask:
+        ask = chat_ask(call, self._limits, model_max_tokens=most_of(candidates))
+        if call.stream and cuttable(candidates[0]):
+            return sliced(ask, self._limits.output_slice_tokens)
+        return ask
+
+    async def planned(
+        self,
+        auth: AuthContext,
+        call: ChatCall | EmbedCall,
+        candidates: tuple[Candidate, ...],
+        ask: Ask,
+        rules: PiiRules,
+    ) -> Plan:
+        """Raises like `plan.planned`, and `Unavailable` when the budgets must be read and can't."""
+        about = await named(self._pii, auth, call.about, rules)
+        tier = self._router.target(call.model)
+        return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=tier, name=call.model)
+
+    def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
+        return Answer(Lens(self._pii, auth, rules, decision.placeholders))
+
+
+def embedding(call: EmbedCall) -> dict[str, Json]:
+    """What a backend would read of it."""
+    return {**call.members, "input": list(call.inputs)}
