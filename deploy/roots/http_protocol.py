@@ -171,6 +171,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch.rest()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        # Whoever wanted to know has its answer; what hangs on it need not wait for the connection's next request.
+        self._told = None
+        super().on_response_complete()
+
     def _answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete
 

@@ -127,7 +127,7 @@ class ChatStream:
         """The client has."""
         if self._flight is None:
             self._caller.leave()
-        elif not self._flight.over:
+        else:
             self._flight.client_left()
 
     def _sending(self) -> None:

@@ -181,6 +181,31 @@ async def test_what_is_denied_is_not_told_by_token_probabilities_or_other_member
     assert 'agentos_policy_blocks_total{reason="answer"} 1.0' in counted
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_what_stands_beside_the_choices_is_decided_on_too(*, stream: bool) -> None:
+    """Some servers put quotations, search results or reasoning there."""
+    beside = {"citations": ["seen: a blue heron"], "provider_notes": "ann@example.com says so", "tier": "fast"}
+    whole = completion("fine", usage=usage(7, 5))
+    whole.body.update(beside)
+    told = {"id": "chatcmpl-up", "choices": [], "usage": usage(7, 5), **beside}
+    chunks = [
+        delta(role="assistant", content=""),
+        *(delta(content=text) for text in ("it ", "is ", "fine")),
+        delta("stop"),
+    ]
+    streamed = Events([*({**chunk, **beside} for chunk in chunks), told])
+    async with stack_b(upstream_of(ScriptedUpstream([streamed if stream else whole])), rules=[DENY]) as node:
+        answer = await node.chat(model="m-1", stream=stream)
+
+    assert "fine" in answer.text
+    assert "heron" not in answer.text
+    assert "ann@example.com" not in answer.text
+    assert "[EMAIL] says so" in answer.text
+    assert '"tier":"fast"' in answer.text
+    assert "rule_output:tenant/no" in answer.text
+    assert "pii_output:email" in answer.text
+
+
 async def test_a_placeholder_that_is_undone_is_decided_on_as_the_client_reads_it() -> None:
     rule = {**DENY, "keywords": ["ann@example.com"]}
     answers = ScriptedUpstream([completion()])
