@@ -163,7 +163,7 @@ class Database:
             self._dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=CALL_SECONDS,
-            server_settings=self._settings,
+            server_settings=dict(self._settings),
             # All of ours are prepared once per connection, and stay.
             statement_cache_size=_STATEMENTS,
             max_cached_statement_lifetime=0,
