@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
@@ -36,7 +37,7 @@ TIGHT_S: Final = 1.0
 PATIENCE_S: Final = 2.0
 """How long a request waits for what others hold: more than `IDLE_S` and `LOOK_EVERY`, after which idle chunks are back."""
 ASK_AGAIN: Final = timedelta(milliseconds=100)
-"""Meanwhile, one of a pool's requests for all of them."""
+"""Meanwhile, one of a tenant's requests for all of them."""
 DRAIN_S: Final = 10.0
 
 ResultT = TypeVar("ResultT")
@@ -57,8 +58,6 @@ class _Pool:
     def __init__(self) -> None:
         self.leasing = asyncio.Lock()
         self.exact = asyncio.Semaphore(EXACT_AT_ONCE)
-        self.patience = asyncio.Lock()
-        """Of whoever asks again and again, for room that others hold."""
         self.current: Chunk | None = None
         self.tight_until = 0.0
         self.waiting = 0
@@ -83,6 +82,8 @@ class Purse:
         self._in_chunks = in_chunks
         self._pools: dict[PoolKey, _Pool] = {}
         self._books: dict[TenantId, _Books] = {}
+        self._patience: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
+        """Of whoever asks again and again, for room that others hold."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._lease = timedelta(0)
@@ -180,9 +181,10 @@ class Purse:
     ) -> Taken:
         """Refused for what others hold, which may be idle. Those who wait behind another one ask once more at the end."""
         ends = self._clock.monotonic() + PATIENCE_S
+        turn = self._patience.setdefault(auth.tenant, asyncio.Lock())
         # Who was behind somebody asks at once: that one may have been served.
-        at_once = pool.patience.locked()
-        async with pool.patience:
+        at_once = turn.locked()
+        async with turn:
             while (now := self._clock.monotonic()) < ends:
                 if not at_once:
                     await self._clock.sleep(min(ASK_AGAIN, timedelta(seconds=ends - now)))

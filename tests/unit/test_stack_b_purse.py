@@ -210,7 +210,12 @@ class TestPurse:
         await one.take(900)
         before = ledger.calls["hold"]
 
-        taking = [asyncio.ensure_future(other.take(200)) for _ in range(20)]
+        # Of as many sessions, so that each has accounts of its own.
+        sessions = [account_of(Budget(id="each", limit=10**6, scope="session"), f"s-{number}") for number in range(20)]
+        taking = [
+            asyncio.ensure_future(other.purse.take(ACME, Amount(tokens=200), (tokens_per_day(1_000), one), LEASE))
+            for one in sessions
+        ]
         await turns()
         assert not any(one.done() for one in taking)
         for _ in range(int(PATIENCE_S / 0.1)):
