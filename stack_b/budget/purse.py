@@ -185,9 +185,9 @@ class Purse:
         # Who was behind somebody asks at once: that one may have been served.
         at_once = turn.locked()
         async with turn:
-            while (now := self._clock.monotonic()) < ends:
+            while self._clock.monotonic() < ends:
                 if not at_once:
-                    await self._clock.sleep(min(ASK_AGAIN, timedelta(seconds=ends - now)))
+                    await self._clock.sleep(ASK_AGAIN)
                 at_once = False
                 try:
                     return await self._exact(auth, amount, on, lease, pool)
