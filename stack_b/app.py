@@ -11,7 +11,8 @@ from litestar import Litestar, Request
 
 from observability.http import observer
 from ports.context import AuthContext
-from ports.http.edge import App, Edge, Exchange, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Edge, Exchange, Scope, Send
 from ports.http.openapi import document
 from ports.http.routes import public_template
 from ports.ids import PrincipalId, TenantId
@@ -87,6 +88,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         endpoints=endpoints,
+        denied=lambda found, auth, error: pipeline.recorder.turned_away(auth, found.template, error),
     )
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances
