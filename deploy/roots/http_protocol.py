@@ -222,7 +222,15 @@ class BoundedProtocol(HttpToolsProtocol):
             WHOLE_RESPONSE: cycle.whole,
         }
         cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
-        super()._start_asgi_task(cycle, app)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            # They hold the request that holds them: left alone, only the collector would find it, thousands at a time.
+            extensions.clear()
+
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(over)
+        self.tasks.add(task)
 
     def _on_disconnect(self, call: Callable[[], None]) -> None:
         if self.transport.is_closing():
