@@ -158,8 +158,8 @@ class TestPurse:
         ledger.lease_gate.clear()
 
         with anyio.fail_after(5):
-            for _ in range(4):
-                await pass_time(clock, timedelta(seconds=1))
+            for _ in range(8):
+                await clock.advance(timedelta(seconds=0.5))
                 assert (await process.take(10)).chunk is first.chunk
         await turns()
 
