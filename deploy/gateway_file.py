@@ -12,6 +12,7 @@ from ports.errors import InvalidArgument
 from stack_b.backends.settings import check_settings, parse_settings
 from stack_b.configuration import Configuration, read_configuration
 from stack_b.diagnosis import NodeFacts
+from stack_b.limits import parse_limits
 
 
 def configuration(config: Config) -> Configuration:
@@ -74,11 +75,16 @@ def _found(reference: str, environ: Mapping[str, str]) -> None:
 
 def problems(config: Config, environ: Mapping[str, str]) -> list[str]:
     """What would keep the gateway from starting; empty when all is well."""
+    found: list[str] = []
+    try:
+        parse_limits(config.gateway_limits)
+    except InvalidArgument as error:
+        found.append(error.message)
     try:
         checked(configuration(config), config, environ)
     except InvalidArgument as error:
-        return [f"AGENTOS_GATEWAY_FILE: {error.message}"]
-    return []
+        found.append(f"AGENTOS_GATEWAY_FILE: {error.message}")
+    return found
 
 
 def environment_of(config: Config, environ: Mapping[str, str]) -> dict[str, str]:

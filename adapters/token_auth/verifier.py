@@ -3,6 +3,7 @@
 API keys speak to every audience of the node; an access token only to the one it names.
 """
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,7 +45,8 @@ class VerifierCapabilities(Struct, frozen=True, kw_only=True):
 class TokenAuth:
     """TokenVerifier. Verdicts are remembered by the token's digest, for `cache_seconds` from when the question was asked.
 
-    Accepted and refused tokens are remembered apart: whoever invents tokens can push out other invented ones only.
+    Accepted and refused tokens are remembered apart: whoever invents tokens can push out other invented ones only. Of many
+    requests with one token, one asks for all.
     """
 
     def __init__(self, config: VerifierConfig, key_set: KeySet, tenants: TenantDirectory, clock: Clock) -> None:
@@ -54,23 +56,43 @@ class TokenAuth:
         self._clock = clock
         self._accepted: Recent[bytes, AuthContext] = Recent(_MAX_ACCEPTED)
         self._refused: Recent[bytes, AgentOSError] = Recent(_MAX_REFUSED)
+        self._asking: dict[bytes, asyncio.Future[AgentOSError | None]] = {}
 
     async def verify(self, token: str) -> AuthContext:
         if not 0 < len(token) <= MAX_TOKEN_CHARS or not token.isascii():
             raise jwt.invalid()
-        asked_at = self._clock.monotonic()
         mark = hashlib.sha256(token.encode("ascii")).digest()
-        if (known := self._accepted.get(mark, asked_at)) is not None:
-            return known
-        if (refusal := self._refused.get(mark, asked_at)) is not None:
-            raise _again(refusal)
+        while True:
+            now = self._clock.monotonic()
+            if (known := self._accepted.get(mark, now)) is not None:
+                return known
+            if (refusal := self._refused.get(mark, now)) is not None:
+                raise _again(refusal)
+            asking = self._asking.get(mark)
+            if asking is None:
+                return await self._ask(token, mark, now)
+            if (failure := await asyncio.shield(asking)) is not None:
+                raise _again(failure)
+
+    async def _ask(self, token: str, mark: bytes, asked_at: float) -> AuthContext:
+        """Find out for all who wait meanwhile. Whoever asks and leaves is followed by the next one."""
+        told = self._asking[mark] = asyncio.get_running_loop().create_future()
+        failure: AgentOSError | None = None
         try:
             auth, valid_for = await self._find_out(token)
         except (Unauthenticated, PermissionDenied) as error:
+            failure = error
             self._refused.put(mark, _again(error), until=asked_at + self._config.cache_seconds)
             raise
-        self._accepted.put(mark, auth, until=asked_at + min(self._config.cache_seconds, valid_for.total_seconds()))
-        return auth
+        except AgentOSError as error:
+            failure = error
+            raise
+        else:
+            self._accepted.put(mark, auth, until=asked_at + min(self._config.cache_seconds, valid_for.total_seconds()))
+            return auth
+        finally:
+            del self._asking[mark]
+            told.set_result(failure)
 
     async def _find_out(self, token: str) -> tuple[AuthContext, timedelta]:
         """Whose token this is, and for how long it will stay valid at most."""
@@ -132,7 +154,7 @@ def _disabled() -> PermissionDenied:
 
 def _again(error: AgentOSError) -> AgentOSError:
     """The same refusal as a new exception: one that is raised twice would collect the frames of both."""
-    return type(error)(error.message, code=error.code)
+    return type(error)(error.message, code=error.code, retry_after=error.retry_after, retryable=error.retryable)
 
 
 SPEC: Final = AdapterSpec(

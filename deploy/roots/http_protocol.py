@@ -101,6 +101,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _watch: SenderWatch
     _told: Callable[[], None] | None = None
     """Whom the request at work wants to be called when its client leaves."""
+    _hanging_up: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
 
@@ -112,6 +113,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.end()
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
         super().connection_lost(exc)
         told, self._told = self._told, None
         if told is not None:
@@ -210,4 +213,4 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
         # Closes once all is written, which a client that never reads again would put off for ever.
         self.transport.close()
-        self.loop.call_later(HANG_UP_S, self.transport.abort)
+        self._hanging_up = self.loop.call_later(HANG_UP_S, self.transport.abort)

@@ -15,7 +15,7 @@ from stack_b.fragments import joined
 from stack_b.policies.calls import Unreadable, read_arguments
 from stack_b.policies.patterns import Search
 from stack_b.policies.rules import Rules, Subject
-from stack_b.policies.strings import strings
+from stack_b.policies.strings import names_of, strings
 from stack_b.policies.text import Reading, canonical_text
 from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer
 from stack_b.redaction.findings import Finding
@@ -84,6 +84,12 @@ class Guarded:
     @property
     def findings(self) -> tuple[Finding, ...]:
         return self._answer.findings
+
+    @property
+    def ended(self) -> frozenset[int]:
+        """The choices of which nothing more is shown."""
+        denied = frozenset(index for index, one in self._choices.items() if one.denied is not None)
+        return denied | self._answer.ended
 
     def served_by(self, candidate: Candidate) -> None:
         """Who answers. Told before anything of the answer is shown."""
@@ -202,16 +208,12 @@ class Guarded:
         return None
 
     def against_call(self, call: Json) -> str | None:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            function = {}
-        arguments = function.get("arguments")
-        name = function.get("name")
-        name = name if isinstance(name, str) else ""
         assert self._candidate is not None, "an answer is somebody's"
-        denial = self._rules.call(self._subject, self._candidate, name, arguments)
-        if denial is not None:
-            return denial.reason
+        arguments = _arguments_of(call)
+        for name in names_of(call):
+            denial = self._rules.call(self._subject, self._candidate, name, arguments)
+            if denial is not None:
+                return denial.reason
         return self.against([call, _read(arguments)])
 
 
@@ -278,6 +280,13 @@ class _Choice:
                     ended[name] = text
                 self.denied = gate.denied
         return ended
+
+
+def _arguments_of(call: Json) -> Json:
+    """Of a function, as JSON; of a tool that takes a text, that text."""
+    places = [call.get("custom"), call.get("function"), call] if isinstance(call, dict) else []
+    found = [place.get("input") or place.get("arguments") for place in places if isinstance(place, dict)]
+    return next((one for one in found if one), None)
 
 
 def _read(arguments: Json) -> Json:

@@ -52,6 +52,11 @@ class Answer:
         """What was taken out so far."""
         return findings_of(Counter(self._kinds)) if self._kinds else ()
 
+    @property
+    def ended(self) -> frozenset[int]:
+        """The choices of which nothing more is shown."""
+        return frozenset(index for index, one in self._choices.items() if one.blocked)
+
     def served_by(self, candidate: Candidate) -> None:
         """Who answers: no difference to what is found."""
 

@@ -1,9 +1,11 @@
 """API keys, the issuer's key file, and what the verifier remembers."""
 
+import asyncio
 import stat
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -117,6 +119,29 @@ class TestMemory:
             await node.verifier.verify(token)
 
         assert node.directory.asked == 1
+
+    async def test_of_many_at_once_one_asks_for_all_and_the_next_one_when_it_leaves(
+        self, node: TokenNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        token, _ = await node.api_key()
+        find, open_ = node.directory.find_key, asyncio.Event()
+
+        async def slowly(*key: Any) -> Any:
+            found = await find(*key)
+            await open_.wait()
+            return found
+
+        monkeypatch.setattr(node.directory, "find_key", slowly)
+        waiting = [asyncio.create_task(node.verifier.verify(token)) for _ in range(20)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        open_.set()
+
+        found = await asyncio.gather(*waiting[1:])
+
+        assert {auth.tenant for auth in found} == {ACME.tenant}
+        assert node.directory.asked == 2
 
     async def test_refusals_are_remembered_too_and_end_as_soon(self, node: TokenNode) -> None:
         token, _ = await node.api_key()
