@@ -159,7 +159,6 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "events.lagged": "an event stream was closed because its reader took nothing",
     "record.denial_waits": "a refusal was told before the audit had it; its record waits and is tried again",
     "record.dropped": "records of requests were dropped: the log could not take them in time",
-    "record.failed": "records of requests were lost: a bug, with its stack",
     "record.not_kept": "a prompt and its answer were not kept: they could not be redacted",
     "record.refused": "the log of requests refused records for good",
     "run.created": "a run was accepted",

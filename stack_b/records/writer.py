@@ -109,9 +109,6 @@ class RecordWriter:
                 logger.error(  # noqa: TRY400 - the code says it; a stack would not
                     "record.refused", extra={"tenant_id": tenant.auth.tenant, "code": error.code, "count": len(batch)}
                 )
-            except Exception:
-                # A bug in one batch must not be the last batch: nothing of this tenant would be written any more.
-                logger.exception("record.failed", extra={"tenant_id": tenant.auth.tenant, "count": len(batch)})
             # Some of it may have been dropped meanwhile.
             gone = {one.record.id for one in batch}
             left = [one for one in tenant.records if one.record.id not in gone]

@@ -301,20 +301,6 @@ def written(*, denied: bool = False) -> Written:
 
 
 class TestWriter:
-    async def test_a_bug_of_the_log_loses_its_batch_and_no_later_one(self, caplog: pytest.LogCaptureFixture) -> None:
-        log = Log(RuntimeError("a bug"))
-        writer = RecordWriter(cast("Any", log), ManualClock())
-        lost, kept = written(denied=True), written()
-
-        with anyio.fail_after(5):
-            await writer.denied(ACME, lost)
-            writer.note(ACME, kept)
-            await log.wrote.wait()
-            await writer.drain()
-
-        assert log.batches == [(ACME.tenant, [kept.record.id])]
-        assert [one.message for one in caplog.records] == ["record.failed"]
-
     async def test_what_comes_together_is_written_together_by_tenant(self) -> None:
         log = Log()
         writer = RecordWriter(cast("Any", log), ManualClock())
