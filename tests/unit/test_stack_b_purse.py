@@ -42,11 +42,15 @@ class Counted(InprocBudget):
         self.gate = asyncio.Event()
         """A booking waits for it."""
         self.gate.set()
+        self.lease_gate = asyncio.Event()
+        """So does a hold."""
+        self.lease_gate.set()
 
     async def hold(
         self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
     ) -> Hold:
         self.calls["hold"] += 1
+        await self.lease_gate.wait()
         return await super().hold(auth, amount, on=on, lease=lease, spare=spare)
 
     async def renew(self, auth: AuthContext, holds: Sequence[HoldId], *, lease: timedelta) -> frozenset[HoldId]:
@@ -123,6 +127,76 @@ class TestPurse:
         balance = await standing(ledger)
         assert (balance.settled, balance.held) == (210, 0)
         assert await ledger.deviations(ACME) == ()
+
+    async def test_the_next_chunk_is_leased_before_this_one_is_used_up_and_nobody_waits(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        first = await process.take(10)
+        await process.put(first, 10)
+        ledger.lease_gate.clear()
+
+        with anyio.fail_after(5):
+            while ledger.calls["hold"] < 2:
+                await process.put(await process.take(10), 10)
+            left = first.chunk.free.tokens
+            # Still the first chunk, while the ledger thinks about the next one.
+            assert (await process.take(10)).chunk is first.chunk
+            ledger.lease_gate.set()
+            await turns()
+            second = await process.take(10)
+
+        assert 0 < left <= first.chunk.size.tokens / 3
+        assert second.chunk is not first.chunk
+        assert ledger.calls["hold"] == 2
+
+    async def test_a_chunk_that_grows_old_is_replaced_before_its_time(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        first = await process.take(10)
+        ledger.lease_gate.clear()
+
+        with anyio.fail_after(5):
+            for _ in range(4):
+                await pass_time(clock, timedelta(seconds=1))
+                assert (await process.take(10)).chunk is first.chunk
+        await turns()
+
+        assert ledger.calls["hold"] == 2
+        ledger.lease_gate.set()
+
+    async def test_near_the_limit_nothing_is_leased_ahead_at_the_cost_of_others(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock, limit=400)
+        for _ in range(39):
+            await process.put(await process.take(10), 10)
+
+        balance = await standing(ledger, 400)
+        await process.purse.drain()
+        after = await standing(ledger, 400)
+
+        assert balance.settled + balance.held <= 400
+        assert (after.settled, after.held) == (390, 0)
+
+    async def test_a_chunk_that_comes_while_the_process_ends_goes_back(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        await process.put(await process.take(10), 10)
+        ledger.lease_gate.clear()
+        with anyio.fail_after(5):
+            while ledger.calls["hold"] < 2:
+                await process.put(await process.take(10), 10)
+
+        drained = asyncio.create_task(process.purse.drain())
+        await turns()
+        ledger.lease_gate.set()
+        with anyio.fail_after(5):
+            await drained
+
+        assert (await standing(ledger)).held == 0
 
     async def test_requests_that_come_together_wait_for_one_chunk(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
