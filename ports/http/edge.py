@@ -82,8 +82,8 @@ Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
 """What a surface adds to the headers of a response."""
 
-Denied: TypeAlias = Callable[[Exchange, AuthContext, PermissionDenied], Awaitable[None]]
-"""Told of a known caller who may not, before the caller is."""
+Denied: TypeAlias = Callable[[AuthContext, str, PermissionDenied], Awaitable[None]]
+"""Told of a known caller who may not, and at which template, before the caller is."""
 
 ExtraMembers: TypeAlias = Callable[[AgentOSError], Mapping[str, Any]]
 """What a surface adds inside `error`."""
@@ -101,7 +101,7 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
 
 
-async def no_word(_: Exchange, __: AuthContext, ___: PermissionDenied) -> None:
+async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
     return None
 
 
@@ -178,8 +178,9 @@ class Edge:
         route, path = self._match(scope, headers)
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
-            found.auth = scope["auth"] = await self._caller(found, route)
-            found.reauthorize = partial(self._caller, found, route)
+            found.auth = scope["auth"] = await self._caller(headers, found.trace, route)
+            # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
+            found.reauthorize = partial(self._caller, headers, found.trace, route)
         if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
         if route.mutation:
@@ -209,9 +210,8 @@ class Edge:
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
-    async def _caller(self, found: Exchange, route: Route) -> AuthContext:
+    async def _caller(self, headers: Headers, trace: Trace, route: Route) -> AuthContext:
         """Who asks, authenticated and authorized."""
-        headers = found.headers
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
         sent = headers.text(b"authorization")
@@ -227,11 +227,11 @@ class Edge:
             raise Unauthenticated("send a token: Authorization: Bearer …")
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthenticated("the token is not valid")
-        auth = (await self._verifier.verify(token)).traced(found.trace)
+        auth = (await self._verifier.verify(token)).traced(trace)
         try:
             _authorize(auth, headers, route)
         except PermissionDenied as error:
-            await self._denied(found, auth, error)
+            await self._denied(auth, route.template, error)
             raise
         return auth
 
