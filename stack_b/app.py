@@ -78,7 +78,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         endpoints=endpoints,
-        denied=lambda template, auth, error: pipeline.recorder.turned_away(auth, template, error),
+        denied=pipeline.recorder.turned_away,
     )
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances

@@ -82,8 +82,8 @@ Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
 """What a surface adds to the headers of a response."""
 
-Denied: TypeAlias = Callable[[str, AuthContext, PermissionDenied], Awaitable[None]]
-"""Told of a known caller who may not take a route, by its template, before the caller is."""
+Denied: TypeAlias = Callable[[AuthContext, str, PermissionDenied], Awaitable[None]]
+"""Told of a known caller who may not, and at which template, before the caller is."""
 
 ExtraMembers: TypeAlias = Callable[[AgentOSError], Mapping[str, Any]]
 """What a surface adds inside `error`."""
@@ -101,7 +101,7 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
 
 
-async def no_word(_: str, __: AuthContext, ___: PermissionDenied) -> None:
+async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
     return None
 
 
@@ -179,7 +179,7 @@ class Edge:
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
             found.auth = scope["auth"] = await self._caller(headers, found.trace, route)
-            # Not by way of `found`, which would then hold itself.
+            # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
             found.reauthorize = partial(self._caller, headers, found.trace, route)
         if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
@@ -231,7 +231,7 @@ class Edge:
         try:
             _authorize(auth, headers, route)
         except PermissionDenied as error:
-            await self._denied(route.template, auth, error)
+            await self._denied(auth, route.template, error)
             raise
         return auth
 
