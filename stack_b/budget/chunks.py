@@ -18,7 +18,9 @@ from ports.ids import HoldId, TenantId
 REQUESTS: Final = 32
 """A chunk is leased for so many more requests like the one at hand, where the ledger has room for that."""
 MOST_REQUESTS: Final = 4_096
-"""Twice as many each time that a chunk did not last a second; up to so many."""
+"""What two seconds take, where a chunk did not last one; up to so many."""
+MOST_TIMES: Final = 16
+"""As many as before, at once: a moment's burst is no measure."""
 SOON_S: Final = 1.0
 IDLE_S: Final = 1.0
 """A chunk that nobody used for so long goes back."""
@@ -43,7 +45,10 @@ def spare_for(amount: Amount, requests: int) -> Amount:
 
 def next_requests(before: int, lasted_s: float) -> int:
     """For how many requests to lease, given for how many the last chunk was and how long it lasted."""
-    return min(before * 2, MOST_REQUESTS) if lasted_s < SOON_S else max(before // 2, REQUESTS)
+    if lasted_s >= SOON_S:
+        return max(before // 2, REQUESTS)
+    times = min(int(2 * SOON_S / lasted_s), MOST_TIMES) if lasted_s > 0 else MOST_TIMES
+    return min(before * times, MOST_REQUESTS)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

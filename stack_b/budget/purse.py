@@ -310,10 +310,12 @@ class Purse:
         """The task that books it, where it is booked at once."""
         chunk = taken.chunk
         chunk.give_back(taken.amount, events, self._clock.monotonic())
-        if chunk.retired or len(chunk.events) >= FLUSH_EVENTS:
-            return self._kept(self._book(chunk.auth.tenant))
-        if chunk.events:
-            self._soon(chunk.auth.tenant)
+        tenant = chunk.auth.tenant
+        full = len(chunk.events) >= FLUSH_EVENTS and not self._books[tenant].booking.locked()
+        if full or (chunk.retired and not chunk.requests):
+            return self._kept(self._book(tenant))
+        if chunk.events or chunk.retired:
+            self._soon(tenant)
         return None
 
     def _soon(self, tenant: TenantId) -> None:

@@ -207,6 +207,22 @@ class TestPurse:
         assert ledger.calls["hold"] == 1
         assert len({one.chunk.hold for one in taken}) == 1
 
+    async def test_requests_still_at_work_on_a_chunk_that_was_replaced_are_booked_together(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        taken = [await process.take(10) for _ in range(28)]
+        await turns()
+        assert taken[0].chunk.retired
+
+        for one in taken[:-1]:
+            await process.put(one, 10)
+        booked = ledger.calls["book"]
+        await process.put(taken[-1], 10)
+
+        assert booked <= 1
+        assert (await standing(ledger)).settled == 280
+
     async def test_an_idle_chunk_goes_back(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
         await process.put(await process.take(10), 7)
@@ -412,6 +428,8 @@ class TestPurse:
         ledger.gate.clear()
         slow.chunk.retired = True
         await process.put(quick, 5)
+        await pass_time(clock, timedelta(seconds=1))
+        assert ledger.calls["book"] == 1
         growing = asyncio.ensure_future(process.grow(slow, 30))
         await turns()
 
@@ -467,7 +485,9 @@ def test_a_request_waits_for_longer_than_idle_chunks_take_to_go_back() -> None:
 
 
 def test_chunks_grow_as_long_as_they_do_not_last_and_shrink_again() -> None:
-    assert next_requests(32, 0.1) == 64
+    assert next_requests(32, 0.9) == 64
+    assert next_requests(32, 0.25) == 256
+    assert next_requests(32, 0.001) == next_requests(32, 0) == 512
     assert next_requests(4_096, 0.1) == 4_096
     assert next_requests(64, 3.0) == 32
     assert next_requests(32, 3.0) == 32
