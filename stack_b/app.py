@@ -4,22 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, NoReturn, cast
+from typing import Final
 
 import msgspec
-from litestar import Litestar, Request
 
 from observability.http import observer
 from ports.context import AuthContext
-from ports.http.edge import App, Edge, Exchange, Receive, Scope, Send
+from ports.errors import NotFound
+from ports.http.body import Receive
+from ports.http.edge import App, Edge, Exchange, Scope, Send
 from ports.http.openapi import document
-from ports.http.routes import public_template
 from ports.ids import PrincipalId, TenantId
 from stack_b.budget.balances import Balances
 from stack_b.deps import StackBDeps
 from stack_b.http.asked import served
 from stack_b.http.completions import surface_endpoints
-from stack_b.http.endpoints import call_endpoints, model_routes, operator_routes
+from stack_b.http.endpoints import call_endpoints, model_endpoints, operator_endpoints
 from stack_b.http.errors import DOCUMENTED, anthropic_body, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
 from stack_b.pipeline import Pipeline
@@ -65,28 +65,20 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         limits=published(deps.limits),
         error_members=DOCUMENTED,
     )
-    app = Litestar(
-        route_handlers=[
-            *model_routes(pipeline),
-            *operator_routes(
-                deps, {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}, msgspec.json.encode(openapi)
-            ),
-        ],
-        # The edge answers every error, in one form.
-        exception_handlers={Exception: _raise},
-        openapi_config=None,
-        logging_config=None,
-    )
-    # What is posted is what costs: it takes the same way through the edge, and none through the framework.
+    probes = {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}
     posted = surface_endpoints(deps, pipeline, steps) | call_endpoints(deps, pipeline, steps)
+    got = model_endpoints(pipeline) | operator_endpoints(deps, probes, msgspec.json.encode(openapi))
     endpoints = {("POST", path): served(endpoint) for path, endpoint in posted.items()}
+    endpoints |= {("GET", path): served(endpoint) for path, endpoint in got.items()}
+    assert endpoints.keys() >= {(route.method, route.template) for route in table.routes}, "what is declared is served"
     edge = partial(
         Edge,
-        cast(App, app),
-        routes=table.with_denied([*_served(app), *endpoints]),
+        _nothing,
+        routes=table.with_denied(endpoints),
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         endpoints=endpoints,
+        denied=pipeline.recorder.turned_away,
     )
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances
@@ -115,14 +107,6 @@ def _by_dialect(usual: App, anthropic: App) -> App:
     return app
 
 
-def _served(app: Litestar) -> list[tuple[str, str]]:
-    return [
-        (method, public_template(route.path_format).replace("{model:path}", "{model}"))
-        for route in app.routes
-        for method in getattr(route, "methods", ())
-        if method != "OPTIONS"
-    ]
-
-
-def _raise(_: Request[Any, Any, Any], error: Exception) -> NoReturn:
-    raise error
+async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """There is no framework behind the edge: what it lets through has an endpoint."""
+    raise NotFound("there is nothing at this path")

@@ -5,7 +5,10 @@ Whatever comes of an attempt, what it used or may have used is in `spending` bef
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import lru_cache
 from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from ports.clock import Clock
 from ports.errors import AgentOSError
@@ -21,7 +24,7 @@ from stack_b.routing.choice import may_fall_back
 from stack_b.routing.router import Router
 from stack_b.streaming import StreamShaper
 from stack_b.tell import Tell
-from stack_b.usage import kinds_of, usage_of
+from stack_b.usage import NO_KINDS, kinds_of, usage_of
 
 Act: TypeAlias = Callable[[Candidate, int], Awaitable[dict[str, Json]]]
 """Calls a candidate, which may write so many tokens."""
@@ -176,16 +179,18 @@ class Attempts:
 
 
 def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:
-    kinds = kinds_of(reported)
     price = candidate.card.price
-    return Served(
-        model=candidate.card.id,
-        backend=candidate.backend.name,
-        price=price.version if price is not None else "",
-        cache_read=kinds.cache_read,
-        cache_write=kinds.cache_write,
-        reasoning=kinds.reasoning,
-    )
+    served = _by(candidate.card.id, candidate.backend.name, "" if price is None else price.version)
+    kinds = kinds_of(reported)
+    if kinds is NO_KINDS:
+        return served
+    return replace(served, cache_read=kinds.cache_read, cache_write=kinds.cache_write, reasoning=kinds.reasoning)
+
+
+@lru_cache(maxsize=1_024)
+def _by(model: str, backend: str, price: str) -> Served:
+    """The same for most attempts."""
+    return Served(model=model, backend=backend, price=price)
 
 
 def _lost(ready: Ready, candidate: Candidate) -> Usage:

@@ -59,6 +59,8 @@ class NodeFacts:
     prod: bool = False
     check_secret: Callable[[str], None] = lambda _: None
     """Raises `InvalidArgument` for a reference that leads nowhere, or where it may not."""
+    check_backend: Callable[[BackendSettings], None] = lambda _: None
+    """Raises `InvalidArgument` for one that an adapter of this node could not open."""
 
 
 class Diagnosis(Struct, frozen=True, kw_only=True):
@@ -216,6 +218,7 @@ def _backend_problems(backends: Sequence[BackendSettings], facts: NodeFacts) -> 
         names.setdefault(backend.name, number)
         try:
             check_settings((backend,))
+            facts.check_backend(backend)
         except InvalidArgument as error:
             yield _error("backend", path, error.message)
         if backend.kind == "demo" and facts.prod:

@@ -17,14 +17,14 @@ class Kinds(Struct, frozen=True, kw_only=True):
     reasoning: int = 0
 
 
-_NONE: Final = Kinds()
+NO_KINDS: Final = Kinds()
 
 
 def kinds_of(reported: dict[str, Json] | None) -> Kinds:
     """What the backend says of its kinds, as far as it can be: parts of a whole, and no part counted twice."""
-    told = reported or {}
-    if not told.get("prompt_tokens_details") and not told.get("completion_tokens_details"):
-        return _NONE
+    told = reported
+    if not told or (not told.get("prompt_tokens_details") and not told.get("completion_tokens_details")):
+        return NO_KINDS
     prompt, completion = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
     details = _members(told.get("prompt_tokens_details"))
     read = _part(details.get("cached_tokens"), prompt)

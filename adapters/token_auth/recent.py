@@ -28,6 +28,9 @@ class Recent(Generic[KeyT, ValueT]):
         self._entries.move_to_end(key)
         return value
 
+    def drop(self, key: KeyT) -> None:
+        self._entries.pop(key, None)
+
     def put(self, key: KeyT, value: ValueT, *, until: float) -> None:
         self._entries[key] = (until, value)
         self._entries.move_to_end(key)

@@ -6,7 +6,7 @@ API keys speak to every audience of the node; an access token only to the one it
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,8 @@ from ports.tenant import TenantDirectory
 
 MAX_CACHE_SECONDS: Final = 5.0
 
+_RENEWED: Final = 0.5
+"""Of its time: from then on the directory is asked anew, and nobody waits for it."""
 _MAX_ACCEPTED: Final = 8_192
 _MAX_REFUSED: Final = 2_048
 
@@ -46,7 +48,7 @@ class TokenAuth:
     """TokenVerifier. Verdicts are remembered by the token's digest, for `cache_seconds` from when the question was asked.
 
     Accepted and refused tokens are remembered apart: whoever invents tokens can push out other invented ones only. Of many
-    requests with one token, one asks for all.
+    requests with one token, one asks for all; of one that is accepted, ahead of need, while the others go on.
     """
 
     def __init__(self, config: VerifierConfig, key_set: KeySet, tenants: TenantDirectory, clock: Clock) -> None:
@@ -54,9 +56,11 @@ class TokenAuth:
         self._key_set = key_set
         self._tenants = tenants
         self._clock = clock
-        self._accepted: Recent[bytes, AuthContext] = Recent(_MAX_ACCEPTED)
+        self._accepted: Recent[bytes, tuple[AuthContext, float]] = Recent(_MAX_ACCEPTED)
+        """Each with when to ask again."""
         self._refused: Recent[bytes, AgentOSError] = Recent(_MAX_REFUSED)
         self._asking: dict[bytes, asyncio.Future[AgentOSError | None]] = {}
+        self._ahead: set[asyncio.Task[None]] = set()
 
     async def verify(self, token: str) -> AuthContext:
         if not 0 < len(token) <= MAX_TOKEN_CHARS or not token.isascii():
@@ -65,34 +69,69 @@ class TokenAuth:
         while True:
             now = self._clock.monotonic()
             if (known := self._accepted.get(mark, now)) is not None:
-                return known
+                auth, renew_at = known
+                if now >= renew_at and mark not in self._asking:
+                    self._ask_ahead(token, mark, now)
+                return auth
             if (refusal := self._refused.get(mark, now)) is not None:
                 raise _again(refusal)
             asking = self._asking.get(mark)
             if asking is None:
-                return await self._ask(token, mark, now)
+                return await self._ask(token, mark, now, self._begun(mark))
             if (failure := await asyncio.shield(asking)) is not None:
                 raise _again(failure)
 
-    async def _ask(self, token: str, mark: bytes, asked_at: float) -> AuthContext:
-        """Find out for all who wait meanwhile. Whoever asks and leaves is followed by the next one."""
+    def _ask_ahead(self, token: str, mark: bytes, asked_at: float) -> None:
+        told = self._begun(mark)
+
+        async def ask() -> None:
+            # What it comes to is remembered, for whoever comes next.
+            with suppress(AgentOSError):
+                await self._ask(token, mark, asked_at, told)
+
+        task = asyncio.create_task(ask())
+        self._ahead.add(task)
+        task.add_done_callback(self._ahead.discard)
+        # Also where it was cancelled before its first step.
+        task.add_done_callback(lambda _: self._over(mark, told, None))
+
+    def _begun(self, mark: bytes) -> asyncio.Future[AgentOSError | None]:
         told = self._asking[mark] = asyncio.get_running_loop().create_future()
+        return told
+
+    def _over(self, mark: bytes, told: asyncio.Future[AgentOSError | None], failure: AgentOSError | None) -> None:
+        if not told.done():
+            del self._asking[mark]
+            told.set_result(failure)
+
+    async def aclose(self) -> None:
+        """Whatever is being asked ahead is nobody's any more."""
+        for task in self._ahead:
+            task.cancel()
+        if self._ahead:
+            await asyncio.wait(self._ahead)
+
+    async def _ask(
+        self, token: str, mark: bytes, asked_at: float, told: asyncio.Future[AgentOSError | None]
+    ) -> AuthContext:
+        """Find out for all who wait meanwhile. Whoever asks and leaves is followed by the next one."""
         failure: AgentOSError | None = None
         try:
             auth, valid_for = await self._find_out(token)
         except (Unauthenticated, PermissionDenied) as error:
             failure = error
+            self._accepted.drop(mark)
             self._refused.put(mark, _again(error), until=asked_at + self._config.cache_seconds)
             raise
         except AgentOSError as error:
             failure = error
             raise
         else:
-            self._accepted.put(mark, auth, until=asked_at + min(self._config.cache_seconds, valid_for.total_seconds()))
+            keep_s = min(self._config.cache_seconds, valid_for.total_seconds())
+            self._accepted.put(mark, (auth, asked_at + keep_s * _RENEWED), until=asked_at + keep_s)
             return auth
         finally:
-            del self._asking[mark]
-            told.set_result(failure)
+            self._over(mark, told, failure)
 
     async def _find_out(self, token: str) -> tuple[AuthContext, timedelta]:
         """Whose token this is, and for how long it will stay valid at most."""
@@ -145,7 +184,11 @@ async def open_verifier(config: VerifierConfig, given: Given) -> AsyncIterator[T
     if not 0 <= config.cache_seconds <= MAX_CACHE_SECONDS:
         raise InvalidArgument(f"cache_seconds is {config.cache_seconds:g}; choose 0 to {MAX_CACHE_SECONDS:g}")
     key_set = KeySet(Path(config.jwks_file), given.clock)
-    yield TokenAuth(config, key_set, given.ports["tenant"], given.clock)
+    auth = TokenAuth(config, key_set, given.ports["tenant"], given.clock)
+    try:
+        yield auth
+    finally:
+        await auth.aclose()
 
 
 def _disabled() -> PermissionDenied:

@@ -22,6 +22,7 @@ SENDER_WINDOW_BYTES: Final = 30 * 1024
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
 _MAX_KNOWN_URL: Final = 256
+_CLOSE: Final = (b"connection", b"close")
 
 
 class _HeadersTooLarge(Exception):
@@ -51,16 +52,14 @@ class _Cycle(RequestResponseCycle):
     def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
             return False
-        lines = [STATUS_LINE[status]]
-        for name, value in (*self.default_headers, *headers):
-            if name == b"connection":
-                return False
-            lines.append(b"%b: %b\r\n" % (name, value))
+        fields = [*self.default_headers, *headers]
+        if b"connection" in dict(fields):
+            return False
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
+            fields.append(_CLOSE)
+        head = b"%b%b\r\n" % (STATUS_LINE[status], b"\r\n".join([b"%b: %b" % field for field in fields]))
         # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        if not head.count(b"\n") == head.count(b"\r") == len(lines) or b"\0" in head:
+        if not head.count(b"\n") == head.count(b"\r") == len(fields) + 1 or b"\0" in head:
             return False
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
@@ -102,6 +101,9 @@ class BoundedProtocol(HttpToolsProtocol):
     _told: Callable[[], None] | None = None
     """Whom the request at work wants to be called when its client leaves."""
     _hanging_up: asyncio.TimerHandle | None = None
+    _idle_since: float | None = None
+    """When the last response was sent, while no other request has begun."""
+    _idle_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
 
@@ -113,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.end()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._hanging_up is not None:
             self._hanging_up.cancel()
         super().connection_lost(exc)
@@ -127,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response("The header block is too large.")
         self._watch.received(len(data))
-        if not self._watch.expecting and self.timeout_keep_alive_task is None and self._answered():
+        if not self._watch.expecting and self._idle_since is None and self._answered():
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
             self._watch.expect()
 
@@ -171,10 +175,34 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch.rest()
         super().on_message_complete()
 
+    # uvicorn's keep-alive, with a timer that is armed once in its time and not with every response.
+
     def on_response_complete(self) -> None:
         # Whoever wanted to know has its answer; what hangs on it need not wait for the connection's next request.
         self._told = None
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def _look_if_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since is None or self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(left, self._look_if_idle)
 
     def _answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete
@@ -196,7 +224,15 @@ class BoundedProtocol(HttpToolsProtocol):
             WHOLE_RESPONSE: cycle.whole,
         }
         cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
-        super()._start_asgi_task(cycle, app)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            # They hold the request that holds them: left alone, only the collector would find it, thousands at a time.
+            extensions.clear()
+
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(over)
+        self.tasks.add(task)
 
     def _on_disconnect(self, call: Callable[[], None]) -> None:
         if self.transport.is_closing():

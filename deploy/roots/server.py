@@ -9,7 +9,6 @@ from pathlib import Path
 from socket import socket
 from typing import Any, Final, cast
 
-import httpx
 import uvicorn
 import uvloop
 
@@ -125,6 +124,8 @@ async def serve(
 
 async def _until_ready(app: App) -> None:
     """Until `app` says so itself, for as long as it takes: somebody else serves meanwhile."""
+    import httpx  # noqa: PLC0415 - who has no predecessor needn't load it, and is ready the sooner
+
     transport = httpx.ASGITransport(cast("Any", app))  # its type of an app is another's than ours
     async with httpx.AsyncClient(transport=transport, base_url="http://itself") as client:
         while (await client.get("/readyz")).status_code != httpx.codes.OK:  # noqa: ASYNC110 - dependencies set no event

@@ -18,12 +18,16 @@ from ports.ids import HoldId, TenantId
 REQUESTS: Final = 32
 """A chunk is leased for so many more requests like the one at hand, where the ledger has room for that."""
 MOST_REQUESTS: Final = 4_096
-"""Twice as many each time that a chunk did not last a second; up to so many."""
+"""What two seconds take, where a chunk did not last one; up to so many."""
+MOST_TIMES: Final = 16
+"""As many as before, at once: a moment's burst is no measure."""
 SOON_S: Final = 1.0
 IDLE_S: Final = 1.25
 """A chunk that nobody used for so long goes back."""
 MAX_AGE_S: Final = 5.0
 """So does what is left of one that is as old as this, however busy: the next one is cut to the room there is then."""
+AHEAD: Final = 3
+"""The next one is leased when no more than the third part of this one is free, or only a third of its time left."""
 MARGIN_S: Final = 5.0
 """Nothing more is taken of a chunk whose lease ends within this time: its process could not prolong it."""
 
@@ -41,7 +45,10 @@ def spare_for(amount: Amount, requests: int) -> Amount:
 
 def next_requests(before: int, lasted_s: float) -> int:
     """For how many requests to lease, given for how many the last chunk was and how long it lasted."""
-    return min(before * 2, MOST_REQUESTS) if lasted_s < SOON_S else max(before // 2, REQUESTS)
+    if lasted_s >= SOON_S:
+        return max(before // 2, REQUESTS)
+    times = min(int(2 * SOON_S / lasted_s), MOST_TIMES) if lasted_s > 0 else MOST_TIMES
+    return min(before * times, MOST_REQUESTS)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -61,6 +68,8 @@ class Chunk:
     lease_until: float
     """By this process's clock, from before the lease was asked for."""
     last_used: float
+    size: Amount = NOTHING
+    """As it was leased."""
     out: Amount = NOTHING
     spent: Amount = NOTHING
     """By all its requests that are over, money in any case."""
@@ -88,6 +97,14 @@ class Chunk:
             self.requests += 1
             self.last_used = monotonic
         return fits
+
+    def runs_out(self, monotonic: float) -> bool:
+        """Whether it is time for the next one."""
+        return (
+            self.free.tokens * AHEAD <= self.size.tokens
+            or (self.money and self.free.nanousd * AHEAD <= self.size.nanousd)
+            or (monotonic - self.began) * AHEAD >= MAX_AGE_S * (AHEAD - 1)
+        )
 
     def grow(self, more: Amount, monotonic: float) -> bool:
         """Whether a request that has taken of it may have `more`. It began before, so its window may be over."""
@@ -148,6 +165,7 @@ def chunk_of(auth: AuthContext, hold: Hold, on: Iterable[Account], *, monotonic:
         auth=auth,
         hold=hold.id,
         free=hold.held,
+        size=hold.held,
         money=any(account.budget.unit == "nanousd" for account in on),
         usable_until=hold.usable_until,
         left=hold.left,

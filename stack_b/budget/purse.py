@@ -1,8 +1,9 @@
 """What this process holds of its tenants' budgets: taken in memory, booked in batches, prolonged while it lives.
 
-A request takes of a chunk that was leased before. Where none has enough, one call leases the next; near the limit, where
-the ledger spares nothing, that is an exact hold for the one request. Nobody is refused for what this process holds idle,
-nor for what another does: before `budget_in_flight` is told, a request waits for as long as idle chunks take to go back.
+A request takes of a chunk that was leased before, and the next one is leased while there is some of it left. Where none has
+enough, one call leases for all who wait; near the limit, where the ledger spares nothing, that is an exact hold for the one
+request. Nobody is refused for what this process holds idle, nor for what another does: before `budget_in_flight` is told, a
+request waits for as long as idle chunks take to go back.
 """
 
 import asyncio
@@ -62,6 +63,8 @@ class _Pool:
         self.tight_until = 0.0
         self.waiting = 0
         self.requests = REQUESTS
+        self.ahead: asyncio.Task[None] | None = None
+        """Leases the next chunk."""
 
 
 class _Books:
@@ -95,7 +98,10 @@ class Purse:
         if pool is None:
             pool = self._pools[key] = _Pool()
         chunk = pool.current
-        if chunk is not None and chunk.take(amount, self._clock.now(), self._clock.monotonic()):
+        now = self._clock.monotonic()
+        if chunk is not None and chunk.take(amount, self._clock.now(), now):
+            if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.locked():
+                pool.ahead = self._kept(self._leased_ahead(auth, amount, on, lease, pool))
             return Taken(chunk, amount)
         # Whoever leaves meanwhile leaves no hold behind: what is granted to it all the same goes back.
         task = self._kept(self._leased(auth, amount, on, lease, pool))
@@ -141,6 +147,8 @@ class Purse:
                 # A grant that comes late makes another task.
                 while self._tasks:
                     await asyncio.wait(self._tasks)
+                for books in self._books.values():
+                    _retire(books.chunks)
                 while any(_ripe(books.chunks) for books in self._books.values()):
                     for tenant in list(self._books):
                         await self._book(tenant)
@@ -196,9 +204,31 @@ class Purse:
                         raise
         return await self._exact(auth, amount, on, lease, pool)
 
-    async def _granted(
+    async def _leased_ahead(
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+    ) -> None:
+        """Put the next chunk in place of one that runs out, so that no request waits for the ledger meanwhile."""
+        try:
+            if not pool.leasing.locked():
+                async with pool.leasing:
+                    self._put(await self._granted(auth, amount, on, lease, pool, ahead=True), ())
+        except AgentOSError:
+            # Who needs it asks for itself, and is told.
+            pool.tight_until = self._clock.monotonic() + TIGHT_S
+        finally:
+            pool.ahead = None
+
+    async def _granted(
+        self,
+        auth: AuthContext,
+        amount: Amount,
+        on: tuple[Account, ...],
+        lease: timedelta,
+        pool: _Pool,
+        *,
+        ahead: bool = False,
     ) -> Taken:
+        """`ahead`: nobody waits for it, so that nothing else is given up for it."""
         began = self._clock.monotonic()
         tight = not self._in_chunks or began < pool.tight_until
         spare = NOTHING if tight else spare_for(amount, pool.requests)
@@ -206,7 +236,7 @@ class Purse:
             hold = await self._ledger.hold(auth, amount, on=on, lease=lease, spare=spare)
         except ResourceExhausted as error:
             pool.tight_until = began + TIGHT_S
-            if error.code != "budget_in_flight" or not await self._returned(auth.tenant):
+            if ahead or error.code != "budget_in_flight" or not await self._returned(auth.tenant):
                 raise
             began = self._clock.monotonic()
             hold = await self._ledger.hold(auth, amount, on=on, lease=lease)
@@ -224,7 +254,8 @@ class Purse:
                 self._soon(auth.tenant)
             pool.current = chunk
         else:
-            chunk.exact = chunk.retired = True
+            # What nobody waits for is no request's own, and is fetched back for whoever needs it.
+            chunk.exact, chunk.retired = not ahead, True
             if chunk.free != NOTHING:
                 # Too little for another request here: others may need it.
                 self._soon(auth.tenant)
@@ -233,13 +264,11 @@ class Purse:
         return Taken(chunk, amount)
 
     async def _returned(self, tenant: TenantId) -> bool:
-        """Give back what this process holds of the tenant's budgets for nobody; whether there was anything.
-
-        What exact holds have left is on its way back anyhow.
-        """
+        """Give back what this process holds of the tenant's budgets for nobody; whether there was anything."""
+        if ahead := [pool.ahead for (of, _), pool in self._pools.items() if of == tenant and pool.ahead is not None]:
+            await asyncio.wait(ahead)
         books = self._books.get(tenant)
-        shared = [chunk for chunk in books.chunks if not chunk.exact] if books is not None else []
-        if books is None or not any(chunk.free != NOTHING or chunk.events for chunk in shared):
+        if books is None or not any(one.free != NOTHING or (one.events and not one.exact) for one in books.chunks):
             return False
         _retire(books.chunks)
         await self._book(tenant)
@@ -281,10 +310,12 @@ class Purse:
         """The task that books it, where it is booked at once."""
         chunk = taken.chunk
         chunk.give_back(taken.amount, events, self._clock.monotonic())
-        if chunk.retired or len(chunk.events) >= FLUSH_EVENTS:
-            return self._kept(self._book(chunk.auth.tenant))
-        if chunk.events:
-            self._soon(chunk.auth.tenant)
+        tenant = chunk.auth.tenant
+        full = len(chunk.events) >= FLUSH_EVENTS and not self._books[tenant].booking.locked()
+        if full or (chunk.retired and not chunk.requests):
+            return self._kept(self._book(tenant))
+        if chunk.events or chunk.retired:
+            self._soon(tenant)
         return None
 
     def _soon(self, tenant: TenantId) -> None:

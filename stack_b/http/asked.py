@@ -5,16 +5,18 @@ from typing import Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from ports.http.edge import Answering, EdgeApp, Exchange, Receive, Scope, Send, exchange
+from ports.http.body import Receive
+from ports.http.edge import Answering, EdgeApp, Exchange, Scope, Send, exchange
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
 
-_JSON: Final = (b"content-type", b"application/json")
+_JSON: Final = b"application/json"
 
 
 class Asked(Struct, frozen=True):
     """A request that the edge has let through."""
 
     exchange: Exchange
+    path: str
     receive: Receive
     on_disconnect: OnDisconnect | None = None
     """Where the server has it."""
@@ -25,6 +27,7 @@ class Whole(Struct, frozen=True):
 
     body: bytes
     status: int = 200
+    media_type: bytes = _JSON
 
 
 class Begun(Protocol):
@@ -42,9 +45,9 @@ def served(endpoint: Endpoint) -> EdgeApp:
 
     async def app(scope: Scope, receive: Receive, send: Answering) -> None:
         extensions = scope.get("extensions") or {}
-        reply = await endpoint(Asked(exchange(scope), receive, extensions.get(ON_DISCONNECT)))
+        reply = await endpoint(Asked(exchange(scope), scope["path"], receive, extensions.get(ON_DISCONNECT)))
         if isinstance(reply, Whole):
-            await send.whole(reply.status, [_JSON], reply.body)
+            await send.whole(reply.status, [(b"content-type", reply.media_type)], reply.body)
         else:
             await reply(scope, receive, send)
 

@@ -1,16 +1,13 @@
 """The endpoints: each takes what the edge parsed, makes it canonical, and hands it to the pipeline."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Final
 
 import msgspec
-from litestar import Request, Response, get
-from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath
 
 from ports.context import AuthContext
 from ports.errors import NotFound
-from ports.http.edge import decoded, exchange
+from ports.http.edge import decoded
 from ports.http.headers import Headers
 from ports.http.health import OK, Probe, states_of
 from ports.messages import Json
@@ -20,7 +17,7 @@ from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.following import Standing
 from stack_b.http.about import told
-from stack_b.http.asked import Asked, Endpoint, Reply
+from stack_b.http.asked import Asked, Endpoint, Reply, Whole
 from stack_b.http.once import asked_once, client_of
 from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, step_key
 from stack_b.http.replies import json_reply, unless_gone
@@ -29,7 +26,7 @@ from stack_b.limits import Limits
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 
-Requested: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
+MODELS: Final = "/v1/models"
 
 
 def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[str, Endpoint]:
@@ -69,37 +66,31 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
     }
 
 
-def model_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
-    """What may be asked of."""
+def model_endpoints(pipeline: Pipeline) -> dict[str, Endpoint]:
+    """What may be asked of, by path."""
 
-    @get("/v1/models")
-    async def models(request: Requested) -> Response[bytes]:
-        auth = exchange(request.scope).identity
+    async def models(asked: Asked) -> Reply:
+        auth = asked.exchange.identity
         views = [_view(candidate, auth) for candidate in await pipeline.models(auth)]
-        return _body(
-            msgspec.json.encode(ModelList(data=views, tenant_id=auth.tenant, correlation_id=auth.trace.correlation_id))
-        )
+        return json_reply(ModelList(data=views, tenant_id=auth.tenant, correlation_id=auth.trace.correlation_id))
 
-    @get("/v1/models/{model:path}")
-    async def model(request: Requested, model: FromPath[str]) -> Response[bytes]:
-        auth = exchange(request.scope).identity
+    async def model(asked: Asked) -> Reply:
+        auth, name = asked.exchange.identity, asked.path.removeprefix(f"{MODELS}/")
         for candidate in await pipeline.models(auth):
-            if candidate.card.id == model.removeprefix("/"):
-                return _body(msgspec.json.encode(_view(candidate, auth)))
+            if candidate.card.id == name:
+                return json_reply(_view(candidate, auth))
         raise NotFound("there is no such model for this tenant; GET /v1/models lists what it may use")
 
-    return [models, model]
+    return {MODELS: models, f"{MODELS}/{{model}}": model}
 
 
-def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: bytes) -> list[HTTPRouteHandler]:
-    """Health, metrics and the OpenAPI document."""
+def operator_endpoints(deps: StackBDeps, probes: Mapping[str, Probe], openapi: bytes) -> dict[str, Endpoint]:
+    """Health, metrics and the OpenAPI document, by path."""
 
-    @get("/healthz")
-    async def healthz() -> Response[bytes]:
-        return _body(msgspec.json.encode(Health()))
+    async def healthz(_: Asked) -> Reply:
+        return json_reply(Health())
 
-    @get("/readyz")
-    async def readyz() -> Response[bytes]:
+    async def readyz(_: Asked) -> Reply:
         states = await states_of(probes)
         ready = all(state == OK for state in states.values())
         view = Readiness(
@@ -108,17 +99,15 @@ def operator_routes(deps: StackBDeps, probes: Mapping[str, Probe], openapi: byte
             models=len(deps.catalog.served()),
             configuration=in_force(deps.standing),
         )
-        return _body(msgspec.json.encode(view), status=200 if ready else 503)
+        return Whole(msgspec.json.encode(view), status=200 if ready else 503)
 
-    @get("/metrics")
-    async def metrics() -> Response[bytes]:
-        return _body(deps.metrics.render(), media_type=deps.metrics.content_type)
+    async def metrics(_: Asked) -> Reply:
+        return Whole(deps.metrics.render(), media_type=deps.metrics.content_type.encode())
 
-    @get("/openapi.json")
-    async def document() -> Response[bytes]:
-        return _body(openapi)
+    async def document(_: Asked) -> Reply:
+        return Whole(openapi)
 
-    return [healthz, readyz, metrics, document]
+    return {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/openapi.json": document}
 
 
 def in_force(standing: Standing) -> InForce:
@@ -148,7 +137,3 @@ def _view(candidate: Candidate, auth: AuthContext) -> ModelView:
         tenant_id=auth.tenant,
         correlation_id=auth.trace.correlation_id,
     )
-
-
-def _body(content: bytes, *, status: int = 200, media_type: str = "application/json") -> Response[bytes]:
-    return Response(content, status_code=status, media_type=media_type)

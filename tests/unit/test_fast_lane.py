@@ -1,8 +1,10 @@
 """The server's shortcuts change nothing that a client sees: with them and without, equal requests get equal answers."""
 
 import asyncio
+import gc
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -12,7 +14,8 @@ import httpx
 import pytest
 
 from ports.errors import Unavailable
-from ports.http.edge import App, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Scope, Send
 from stack_b.interrupt import Deadlines, Interrupt
 from tests.support.held_backend import HeldBackend
 from tests.support.http_server import served
@@ -123,6 +126,27 @@ async def test_a_client_that_leaves_ends_the_call_and_what_it_may_have_cost_is_s
 
         assert not left.cancelled_caught
         assert (await node.balance()).settled > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_is_answered_leaves_nothing_to_the_collector(node: StackB, stream: bool) -> None:
+    """Its pauses come when thousands of requests are over, and somebody waits for each of them."""
+    async with served(node.app) as url, httpx.AsyncClient(base_url=url) as client:
+        for _ in range(3):
+            assert (await client.post(CHAT, json={**ASK, "stream": stream}, headers=KEY)).status_code == 200
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(10):
+                await client.post(CHAT, json={**ASK, "stream": stream}, headers=KEY)
+            gc.collect()
+            left = Counter(type(one).__name__ for one in gc.garbage)
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+    ours = {"_Cycle", "Exchange", "Answering", "Caller", "Trail", "Spending", "ChatStream", "Flight", "Lens", "Answer"}
+    assert not {name: count for name, count in left.items() if name in ours}
 
 
 async def test_requests_of_one_connection_are_answered_in_turn_also_when_they_come_together(node: StackB) -> None:

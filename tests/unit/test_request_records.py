@@ -120,6 +120,25 @@ class TestEachRequest:
         assert audit == [(ACME.tenant, DENIED, written.record.id)]
         assert (written.record.denied, written.record.code, written.record.reasons) == (True, code, reasons)
 
+    @pytest.mark.parametrize(
+        ("who", "headers", "code"),
+        [("reader", {}, "insufficient_scope"), ("acme", {"x-tenant-id": GLOBEX.tenant}, "tenant_mismatch")],
+        ids=["scope", "tenant"],
+    )
+    async def test_so_is_one_at_the_edge(self, who: str, headers: dict[str, str], code: str) -> None:
+        """Where nothing was asked of a model yet."""
+        async with stack_b(HeldBackend(held=False)) as node:
+            answer = await node.post(CHAT, {"model": "m-1", "messages": []}, who, **headers)
+            audit, rows = list(table(node).audit), list(table(node).rows.values())
+
+        [written] = rows
+        record = written.record
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, code)
+        assert audit == [(ACME.tenant, DENIED, record.id)]
+        assert (record.route, record.status, record.code, record.denied) == (CHAT, 403, code, True)
+        assert (record.principal, record.model_asked) == (ACME.principal, "")
+        assert record.correlation_id == answer.headers["x-correlation-id"]
+
 
 class TestTexts:
     @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])

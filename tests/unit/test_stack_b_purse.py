@@ -42,11 +42,15 @@ class Counted(InprocBudget):
         self.gate = asyncio.Event()
         """A booking waits for it."""
         self.gate.set()
+        self.lease_gate = asyncio.Event()
+        """So does a hold."""
+        self.lease_gate.set()
 
     async def hold(
         self, auth: AuthContext, amount: Amount, *, on: Sequence[Account], lease: timedelta, spare: Amount = NOTHING
     ) -> Hold:
         self.calls["hold"] += 1
+        await self.lease_gate.wait()
         return await super().hold(auth, amount, on=on, lease=lease, spare=spare)
 
     async def renew(self, auth: AuthContext, holds: Sequence[HoldId], *, lease: timedelta) -> frozenset[HoldId]:
@@ -124,6 +128,76 @@ class TestPurse:
         assert (balance.settled, balance.held) == (210, 0)
         assert await ledger.deviations(ACME) == ()
 
+    async def test_the_next_chunk_is_leased_before_this_one_is_used_up_and_nobody_waits(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        first = await process.take(10)
+        await process.put(first, 10)
+        ledger.lease_gate.clear()
+
+        with anyio.fail_after(5):
+            while ledger.calls["hold"] < 2:
+                await process.put(await process.take(10), 10)
+            left = first.chunk.free.tokens
+            # Still the first chunk, while the ledger thinks about the next one.
+            assert (await process.take(10)).chunk is first.chunk
+            ledger.lease_gate.set()
+            await turns()
+            second = await process.take(10)
+
+        assert 0 < left <= first.chunk.size.tokens / 3
+        assert second.chunk is not first.chunk
+        assert ledger.calls["hold"] == 2
+
+    async def test_a_chunk_that_grows_old_is_replaced_before_its_time(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        first = await process.take(10)
+        ledger.lease_gate.clear()
+
+        with anyio.fail_after(5):
+            for _ in range(8):
+                await clock.advance(timedelta(seconds=0.5))
+                assert (await process.take(10)).chunk is first.chunk
+        await turns()
+
+        assert ledger.calls["hold"] == 2
+        ledger.lease_gate.set()
+
+    async def test_near_the_limit_nothing_is_leased_ahead_at_the_cost_of_others(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock, limit=400)
+        for _ in range(39):
+            await process.put(await process.take(10), 10)
+
+        balance = await standing(ledger, 400)
+        await process.purse.drain()
+        after = await standing(ledger, 400)
+
+        assert balance.settled + balance.held <= 400
+        assert (after.settled, after.held) == (390, 0)
+
+    async def test_a_chunk_that_comes_while_the_process_ends_goes_back(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        await process.put(await process.take(10), 10)
+        ledger.lease_gate.clear()
+        with anyio.fail_after(5):
+            while ledger.calls["hold"] < 2:
+                await process.put(await process.take(10), 10)
+
+        drained = asyncio.create_task(process.purse.drain())
+        await turns()
+        ledger.lease_gate.set()
+        with anyio.fail_after(5):
+            await drained
+
+        assert (await standing(ledger)).held == 0
+
     async def test_requests_that_come_together_wait_for_one_chunk(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
 
@@ -132,6 +206,22 @@ class TestPurse:
 
         assert ledger.calls["hold"] == 1
         assert len({one.chunk.hold for one in taken}) == 1
+
+    async def test_requests_still_at_work_on_a_chunk_that_was_replaced_are_booked_together(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        taken = [await process.take(10) for _ in range(28)]
+        await turns()
+        assert taken[0].chunk.retired
+
+        for one in taken[:-1]:
+            await process.put(one, 10)
+        booked = ledger.calls["book"]
+        await process.put(taken[-1], 10)
+
+        assert booked <= 1
+        assert (await standing(ledger)).settled == 280
 
     async def test_an_idle_chunk_goes_back(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
@@ -342,6 +432,8 @@ class TestPurse:
         ledger.gate.clear()
         slow.chunk.retired = True
         await process.put(quick, 5)
+        await pass_time(clock, timedelta(seconds=1))
+        assert ledger.calls["book"] == 1
         growing = asyncio.ensure_future(process.grow(slow, 30))
         await turns()
 
@@ -397,7 +489,9 @@ def test_a_request_waits_for_longer_than_idle_chunks_take_to_go_back() -> None:
 
 
 def test_chunks_grow_as_long_as_they_do_not_last_and_shrink_again() -> None:
-    assert next_requests(32, 0.1) == 64
+    assert next_requests(32, 0.9) == 64
+    assert next_requests(32, 0.25) == 256
+    assert next_requests(32, 0.001) == next_requests(32, 0) == 512
     assert next_requests(4_096, 0.1) == 4_096
     assert next_requests(64, 3.0) == 32
     assert next_requests(32, 3.0) == 32

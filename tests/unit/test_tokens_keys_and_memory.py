@@ -143,6 +143,34 @@ class TestMemory:
         assert {auth.tenant for auth in found} == {ACME.tenant}
         assert node.directory.asked == 2
 
+    async def test_a_token_in_use_is_asked_about_ahead_of_need_and_nobody_waits(
+        self, node: TokenNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        token, stored = await node.api_key()
+        await node.verifier.verify(token)
+        find, open_, asked = node.directory.find_key, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*key: Any) -> Any:
+            await open_.wait()
+            asked.set()
+            return await find(*key)
+
+        monkeypatch.setattr(node.directory, "find_key", slowly)
+        await node.advance(timedelta(seconds=1))
+
+        for _ in range(3):
+            assert (await node.verifier.verify(token)).tenant == ACME.tenant
+        await node.tenants.revoke_key(ACME, stored.id)
+        open_.set()
+        async with asyncio.timeout(5):
+            await asked.wait()
+        await asyncio.sleep(0)
+
+        # What is found out counts at once, not when the memory ends.
+        with pytest.raises(Unauthenticated):
+            await node.verifier.verify(token)
+        assert node.directory.asked == 2
+
     async def test_refusals_are_remembered_too_and_end_as_soon(self, node: TokenNode) -> None:
         token, _ = await node.api_key()
         await node.tenants.set_status(PLATFORM, ACME.tenant, "disabled")
