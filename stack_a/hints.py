@@ -25,7 +25,7 @@ HINT_LEASE: Final = timedelta(seconds=10)
 EXTEND_EVERY: Final = HINT_LEASE / 4
 """Two of these may fail in a row."""
 HELD_ELSEWHERE: Final = timedelta(seconds=5)
-"""How long a hint is put aside whose run another worker has in hand: that worker acknowledges it, or is gone soon."""
+"""How long a hint stays leased whose run another worker has in hand: that worker ends it, or is gone soon."""
 
 
 class KeptHint:
@@ -59,7 +59,8 @@ class KeptHint:
                     case "queued":
                         await self._give_back(again_after)
                     case "running":
-                        await self._give_back(HELD_ELSEWHERE)
+                        # Leased still, as somebody works on it; it comes back by itself to the same question.
+                        self._delivery = await self._queue.extend(SELF, self._delivery, HELD_ELSEWHERE)
                     case _:
                         await self._queue.ack(SELF, self._delivery)
             except Conflict:

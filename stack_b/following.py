@@ -158,6 +158,9 @@ async def first(
         try:
             return found, usable(found), None
         except (InvalidArgument, OSError, ValueError) as error:
+            if isinstance(source, StoreSource) and not found.version:
+                # Nothing is stored: it is the node's own settings that can't be used.
+                raise
             refused = Unusable(reason_of(error), version=found.version, found=found)
     if isinstance(source, FileSource):
         raise refused

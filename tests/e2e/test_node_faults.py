@@ -121,7 +121,7 @@ class TestKilledParts:
         assert node.tokens() == tokens
         # The supervisor, four services, and the database's own processes; none of the old ones beside them.
         assert {process.pid for process in processes_of(node.node)} >= set(node.pids().values())
-        assert len([process for process in processes_of(node.node) if "deploy.roots" in str(process.cmdline())]) == 3
+        assert len([process for process in processes_of(node.node) if "deploy.roots" in str(process.cmdline())]) == 4
 
 
 class TestSpentBudget:
@@ -163,7 +163,7 @@ class TestRedeploy:
     def test_a_changed_setting_restarts_what_it_concerns_only(self, node: NodeUnderTest) -> None:
         before = node.pids()
 
-        text = node.node.env_file.read_text().replace("#AGENTOS_WORKER_CONCURRENCY=8", "AGENTOS_WORKER_CONCURRENCY=2")
+        text = node.node.env_file.read_text().replace("#AGENTOS_WORKER_CONCURRENCY=32", "AGENTOS_WORKER_CONCURRENCY=2")
         node.node.env_file.write_text(text)
         report = node.up()
 

@@ -55,7 +55,7 @@ async def test_a_run_whose_hint_was_lost_is_found_by_the_sweep(clock: ManualCloc
         def __getattr__(self, name: str) -> Any:
             return getattr(self._queue, name)
 
-        async def enqueue(self, *_: object) -> None:
+        async def enqueue(self, *_: object, **__: object) -> None:
             raise Unavailable("the broker is down")
 
     async with stack_a(clock=clock, wrap=lambda name, port: Losing(port) if name == "queue" else port) as node:

@@ -78,6 +78,11 @@ class Provider:
             raw += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        if scope["method"] != "POST":
+            # Asked how it is.
+            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+            return
         body = json.loads(raw)
         self.calls[str(body["messages"][-1]["content"])] += 1
         waits = [asyncio.ensure_future(self.let_go.wait()), asyncio.ensure_future(_disconnected(receive))]
