@@ -414,6 +414,48 @@ class BudgetAccounts(Contract):
 
         assert await standing(ledger, DAILY) == [(0, 500)]
 
+    @clause("BUD-17")
+    async def test_what_was_spent_is_summed_up_by_day_and_model(self, harness: BudgetHarness) -> None:
+        ledger = await harness.open()
+        await fresh(harness, ledger)
+        early, late = await hold(ledger, 500, 2_000, on=BOTH), await hold(ledger, 500, 2_000, on=BOTH)
+        before = replace(CALL, request="req-0")
+        await ledger.book(ACME, [Booking(hold=early.id, events=(before,), end=True)])
+        await harness.advance(timedelta(seconds=10))
+        since = await harness.now()
+        calls = (CALL, replace(CALL, attempt=2), replace(CALL, request="req-2", model="m-2", cost_nanousd=7))
+        for _ in range(2):
+            await ledger.book(ACME, [Booking(hold=late.id, events=calls)])
+
+        found = await ledger.spent(ACME, since=since)
+
+        assert [
+            (one.model, one.calls, one.prompt_tokens, one.completion_tokens, one.cost_nanousd) for one in found
+        ] == [
+            ("m-1", 2, 160, 40, 800),
+            ("m-2", 1, 80, 20, 7),
+        ]
+        assert {one.day for one in found} <= {since.date(), (since + timedelta(seconds=30)).date()}
+        assert await ledger.spent(GLOBEX, since=since) == ()
+
+    @clause("BUD-17")
+    async def test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent(
+        self, harness: BudgetHarness
+    ) -> None:
+        """Whoever pays by it pays what is settled, whatever was lost meanwhile."""
+        ledger = await harness.open()
+        await fresh(harness, ledger)
+        since = await harness.now()
+        lost, found_again = await hold(ledger, 400, 1_600, on=BOTH), await hold(ledger, 500, 2_000, on=BOTH)
+        await harness.advance(LEASE + timedelta(seconds=1))
+        await ledger.book(ACME, [Booking(hold=found_again.id, events=(CALL,), end=True), Booking(hold=lost.id)])
+
+        found = await ledger.spent(ACME, since=since)
+
+        [(tokens, _), (money, _)] = await standing(ledger, *BOTH)
+        assert sum(one.prompt_tokens + one.completion_tokens for one in found) == tokens == 500
+        assert sum(one.cost_nanousd for one in found) == money == 2_000
+
     @clause("BUD-13")
     @pytest.mark.parametrize(("checkpoint", "settled"), [(None, 500), (120, 120), (30, 100)])
     async def test_what_the_end_of_a_lease_counted_is_not_counted_again(

@@ -129,6 +129,7 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
         "AGENTOS_STACK_B_HOST": config.stack_b_host,
         "AGENTOS_STACK_B_PORT": str(config.stack_b_port),
         "AGENTOS_BACKENDS": config.backends,
+        "AGENTOS_GATEWAY_LIMITS": config.gateway_limits,
         "AGENTOS_PLACEHOLDER_KEY_FILE": str(node.secret(credentials.PLACEHOLDER_KEY)),
         "AGENTOS_RECORD_KEYS": f"file:{node.secret(credentials.RECORD_KEYS)}",
         "OPENAI_API_KEY": dereference(config.openai_api_key, environ),

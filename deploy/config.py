@@ -117,6 +117,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "refer to as env:NAME; read when `up` runs."
         ),
     ] = ""
+    gateway_limits: Annotated[
+        str,
+        Meta(
+            description='Caps of the gateway that differ (see its /openapi.json): JSON such as {"output_slice_tokens": 512}'
+        ),
+    ] = ""
     prices_file: Annotated[
         str,
         Meta(

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.litellm_provider import LiteLlmProvider
 from deploy.config import Config, names_in, referred_names
 from deploy.node import Node
 from deploy.roots.environment import resolve
 from deploy.roots.gateway_secrets import DIRECTORY, NAMES, check_reference
+from deploy.roots.provided import check_provided
 from ports.errors import InvalidArgument
-from stack_b.backends.settings import PROVIDED, check_settings, endpoint_of, parse_settings
+from stack_b.backends.settings import check_settings, parse_settings
 from stack_b.configuration import Configuration, read_configuration
 from stack_b.diagnosis import NodeFacts
+from stack_b.limits import parse_limits
 
 
 def configuration(config: Config) -> Configuration:
@@ -33,14 +34,10 @@ def checked(found: Configuration, config: Config, environ: Mapping[str, str]) ->
             raise InvalidArgument(f"backend {backend.name!r} is the demo backend, which prod does not serve; remove it")
         if backend.api_key:
             try:
-                api_key = resolve(backend.api_key, environ)
+                resolve(backend.api_key, environ)
             except InvalidArgument as error:
                 raise InvalidArgument(f"the api_key of backend {backend.name!r}: {error.message}") from None
-            if backend.kind in PROVIDED:
-                try:
-                    LiteLlmProvider().check(endpoint_of(backend, api_key))
-                except InvalidArgument as error:
-                    raise InvalidArgument(f"backend {backend.name!r}: {error.message}") from None
+        check_provided(backend)
 
 
 def file_facts(config: Config, environ: Mapping[str, str]) -> NodeFacts:
@@ -49,6 +46,7 @@ def file_facts(config: Config, environ: Mapping[str, str]) -> NodeFacts:
         beside=parse_settings(config.backends),
         prod=config.mode == "prod",
         check_secret=lambda reference: _found(reference, environ),
+        check_backend=check_provided,
     )
 
 
@@ -60,6 +58,7 @@ def store_facts(config: Config, node: Node, environ: Mapping[str, str]) -> NodeF
         beside=parse_settings(config.backends),
         prod=config.mode == "prod",
         check_secret=lambda reference: check_reference(reference, known),
+        check_backend=check_provided,
     )
 
 
@@ -76,11 +75,16 @@ def _found(reference: str, environ: Mapping[str, str]) -> None:
 
 def problems(config: Config, environ: Mapping[str, str]) -> list[str]:
     """What would keep the gateway from starting; empty when all is well."""
+    found: list[str] = []
+    try:
+        parse_limits(config.gateway_limits)
+    except InvalidArgument as error:
+        found.append(error.message)
     try:
         checked(configuration(config), config, environ)
     except InvalidArgument as error:
-        return [f"AGENTOS_GATEWAY_FILE: {error.message}"]
-    return []
+        found.append(f"AGENTOS_GATEWAY_FILE: {error.message}")
+    return found
 
 
 def environment_of(config: Config, environ: Mapping[str, str]) -> dict[str, str]:

@@ -33,10 +33,12 @@ Clauses (each has a test in `conformance.budget` or `conformance.budget_accounts
          that is left in each hard window; never is it refused for the spare's sake.
 * BUD-16 Budgets are the platform's to set and remove (scope `admin:platform`), the tenant's to read; setting one again
          replaces it, and its windows stay.
+* BUD-17 `spent` sums up all usage events since a moment, by day (UTC) and model, with what the end of a lease has counted
+         and what was taken back of it: whatever was settled since then is in it, once.
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Final, Literal, Protocol, TypeAlias
 
 from msgspec import Meta, Struct
@@ -165,6 +167,18 @@ class UsageEvent(Struct, frozen=True, kw_only=True):
         return Amount(tokens=tokens + self.output_tokens + self.reasoning_tokens, nanousd=self.cost_nanousd)
 
 
+class Spent(Struct, frozen=True, kw_only=True):
+    """Of one day and model, as it was booked. Without a model: what was counted of calls of which no usage was told."""
+
+    day: date
+    model: str
+    calls: int
+    """Attempts."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nanousd: int
+
+
 class Booking(Struct, frozen=True, kw_only=True):
     hold: HoldId
     events: tuple[UsageEvent, ...] = ()
@@ -253,6 +267,10 @@ class BudgetLedger(Protocol):
 
     async def usage(self, auth: AuthContext, request: str) -> tuple[UsageEvent, ...]:
         """The events of one request, by attempt."""
+        ...
+
+    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+        """By day, then by model. Looks at all of the tenant's events: for a person who asks, not for requests."""
         ...
 
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:

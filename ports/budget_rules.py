@@ -65,15 +65,19 @@ def tokens_per_day(limit: int) -> Account:
     return Account(budget=Budget(id=TOKENS_PER_DAY, limit=limit), key=TOKENS_PER_DAY)
 
 
-def accounts(limit: int, budgets: Sequence[Budget], scopes: dict[Scope, str]) -> tuple[Account, ...]:
+def accounts(
+    limit: int, budgets: Sequence[Budget], scopes: dict[Scope, str], *, alias: str = ""
+) -> tuple[Account, ...]:
     """The accounts of a request, given the tenant's entitlement and budgets and what the request is of.
 
-    A budget of a scope that the request has nothing of (a call without an agent) does not apply to it.
+    A budget of a scope that the request has nothing of (a call without an agent) does not apply to it. `alias` is another
+    name of its tier: a budget for each tier goes by what it leads to, one for a name by either.
     """
     found = [tokens_per_day(limit)]
     for budget in budgets:
         mine = scopes.get(budget.scope, "")
-        if budget.scope == "tenant" or (mine and budget.scope_id in {"", mine}):
+        names = {"", mine, alias} if budget.scope == "tier" else {"", mine}
+        if budget.scope == "tenant" or (mine and budget.scope_id in names):
             found.append(account_of(budget, "" if budget.scope == "tenant" else mine))
     return tuple(found)
 

@@ -11,11 +11,12 @@ Clauses (each has a test in `conformance.request_log`):
          raises `NotFound`.
 * REQ-3  `recent` lists the newest first, in pages, each record once, also while others are added; `limit` is at least 1 and
          at most `MAX_PAGE`.
-* REQ-4  `find`, `recent` and `consumed` need the scope `usage:read`, `content` needs `audit:read`.
+* REQ-4  `find`, `recent` and `counted` need the scope `usage:read`, `content` needs `audit:read`.
 * REQ-5  What was denied is in its tenant's audit (`model.deny`, with the request's id) once its record is written, once.
 * REQ-6  `content` gives what was sealed with a record, until `kept_until`; afterwards, and where nothing was kept, it
          raises `NotFound`. Each reading is in the audit (`request.read`) before anything is given.
-* REQ-7  `consumed` sums up what the requests since a moment have consumed, by day (UTC) and model.
+* REQ-7  `counted` counts the requests since a moment, and those of them that were denied, by day (UTC) and model. What they
+         have cost is the ledger's to say.
 * REQ-8  What was written is there for a log opened anew on the same storage.
 """
 
@@ -88,16 +89,13 @@ class Written(Struct, frozen=True, kw_only=True):
     sealed: bytes | None = None
 
 
-class Consumed(Struct, frozen=True, kw_only=True):
+class Counted(Struct, frozen=True, kw_only=True):
     """Of one day and model."""
 
     day: date
     model: str
     requests: int
     denied: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_nanousd: int
 
 
 class RequestLog(Protocol):
@@ -119,7 +117,7 @@ class RequestLog(Protocol):
         """As it was sealed."""
         ...
 
-    async def consumed(self, auth: AuthContext, *, since: datetime) -> tuple[Consumed, ...]:
+    async def counted(self, auth: AuthContext, *, since: datetime) -> tuple[Counted, ...]:
         """By day, then by model."""
         ...
 

@@ -11,7 +11,8 @@ import msgspec
 from observability.http import observer
 from ports.context import AuthContext
 from ports.errors import NotFound
-from ports.http.edge import App, Edge, Exchange, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Edge, Exchange, Scope, Send
 from ports.http.openapi import document
 from ports.ids import PrincipalId, TenantId
 from stack_b.budget.balances import Balances
@@ -77,6 +78,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         endpoints=endpoints,
+        denied=pipeline.recorder.turned_away,
     )
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances

@@ -79,7 +79,8 @@ class Attempts:
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
-            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=cuttable(candidate))
+            may_cut = cuttable(candidate)
+            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=may_cut)
             spending.assume(_lost(ready, candidate), _served(candidate))
             ready.answer.served_by(candidate)
             begun = False
@@ -97,8 +98,9 @@ class Attempts:
                                 trail.first_content()
                                 attempt.answered()
                                 yield shaper, pieces
-                            if not enough and shaper.open:
-                                # Closing it ends the bill before more is written than is held.
+                            unseen = may_cut and ready.answer.ended.issuperset(range(ready.ask.choices))
+                            if (unseen or not enough) and shaper.open:
+                                # Closing it ends the bill: before more is written than is held, or than is shown.
                                 shaper.cut()
                                 break
                     # Here, because an answer that only looks whole is a failure of its backend.

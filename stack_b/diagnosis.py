@@ -12,7 +12,7 @@ from msgspec import Struct
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from ports.policy import Policy
-from stack_b.backends.settings import BackendSettings, check_settings
+from stack_b.backends.settings import BackendSettings, check_settings, references
 from stack_b.budget.prices import PriceRow, check_price, check_prices
 from stack_b.configuration import Configuration
 from stack_b.policies.problems import TENANT
@@ -59,6 +59,8 @@ class NodeFacts:
     prod: bool = False
     check_secret: Callable[[str], None] = lambda _: None
     """Raises `InvalidArgument` for a reference that leads nowhere, or where it may not."""
+    check_backend: Callable[[BackendSettings], None] = lambda _: None
+    """Raises `InvalidArgument` for one that an adapter of this node could not open."""
 
 
 class Diagnosis(Struct, frozen=True, kw_only=True):
@@ -216,17 +218,17 @@ def _backend_problems(backends: Sequence[BackendSettings], facts: NodeFacts) -> 
         names.setdefault(backend.name, number)
         try:
             check_settings((backend,))
+            facts.check_backend(backend)
         except InvalidArgument as error:
             yield _error("backend", path, error.message)
         if backend.kind == "demo" and facts.prod:
             yield _error("demo_in_prod", f"{path}.kind", "prod does not serve the demo backend", "remove it")
-        yield from _secret_problems(backend.api_key, f"{path}.api_key", facts)
+        for member, reference in references(backend):
+            yield from _secret_problems(reference, f"{path}.{member}", facts)
 
 
 def _secret_problems(reference: str, path: str, facts: NodeFacts) -> Iterator[Diagnostic]:
-    if not reference:
-        return
-    if not _REFERENCE.fullmatch(reference):
+    if path.endswith(".api_key") and not _REFERENCE.fullmatch(reference):
         # Never with what is there: it may be the secret.
         hint = "write env:NAME or file:/path, and change the key if this document was shown to anybody"
         yield _error("secret_in_plain", path, "a secret stands here in plain", hint)

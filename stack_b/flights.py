@@ -15,7 +15,7 @@ from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.broadcast import Broadcast
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.chunks import Piece
-from stack_b.once import Client
+from stack_b.once import Client, circumstances
 from stack_b.replay import again, digest_of, is_streamed
 
 _Where: TypeAlias = tuple[TenantId, str, PrincipalId, str]
@@ -92,13 +92,13 @@ class Flight:
         self.end(reply=reply)
         return reply
 
-    def left(self) -> bool:
-        """Its client is gone; whether it goes on, because a retry of it has come or will."""
-        self.gone = True
-        return self._flights.on_left(self)
-
     def client_left(self) -> None:
-        if not self.left():
+        """Its client is gone: it is given up, unless a retry of it has come or will. After its end that means nothing: a
+        connection closes at some time."""
+        if self.over:
+            return
+        self.gone = True
+        if not self._flights.on_left(self):
             self.give_up()
 
     def tell(self, pieces: Sequence[Piece]) -> None:
@@ -165,8 +165,8 @@ class Flights:
         ]
         if not flights:
             return None
-        digest = digest_of(call)
-        same = [flight for flight in flights if flight.digest == digest]
+        digest, under = digest_of(call), circumstances(auth, call)
+        same = [one for one in flights if one.digest == digest and circumstances(one.auth, one.call) == under]
         return next((flight for flight in same if flight.gone), same[0] if same else None)
 
 

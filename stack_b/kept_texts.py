@@ -7,7 +7,7 @@ from ports.tenant import Entitlements
 
 
 class Texts:
-    """Of one request, as its backend saw and wrote them. Only for as long as the request lasts."""
+    """Of one request: the prompt as its backend saw it, the answer as its client did. They live as long as the request."""
 
     def __init__(self, keep: timedelta, prompt: Json) -> None:
         self.keep = keep

@@ -3,7 +3,10 @@
 from datetime import timedelta
 from typing import Annotated, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct
+
+from ports.errors import InvalidArgument
 
 Cap: TypeAlias = Annotated[int, Meta(ge=1)]
 
@@ -34,3 +37,11 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def lease(self) -> timedelta:
         """How long a hold outlives a process that prolongs it no more: a crash costs what was held after this time."""
         return timedelta(seconds=30)
+
+
+def parse_limits(text: str) -> Limits:
+    """The published caps, with what a JSON object says instead; an empty text says nothing. Raises `InvalidArgument`."""
+    try:
+        return msgspec.json.decode(text or "{}", type=Limits)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidArgument(f"AGENTOS_GATEWAY_LIMITS is not usable: {error}") from None

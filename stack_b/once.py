@@ -1,18 +1,19 @@
 """Under which key a call is made once: a run's step, a client's Idempotency-Key, or a retry of one without a key. Pure.
 
 The official clients try again by themselves, with the very same bytes, and say so in a header. They send no key of their
-own, so that the request itself is the key: its principal, route and what it asks.
+own, so that the request itself is the key: its principal, route, what it asks, and under which circumstances.
 """
 
 import hashlib
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
-from ports.context import AuthContext
+from ports.context import AuthContext, PolicyContext
 from ports.reply_journal import RETENTION
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import About, ChatCall, EmbedCall, Preference
 from stack_b.replay import digest_of
 
 JOIN_WINDOW: Final = timedelta(minutes=2)
@@ -52,6 +53,14 @@ class Client(Struct, frozen=True, kw_only=True):
         return self.waits_s is not None and waited_s >= _TIMED_OUT * self.waits_s
 
 
+Circumstances: TypeAlias = tuple[About, Preference, PolicyContext]
+
+
+def circumstances(auth: AuthContext, call: ChatCall | EmbedCall) -> Circumstances:
+    """What budgets, rules and routes go by beside what is asked: headers and the token say it."""
+    return (call.about, call.preference, auth.policy)
+
+
 def of_step(key: str) -> Once:
     return Once(key=key, named=f"the step key {key!r}")
 
@@ -63,8 +72,9 @@ def of_client(auth: AuthContext, route: str, key: str) -> Once:
 
 def of_retry(auth: AuthContext, call: ChatCall | EmbedCall, retries: int) -> Once:
     """The same for all attempts at a request."""
+    under = msgspec.json.encode(circumstances(auth, call)).decode()
     return Once(
-        key=_hashed("retry", auth, call.route, digest_of(call)),
+        key=_hashed("retry", auth, call.route, f"{digest_of(call)}\0{under}"),
         named="this request",
         keep=JOIN_WINDOW,
         patience=patience(retries),

@@ -84,9 +84,9 @@ class Pipeline:
                     lambda to, max_tokens: to.backend.chat(to.card.upstream, ready.body, max_tokens),
                     content_bytes_of,
                 )
-                if trail.texts is not None:
-                    trail.texts.answer = answer["choices"]
                 answer = await ready.answer.whole(answer)
+                if trail.texts is not None:
+                    trail.texts.answer = ready.answer.to_keep(answer["choices"])
             self._looked_through(ready, trail)
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
@@ -109,9 +109,9 @@ class Pipeline:
                         try:
                             async for reached, pieces in answer:
                                 shaper = reached
-                                if gathered is not None:
-                                    gathered.add_all(written_out(pieces))
                                 if shown := await ready.answer.pieces(pieces):
+                                    if gathered is not None:
+                                        gathered.add_all(written_out(shown))
                                     yield shown
                         except AgentOSError:
                             # What came before the failure was paid, and may be read.
@@ -119,12 +119,16 @@ class Pipeline:
                                 yield rest
                             raise
                     if rest := await ready.answer.rest():
+                        if gathered is not None:
+                            gathered.add_all(written_out(rest))
                         yield rest
                 self._looked_through(ready, trail)
-                if trail.texts is not None and gathered is not None:
-                    trail.texts.answer = gathered.reply()["choices"]
                 receipt = trail.receipt(spending.total, shaper.reported)
-                yield await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
+                closing = await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
+                if gathered is not None and trail.texts is not None:
+                    gathered.add_all(written_out(closing))
+                    trail.texts.answer = ready.answer.to_keep(gathered.reply()["choices"])
+                yield closing
 
     async def embed(
         self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False, caller: Caller | None = None

@@ -207,7 +207,8 @@ class Preparation:
     ) -> Plan:
         """Raises like `plan.planned`, and `Unavailable` when the budgets must be read and can't."""
         about = await named(self._pii, auth, call.about, rules)
-        return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=call.model)
+        tier = self._router.target(call.model)
+        return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=tier, name=call.model)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))

@@ -15,7 +15,7 @@ from ports.messages import Json
 from stack_b.canonical import ChatCall, EmbedCall, said
 from stack_b.fragments import joined as _joined
 
-_RECEIPT: Final[tuple[str, ...]] = ("usage", "policy_outcome", "route", "correlation_id", "tenant_id")
+RECEIPT: Final[tuple[str, ...]] = ("usage", "policy_outcome", "route", "correlation_id", "tenant_id")
 
 
 def digest_of(call: ChatCall | EmbedCall) -> str:
@@ -41,8 +41,8 @@ class Gathered:
         self._choices: dict[int, dict[str, Json]] = {}
 
     def add(self, chunk: dict[str, Json]) -> None:
-        self._receipt |= {name: chunk[name] for name in _RECEIPT if name in chunk}
-        self._head |= {name: value for name, value in chunk.items() if name not in {"choices", *_RECEIPT}}
+        self._receipt |= {name: chunk[name] for name in RECEIPT if name in chunk}
+        self._head |= {name: value for name, value in chunk.items() if name not in {"choices", *RECEIPT}}
         for raw in chunk["choices"]:
             index = raw.get("index") or 0
             known = self._choices.get(index, {"index": index, "message": {}})
@@ -82,7 +82,7 @@ def chunks_of(reply: dict[str, Json], *, include_usage: bool) -> list[dict[str, 
 
 def closing_of(reply: dict[str, Json], *, include_usage: bool) -> list[dict[str, Json]]:
     """The chunks that say that `reply` is whole."""
-    receipt, head = {name: reply[name] for name in _RECEIPT if name in reply}, _head(reply)
+    receipt, head = {name: reply[name] for name in RECEIPT if name in reply}, _head(reply)
     ends: list[dict[str, Json]] = []
     for choice in reply["choices"]:
         end = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
@@ -141,7 +141,7 @@ def again(error: AgentOSError) -> AgentOSError:
 
 def _head(reply: dict[str, Json]) -> dict[str, Json]:
     """What all chunks of `reply` have."""
-    head = {name: value for name, value in reply.items() if name not in {"choices", *_RECEIPT}}
+    head = {name: value for name, value in reply.items() if name not in {"choices", *RECEIPT}}
     return {**head, "object": "chat.completion.chunk"}
 
 

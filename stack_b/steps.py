@@ -11,7 +11,6 @@ followed here like any other.
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -19,18 +18,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, TypeAlias
 
-import msgspec
-
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, Unavailable
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.reply_journal import Done, Opened, Ticket, Won
+from ports.reply_journal import Done, Ticket, Won
 from stack_b.broadcast import Broadcast
 from stack_b.budget.meter import SETTLE_BOUND_S
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
+from stack_b.entries import Entries, reused
 from stack_b.flights import Flight, Flights
 from stack_b.interrupt import out_of_time
 from stack_b.once import Client, Once, of_retry
@@ -50,20 +48,13 @@ from stack_b.replay import (
     replayed,
 )
 
-LEASE: Final = timedelta(seconds=15)
-"""How long a step waits for a process that was lost."""
 EXTEND_EVERY: Final = timedelta(seconds=4)
 """Also how soon an abort reaches a call that another process makes."""
 LOOK_EVERY: Final = timedelta(milliseconds=500)
 """At a call that another process makes."""
-JOURNAL_RETRY: Final = timedelta(milliseconds=500)
-JOURNAL_PATIENCE: Final = timedelta(seconds=60)
-"""How long a paid reply waits for a journal that is away, before it is given out unwritten."""
 ABORT_WAIT_S: Final = 2.0
 DRAIN_S: Final = 15.0
 """For calls without a client after SIGTERM. What isn't done by then is cut off, and may be a duplicate when asked again."""
-
-_PURPOSE: Final = "reply"
 
 Chunk: TypeAlias = dict[str, Json]
 _Where: TypeAlias = tuple[TenantId, str, str]
@@ -116,11 +107,10 @@ class Steps:
     """The calls under a key of this process, and those that may get one."""
 
     def __init__(self, deps: StackBDeps, pipeline: Pipeline) -> None:
-        self._journal = deps.reply_journal
+        self._entries = Entries(deps.reply_journal, deps.vault, deps.clock)
         self._clock = deps.clock
         self._request_s = deps.limits.request_s
         self._pipeline = pipeline
-        self._vault = deps.vault
         self._steps: dict[_Where, _Step] = {}
         self._waits: set[asyncio.Task[None]] = set()
         self._flights = Flights(self._left)
@@ -182,7 +172,7 @@ class Steps:
         if step is not None:
             step.abort()
             await asyncio.wait({step.task}, timeout=ABORT_WAIT_S)
-        return await self._journal.cancel(auth, key) or step is not None
+        return await self._entries.cancel(auth, key) or step is not None
 
     async def drain(self) -> None:
         """Let the calls under way end, within the grace; then cut them off. Called once, before the ports close."""
@@ -202,7 +192,7 @@ class Steps:
         step = self._steps.get(_where(auth, once))
         if step is not None:
             if step.digest != digest_of(call):
-                raise _reused(once)
+                raise reused(once)
             return step, False
         flight = None if once.patience is None else self._flights.same(auth, call)
         return self._begun(auth, call, once, flight), flight is None
@@ -266,7 +256,7 @@ class Steps:
         try:
             found = await (self._opened(auth, step) if step.flight is None else self._written(auth, step))
             if isinstance(found, Done):
-                outcome = self._unsealed(auth, step.once, found.outcome)
+                outcome = self._entries.outcome(auth, step.once, found.outcome)
                 if "error" in outcome:
                     raise error_in(outcome["error"])
                 return _Result(reply=outcome["reply"], made=False)
@@ -283,9 +273,9 @@ class Steps:
         """The entry, once nobody else holds it. Here, leaving counts: nothing is paid by this process yet."""
         end = self._clock.monotonic() + self._request_s
         while True:
-            found = await self._open(auth, step)
+            found = await self._entries.open(auth, step.once, step.digest)
             if isinstance(found, Won) and step.aborted:
-                await self._abandon(auth, found.ticket, maybe_made=False)
+                await self._entries.abandon(auth, found.ticket, maybe_made=False)
             if step.aborted:
                 raise _aborted(step.once)
             if isinstance(found, Won | Done):
@@ -294,22 +284,13 @@ class Steps:
             if step.callers == 0 or self._clock.monotonic() >= end:
                 raise _in_progress(step.once)
 
-    async def _open(self, auth: AuthContext, step: _Step) -> Opened:
-        once = step.once
-        try:
-            return await self._journal.open(auth, once.key, step.digest, lease=LEASE, keep=once.keep)
-        except Conflict as error:
-            if error.code == "idempotency_key_reused":
-                raise _reused(once) from error
-            raise
-
     async def _written(self, auth: AuthContext, step: _Step) -> Won | None:
         """The entry of a call that is under way already, so that other processes know of it; None where there can't be one.
 
         Then the retry is told all the same what it has joined, if it comes to this process.
         """
         try:
-            found = await self._open(auth, step)
+            found = await self._entries.open(auth, step.once, step.digest)
         except AgentOSError as error:
             logger.warning("step.not_opened", extra={"tenant_id": auth.tenant, "code": error.code})
             return None
@@ -324,19 +305,19 @@ class Steps:
             # The process ends, and has waited for as long as it may. What was used is settled on the call's way out.
             step.call.cancel()
             await asyncio.wait({step.call})
-            await self._abandon(auth, won.ticket, maybe_made=True)
+            await self._entries.abandon(auth, won.ticket, maybe_made=True)
             raise
         if step.call.cancelled():
-            await self._abandon(auth, won.ticket, maybe_made=True)
+            await self._entries.abandon(auth, won.ticket, maybe_made=True)
             raise _aborted(step.once)
         error = step.call.exception()
         if error is None:
-            await self._complete(auth, won.ticket, self._sealed(auth, step.once, {"reply": step.call.result()}))
+            await self._entries.complete(auth, won.ticket, step.once, {"reply": step.call.result()})
             return step.call.result()
         if isinstance(error, AgentOSError) and is_final(error):
-            await self._complete(auth, won.ticket, self._sealed(auth, step.once, {"error": outcome_of(error)}))
+            await self._entries.complete(auth, won.ticket, step.once, {"error": outcome_of(error)})
         else:
-            await self._abandon(auth, won.ticket, maybe_made=may_be_paid(error))
+            await self._entries.abandon(auth, won.ticket, maybe_made=may_be_paid(error))
         raise error
 
     async def _work(
@@ -384,7 +365,7 @@ class Steps:
         while True:
             await self._clock.sleep(EXTEND_EVERY)
             try:
-                if await self._journal.extend(auth, ticket, lease=LEASE):
+                if await self._entries.extend(auth, ticket):
                     step.abort()
             except Conflict:
                 # Completed, or overtaken while the journal was away. The reply may still be of use to our callers.
@@ -392,54 +373,9 @@ class Steps:
             except AgentOSError as error:
                 logger.warning("step.extend_failed", extra={"tenant_id": auth.tenant, "code": error.code})
 
-    async def _complete(self, auth: AuthContext, ticket: Ticket, outcome: Json) -> None:
-        """Write the outcome down, however long the journal is away: until then it is in this process only.
-
-        Afterwards it is told in any case. Keeping it back would lose for sure what telling it may save.
-        """
-        end = self._clock.monotonic() + JOURNAL_PATIENCE.total_seconds()
-        while True:
-            try:
-                await self._journal.complete(auth, ticket, outcome)
-            except AgentOSError as error:
-                if error.retryable and self._clock.monotonic() < end:
-                    await self._clock.sleep(JOURNAL_RETRY)
-                    continue
-                logger.error(  # noqa: TRY400 - the code says it; a stack would not
-                    "step.not_journaled", extra={"tenant_id": auth.tenant, "code": error.code}
-                )
-            return
-
-    async def _abandon(self, auth: AuthContext, ticket: Ticket, *, maybe_made: bool) -> None:
-        try:
-            await self._journal.abandon(auth, ticket, maybe_made=maybe_made)
-        except AgentOSError as error:
-            # The lease ends by itself, and then says the most careful thing.
-            logger.warning("step.not_abandoned", extra={"tenant_id": auth.tenant, "code": error.code})
-
-    def _sealed(self, auth: AuthContext, once: Once, outcome: Json) -> Json:
-        """What the journal is given. It holds what the client reads, with its own values: only the gateway may read it."""
-        sealed = self._vault.seal(auth.tenant, _PURPOSE, f"{auth.namespace}\0{once.key}", msgspec.json.encode(outcome))
-        return {"sealed": base64.b64encode(sealed).decode()}
-
-    def _unsealed(self, auth: AuthContext, once: Once, outcome: Json) -> dict[str, Json]:
-        if "sealed" not in outcome:
-            # Of a version that did not seal.
-            found: dict[str, Json] = outcome
-            return found
-        sealed = base64.b64decode(outcome["sealed"])
-        text = self._vault.open(auth.tenant, _PURPOSE, f"{auth.namespace}\0{once.key}", sealed)
-        return msgspec.json.decode(text, type=dict[str, Json])
-
 
 def _where(auth: AuthContext, once: Once) -> _Where:
     return (auth.tenant, auth.namespace, once.key)
-
-
-def _reused(once: Once) -> Conflict:
-    return Conflict(
-        f"{once.named} belongs to another request; another request has another key", code="idempotency_key_reused"
-    )
 
 
 def _in_progress(once: Once) -> Conflict:

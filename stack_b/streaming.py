@@ -13,8 +13,11 @@ from ports.errors import Unavailable
 from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.chunks import Piece, Run
+from stack_b.usage import size_of
 
 _CHUNK: Final = "chat.completion.chunk"
+_PLACES: Final = ("function", "custom")
+_IN_PIECES: Final = frozenset({"arguments", "input"})
 
 
 class _Choice:
@@ -131,7 +134,7 @@ class StreamShaper:
         index = raw.get("index") or 0
         known = self._choices.setdefault(index, _Choice())
         delta: dict[str, Json] = dict(raw.get("delta") or {})
-        self.content_bytes += _written(delta)
+        self.content_bytes += size_of(delta)
         for fragment in delta.pop("tool_calls", None) or ():
             _gather(known.calls, fragment)
         finish_reason = raw.get("finish_reason")
@@ -161,31 +164,24 @@ def _speaks(piece: dict[str, Json]) -> bool:
     return any(value for name, value in delta.items() if name != "role")
 
 
-def _written(delta: dict[str, Json]) -> int:
-    size = 0
-    for name, value in delta.items():
-        if name == "tool_calls":
-            for fragment in value or ():
-                function = fragment.get("function") or {}
-                size += len((function.get("name") or "").encode()) + len((function.get("arguments") or "").encode())
-        elif name != "role" and isinstance(value, str):
-            size += len(value.encode())
-    return size
-
-
 def _gather(calls: dict[int, dict[str, Json]], fragment: dict[str, Json]) -> None:
-    """Join a tool call's fragments: names once, arguments in pieces."""
+    """Join a tool call's fragments: names once, arguments, or the text of a custom tool, in pieces."""
     number = fragment.get("index") or 0
-    function = fragment.get("function") or {}
     known = calls.get(number)
     if known is None:
-        rest = {name: value for name, value in fragment.items() if name != "index"}
-        calls[number] = {**rest, "function": {**function, "arguments": function.get("arguments") or ""}}
-        return
+        known = calls[number] = {name: value for name, value in fragment.items() if name not in {"index", *_PLACES}}
     for name, value in fragment.items():
-        if name not in {"index", "function"} and value:
+        if name in _PLACES:
+            _join(known.setdefault(name, {}), value or {})
+        elif name != "index" and value:
             known.setdefault(name, value)
-    joined = known["function"]
-    joined["arguments"] += function.get("arguments") or ""
-    if function.get("name") and not joined.get("name"):
-        joined["name"] = function["name"]
+    if "custom" not in known:
+        _join(known.setdefault("function", {}), {"arguments": ""})
+
+
+def _join(known: dict[str, Json], more: dict[str, Json]) -> None:
+    for name, value in more.items():
+        if name in _IN_PIECES:
+            known[name] = (known.get(name) or "") + (value or "")
+        elif value and not known.get(name):
+            known[name] = value

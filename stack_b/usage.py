@@ -62,13 +62,28 @@ def usage_of(reported: dict[str, Json] | None, *, prompt_bytes: int, content_byt
 
 def content_bytes_of(answer: dict[str, Json]) -> int:
     """The size of everything the backend wrote in a whole answer."""
+    return sum(size_of(choice["message"]) for choice in answer["choices"])
+
+
+def size_of(message: dict[str, Json]) -> int:
+    """In bytes, of what a backend wrote as a message or a part of one, wherever in it. Of sound it is what is said."""
     size = 0
-    for choice in answer["choices"]:
-        message = choice["message"]
-        for name, value in message.items():
-            if name != "role" and isinstance(value, str):
-                size += len(value.encode())
-        for call in message.get("tool_calls") or ():
-            function = call.get("function") or {}
-            size += len((function.get("name") or "").encode()) + len((function.get("arguments") or "").encode())
+    for name, value in message.items():
+        if name == "tool_calls":
+            for call in value or ():
+                size += _texts_of(call.get("function")) + _texts_of(call.get("custom"))
+        elif name == "audio" and isinstance(value, dict):
+            size += _texts_of(value.get("transcript"))
+        elif name != "role":
+            size += _texts_of(value)
     return size
+
+
+def _texts_of(value: Json) -> int:
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, dict):
+        return sum(map(_texts_of, value.values()))
+    if isinstance(value, list):
+        return sum(map(_texts_of, value))
+    return 0

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ from ports.budget import (
     BudgetLedger,
     Deviation,
     Hold,
+    Spent,
     Unit,
     UsageEvent,
     UsageKind,
@@ -84,6 +85,8 @@ class Books:
     windows: dict[tuple[TenantId, str, datetime], Window] = field(default_factory=dict)
     holds: dict[HoldId, HoldRow] = field(default_factory=dict)
     events: dict[tuple[TenantId, str, int], tuple[HoldRow, UsageEvent]] = field(default_factory=dict)
+    booked_at: dict[tuple[TenantId, str, int], datetime] = field(default_factory=dict)
+    """When each of them was."""
     budgets: dict[tuple[TenantId, str], Budget] = field(default_factory=dict)
 
 
@@ -205,6 +208,24 @@ class InprocBudget:
         ]
         return tuple(sorted(found, key=lambda event: event.attempt))
 
+    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+        sums: dict[tuple[date, str], list[UsageEvent]] = {}
+        for where, (_, event) in self._books.events.items():
+            at = self._books.booked_at[where]
+            if where[0] == auth.tenant and at >= since:
+                sums.setdefault((at.date(), event.model), []).append(event)
+        return tuple(
+            Spent(
+                day=day,
+                model=model,
+                calls=sum(one.kind == "call" for one in events),
+                prompt_tokens=sum(one.fresh_tokens + one.cache_read_tokens + one.cache_write_tokens for one in events),
+                completion_tokens=sum(one.output_tokens + one.reasoning_tokens for one in events),
+                cost_nanousd=sum(one.cost_nanousd for one in events),
+            )
+            for (day, model), events in sorted(sums.items())
+        )
+
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:
         found: list[Deviation] = []
         for (tenant, key, start), window in self._books.windows.items():
@@ -282,6 +303,7 @@ class InprocBudget:
         if where in self._books.events:
             return False
         self._books.events[where] = (row, event)
+        self._books.booked_at[where] = self._clock.now()
         return True
 
     def _note(self, row: HoldRow, request: str, kind: UsageKind, amount: Amount) -> None:

@@ -22,7 +22,7 @@ from ports.request_log import (
     MAX_PAGE,
     READ,
     READ_CONTENT,
-    Consumed,
+    Counted,
     RequestLog,
     RequestRecord,
     Written,
@@ -82,22 +82,14 @@ class InprocRequestLog:
         self._note(auth, CONTENT_READ, request)
         return written.sealed
 
-    async def consumed(self, auth: AuthContext, *, since: datetime) -> tuple[Consumed, ...]:
+    async def counted(self, auth: AuthContext, *, since: datetime) -> tuple[Counted, ...]:
         auth.require(READ)
         sums: dict[tuple[date, str], list[RequestRecord]] = {}
         for record in self._records(auth):
             if record.at >= since:
                 sums.setdefault((record.at.date(), record.model), []).append(record)
         return tuple(
-            Consumed(
-                day=day,
-                model=model,
-                requests=len(records),
-                denied=sum(record.denied for record in records),
-                prompt_tokens=sum(record.prompt_tokens for record in records),
-                completion_tokens=sum(record.completion_tokens for record in records),
-                cost_nanousd=sum(record.cost_nanousd for record in records),
-            )
+            Counted(day=day, model=model, requests=len(records), denied=sum(record.denied for record in records))
             for (day, model), records in sorted(sums.items())
         )
 

@@ -23,6 +23,7 @@ from ports.budget import (
     BudgetLedger,
     Deviation,
     Hold,
+    Spent,
     UsageEvent,
 )
 from ports.budget_rules import (
@@ -189,6 +190,11 @@ class PostgresBudget:
             rows = await transaction.rows(_SQL["usage"], {"tenant": auth.tenant, "request": request})
         fields = [field for field in UsageEvent.__struct_fields__ if field != "request"]
         return tuple(UsageEvent(request=row["request_id"], **{field: row[field] for field in fields}) for row in rows)
+
+    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["spent"], {"tenant": auth.tenant, "since": since})
+        return tuple(Spent(**dict(row)) for row in rows)
 
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:
         async with self._database.transaction(auth.tenant) as transaction:

@@ -97,7 +97,8 @@ class Database:
 
     def __init__(self, config: PostgresConfig, *, flushed: bool = True) -> None:
         self._dsn = config.dsn
-        self._settings = {**SERVER_SETTINGS, "synchronous_commit": "on" if flushed else "off"}
+        # What a server waits for (its disk, a replica's) is its operator's to say; only less can be asked for here.
+        self._settings = SERVER_SETTINGS if flushed else {**SERVER_SETTINGS, "synchronous_commit": "off"}
         self.pool: asyncpg.Pool = asyncpg.create_pool(
             connect=self._connect, min_size=0, max_size=config.pool_size, init=_prepare, reset=_nothing_to_reset
         )
@@ -162,7 +163,7 @@ class Database:
             self._dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=CALL_SECONDS,
-            server_settings=self._settings,
+            server_settings=dict(self._settings),
             # All of ours are prepared once per connection, and stay.
             statement_cache_size=_STATEMENTS,
             max_cached_statement_lifetime=0,

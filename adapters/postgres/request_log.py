@@ -25,7 +25,7 @@ from ports.request_log import (
     MAX_PAGE,
     READ,
     READ_CONTENT,
-    Consumed,
+    Counted,
     RequestLog,
     RequestRecord,
     Written,
@@ -101,13 +101,13 @@ class PostgresRequestLog:
             raise NotFound(f"nothing is kept of the prompt and the answer of {request!r}")
         return bytes(row["sealed"])
 
-    async def consumed(self, auth: AuthContext, *, since: datetime) -> tuple[Consumed, ...]:
+    async def counted(self, auth: AuthContext, *, since: datetime) -> tuple[Counted, ...]:
         auth.require(READ)
         # An id is made when a request begins, the same moment that `at` says.
         asked = {**scope_of(auth), "since": since, "first": first_id(since)}
         async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["consumed"], asked)
-        return tuple(Consumed(**dict(row)) for row in rows)
+            rows = await transaction.rows(_SQL["counted"], asked)
+        return tuple(Counted(**dict(row)) for row in rows)
 
 
 def _sealed(record: RequestRecord, sealed: bytes) -> dict[str, Json]:

@@ -2,8 +2,8 @@
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, date, datetime, timedelta
 from typing import Final, TypeVar
 
 import msgspec
@@ -13,12 +13,13 @@ from deploy import credentials
 from deploy.cli.access import tenant_id, whole
 from deploy.cli.io import FINE, Io
 from deploy.cli.run_command import money
-from deploy.internal import open_request_log, operator_of
+from deploy.internal import open_ledger, open_request_log, operator_of
+from ports.budget import Spent
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.request_log import MAX_PAGE, Consumed, RequestLog, RequestRecord
+from ports.request_log import MAX_PAGE, Counted, RequestLog, RequestRecord
 from stack_b.records.recorder import CONTENT
 from stack_b.vault import Vault, parse_keys
 
@@ -56,6 +57,18 @@ class Usage(Struct, frozen=True, kw_only=True):
     json: bool
 
 
+class Used(Struct, frozen=True, kw_only=True):
+    """Of one day and model. Without a model: what was denied, and what was counted of calls that were lost."""
+
+    day: date
+    model: str
+    requests: int
+    denied: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nanousd: int
+
+
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "requests",
@@ -84,7 +97,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for verb in (listed, shown):
         verb.add_argument("--tenant", required=True, help="whose")
         verb.add_argument("--json", action="store_true", help="print as JSON")
-    used = commands.add_parser("usage", help="what a tenant's model requests have consumed", allow_abbrev=False)
+    used = commands.add_parser(
+        "usage", help="what a tenant's model requests were, and what they cost", allow_abbrev=False
+    )
     used.add_argument("tenant")
     used.add_argument("--days", type=int, default=30, help="today and the days before it, up to 366 (30)")
     used.add_argument("--json", action="store_true", help="print as JSON")
@@ -133,12 +148,35 @@ def usage(options: Usage, io: Io) -> int:
     whole("--days", options.days, least=1, most=MAX_DAYS)
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     since = today - timedelta(days=options.days - 1)
-    found = _asked(io, tenant_id(options.tenant), lambda log, auth: log.consumed(auth, since=since))
+    tenant = tenant_id(options.tenant)
+    counted = _asked(io, tenant, lambda log, auth: log.counted(auth, since=since))
+    lines = used(counted, asyncio.run(_spent(io, tenant, since)))
     if options.json:
-        io.json({"tenant_id": options.tenant, "since": since, "usage": found})
+        io.json({"tenant_id": options.tenant, "since": since, "usage": lines})
         return FINE
-    io.columns(("DAY", "MODEL", "REQUESTS", "DENIED", "PROMPT", "COMPLETION", "COST"), _sums(found))
+    io.columns(("DAY", "MODEL", "REQUESTS", "DENIED", "PROMPT", "COMPLETION", "COST"), map(_shown, lines))
     return FINE
+
+
+def used(counted: Iterable[Counted], spent: Iterable[Spent]) -> list[Used]:
+    """What was asked is the log's to say, what it has cost the ledger's: it has all that was booked, and nothing twice."""
+    asked = {(one.day, one.model): one for one in counted}
+    paid = {(one.day, one.model): one for one in spent}
+    lines: list[Used] = []
+    for day, model in sorted(asked.keys() | paid.keys()):
+        count, sums = asked.get((day, model)), paid.get((day, model))
+        lines.append(
+            Used(
+                day=day,
+                model=model,
+                requests=0 if count is None else count.requests,
+                denied=0 if count is None else count.denied,
+                prompt_tokens=0 if sums is None else sums.prompt_tokens,
+                completion_tokens=0 if sums is None else sums.completion_tokens,
+                cost_nanousd=0 if sums is None else sums.cost_nanousd,
+            )
+        )
+    return lines
 
 
 def _line(one: RequestRecord) -> tuple[str, ...]:
@@ -159,17 +197,21 @@ def _line(one: RequestRecord) -> tuple[str, ...]:
     )
 
 
-def _sums(found: tuple[Consumed, ...]) -> Iterator[tuple[str, ...]]:
-    for one in found:
-        yield (
-            f"{one.day:%Y-%m-%d}",
-            one.model or "(none)",
-            f"{one.requests:,}",
-            f"{one.denied:,}",
-            f"{one.prompt_tokens:,}",
-            f"{one.completion_tokens:,}",
-            money(one.cost_nanousd),
-        )
+def _shown(one: Used) -> tuple[str, ...]:
+    return (
+        f"{one.day:%Y-%m-%d}",
+        one.model or "(none)",
+        f"{one.requests:,}",
+        f"{one.denied:,}",
+        f"{one.prompt_tokens:,}",
+        f"{one.completion_tokens:,}",
+        money(one.cost_nanousd),
+    )
+
+
+async def _spent(io: Io, tenant: TenantId, since: datetime) -> tuple[Spent, ...]:
+    async with open_ledger(io.node) as ledger:
+        return await ledger.spent(operator_of(tenant), since=since)
 
 
 def _asked(io: Io, tenant: TenantId, act: Callable[[RequestLog, AuthContext], Awaitable[ResultT]]) -> ResultT:

@@ -31,6 +31,10 @@ _FAULTS: Final = "faults"
 _DEFAULT_MINUTES: Final = 5.0
 _EXAMPLES: Final = "2000"
 _SLOW: Final = ("tests/e2e", "tests/integration", "tests/bench")
+_ALONE: Final = "tests/e2e"
+"""Tests that have the machine to themselves, as what they see of it is measured in seconds."""
+_BESIDE: Final = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+"""All others: a test per processor at a time. Each process has a database server of its own."""
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -87,17 +91,24 @@ def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
         return (_driver("kills", options.seed, str(scripts / "python"), "--points", str(options.points)),)
     if options.minutes is not None:
         return _fault_steps(options.minutes, options.seed, str(scripts / "python"))
-    # Why something was skipped is always said.
-    pytest = [str(scripts / "python"), "-m", "pytest", *(options.pytest or ("-q", "-rs"))]
-    if options.fast:
-        pytest += [f"--ignore={folder}" for folder in _SLOW]
     return (
         Step(name="format", command=(str(scripts / "ruff"), "format", "--check", ".")),
         Step(name="lint", command=(str(scripts / "ruff"), "check", ".")),
         Step(name="types", command=(str(scripts / "mypy"),)),
         Step(name="imports", command=(str(scripts / "lint-imports"),)),
-        Step(name="tests", command=tuple(pytest), shown=True),
+        *_test_steps(options, (str(scripts / "python"), "-m", "pytest")),
     )
+
+
+def _test_steps(options: Options, pytest: tuple[str, ...]) -> tuple[Step, ...]:
+    ignored = tuple(f"--ignore={folder}" for folder in _SLOW) if options.fast else ()
+    if options.pytest:
+        return (Step(name="tests", command=(*pytest, *options.pytest, *ignored), shown=True),)
+    # Why something was skipped is always said.
+    usual = (*pytest, "-q", "-rs")
+    beside = (*usual, *_BESIDE, *(ignored or (f"--ignore={_ALONE}",)))
+    tests = Step(name="tests", command=beside, shown=True)
+    return (tests,) if options.fast else (tests, Step(name="nodes", command=(*usual, _ALONE), shown=True))
 
 
 def _fault_steps(minutes: float, seed: int | None, python: str) -> tuple[Step, ...]:

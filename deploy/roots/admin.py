@@ -9,6 +9,7 @@ from adapters.system_clock import SystemClock
 from deploy.admin_surface import Part, create_admin_app
 from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
+from deploy.roots.provided import check_provided
 from deploy.roots.server import run, serve
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
@@ -47,6 +48,7 @@ def facts(env: Environment) -> NodeFacts:
         beside=parse_settings(env.text("BACKENDS")),
         prod=env.mode() == "prod",
         check_secret=lambda reference: check_reference(reference, env.variables),
+        check_backend=check_provided,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from deploy.roots.environment import PREFIX, resolve
 from ports.errors import InvalidArgument
+from stack_b.backends.settings import references
 from stack_b.configuration import Configuration
 
 DIRECTORY: Final = PREFIX + "GATEWAY_SECRETS_DIR"
@@ -21,18 +22,18 @@ NAMES: Final = PREFIX + "GATEWAY_ENV"
 def check_stored(found: Configuration, variables: Mapping[str, str]) -> None:
     """Raise `InvalidArgument` for a reference that a stored configuration may not make."""
     for backend in found.backends:
-        if backend.api_key:
+        for member, reference in references(backend):
             try:
-                check_reference(backend.api_key, variables)
+                check_reference(reference, variables)
             except InvalidArgument as error:
-                raise InvalidArgument(f"the api_key of backend {backend.name!r}: {error.message}") from None
+                raise InvalidArgument(f"the {member} of backend {backend.name!r}: {error.message}") from None
 
 
 def check_reference(reference: str, variables: Mapping[str, str]) -> None:
     """As `check_stored`, and also for one that leads nowhere."""
     kind, _, where = reference.partition(":")
     if kind == "env":
-        if where not in variables.get(NAMES, "").split(","):
+        if not where or where not in variables.get(NAMES, "").split(","):
             raise InvalidArgument(
                 f"a stored configuration may not refer to the variable {where!r}; list it in {NAMES}, set it, and run `up`"
             )
@@ -41,7 +42,7 @@ def check_reference(reference: str, variables: Mapping[str, str]) -> None:
         # Resolved: a link, or `..`, leads where it leads.
         if not directory or not Path(where).resolve().is_relative_to(Path(directory).resolve()):
             raise InvalidArgument(
-                f"a stored configuration may not refer to {where!r}; put the secret into {directory or DIRECTORY}"
+                f"a stored configuration may not refer to {where!r}; put it into {directory or DIRECTORY}"
             )
         resolve(reference, variables)
     else:

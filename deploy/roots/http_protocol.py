@@ -178,6 +178,8 @@ class BoundedProtocol(HttpToolsProtocol):
     # uvicorn's keep-alive, with a timer that is armed once in its time and not with every response.
 
     def on_response_complete(self) -> None:
+        # Whoever wanted to know has its answer; what hangs on it need not wait for the connection's next request.
+        self._told = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

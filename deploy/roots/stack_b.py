@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment, resolve
 from deploy.roots.gateway_secrets import check_stored
@@ -29,7 +27,7 @@ from stack_b.budget.prices import Prices, overlaid, parse_rows
 from stack_b.configuration import Configuration
 from stack_b.deps import NEEDS, StackBDeps
 from stack_b.following import Applied, FileSource, Following, Found, Standing, StoreSource, first, reaches_of
-from stack_b.limits import Limits
+from stack_b.limits import parse_limits
 from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
 from stack_b.routing.router import Router
@@ -63,14 +61,6 @@ def backends(env: Environment, configuration: Configuration) -> tuple[BackendSet
     explicit = (*configuration.backends, *parse_settings(env.text("BACKENDS")))
     check_settings(explicit)
     return merged(explicit, discovered(env.variables), demo=env.mode() != "prod")
-
-
-def limits(env: Environment) -> Limits:
-    """The published caps, with what the JSON object in `AGENTOS_GATEWAY_LIMITS` says instead."""
-    try:
-        return msgspec.json.decode(env.text("GATEWAY_LIMITS", "{}"), type=Limits)
-    except msgspec.DecodeError as error:
-        raise InvalidArgument(f"AGENTOS_GATEWAY_LIMITS is not usable: {error}") from None
 
 
 def prices(env: Environment, configuration: Configuration) -> Prices:
@@ -123,7 +113,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
     async with AsyncExitStack() as stack:
         needs = {**NEEDS, "provider": None, "gateway_configuration": None}
         ports = await stack.enter_async_context(open_ports(choices, needs, clock=clock, wrap=watched))
-        caps = limits(env)
+        caps = parse_limits(env.text("GATEWAY_LIMITS"))
         opened = await stack.enter_async_context(
             OpenedBackends(
                 clock,

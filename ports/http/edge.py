@@ -28,6 +28,7 @@ from ports.errors import (
     Unauthenticated,
 )
 from ports.http import envelope, strict_json
+from ports.http.body import Disconnected, Receive, read_body
 from ports.http.extensions import WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
 from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
@@ -35,7 +36,6 @@ from ports.http.trace import trace_from
 from ports.messages import Json
 
 Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -48,16 +48,10 @@ UNMATCHED: Final = "unmatched"
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-", b"via")
 """How the headers begin that proxies add."""
-_JSON: Final = b"application/json"
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_CONTENT_LENGTH_CHARS: Final = 18
 
 logger = logging.getLogger("agentos.http")
-
-
-class Disconnected(Exception):
-    """The client went away before its request was whole; there is nobody to answer."""
 
 
 class Exchange(Struct, kw_only=True):
@@ -88,6 +82,9 @@ Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
 """What a surface adds to the headers of a response."""
 
+Denied: TypeAlias = Callable[[AuthContext, str, PermissionDenied], Awaitable[None]]
+"""Told of a known caller who may not, and at which template, before the caller is."""
+
 ExtraMembers: TypeAlias = Callable[[AgentOSError], Mapping[str, Any]]
 """What a surface adds inside `error`."""
 
@@ -102,6 +99,10 @@ def exchange(scope: Mapping[str, Any]) -> Exchange:
 
 def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
+
+
+async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
+    return None
 
 
 def no_headers(_: Exchange) -> list[tuple[bytes, bytes]]:
@@ -129,11 +130,13 @@ class Edge:
         key_header: bytes | None = None,
         endpoints: Mapping[tuple[str, str], EdgeApp] | None = None,
         headers: MoreHeaders = no_headers,
+        denied: Denied = no_word,
     ) -> None:
         """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
         self._endpoints = endpoints or {}
         self._more_headers = headers
+        self._denied = denied
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
@@ -175,15 +178,16 @@ class Edge:
         route, path = self._match(scope, headers)
         found.template = route.template
         if route.access not in {PUBLIC, LOOPBACK}:
-            found.auth = scope["auth"] = (await self._caller(headers, route)).traced(found.trace)
-            found.reauthorize = partial(self._caller, headers, route)
+            found.auth = scope["auth"] = await self._caller(headers, found.trace, route)
+            # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
+            found.reauthorize = partial(self._caller, headers, found.trace, route)
         if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
         if route.mutation:
             found.idempotency_key = _idempotency_key(headers)
         raw: bytes | None = None
         if route.method in _WITH_BODY:
-            raw = await _body(receive, headers, route.max_body_bytes)
+            raw = await read_body(receive, headers, route.max_body_bytes)
             found.json = strict_json.parse(raw)
             if not isinstance(found.json, dict):
                 raise InvalidArgument("the body must be a JSON object", code="validation_failed")
@@ -206,7 +210,7 @@ class Edge:
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
-    async def _caller(self, headers: Headers, route: Route) -> AuthContext:
+    async def _caller(self, headers: Headers, trace: Trace, route: Route) -> AuthContext:
         """Who asks, authenticated and authorized."""
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
@@ -223,12 +227,12 @@ class Edge:
             raise Unauthenticated("send a token: Authorization: Bearer …")
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthenticated("the token is not valid")
-        auth = await self._verifier.verify(token)
-        if route.access == DENIED:
-            raise PermissionDenied("this route has no declared scope and is closed")
-        auth.require(route.access)
-        if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
-            raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
+        auth = (await self._verifier.verify(token)).traced(trace)
+        try:
+            _authorize(auth, headers, route)
+        except PermissionDenied as error:
+            await self._denied(auth, route.template, error)
+            raise
         return auth
 
     async def _refuse(self, send: "Answering", error: AgentOSError, found: Exchange) -> None:
@@ -283,6 +287,15 @@ class Answering:
         ]
 
 
+def _authorize(auth: AuthContext, headers: Headers, route: Route) -> None:
+    """Raises `PermissionDenied`."""
+    if route.access == DENIED:
+        raise PermissionDenied("this route has no declared scope and is closed")
+    auth.require(route.access)
+    if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
+        raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
+
+
 def _check_query(raw: bytes, known: tuple[str, ...]) -> None:
     try:
         names = [name for name, _ in parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=100)]
@@ -318,49 +331,6 @@ def _idempotency_key(headers: Headers) -> str:
     if _PRINTABLE.fullmatch(key) is None:
         raise InvalidArgument("Idempotency-Key must be 1 to 255 printable ASCII characters")
     return key
-
-
-async def _body(receive: Receive, headers: Headers, limit: int) -> bytes:
-    if b"content-encoding" in headers:
-        raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
-    announced = headers.text(b"content-length")
-    if announced is not None:
-        if not (announced.isascii() and announced.isdigit()):
-            raise InvalidArgument("Content-Length must be a number")
-        # By its length first: a number of a million digits takes long to read.
-        if len(announced) > _CONTENT_LENGTH_CHARS or int(announced) > limit:
-            raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    raw = b"".join(chunks)
-    if not raw:
-        # Verbs such as `:cancel` take an optional body.
-        return b"{}"
-    if headers.get(b"content-type") != _JSON and not _is_json(headers.text(b"content-type") or ""):
-        raise InvalidArgument("send the body as application/json, in UTF-8", code="unsupported_media_type")
-    return raw
-
-
-def _is_json(content_type: str) -> bool:
-    media, _, parameters = content_type.lower().partition(";")
-    return media.strip() == "application/json" and parameters.replace('"', "").strip() in {"", "charset=utf-8"}
-
-
-def _too_large(limit: int) -> InvalidArgument:
-    return InvalidArgument(
-        f"the body is larger than {limit} bytes", code="payload_too_large", details={"max_body_bytes": limit}
-    )
 
 
 def _replay(raw: bytes, receive: Receive) -> Receive:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from stack_b.backends.billing import StopsBilling, usual
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.dialects import Azure, Dialect, Tgi, Vllm
+from stack_b.backends.money import nanousd_of
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 from stack_b.backends.provided import ProvidedBackend
@@ -41,6 +41,9 @@ _STEERED: Final = frozenset(
     {"model", "messages", "input", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n"}
 )
 
+MOST_TOKENS: Final = 100_000_000
+"""Of one answer: more than any model writes."""
+
 Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=100)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3_600)]
 
@@ -51,7 +54,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The backend's own name for it, where it differs."""
     chat: bool = True
     embed: bool = False
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MOST_TOKENS)] | None = None
     hidden_reasoning: bool | None = None
     """Whether it bills output that no stream shows."""
     prompt_usd_per_million: str | None = None
@@ -90,6 +93,14 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def reach(self) -> Reach:
         return Reach(regions=frozenset(self.regions), classifications=frozenset(self.classifications))
+
+
+def references(backend: BackendSettings) -> Iterator[tuple[str, str]]:
+    """What it refers to outside of the configuration: the member, and `env:NAME` or `file:/path`."""
+    if backend.api_key:
+        yield "api_key", backend.api_key
+    if backend.ca_file:
+        yield "ca_file", f"file:{backend.ca_file}"
 
 
 def parse_settings(text: str) -> tuple[BackendSettings, ...]:
@@ -252,7 +263,10 @@ def _of_any(backend: BackendSettings) -> Iterator[str]:
 
 def _card(model: ModelSettings, upstream: str | None = None) -> ModelCard:
     priced = model.prompt_usd_per_million is not None or model.completion_usd_per_million is not None
-    price = Price(prompt=_nanousd(model.prompt_usd_per_million), completion=_nanousd(model.completion_usd_per_million))
+    price = Price(
+        prompt=nanousd_of(model.prompt_usd_per_million or "0"),
+        completion=nanousd_of(model.completion_usd_per_million or "0"),
+    )
     return ModelCard(
         id=model.id,
         upstream=model.upstream or upstream or model.id,
@@ -262,13 +276,3 @@ def _card(model: ModelSettings, upstream: str | None = None) -> ModelCard:
         hidden_reasoning=model.hidden_reasoning,
         price=price if priced else None,
     )
-
-
-def _nanousd(text: str | None) -> int:
-    try:
-        amount = Decimal(text or "0") * 1_000_000_000
-    except InvalidOperation:
-        raise InvalidArgument(f"{text!r} is not a price; write US dollars per million tokens, such as 0.15") from None
-    if not amount.is_finite() or amount < 0 or amount != int(amount):
-        raise InvalidArgument(f"{text!r} is not a price in whole nano-dollars per million tokens")
-    return int(amount)

@@ -18,8 +18,14 @@ class _Function(Struct, frozen=True):
     arguments: str | None = None
 
 
+class _Custom(Struct, frozen=True):
+    name: str | None = None
+    input: str | None = None
+
+
 class _ToolCall(Struct, frozen=True):
     function: _Function | None = None
+    custom: _Custom | None = None
     index: int | None = None
 
 

@@ -22,7 +22,7 @@ MOST_REQUESTS: Final = 4_096
 MOST_TIMES: Final = 16
 """As many as before, at once: a moment's burst is no measure."""
 SOON_S: Final = 1.0
-IDLE_S: Final = 2.0
+IDLE_S: Final = 1.0
 """A chunk that nobody used for so long goes back."""
 MAX_AGE_S: Final = 5.0
 """So does what is left of one that is as old as this, however busy: the next one is cut to the room there is then."""

@@ -49,8 +49,9 @@ def planned(
     ask: Ask,
     *,
     tier: str,
+    name: str = "",
 ) -> Plan:
-    """`tier` is the name that was asked for: an alias, a tier or a model.
+    """`tier` is the tier or model that was asked for, by the name `name`, which may be an alias of it.
 
     Raises:
         PermissionDenied: a budget limits money, and no candidate has a price.
@@ -63,7 +64,7 @@ def planned(
         "session": about.session,
         "tier": tier,
     }
-    also = accounts(0, budgets, scopes)[1:]
+    also = accounts(0, budgets, scopes, alias=name)[1:]
     money = [account for account in also if account.budget.unit == "nanousd"]
     if any(account.budget.mode == "hard" for account in money):
         candidates = tuple(one for one in candidates if one.card.price is not None)

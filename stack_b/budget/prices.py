@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +10,7 @@ from msgspec.structs import replace
 
 from ports.errors import InvalidArgument
 from stack_b.backends.catalog import Candidate
+from stack_b.backends.money import nanousd_of
 from stack_b.backends.protocol import Price
 
 
@@ -93,23 +93,13 @@ def overlaid(rows: Sequence[PriceRow], others: Sequence[PriceRow]) -> tuple[Pric
 
 def _price(row: PriceRow) -> Price:
     def optional(text: str | None) -> int | None:
-        return None if text is None else _nanousd(text)
+        return None if text is None else nanousd_of(text)
 
     return Price(
-        prompt=_nanousd(row.prompt),
-        completion=_nanousd(row.completion),
+        prompt=nanousd_of(row.prompt),
+        completion=nanousd_of(row.completion),
         cache_read=optional(row.cache_read),
         cache_write=optional(row.cache_write),
         reasoning=optional(row.reasoning),
         version=f"{row.model}@{row.valid_from.isoformat()}",
     )
-
-
-def _nanousd(text: str) -> int:
-    try:
-        amount = Decimal(text) * 1_000_000_000
-    except InvalidOperation:
-        raise InvalidArgument(f"{text!r} is not a price; write US dollars per million tokens, such as 0.15") from None
-    if not amount.is_finite() or amount < 0 or amount != int(amount):
-        raise InvalidArgument(f"{text!r} is not a price in whole nano-dollars per million tokens")
-    return int(amount)

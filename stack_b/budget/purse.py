@@ -2,7 +2,8 @@
 
 A request takes of a chunk that was leased before, and the next one is leased while there is some of it left. Where none has
 enough, one call leases for all who wait; near the limit, where the ledger spares nothing, that is an exact hold for the one
-request. Nobody is refused for what this process holds idle.
+request. Nobody is refused for what this process holds idle, nor for what another does: before `budget_in_flight` is told, a
+request waits for as long as idle chunks take to go back.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Coroutine, Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
@@ -25,7 +27,7 @@ FLUSH_AFTER: Final = timedelta(milliseconds=100)
 """How long usage waits for company on its way to the ledger."""
 FLUSH_EVENTS: Final = 256
 """Of one tenant, that don't wait any longer; and of one chunk, at most in one call."""
-LOOK_EVERY: Final = timedelta(seconds=1)
+LOOK_EVERY: Final = timedelta(milliseconds=500)
 """For chunks that should go back, and leases that should go on."""
 BOOK_TRIES: Final = 3
 BOOK_RETRY: Final = timedelta(milliseconds=200)
@@ -33,6 +35,10 @@ EXACT_AT_ONCE: Final = 4
 """Exact holds of one pool under way: they wait for the same row, and should do so here, not on a connection each."""
 TIGHT_S: Final = 1.0
 """After the ledger spared nothing, requests don't wait for each other in the hope of a chunk, for so long."""
+PATIENCE_S: Final = 2.0
+"""How long a request waits for what others hold: more than `IDLE_S` and `LOOK_EVERY`, after which idle chunks are back."""
+ASK_AGAIN: Final = timedelta(milliseconds=100)
+"""Meanwhile, one of a tenant's requests for all of them."""
 DRAIN_S: Final = 10.0
 
 ResultT = TypeVar("ResultT")
@@ -79,6 +85,8 @@ class Purse:
         self._in_chunks = in_chunks
         self._pools: dict[PoolKey, _Pool] = {}
         self._books: dict[TenantId, _Books] = {}
+        self._patience: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
+        """Of whoever asks again and again, for room that others hold."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._lease = timedelta(0)
@@ -162,10 +170,39 @@ class Purse:
                     return Taken(chunk, amount)
                 if self._in_chunks and self._clock.monotonic() >= pool.tight_until:
                     return await self._granted(auth, amount, on, lease, pool)
-            async with pool.exact:
-                return await self._granted(auth, amount, on, lease, pool)
+            return await self._exact(auth, amount, on, lease, pool)
+        except ResourceExhausted as refused:
+            if not self._in_chunks or refused.code != "budget_in_flight":
+                raise
+            return await self._patiently(auth, amount, on, lease, pool)
         finally:
             pool.waiting -= 1
+
+    async def _exact(
+        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+    ) -> Taken:
+        async with pool.exact:
+            return await self._granted(auth, amount, on, lease, pool)
+
+    async def _patiently(
+        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+    ) -> Taken:
+        """Refused for what others hold, which may be idle. Those who wait behind another one ask once more at the end."""
+        ends = self._clock.monotonic() + PATIENCE_S
+        turn = self._patience.setdefault(auth.tenant, asyncio.Lock())
+        # Who was behind somebody asks at once: that one may have been served.
+        at_once = turn.locked()
+        async with turn:
+            while (now := self._clock.monotonic()) < ends:
+                if not at_once:
+                    await self._clock.sleep(min(ASK_AGAIN, timedelta(seconds=ends - now)))
+                at_once = False
+                try:
+                    return await self._exact(auth, amount, on, lease, pool)
+                except ResourceExhausted as refused:
+                    if refused.code != "budget_in_flight" or self._clock.monotonic() >= ends:
+                        raise
+        return await self._exact(auth, amount, on, lease, pool)
 
     async def _leased_ahead(
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool

@@ -5,7 +5,8 @@ from typing import Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from ports.http.edge import Answering, EdgeApp, Exchange, Receive, Scope, Send, exchange
+from ports.http.body import Receive
+from ports.http.edge import Answering, EdgeApp, Exchange, Scope, Send, exchange
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
 
 _JSON: Final = b"application/json"

@@ -14,7 +14,8 @@ from typing import Final
 
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
-from ports.http.edge import Disconnected, Receive, Scope, Send
+from ports.http.body import Disconnected, Receive
+from ports.http.edge import Scope, Send
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
 from ports.http.sse import HANG_UP
 from stack_b.caller import Caller
@@ -127,7 +128,7 @@ class ChatStream:
         """The client has."""
         if self._flight is None:
             self._caller.leave()
-        elif not self._flight.over:
+        else:
             self._flight.client_left()
 
     def _sending(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from ports.http.edge import Disconnected, Receive
+from ports.http.body import Disconnected, Receive
 from ports.messages import Json
 from stack_b.caller import Caller
 from stack_b.flights import Flight

@@ -10,14 +10,14 @@ from typing import Final, TypeAlias
 from ports.messages import Json
 from ports.model import PolicyOutcome
 from stack_b.backends.catalog import Candidate
-from stack_b.chunks import Piece, Run
+from stack_b.chunks import Closing, Piece, Run
 from stack_b.fragments import joined
 from stack_b.policies.calls import Unreadable, read_arguments
 from stack_b.policies.patterns import Search
 from stack_b.policies.rules import Rules, Subject
-from stack_b.policies.strings import strings
+from stack_b.policies.strings import names_of, strings
 from stack_b.policies.text import Reading, canonical_text
-from stack_b.redaction.answer import Answer
+from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer
 from stack_b.redaction.findings import Finding
 
 _BLOCKED: Final = "content_filter"
@@ -78,10 +78,18 @@ class Guarded:
         self._choices: dict[int, _Choice] = {}
         self._leads: dict[int, dict[str, Json]] = {}
         self._last: dict[int, dict[str, Json]] = {}
+        self._beside: dict[str, None] = {}
+        """Why something beside the choices was left out, in order."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         return self._answer.findings
+
+    @property
+    def ended(self) -> frozenset[int]:
+        """The choices of which nothing more is shown."""
+        denied = frozenset(index for index, one in self._choices.items() if one.denied is not None)
+        return denied | self._answer.ended
 
     def served_by(self, candidate: Candidate) -> None:
         """Who answers. Told before anything of the answer is shown."""
@@ -89,7 +97,7 @@ class Guarded:
         self._searches = self._rules.searches(self._subject, candidate)
 
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
-        shown = await self._answer.whole(answer)
+        shown = self._headed(await self._answer.whole(answer), HEAD)
         return {**shown, "choices": [self._whole(choice) for choice in shown["choices"]]}
 
     async def pieces(self, pieces: list[Piece]) -> list[Piece]:
@@ -107,24 +115,41 @@ class Guarded:
                 released.append(self._piece(self._last[index], last))
         return released
 
-    async def closing(self, chunks: list[dict[str, Json]]) -> list[dict[str, Json]]:
-        shown = await self._answer.closing(chunks)
-        return [{**chunk, "choices": [self._ended(choice) for choice in chunk["choices"]]} for chunk in shown]
+    async def closing(self, chunks: list[dict[str, Json]]) -> Closing:
+        heads = [self._headed(chunk, LAST_HEAD) for chunk in await self._answer.closing(chunks)]
+        return Closing([{**head, "choices": [self._ended(choice) for choice in head["choices"]]} for head in heads])
+
+    def to_keep(self, shown: Json) -> Json:
+        return self._answer.to_keep(shown)
 
     def outcome(self, asked: PolicyOutcome | None) -> PolicyOutcome | None:
         before = self._answer.outcome(asked)
         denied = [one.denied for _, one in sorted(self._choices.items()) if one.denied is not None]
-        if before is None or not denied:
+        reasons = dict.fromkeys(denied) | self._beside
+        if before is None or not reasons:
             return before
-        return PolicyOutcome(decision="blocked", reasons=(*before.reasons, *dict.fromkeys(denied)))
+        return PolicyOutcome(decision="blocked", reasons=(*before.reasons, *reasons))
 
     def _choice(self, index: int) -> "_Choice":
         return self._choices.setdefault(index, _Choice(self))
 
+    def _headed(self, chunk: dict[str, Json], known: frozenset[str]) -> dict[str, Json]:
+        """`chunk` without what is denied of what is said beside its choices."""
+        if not self._searches or chunk.keys() <= known:
+            return chunk
+        shown: dict[str, Json] = {}
+        for name, member in chunk.items():
+            reason = None if name in known else self.against({name: member})
+            if reason is None:
+                shown[name] = member
+            else:
+                self._beside[reason] = None
+        return shown
+
     def _fed(self, pieces: Sequence[Piece]) -> list[dict[str, Json]]:
         released: list[dict[str, Json]] = []
         for piece in pieces:
-            chunk = piece.with_text("".join(piece.texts)) if isinstance(piece, Run) else piece
+            chunk = self._headed(piece.with_text("".join(piece.texts)) if isinstance(piece, Run) else piece, HEAD)
             [choice] = chunk["choices"]
             index = choice.get("index") or 0
             self._last[index] = chunk
@@ -142,7 +167,7 @@ class Guarded:
     def _piece(self, chunk: dict[str, Json], delta: dict[str, Json]) -> dict[str, Json]:
         [choice] = chunk["choices"]
         one = self._choice(choice.get("index") or 0)
-        rest = {name: self._beside(name, member, one) for name, member in choice.items() if name != "delta"}
+        rest = {name: self._beside_message(name, member, one) for name, member in choice.items() if name != "delta"}
         return {**chunk, "choices": [{**rest, "delta": delta}]}
 
     def _whole(self, choice: dict[str, Json]) -> dict[str, Json]:
@@ -157,10 +182,10 @@ class Guarded:
     def _ended(self, choice: dict[str, Json]) -> dict[str, Json]:
         """Everything of a choice but what it says."""
         one = self._choice(choice.get("index") or 0)
-        shown = {name: self._beside(name, member, one) for name, member in choice.items() if name != "message"}
+        shown = {name: self._beside_message(name, member, one) for name, member in choice.items() if name != "message"}
         return {**shown, "finish_reason": _BLOCKED} if one.denied is not None else shown
 
-    def _beside(self, name: str, member: Json, one: "_Choice") -> Json:
+    def _beside_message(self, name: str, member: Json, one: "_Choice") -> Json:
         """What stands beside a message. Token by token, probabilities would spell what was held back."""
         if name in _STRUCTURE or not self._searches:
             return member
@@ -183,16 +208,12 @@ class Guarded:
         return None
 
     def against_call(self, call: Json) -> str | None:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            function = {}
-        arguments = function.get("arguments")
-        name = function.get("name")
-        name = name if isinstance(name, str) else ""
         assert self._candidate is not None, "an answer is somebody's"
-        denial = self._rules.call(self._subject, self._candidate, name, arguments)
-        if denial is not None:
-            return denial.reason
+        arguments = _arguments_of(call)
+        for name in names_of(call):
+            denial = self._rules.call(self._subject, self._candidate, name, arguments)
+            if denial is not None:
+                return denial.reason
         return self.against([call, _read(arguments)])
 
 
@@ -259,6 +280,13 @@ class _Choice:
                     ended[name] = text
                 self.denied = gate.denied
         return ended
+
+
+def _arguments_of(call: Json) -> Json:
+    """Of a function, as JSON; of a tool that takes a text, that text."""
+    places = [call.get("custom"), call.get("function"), call] if isinstance(call, dict) else []
+    found = [place.get("input") or place.get("arguments") for place in places if isinstance(place, dict)]
+    return next((one for one in found if one), None)
 
 
 def _read(arguments: Json) -> Json:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from ports.errors import InvalidArgument
 from ports.http.strict_json import parse
 from ports.messages import Json
-from ports.policy import Argument, Effect
+from ports.policy import Argument, Effect, Scalar
 from stack_b.policies.patterns import compiled
 from stack_b.policies.text import canonical_text
 
@@ -61,20 +63,23 @@ class _Condition:
         found = list(_at(arguments, self._path))
         if self._allows:
             return bool(found) and all(self._is_so(value) for value in found)
-        return any(self._is_so(value) for value in found)
+        # A tool that takes one of something may take a list of it.
+        return any(self._is_so(one) for value in found for one in _leaves(value))
 
     def _is_so(self, value: Json) -> bool:
         said = self._said
-        if said.values is not None and not any(_same(value, one) for one in said.values):
+        same = _same if self._allows else _alike
+        if said.values is not None and not any(same(value, one) for one in said.values):
             return False
         if self._patterns and not self._matches(value):
             return False
         return (said.least is None and said.most is None) or self._within(value)
 
     def _matches(self, value: Json) -> bool:
-        if not isinstance(value, str):
+        if self._allows and not isinstance(value, str):
             return False
-        readings = (value,) if self._allows else (value, canonical_text(value))
+        text = _written(value)
+        readings = (text,) if self._allows else (text, canonical_text(text))
         return any(pattern.fullmatch(text) is not None for pattern in self._patterns for text in readings)
 
     def _within(self, value: Json) -> bool:
@@ -87,6 +92,39 @@ class _Condition:
 def _same(value: Json, one: Json) -> bool:
     """`true` and 1 are two things."""
     return bool(value == one) and isinstance(value, bool) == isinstance(one, bool)
+
+
+def _alike(value: Json, one: Scalar) -> bool:
+    """The same to some tool, however it is written."""
+    if _same(value, one):
+        return True
+    given, said = _written(value), _written(one)
+    if canonical_text(given).strip().casefold() == canonical_text(said).strip().casefold():
+        return True
+    return isinstance(one, int | float) and not isinstance(one, bool) and isinstance(value, str) and _equals(value, one)
+
+
+def _equals(text: str, one: float) -> bool:
+    try:
+        return float(text) == one
+    except ValueError:
+        return False
+
+
+def _written(value: Json) -> str:
+    """As it stands in JSON, texts without their quotation marks."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _leaves(value: Json) -> Iterator[Json]:
+    if isinstance(value, dict):
+        for member in value.values():
+            yield from _leaves(member)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _between(value: float, said: Argument) -> bool:

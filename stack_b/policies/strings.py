@@ -42,22 +42,23 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
     names: list[str] = []
     for member in ("tools", "functions"):
         given = members.get(member)
-        names += [_name(tool) for tool in given] if isinstance(given, list) else []
+        for tool in given if isinstance(given, list) else ():
+            names += names_of(tool)
     for member in ("tool_choice", "function_call"):
         choice = members.get(member)
         if isinstance(choice, dict):
             allowed = choice.get("allowed_tools", choice)
             tools = allowed.get("tools") if isinstance(allowed, dict) else None
-            names += [_name(tool) for tool in tools] if isinstance(tools, list) else [_name(choice)]
+            for tool in tools if isinstance(tools, list) else (choice,):
+                names += names_of(tool)
     return tuple(dict.fromkeys(names))
 
 
-def _name(tool: Json) -> str:
+def names_of(tool: Json) -> list[str]:
+    """Of a tool or a call: every name that somebody might go by; without one, its type."""
     if not isinstance(tool, dict):
-        return ""
+        return [""]
     kind = tool.get("type")
-    inner = tool.get(kind) if isinstance(kind, str) else None
-    for place in (tool.get("function"), inner, tool):
-        if isinstance(place, dict) and isinstance(place.get("name"), str):
-            return str(place["name"])
-    return kind if isinstance(kind, str) else ""
+    places = (tool.get("function"), tool.get("custom"), tool.get(kind) if isinstance(kind, str) else None, tool)
+    names = [str(place["name"]) for place in places if isinstance(place, dict) and isinstance(place.get("name"), str)]
+    return list(dict.fromkeys(names)) or [kind if isinstance(kind, str) else ""]

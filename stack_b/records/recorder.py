@@ -53,6 +53,23 @@ class Recorder:
             written = await self._kept(trail, written, trail.texts)
         self.writer.note(trail.auth, written)
 
+    async def turned_away(self, auth: AuthContext, route: str, error: PermissionDenied) -> None:
+        """A request of somebody known that came no further than the edge: it is in the audit before it is told."""
+        now = self._clock.now()
+        record = RequestRecord(
+            id=new_request_id(now),
+            at=now,
+            namespace=auth.namespace,
+            principal=auth.principal,
+            correlation_id=auth.trace.correlation_id,
+            route=route,
+            model_asked="",
+            status=status_of(error),
+            code=error.code,
+            denied=True,
+        )
+        await self.writer.denied(auth, Written(record=record))
+
     def replayed(self, auth: AuthContext, call: ChatCall | EmbedCall, reply: dict[str, Json], *, joined: bool) -> None:
         """A request that was answered with what another one has paid."""
         now, route = self._clock.now(), reply.get("route") or {}

@@ -1,4 +1,5 @@
-"""What the client may read of a model's answer, whole or as chunks: the texts of every choice, and what it calls.
+"""What the client may read of a model's answer, whole or as chunks: the texts of every choice, what it calls, and what a
+backend says beside them.
 
 A finding that blocks ends its choice there, with the finish reason `content_filter`. Token probabilities are left out where
 texts are looked at: token by token they spell what was taken out.
@@ -15,11 +16,16 @@ from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
-from stack_b.redaction.spans import SHORTEST, is_media
+from stack_b.redaction.spans import SHORTEST, is_media, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
+from stack_b.replay import RECEIPT
 
 _STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", "function"})
 """Members of a choice and of a call that clients go by, and those that are looked at by themselves."""
+HEAD: Final = frozenset({"choices", "created", "id", "model", "object", "service_tier", "system_fingerprint", "usage"})
+"""Members of an answer and of a chunk that say nothing. Whatever else a backend puts beside its choices is looked at."""
+LAST_HEAD: Final = HEAD.union(RECEIPT)
+"""The same where the receipt is."""
 _PLAIN_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "message"})
 _PLAIN_MESSAGE: Final = frozenset({"role", "content"})
 _BLOCKED: Final = "content_filter"
@@ -35,11 +41,21 @@ class Answer:
         self._leads: dict[int, dict[str, Json]] = {}
         self._last: dict[int, dict[str, Json]] = {}
         self._kinds: list[str] = []
+        self._beside: tuple[dict[str, Json], dict[str, Json]] | None = None
+        """What was said beside the choices last, and what may be shown of it."""
+        self._run: tuple[dict[str, Json], dict[str, Json]] | None = None
+        self._blocked = False
+        """Something beside the choices was."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was taken out so far."""
         return findings_of(Counter(self._kinds)) if self._kinds else ()
+
+    @property
+    def ended(self) -> frozenset[int]:
+        """The choices of which nothing more is shown."""
+        return frozenset(index for index, one in self._choices.items() if one.blocked)
 
     def served_by(self, candidate: Candidate) -> None:
         """Who answers: no difference to what is found."""
@@ -47,7 +63,8 @@ class Answer:
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
             return answer
-        return {**answer, "choices": [await self._whole(choice) for choice in answer["choices"]]}
+        head = answer if answer.keys() <= HEAD else await self._headed(answer, HEAD)
+        return {**head, "choices": [await self._whole(choice) for choice in answer["choices"]]}
 
     async def pieces(self, pieces: list[Piece]) -> list[Piece]:
         """What may go out now, of chunks with one choice each."""
@@ -60,13 +77,15 @@ class Answer:
             elif index_of(piece.chunk) in self._leads:
                 released += await self._chunk(piece.with_text("".join(piece.texts)))
             else:
-                index = index_of(piece.chunk)
-                self._last[index] = piece.chunk
-                if texts := await self._choice(index).more(piece.texts):
-                    released.append(Run(piece.chunk, texts, 0))
+                index, form = index_of(piece.chunk), await self._form(piece.chunk)
+                self._last[index] = form
+                if shown := await self._choice(index).more(piece.texts):
+                    released.append(Run(form, shown, 0))
         return released
 
     async def _chunk(self, chunk: dict[str, Json]) -> list[dict[str, Json]]:
+        if not chunk.keys() <= HEAD:
+            chunk = await self._headed(chunk, HEAD)
         [choice] = chunk["choices"]
         index = choice.get("index") or 0
         one = self._choice(index)
@@ -94,17 +113,44 @@ class Answer:
         """The last chunks; they say which choices were blocked."""
         if self._lens.idle:
             return Closing(chunks)
+        heads = [await self._headed(chunk, LAST_HEAD) for chunk in chunks]
         return Closing(
-            [{**chunk, "choices": [await self._ended(choice) for choice in chunk["choices"]]} for chunk in chunks]
+            [{**head, "choices": [await self._ended(choice) for choice in head["choices"]]} for head in heads]
         )
+
+    def to_keep(self, shown: Json) -> Json:
+        """What was shown, as it may be written down: with the placeholders that were undone in it standing again."""
+        return rewritten(shown, {text: self._lens.standing(text) for text in texts(shown)})
 
     def outcome(self, asked: PolicyOutcome | None) -> PolicyOutcome | None:
         """What policy decided on the request and on its answer."""
         if asked is None or not self._kinds:
             return asked
-        blocked = any(one.blocked for one in self._choices.values())
+        blocked = self._blocked or any(one.blocked for one in self._choices.values())
         reasons = (*asked.reasons, *(f"pii_output:{kind}" for kind in sorted(set(self._kinds))))
         return PolicyOutcome(decision="blocked" if blocked else "redacted", reasons=reasons)
+
+    async def _form(self, chunk: dict[str, Json]) -> dict[str, Json]:
+        """Of a run: the same object for the same one."""
+        if chunk.keys() <= HEAD:
+            return chunk
+        if self._run is None or self._run[0] is not chunk:
+            self._run = (chunk, await self._headed(chunk, HEAD))
+        return self._run[1]
+
+    async def _headed(self, chunk: dict[str, Json], known: frozenset[str]) -> dict[str, Json]:
+        """`chunk` with what is said beside its choices as it may be shown. What blocks is left out."""
+        beside = {name: member for name, member in chunk.items() if name not in known}
+        if self._beside is None or self._beside[0] != beside:
+            # Mostly the same in every chunk.
+            shown: dict[str, Json] = {}
+            for name, member in beside.items():
+                one = _Choice(self._lens, self._kinds)
+                value = await one.value({name: member})
+                self._blocked = self._blocked or one.blocked
+                shown |= {} if one.blocked else value
+            self._beside = (beside, shown)
+        return {name: member for name, member in chunk.items() if name in known} | self._beside[1]
 
     def _choice(self, index: int) -> "_Choice":
         return self._choices.setdefault(index, _Choice(self._lens, self._kinds))

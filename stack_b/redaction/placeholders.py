@@ -53,6 +53,12 @@ class Placeholders:
             elif any(known.startswith(tag) and self._kinds[known] == kind for known in self._values):
                 yield Mark(match.start(), match.end(), placeholder(kind))
 
+    def standing(self, text: str) -> str:
+        """`text` with the values that were undone in it replaced again."""
+        for tag, value in sorted(self._values.items(), key=lambda known: -len(known[1])):
+            text = text.replace(value, f"[{self._kinds[tag]}_{tag}]")
+        return text
+
     def cut_short(self, text: str) -> Mark | None:
         """A placeholder that `text`, which ends here, only begins."""
         at = text.rfind("[")

@@ -60,6 +60,10 @@ class Lens:
         spans = await self._detector.detect(self._auth, text)
         return [span for span in spans if self._rules.mode(span.kind) != "allow"]
 
+    def standing(self, text: str) -> str:
+        """What was shown, with the placeholders that were undone in it standing again."""
+        return self._placeholders.standing(text)
+
     def marks(self, text: str) -> list[Mark]:
         return list(self._placeholders.marks(text))
 

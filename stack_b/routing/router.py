@@ -120,6 +120,10 @@ class Router:
         """The tier that a client asks for by `name`; empty where it is none."""
         return self._rules.tier(name)
 
+    def target(self, name: str) -> str:
+        """The tier or model that a client asks for by `name`."""
+        return self._rules.target(name)
+
     def _settled_order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         served = self._catalog.served()
         if self._remembered_for is not served:

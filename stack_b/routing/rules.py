@@ -41,14 +41,18 @@ class RoutingRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Models whose backends are equals: a conversation stays with one of them, where its prompt is cached. The backends of
     any other model are tried in the order they are configured."""
 
+    def target(self, name: str) -> str:
+        """The tier or model that an alias leads to; any other name leads to itself."""
+        return self.aliases.get(name, name)
+
     def tier(self, name: str) -> str:
         """The tier that `name` is or leads to; empty where it leads to none."""
-        target = self.aliases.get(name, name)
+        target = self.target(name)
         return target if target in self.tiers else ""
 
     def models(self, name: str) -> tuple[str, ...]:
         """The models that `name` leads to, best first; a name nobody configured leads to itself."""
-        target = self.aliases.get(name, name)
+        target = self.target(name)
         return self.tiers.get(target, (target,))
 
 

@@ -8,7 +8,8 @@ import sys
 from typing import Final
 
 from deploy.roots.server import run, serve
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 from stack_b.backends.connection import Patience
 from stack_b.backends.dial import dial, split_url
 from stack_b.backends.pool import Pool

@@ -16,7 +16,8 @@ import httpx
 import openai
 import pytest
 
-from ports.http.edge import App, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Scope, Send
 from stack_b.backends.protocol import ModelCard
 from stack_b.http import chat_stream
 from stack_b.http.completions import SURFACES

@@ -12,7 +12,8 @@ import pytest
 
 from conformance.people import ACME
 from ports.errors import Unavailable
-from ports.http.edge import App, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Scope, Send
 from ports.http.extensions import ON_DISCONNECT
 from ports.messages import Json
 from stack_b import steps as steps_module

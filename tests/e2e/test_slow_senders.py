@@ -6,7 +6,8 @@ import pytest
 from anyio.abc import SocketStream
 
 from deploy.roots.http_protocol import SENDER_WINDOW_BYTES, SENDER_WINDOW_S, BoundedProtocol
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 from tests.support.http_server import served
 
 pytestmark = [pytest.mark.anyio]

@@ -9,7 +9,8 @@ import anyio
 import httpx
 import pytest
 
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 from stack_b.backends.protocol import ModelCard
 from tests.support.http_server import served
 from tests.support.scripted_upstream import delta, usage

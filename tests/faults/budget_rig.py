@@ -22,7 +22,8 @@ from ports.adapter import Given
 from ports.budget import Balance, BudgetLedger
 from ports.context import AuthContext
 from ports.errors import Unavailable
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 from ports.ids import TenantId
 from ports.tenant import Entitlements, TenantDirectory
 from stack_b.limits import Limits

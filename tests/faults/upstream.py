@@ -8,7 +8,8 @@ import json
 from collections import Counter
 from typing import Any, Final
 
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 
 MODEL: Final = "scripted"
 

@@ -122,6 +122,20 @@ class TestMigrations:
         assert sorted(applied) == ["0001_first", "0002_second"]
         assert await built(empty, "first_id") == {"first_id": True}
 
+    async def test_no_migration_rewrites_a_table_that_is_there(self, empty: Clone) -> None:
+        """Since those that services go on under: a table is locked for as long as it is rewritten."""
+        query = (
+            "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relnamespace = 'agentos'::regnamespace"
+        )
+        await migrate(empty.owner, tuple(one for one in packaged() if one.name < "0010"))
+        before = {(row["relname"], row["relfilenode"]) for row in await fetch(empty.owner, query)}
+
+        await migrate(empty.owner)
+
+        after = {(row["relname"], row["relfilenode"]) for row in await fetch(empty.owner, query)}
+        assert len(before) > 10
+        assert before - after == set()
+
     async def test_while_a_migration_waits_for_a_lock_nobody_waits_behind_it(self) -> None:
         wider = Migration(name="9998_wider", sql="ALTER TABLE runs ADD COLUMN wider integer")
         async with cloned() as clone, opened(clone) as runs:

@@ -142,15 +142,19 @@ class TestPool:
         assert {row["name"]: row["value"] for row in rows} == wanted
 
     async def test_only_a_pool_that_says_so_does_not_wait_for_the_disk(self, clone: Clone) -> None:
+        await execute(clone.superuser, "ALTER ROLE ao_app SET synchronous_commit = remote_apply")
         query = statement("SELECT current_setting('synchronous_commit') AS value")
         found: list[Row] = []
-        for flushed in (True, False):
-            async with open_database(PostgresConfig(dsn=clone.app), flushed=flushed) as database:
-                async with database.transaction(ACME.tenant) as transaction:
-                    found += await transaction.rows(query, {})
-                found += await database.once(query, {})
+        try:
+            for flushed in (True, False):
+                async with open_database(PostgresConfig(dsn=clone.app), flushed=flushed) as database:
+                    async with database.transaction(ACME.tenant) as transaction:
+                        found += await transaction.rows(query, {})
+                    found += await database.once(query, {})
+        finally:
+            await execute(clone.superuser, "ALTER ROLE ao_app RESET synchronous_commit")
 
-        assert [row["value"] for row in found] == ["on", "on", "off", "off"]
+        assert [row["value"] for row in found] == ["remote_apply", "remote_apply", "off", "off"]
 
     async def test_a_statement_by_itself_is_nobodys_and_sees_nothing(self, clone: Clone) -> None:
         await execute(

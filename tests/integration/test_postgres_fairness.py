@@ -18,6 +18,7 @@ from conformance.people import ACME, GLOBEX, NODE
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import RunId, WorkerId
+from ports.priority import DEFAULT
 from ports.tenant import Entitlements
 from tests.support.postgres import Clone, execute, fetch, shift_time
 from tests.support.worker_node import Node, open_node
@@ -154,6 +155,7 @@ class TestFairness:
             "requester": msgspec.json.encode(ACME).decode(),
             "body": b64encode(b"second").decode(),
             "not_before": None,
+            "priority": DEFAULT,
         }
         asked = {"asks": msgspec.json.encode([second]).decode()}
 

@@ -235,6 +235,7 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "memory.forget": lambda: ports.memory.forget(thief, "k1"),
         "budget.balance": spent,
         "budget.usage": lambda: ports.budget.usage(thief, USED.request),
+        "budget.spent": lambda: ports.budget.spent(thief, since=victim.request.at - HOUR),
         "budget.budgets": lambda: ports.budget.budgets(thief),
         "budget.renew": lambda: ports.budget.renew(thief, [victim.hold.id], lease=HOUR),
         "budget.extend": lambda: ports.budget.extend(
@@ -253,7 +254,7 @@ def probes(ports: Ports, victim: Victim, thief: AuthContext) -> dict[str, Callab
         "requests.find": lambda: ports.requests.find(reader, victim.request.id),
         "requests.recent": lambda: _items(ports.requests.recent(reader, limit=10)),
         "requests.content": lambda: ports.requests.content(reader, victim.request.id),
-        "requests.consumed": lambda: ports.requests.consumed(reader, since=victim.request.at - HOUR),
+        "requests.counted": lambda: ports.requests.counted(reader, since=victim.request.at - HOUR),
         "replies.complete": lambda: done(ports.replies.complete(thief, victim.ticket, "forged")),
     }
 

@@ -5,7 +5,8 @@ import contextlib
 import json
 from typing import Any, Final
 
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 
 MODEL: Final = "drip-1"
 WORDS: Final = "some words come. "

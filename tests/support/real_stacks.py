@@ -30,7 +30,8 @@ from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.agent import AgentRegistry, AgentSpec
 from ports.budget import BudgetLedger
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 from ports.ids import AgentId, RunId
 from ports.model import ModelPort
 from ports.queue import QueuePort

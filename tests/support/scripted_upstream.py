@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 
 Json: TypeAlias = Any  # JSON of a test
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import anyio
 
 from deploy.roots.server import run, serve
-from ports.http.edge import App, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Scope, Send
 
 SLOW_S = 0.5
 

@@ -23,6 +23,8 @@ class Writing:
     tokens: int = 5
     stops_billing: bool = False
     bytes_each: int = 4
+    text: str = ""
+    """Of each token, in place of so many bytes."""
     price: Price | None = None
     max_tokens: int | None = None
     model: str = "m-1"
@@ -71,7 +73,7 @@ class Writing:
                     raise self.failure
                 for index in range(choices):
                     self.written += 1
-                    yield delta(content="x" * self.bytes_each, index=index)
+                    yield delta(content=self.text or "x" * self.bytes_each, index=index)
         except GeneratorExit:
             self.closed += 1
             raise

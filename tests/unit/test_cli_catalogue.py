@@ -62,6 +62,12 @@ class TestCatalogue:
             assert environment["AGENTOS_GATEWAY_ENV"] == "ONE"
             assert environment["AGENTOS_GATEWAY_SECRETS_DIR"] == str(node.gateway_secrets)
 
+    def test_the_gateway_is_told_its_limits(self, node: Node) -> None:
+        services = by_name(node, Config(gateway_limits='{"output_slice_tokens": 512}'))
+
+        told = {name for name, service in services.items() if "AGENTOS_GATEWAY_LIMITS" in service.environment}
+        assert told == {"stack-b"}
+
     def test_only_the_worker_gets_the_signing_key(self, node: Node) -> None:
         services = by_name(node, Config())
 

@@ -8,7 +8,8 @@ import pytest
 
 from ports.context import AuthContext
 from ports.errors import Conflict, PermissionDenied, Unauthenticated, Unavailable
-from ports.http.edge import Edge, Exchange, Receive, Scope, Send, exchange
+from ports.http.body import Receive
+from ports.http.edge import Edge, Exchange, Scope, Send, exchange
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.ids import PrincipalId, TenantId
 

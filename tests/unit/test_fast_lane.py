@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from ports.errors import Unavailable
-from ports.http.edge import App, Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import App, Scope, Send
 from stack_b.interrupt import Deadlines, Interrupt
 from tests.support.held_backend import HeldBackend
 from tests.support.http_server import served

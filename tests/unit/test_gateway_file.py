@@ -128,3 +128,10 @@ def test_a_path_is_absolute_and_its_secrets_go_to_the_gateway_only(tmp_path: Pat
     assert "absolute" in problems(Config(gateway_file="gateway.json"), {})[0]
     assert environment_of(config, {"A_KEY": "s", "OTHER": "o"}) == {"AGENTOS_GATEWAY_FILE": str(file), "A_KEY": "s"}
     assert problems(config, {"A_KEY": "s"}) == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"output_slice_tokens": 0}', '{"slices": 1}', "[]"])
+def test_limits_that_can_not_be_are_said_before_the_gateway_starts(text: str) -> None:
+    [problem] = problems(Config(gateway_limits=text), {})
+
+    assert problem.startswith("AGENTOS_GATEWAY_LIMITS")

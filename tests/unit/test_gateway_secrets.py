@@ -8,6 +8,7 @@ from deploy.roots.gateway_secrets import DIRECTORY, NAMES, check_reference, chec
 from ports.errors import InvalidArgument
 from stack_b.backends.settings import BackendSettings
 from stack_b.configuration import Configuration
+from stack_b.diagnosis import NodeFacts, diagnosed
 
 
 @pytest.fixture
@@ -49,3 +50,27 @@ def test_whatever_else_is_refused_and_no_content_is_told(variables: dict[str, st
 def test_without_a_directory_no_file_is_allowed(variables: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument, match=DIRECTORY):
         check_reference(f"file:{variables[DIRECTORY]}/key", {})
+
+
+def test_an_empty_name_is_no_listed_variable(variables: dict[str, str]) -> None:
+    with pytest.raises(InvalidArgument, match=NAMES):
+        check_reference("env:", {**variables, NAMES: ""})
+
+
+@pytest.mark.parametrize("place", ["{dir}/../issuer_key.pem", "{dir}/link", "/dev/zero", "/etc/hostname", "key"])
+def test_nor_may_certificates_be_any_file(variables: dict[str, str], place: str) -> None:
+    place = place.replace("{dir}", variables[DIRECTORY])
+    found = Configuration(backends=(BackendSettings(name="a", base_url="https://a", ca_file=place),))
+    facts = NodeFacts(check_secret=lambda reference: check_reference(reference, variables))
+
+    with pytest.raises(InvalidArgument, match="the ca_file of backend 'a'"):
+        check_stored(found, variables)
+    told = diagnosed({"backends": [{"name": "a", "base_url": "https://a", "ca_file": place}]}, facts)
+
+    assert [(one.path, one.severity) for one in told.diagnostics] == [("$.backends[0].ca_file", "error")]
+
+
+def test_certificates_in_the_directory_are_fine(variables: dict[str, str]) -> None:
+    found = BackendSettings(name="a", base_url="https://a", ca_file=f"{variables[DIRECTORY]}/key")
+
+    check_stored(Configuration(backends=(found,)), variables)

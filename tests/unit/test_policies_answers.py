@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 import pytest
 
 from ports.messages import Json
+from ports.pii import PiiMode
 from ports.policy import Rule
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
@@ -17,6 +18,7 @@ from tests.support.answers import two_cuts
 from tests.support.in_process import in_process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, completion, delta, usage
 from tests.support.stack_b import StackB, stack_b
+from tests.support.writing_backend import Writing
 
 pytestmark = [pytest.mark.anyio]
 
@@ -179,6 +181,31 @@ async def test_what_is_denied_is_not_told_by_token_probabilities_or_other_member
     assert 'agentos_policy_blocks_total{reason="answer"} 1.0' in counted
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_what_stands_beside_the_choices_is_decided_on_too(*, stream: bool) -> None:
+    """Some servers put quotations, search results or reasoning there."""
+    beside = {"citations": ["seen: a blue heron"], "provider_notes": "ann@example.com says so", "tier": "fast"}
+    whole = completion("fine", usage=usage(7, 5))
+    whole.body.update(beside)
+    told = {"id": "chatcmpl-up", "choices": [], "usage": usage(7, 5), **beside}
+    chunks = [
+        delta(role="assistant", content=""),
+        *(delta(content=text) for text in ("it ", "is ", "fine")),
+        delta("stop"),
+    ]
+    streamed = Events([*({**chunk, **beside} for chunk in chunks), told])
+    async with stack_b(upstream_of(ScriptedUpstream([streamed if stream else whole])), rules=[DENY]) as node:
+        answer = await node.chat(model="m-1", stream=stream)
+
+    assert "fine" in answer.text
+    assert "heron" not in answer.text
+    assert "ann@example.com" not in answer.text
+    assert "[EMAIL] says so" in answer.text
+    assert '"tier":"fast"' in answer.text
+    assert "rule_output:tenant/no" in answer.text
+    assert "pii_output:email" in answer.text
+
+
 async def test_a_placeholder_that_is_undone_is_decided_on_as_the_client_reads_it() -> None:
     rule = {**DENY, "keywords": ["ann@example.com"]}
     answers = ScriptedUpstream([completion()])
@@ -254,6 +281,36 @@ async def test_a_call_comes_whole_and_permitted_or_not_at_all(
     assert (balance.settled, balance.held) == (12, 0)
 
 
+NO_WIPE: Final = {"id": "no", "effect": "deny", "on": ["offer", "call"], "functions": ["wipe"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("call", "passes"),
+    [
+        ({"type": "custom", "custom": {"name": "wipe", "input": "all of it"}}, False),
+        ({"type": "custom", "custom": {"name": "wipe", "input": ""}, "function": {"name": "get_x"}}, False),
+        ({"type": "custom", "custom": {"name": "note", "input": "all of it"}}, True),
+    ],
+)
+async def test_a_custom_tool_is_called_by_its_name_as_any_other(
+    call: dict[str, Any], *, passes: bool, stream: bool
+) -> None:
+    call = {"id": "call_0", **call}
+    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    first = {**call, "index": 0, "custom": {**call["custom"], "input": ""}}
+    pieces = [{"index": 0, "custom": {"input": part}} for part in call["custom"]["input"]]
+    chunks = [delta(role="assistant", tool_calls=[first]), *(delta(tool_calls=[one]) for one in pieces)]
+    said = Events([*chunks, delta("tool_calls"), {"choices": [], "usage": usage(5, 7)}])
+    upstream = ScriptedUpstream([said if stream else completion(usage=usage(5, 7), **message)])
+    async with stack_b(upstream_of(upstream), rules=[NO_WIPE]) as node:
+        answer = await node.chat(model="m-1", stream=stream)
+
+    assert ('"call_0"' in answer.text) is passes
+    assert ('"finish_reason":"content_filter"' in answer.text) is not passes
+    assert ('"input":"all of it"' in answer.text) is passes
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_is_denied_in_an_answer_is_denied_in_arguments_text(*, stream: bool) -> None:
     upstream = ScriptedUpstream([called(("note", '{"text": "a blue\\u0020heron"}'), stream=stream)])
@@ -280,6 +337,31 @@ async def test_a_function_call_of_the_old_form_is_decided_too() -> None:
                 answer = await node.chat(model="m-1", stream=stream)
                 assert "wipe" not in answer.text
                 assert '"finish_reason":"content_filter"' in answer.text
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("by", ["policy", "pii"])
+async def test_what_nobody_will_see_is_not_paid_where_closing_it_stops_the_bill(
+    by: str, choices: int, *, stops: bool
+) -> None:
+    backend = Writing(tokens=500, stops_billing=stops, text="a blue heron, says ann@example.com now. ")
+    modes: dict[str, PiiMode] = {} if by == "policy" else {"email": "block"}
+    async with stack_b(backend, rules=[DENY] if by == "policy" else [], pii_modes=modes) as node:
+        answer = await node.chat(model="m-1", stream=True, n=choices, max_tokens=500)
+        balance = await node.balance()
+
+    chunks = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line[6:7] == "{"]
+    ends = [one["finish_reason"] for chunk in chunks for one in chunk["choices"] if one["finish_reason"]]
+    assert ends == ["content_filter"] * choices
+    assert answer.text.rstrip().endswith("data: [DONE]")
+    if stops:
+        assert backend.written < 100 * choices
+    else:
+        assert (backend.written, backend.closed) == (500 * choices, 0)
+    assert balance.held == 0
+    if not stops:
+        assert balance.settled == backend.reported
 
 
 @pytest.mark.parametrize(
@@ -313,6 +395,16 @@ class TestArguments:
         ({"path": "to", "values": ["x"]}, '{"to": "x", "to": "y"}', True),
         ({"path": "to", "values": ["x"]}, "not JSON", True),
         ({"path": "to", "values": ["x"]}, "{}", False),
+        ({"path": "to", "values": ["mallory"]}, '{"to": " Mallory"}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": "ｍａｌｌｏｒｙ"}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": ["ann", "mallory"]}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": {"name": "mallory"}}', True),
+        ({"path": "to", "values": ["mallory"]}, '{"to": ["ann"]}', False),
+        ({"path": "amount", "values": [500]}, '{"amount": "500.0"}', True),
+        ({"path": "force", "values": [True]}, '{"force": "true"}', True),
+        ({"path": "force", "values": [True]}, '{"force": 1}', False),
+        ({"path": "id", "patterns": ["5\\d"]}, '{"id": 55}', True),
+        ({"path": "amount", "most": 10}, '{"amount": [50, 5]}', True),
     ],
 )
 def test_a_deny_is_read_widely(condition: Any, arguments: str, *, applies: bool) -> None:

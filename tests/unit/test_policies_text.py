@@ -205,6 +205,10 @@ class TestStrings:
                 ("f",),
             ),
             ({"tools": ["odd", {}], "tool_choice": "auto"}, ("",)),
+            (
+                {"tools": [{"type": "custom", "custom": {"name": "g"}, "function": {"name": "h"}}]},
+                ("h", "g"),
+            ),
         ],
     )
     def test_what_is_offered_or_forced_has_a_name(self, members: dict[str, object], names: tuple[str, ...]) -> None:

@@ -23,12 +23,14 @@ from stack_b.backends.catalog import Candidate
 from stack_b.backends.protocol import ModelCard
 from stack_b.backends.reach import Reach
 from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.check import Verdict
 from stack_b.chunks import written_out
 from stack_b.http.completions import SURFACES
 from stack_b.http.parse import chat_call, embed_call
 from stack_b.limits import Limits
-from stack_b.pipeline import Pipeline, Verdict
+from stack_b.pipeline import Pipeline
 from stack_b.policies.desk import Ruled
+from stack_b.prepare import Preparation
 from stack_b.routing.rules import Canary, RoutingRules
 from stack_b.tell import Tell
 from tests.support.scripted_upstream import completion, delta, usage
@@ -447,27 +449,29 @@ async def test_the_check_says_what_the_call_meets_on_ten_thousand_requests() -> 
     assert ends["answered"] > 1_500, ends
 
 
-class ForgetsFallbacks(Pipeline):
+class ForgetsFallbacks(Preparation):
     """Calls a backend that the rules deny, as soon as another one is permitted."""
 
-    def _permitted(self, ruled: Ruled, trail: Any) -> Ruled:
-        return super()._permitted(ruled, trail)
-
-    def _ruled(self, auth: Any, tenant: Any, call: Any, members: Any, candidates: tuple[Candidate, ...]) -> Ruled:
-        return super()._ruled(auth, tenant, replace(call, model="m-1"), members, candidates)
+    def ruled(self, auth: Any, tenant: Any, call: Any, members: Any, candidates: tuple[Candidate, ...]) -> Ruled:
+        return super().ruled(auth, tenant, replace(call, model="m-1"), members, candidates)
 
 
-class ForgetsRules(Pipeline):
+class ForgetsRules(Preparation):
     """Decides by the rules where it is asked, and not where it counts."""
 
     def _permitted(self, ruled: Ruled, trail: Any) -> Ruled:
         if ruled.blocked is not None and ruled.ruling is not None and "rule:house/r0" in ruled.ruling.reasons:
-            return Ruled(candidates=tuple(self._deps.catalog.served()))
+            return Ruled(candidates=tuple(self._router._catalog.served()))
         return super()._permitted(ruled, trail)
 
 
 @pytest.mark.parametrize("broken", [ForgetsFallbacks, ForgetsRules])
-async def test_a_rule_that_is_broken_is_found(broken: type[Pipeline]) -> None:
-    found, _ = await compared(broken, requests=1_000, worlds=20)
+async def test_a_rule_that_is_broken_is_found(broken: type[Preparation]) -> None:
+    def pipeline_of(deps: Any, tell: Tell) -> Pipeline:
+        pipeline = Pipeline(deps, tell)
+        pipeline._prepare.__class__ = broken
+        return pipeline
+
+    found, _ = await compared(pipeline_of, requests=1_000, worlds=20)
 
     assert found != []

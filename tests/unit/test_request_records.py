@@ -120,6 +120,25 @@ class TestEachRequest:
         assert audit == [(ACME.tenant, DENIED, written.record.id)]
         assert (written.record.denied, written.record.code, written.record.reasons) == (True, code, reasons)
 
+    @pytest.mark.parametrize(
+        ("who", "headers", "code"),
+        [("reader", {}, "insufficient_scope"), ("acme", {"x-tenant-id": GLOBEX.tenant}, "tenant_mismatch")],
+        ids=["scope", "tenant"],
+    )
+    async def test_so_is_one_at_the_edge(self, who: str, headers: dict[str, str], code: str) -> None:
+        """Where nothing was asked of a model yet."""
+        async with stack_b(HeldBackend(held=False)) as node:
+            answer = await node.post(CHAT, {"model": "m-1", "messages": []}, who, **headers)
+            audit, rows = list(table(node).audit), list(table(node).rows.values())
+
+        [written] = rows
+        record = written.record
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, code)
+        assert audit == [(ACME.tenant, DENIED, record.id)]
+        assert (record.route, record.status, record.code, record.denied) == (CHAT, 403, code, True)
+        assert (record.principal, record.model_asked) == (ACME.principal, "")
+        assert record.correlation_id == answer.headers["x-correlation-id"]
+
 
 class TestTexts:
     @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
@@ -155,6 +174,25 @@ class TestTexts:
         assert "about the bird" in kept["prompt"]["messages"][0]["content"]
         assert "[EMAIL_" in kept["prompt"]["messages"][0]["content"]
         assert "about the bird" in kept["answer"][0]["message"]["content"]
+
+    @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+    async def test_an_answer_is_kept_as_it_was_shown_with_its_placeholders_standing(self, *, stream: bool) -> None:
+        """What a rule has hidden is not kept; what the client was given back is, as the model had it."""
+        hidden = {"id": "no", "effect": "deny", "on": ["output"], "keywords": ["blue heron"]}
+        said = f"write to {CANARY} soon, the blue heron flies"
+        asked = {"model": "m-1", "messages": [{"role": "user", "content": said}], "stream": stream}
+        async with stack_b(Echo(held=False), pii_modes={"email": "reversible"}, rules=[hidden]) as node:
+            await keeping(node)
+            answer = await node.post(CHAT, asked)
+            [record] = await records(node, 1)
+            kept = msgspec.json.decode(await text_of(node, record))
+
+        assert CANARY in (spoken(answer.text) if stream else answer.text)
+        assert "heron" not in answer.text
+        [choice] = kept["answer"]
+        assert choice["message"]["content"].startswith("write to [EMAIL_")
+        assert "heron" not in choice["message"]["content"]
+        assert choice["finish_reason"] == "content_filter"
 
     async def test_are_gone_when_their_time_is_over(self) -> None:
         clock = ManualClock()
@@ -193,6 +231,13 @@ class TestTexts:
 
         assert (answer.status_code, record.status, record.kept_until) == (200, 200, None)
         assert "bird" not in everything
+
+
+def spoken(stream: str) -> str:
+    """What the chunks of a stream say together."""
+    lines = [line.removeprefix("data: ") for line in stream.split("\n\n") if line.startswith("data: {")]
+    said = [choice["delta"].get("content") for line in lines for choice in msgspec.json.decode(line)["choices"]]
+    return "".join(text or "" for text in said)
 
 
 class Echo(HeldBackend):

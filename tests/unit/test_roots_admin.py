@@ -1,5 +1,6 @@
 """The composition root of the admin API, over adapters of this process and without a network."""
 
+import dataclasses
 import json
 import uuid
 from datetime import timedelta
@@ -15,10 +16,11 @@ from adapters.inproc.tenant import InprocTenants
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
 from conformance.people import ACME, PLATFORM
-from deploy.roots.admin import STORED, create, defaults
+from deploy.roots.admin import STORED, create, defaults, facts
 from deploy.roots.environment import Environment
 from deploy.roots.wiring import Choice, open_ports
 from ports.tenant import Entitlements
+from stack_b.diagnosis import diagnosed
 from stack_b.http.admin import CURRENT
 
 pytestmark = [pytest.mark.anyio]
@@ -75,3 +77,14 @@ async def test_it_takes_tokens_of_its_own_audience_and_knows_the_rest_of_the_nod
     assert "/etc/agentos/gateway.json" in answers["admin"].json()["overridden_by"]
     assert ready["dependencies"] == {"database": "ok"}
     assert [one["code"] for one in plan.json()["diagnostics"]] == ["demo_in_prod"]
+
+
+def test_a_dry_run_says_of_a_provided_kind_what_the_gateway_would_refuse(variables: dict[str, str]) -> None:
+    """What a provider must be told to be called is its adapter's to say."""
+    bedrock = {"name": "aws", "kind": "bedrock", "api_key": "env:BEDROCK_KEY", "models": [{"id": "haiku"}]}
+    without_secrets = dataclasses.replace(facts(Environment(variables)), check_secret=lambda _: None)
+
+    found = diagnosed({"backends": [bedrock]}, without_secrets)
+
+    assert [(one.code, one.severity, one.path) for one in found.diagnostics] == [("backend", "error", "$.backends[0]")]
+    assert "bedrock" in found.diagnostics[0].message

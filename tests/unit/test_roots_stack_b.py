@@ -12,10 +12,11 @@ import pytest
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
 from deploy.roots.environment import Environment
-from deploy.roots.stack_b import STORED, backends, create, defaults, limits, prices
+from deploy.roots.stack_b import STORED, backends, create, defaults, prices
 from deploy.roots.wiring import Choice
 from ports.errors import InvalidArgument
 from stack_b.configuration import Configuration, parse_configuration
+from stack_b.limits import parse_limits
 
 pytestmark = [pytest.mark.anyio]
 
@@ -76,4 +77,4 @@ async def test_prices_of_the_configuration_go_before_those_of_the_file_by_model(
 @pytest.mark.parametrize("text", ['{"messages": 0}', '{"mesages": 5}', '{"messages": "5"}', "[]", "x"])
 async def test_caps_that_can_not_be_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="AGENTOS_GATEWAY_LIMITS"):
-        limits(Environment({"AGENTOS_GATEWAY_LIMITS": text}))
+        parse_limits(text)

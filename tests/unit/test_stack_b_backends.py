@@ -12,7 +12,8 @@ import pytest
 
 from adapters.system_clock import SystemClock
 from ports.errors import AgentOSError, InvalidArgument, PermissionDenied, Unavailable
-from ports.http.edge import Receive, Scope, Send
+from ports.http.body import Receive
+from ports.http.edge import Scope, Send
 from ports.http.sse_decoder import MAX_EVENT_BYTES, SseDecoder
 from ports.tenant import Entitlements
 from stack_b.backends.catalog import Candidate, Catalog

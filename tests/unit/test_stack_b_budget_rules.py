@@ -246,3 +246,29 @@ async def test_nor_because_another_process_leased_one() -> None:
         answers = [await node.chat(model="m-1", max_tokens=10) for node in (one, other)]
 
     assert not any("budgets_over" in answer.json()["usage"] for answer in answers)
+
+
+ROUTING = RoutingRules(aliases={"quick": "fast", "short": "m-1"}, tiers={"fast": ("m-1",)})
+
+
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize(("scope_id", "names"), [("fast", ("fast", "quick")), ("m-1", ("m-1", "short"))])
+async def test_an_alias_is_no_way_around_the_budget_of_a_tier(
+    scope_id: str, names: tuple[str, str], *, each: bool
+) -> None:
+    room = PROMPT + 10
+    ledger = await ledger_with(Budget(id="tier", limit=room, scope="tier", scope_id="" if each else scope_id))
+    async with stack_b(Writing(tokens=room), budget=ledger, routing=ROUTING) as node:
+        answers = [await node.chat(model=name, max_tokens=10) for name in (*names, "m-1", "fast")]
+
+    codes = [answer.json().get("error", {}).get("code") for answer in answers]
+    assert codes[:2] == [None, "budget_exceeded"]
+    assert sorted(codes[2:], key=str) == [None, "budget_exceeded"] or not each
+
+
+async def test_an_alias_may_have_a_budget_of_its_own() -> None:
+    ledger = await ledger_with(Budget(id="quick", limit=PROMPT, scope="tier", scope_id="quick"))
+    async with stack_b(Writing(), budget=ledger, routing=ROUTING) as node:
+        answers = [await node.chat(model=name, max_tokens=10) for name in ("quick", "fast")]
+
+    assert [answer.status_code for answer in answers] == [400, 200]

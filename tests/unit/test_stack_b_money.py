@@ -18,10 +18,11 @@ from ports.messages import Usage
 from stack_b.backends.catalog import Candidate
 from stack_b.backends.demo import DemoBackend
 from stack_b.backends.protocol import ModelCard, Price
+from stack_b.backends.settings import MOST_TOKENS
 from stack_b.budget.estimate import Ask
 from stack_b.budget.meter import Served, Spending, events_of
 from stack_b.budget.plan import planned
-from stack_b.budget.prices import Prices, parse_prices
+from stack_b.budget.prices import Prices, parse_prices, parse_rows
 from stack_b.canonical import NOBODY_KNOWN, About
 from stack_b.usage import kinds_of, usage_of
 from tests.support.stack_b import CALLERS, stack_b
@@ -105,11 +106,22 @@ def test_a_model_without_a_row_keeps_the_price_of_its_settings() -> None:
         [row("2026-01-01T00:00:00", "1")], [row("2026-01-01T00:00:00Z", "cheap")], [row("2026-01-01T00:00:00Z", "-1")],
         [row("2026-01-01T00:00:00Z", "1"), row("2026-01-01T00:00:00Z", "2")], [{"model": "m-1"}], {"m-1": 1},
         [row("2026-01-01T00:00:00Z", "1", more="1")], [row("2026-01-01T00:00:00Z", "0.0000000001")],
+        [row("2026-01-01T00:00:00Z", "1e999999")], [row("2026-01-01T00:00:00Z", "1e30")],
+        [row("2026-01-01T00:00:00Z", "1000000.000000001")], [row("2026-01-01T00:00:00Z", "1" + "0" * 10_000)],
+        [row("2026-01-01T00:00:00Z", "0." + "0" * 30 + "1")], [row("2026-01-01T00:00:00Z", "1e-999999")],
     ],
 )  # fmt: skip
 def test_prices_that_can_not_be_are_refused(rows: Any) -> None:
     with pytest.raises(InvalidArgument):
         parse_prices(json.dumps(rows))
+
+
+def test_the_dearest_price_there_may_be_makes_costs_that_a_ledger_can_hold() -> None:
+    [priced] = parse_rows(json.dumps([row("2026-01-01T00:00:00Z", "1e6", completion="1000000")]))
+    price = Prices([priced]).of(priced.model, datetime(2027, 1, 1, tzinfo=UTC))
+
+    assert price is not None
+    assert price.most_nanousd(MOST_TOKENS, MOST_TOKENS) < 2**62
 
 
 def test_a_cost_is_held_at_the_dearest_of_what_may_serve() -> None:

@@ -22,8 +22,8 @@ from ports.budget_rules import account_of, tokens_per_day
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted, Unavailable
 from ports.ids import HoldId
-from stack_b.budget.chunks import next_requests
-from stack_b.budget.purse import Purse, Taken
+from stack_b.budget.chunks import IDLE_S, next_requests
+from stack_b.budget.purse import FLUSH_AFTER, LOOK_EVERY, PATIENCE_S, Purse, Taken
 
 LEASE: Final = timedelta(seconds=30)
 IDLE: Final = timedelta(seconds=3)
@@ -158,8 +158,8 @@ class TestPurse:
         ledger.lease_gate.clear()
 
         with anyio.fail_after(5):
-            for _ in range(4):
-                await pass_time(clock, timedelta(seconds=1))
+            for _ in range(8):
+                await clock.advance(timedelta(seconds=0.5))
                 assert (await process.take(10)).chunk is first.chunk
         await turns()
 
@@ -281,19 +281,63 @@ class TestPurse:
 
         assert whole.amount.tokens == 997
 
-    async def test_another_process_gets_the_rest_once_it_was_given_back(
+    async def test_nobody_is_refused_for_what_another_process_holds_idle(
         self, ledger: Counted, clock: ManualClock
     ) -> None:
         one, other = Process(ledger, clock, limit=1_000), Process(ledger, clock, limit=1_000)
         await one.put(await one.take(3), 3)
+        assert (await standing(ledger, 1_000)).free < 997
+
+        taking = asyncio.ensure_future(other.take(997))
+        await pass_time(clock, timedelta(seconds=PATIENCE_S))
+
+        assert (await taking).amount.tokens == 997
+
+    async def test_who_is_refused_for_what_others_use_has_waited_no_longer_than_it_may(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        one, other = Process(ledger, clock, limit=1_000), Process(ledger, clock, limit=1_000)
+        await one.take(900)
+        before = ledger.calls["hold"]
+
+        # Of as many sessions, so that each has accounts of its own.
+        sessions = [account_of(Budget(id="each", limit=10**6, scope="session"), f"s-{number}") for number in range(20)]
+        taking = [
+            asyncio.ensure_future(other.purse.take(ACME, Amount(tokens=200), (tokens_per_day(1_000), one), LEASE))
+            for one in sessions
+        ]
+        await turns()
+        assert not any(one.done() for one in taking)
+        for _ in range(int(PATIENCE_S / 0.1)):
+            await clock.advance(timedelta(milliseconds=100))
+            await turns()
+
+        refused = await asyncio.gather(*taking, return_exceptions=True)
+        assert {one.code for one in refused if isinstance(one, ResourceExhausted)} == {"budget_in_flight"}
+        assert len(refused) == 20
+        # One asks for all of them; before and after, each for itself.
+        assert ledger.calls["hold"] - before <= 20 + PATIENCE_S / 0.1 + 20
+
+    async def test_what_becomes_free_is_had_by_those_who_wait(self, ledger: Counted, clock: ManualClock) -> None:
+        one, other = Process(ledger, clock, limit=1_000), Process(ledger, clock, limit=1_000)
+        used = await one.take(900)
+        taking = [asyncio.ensure_future(other.take(200)) for _ in range(4)]
+        await turns()
+
+        await one.put(used, 100)
+        await clock.advance(timedelta(milliseconds=100))
+        await turns()
+
+        assert [(await one).amount.tokens for one in taking] == [200] * 4
+
+    async def test_a_budget_that_is_spent_is_told_at_once(self, ledger: Counted, clock: ManualClock) -> None:
+        one, other = Process(ledger, clock, limit=1_000), Process(ledger, clock, limit=1_000)
+        await one.put(await one.take(900), 900)
+
         with pytest.raises(ResourceExhausted) as refused:
-            await other.take(997)
-        assert refused.value.code == "budget_in_flight"
-        assert refused.value.retry_after is not None
+            await other.take(200)
 
-        await pass_time(clock, IDLE)
-
-        assert (await other.take(997)).amount.tokens == 997
+        assert refused.value.code == "budget_exceeded"
 
     async def test_usage_outlives_a_ledger_that_is_away(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
@@ -436,6 +480,10 @@ class TestPurse:
         assert (balance.settled, balance.held) == (7, 0)
 
 
+def test_a_request_waits_for_longer_than_idle_chunks_take_to_go_back() -> None:
+    assert IDLE_S + LOOK_EVERY.total_seconds() + FLUSH_AFTER.total_seconds() < PATIENCE_S
+
+
 def test_chunks_grow_as_long_as_they_do_not_last_and_shrink_again() -> None:
     assert next_requests(32, 0.9) == 64
     assert next_requests(32, 0.25) == 256
@@ -472,7 +520,8 @@ class Sequences(RuleBasedStateMachine):
     def take(self, place: int, tokens: int) -> None:
         async def act() -> Taken | None:
             away = self.ledger.failures
-            free = (await standing(self.ledger, 2_000)).free + self.processes[place].purse.idle(ACME.tenant)
+            free = (await standing(self.ledger, 2_000)).free
+            free += sum(process.purse.idle(ACME.tenant) for process in self.processes)
             taking = asyncio.ensure_future(self.processes[place].take(tokens))
             await turns()
             while not taking.done():

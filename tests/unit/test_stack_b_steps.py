@@ -18,6 +18,7 @@ from observability.metrics import Metrics
 from ports.errors import InvalidArgument, Unavailable
 from ports.messages import Json
 from ports.reply_journal import Done, Won
+from stack_b import entries as entries_module
 from stack_b import steps as steps_module
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
 from stack_b.canonical import ChatCall
@@ -218,7 +219,7 @@ class TestLeaving:
             balance = await node.balance()
             backend.let_go.set()
             # Not only after the lease of the one that is gone.
-            with anyio.fail_after(steps_module.LEASE.total_seconds() / 2):
+            with anyio.fail_after(entries_module.LEASE.total_seconds() / 2):
                 async with stack_b(backend, reply_journal=journal) as next_one:
                     again = await ask(next_one)
 
@@ -489,7 +490,7 @@ class TestFailing:
 
     @pytest.mark.parametrize("when", ["before", "after"])
     async def test_a_reply_waits_for_a_journal_that_is_away(self, when: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(steps_module, "JOURNAL_RETRY", timedelta(milliseconds=5))
+        monkeypatch.setattr(entries_module, "JOURNAL_RETRY", timedelta(milliseconds=5))
         backend = HeldBackend(held=False)
         async with faulty(backend, complete=when) as (node, _):
             first = await ask(node)
@@ -501,7 +502,7 @@ class TestFailing:
     async def test_a_reply_that_cannot_be_journaled_is_given_out_all_the_same(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(steps_module, "JOURNAL_PATIENCE", timedelta(0))
+        monkeypatch.setattr(entries_module, "JOURNAL_PATIENCE", timedelta(0))
         async with faulty(HeldBackend(held=False), complete="before") as (node, _):
             answer = await ask(node)
 

@@ -6,6 +6,7 @@ import pytest
 
 from ports.errors import Unavailable
 from stack_b.streaming import StreamShaper
+from stack_b.usage import content_bytes_of
 from tests.support.scripted_upstream import delta, usage
 
 RECEIPT = {"usage": {"total_tokens": 3}, "route": {"backend": "b"}}
@@ -141,3 +142,22 @@ def test_everything_the_backend_wrote_is_measured() -> None:
     shaper.feed(call(0, function={"name": "add", "arguments": "{}"}))
 
     assert shaper.content_bytes == 6 + 2 + 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("member", "size"),
+    [
+        ({"function_call": {"name": "add", "arguments": "{}"}}, 5),
+        ({"reasoning_details": [{"text": "hm"}, {"text": "mh", "signature": "abc"}]}, 7),
+        ({"reasoning_content": "hmm"}, 3),
+        ({"audio": {"id": "audio_1", "data": "AAAA", "transcript": "hello"}}, 5),
+        ({"role": "assistant", "content": None}, 0),
+    ],
+)
+def test_wherever_a_backend_writes_it_is_measured_streamed_or_not(member: dict[str, Any], size: int) -> None:
+    shaper = StreamShaper("m")
+
+    shaper.feed(delta(**member))
+
+    assert shaper.content_bytes == size
+    assert content_bytes_of({"choices": [{"message": member}]}) == size

@@ -1,15 +1,12 @@
 -- What the gateway notes of each request, by day; prompts and answers of tenants that want them kept; and journaled replies
 -- that are kept for less than the longest time there is.
 
--- A reply is forgotten when its own time is over.
+-- A reply is forgotten when its own time is over. Of those that are there, 7 days from now: one moment for all of them, so
+-- that no row is rewritten.
 ALTER TABLE model_replies
     ADD COLUMN keep interval NOT NULL DEFAULT interval '7 days',
-    ADD COLUMN forget_at timestamptz NOT NULL DEFAULT ao_now() + interval '7 days';
-ALTER TABLE model_replies NO FORCE ROW LEVEL SECURITY;
-UPDATE model_replies SET forget_at = changed_at + interval '7 days';
-ALTER TABLE model_replies FORCE ROW LEVEL SECURITY;
-DROP INDEX model_replies_by_age;
-CREATE INDEX model_replies_by_end ON model_replies (forget_at);
+    ADD COLUMN forget_at timestamptz NOT NULL DEFAULT now() + interval '7 days';
+ALTER TABLE model_replies ALTER COLUMN forget_at SET DEFAULT ao_now() + interval '7 days';
 
 -- A request's id begins with the time it was made at (UUIDv7), so a range of ids is a day: see 0004.
 CREATE TABLE request_records (
@@ -180,24 +177,6 @@ END
 $$;
 ALTER FUNCTION ao_forget_requests(integer, integer) OWNER TO ao_def;
 
--- Whoever opens an entry sweeps a few old ones away, as before.
-SET LOCAL ROLE ao_def;
-CREATE OR REPLACE FUNCTION ao_replies_forget(p_limit integer) RETURNS void
-    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
-BEGIN ATOMIC
-    WITH due AS MATERIALIZED (
-        SELECT m.tenant_id, m.namespace, m.step_key
-        FROM model_replies m
-        WHERE m.forget_at <= (SELECT ao_now()) AND (m.completed OR m.lease_until <= (SELECT ao_now()))
-        ORDER BY m.forget_at
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    )
-    DELETE FROM model_replies m
-    USING due
-    WHERE m.tenant_id = due.tenant_id AND m.namespace = due.namespace AND m.step_key = due.step_key;
-END;
-RESET ROLE;
 REVOKE CREATE ON SCHEMA agentos FROM ao_def;
 
 SELECT ao_make_request_days(7);

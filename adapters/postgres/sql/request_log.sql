@@ -62,10 +62,8 @@ noted AS (
 )
 SELECT found.sealed FROM found;
 
--- name: consumed
-SELECT CAST(r.at AT TIME ZONE 'UTC' AS date) AS day, r.model, count(*) AS requests, count(*) FILTER (WHERE r.denied) AS denied,
-       CAST(sum(r.prompt_tokens) AS bigint) AS prompt_tokens, CAST(sum(r.completion_tokens) AS bigint) AS completion_tokens,
-       CAST(sum(r.cost_nanousd) AS bigint) AS cost_nanousd
+-- name: counted
+SELECT CAST(r.at AT TIME ZONE 'UTC' AS date) AS day, r.model, count(*) AS requests, count(*) FILTER (WHERE r.denied) AS denied
 FROM request_records r
 WHERE r.tenant_id = :tenant AND r.namespace = :namespace AND r.id >= :first AND r.at >= :since
 GROUP BY 1, 2

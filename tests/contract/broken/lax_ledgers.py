@@ -1,12 +1,12 @@
 """Budget ledgers that are broken beyond a tenant's tokens a day."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from msgspec.structs import replace
 
 from adapters.inproc.budget import HoldRow, InprocBudget, Window
-from ports.budget import NOTHING, Account, Amount, Booking, Budget, Hold, UsageEvent
+from ports.budget import NOTHING, Account, Amount, Booking, Budget, Hold, Spent, UsageEvent
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import HoldId, TenantId
@@ -24,6 +24,7 @@ class TestHoldsOnTheFirstOnly(BrokenBudget):
     broken = HoldsOnTheFirstOnly
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_takes_room_of_every_account_in_its_own_unit",
             "test_a_hold_with_a_checkpoint_lapses_at_it",
@@ -76,6 +77,7 @@ class TestCountsTokensOnly(BrokenBudget):
     broken = CountsTokensOnly
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_takes_room_of_every_account_in_its_own_unit",
             "test_a_hold_with_a_checkpoint_lapses_at_it",
@@ -363,6 +365,7 @@ class TestCountsLateUsageAgain(BrokenBudget):
     broken = CountsLateUsageAgain
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_the_books_balance_whatever_happened",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
@@ -384,7 +387,12 @@ class KeepsWhatLapsed(InprocBudget):
 
 class TestKeepsWhatLapsed(BrokenBudget):
     broken = KeepsWhatLapsed
-    caught_by = frozenset({"test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used"})
+    caught_by = frozenset(
+        {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
+            "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
+        }
+    )
 
 
 class DropsLateUsage(InprocBudget):
@@ -396,6 +404,7 @@ class TestDropsLateUsage(BrokenBudget):
     broken = DropsLateUsage
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_what_the_end_of_a_lease_counted_is_not_counted_again",
         }
@@ -415,6 +424,7 @@ class TestLapsesWithoutAWord(BrokenBudget):
     broken = LapsesWithoutAWord
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_with_a_checkpoint_lapses_at_it",
             "test_the_books_balance_whatever_happened",
@@ -482,3 +492,23 @@ class TestSharesBudgets(BrokenBudget):
             "test_the_platform_sets_budgets_and_the_tenant_reads_them",
         }
     )
+
+
+class SumsUpAllThatWasEverSpent(InprocBudget):
+    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+        return await super().spent(auth, since=since - timedelta(days=9))
+
+
+class TestSumsUpAllThatWasEverSpent(BrokenBudget):
+    broken = SumsUpAllThatWasEverSpent
+    caught_by = frozenset({"test_what_was_spent_is_summed_up_by_day_and_model"})
+
+
+class SumsUpCallsOnly(InprocBudget):
+    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+        return tuple(one for one in await super().spent(auth, since=since) if one.calls)
+
+
+class TestSumsUpCallsOnly(BrokenBudget):
+    broken = SumsUpCallsOnly
+    caught_by = frozenset({"test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent"})

@@ -187,6 +187,7 @@ class TestGivesLapsedHoldsBack(BrokenBudget):
     broken = GivesLapsedHoldsBack
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_that_is_over_is_not_extended",
             "test_a_hold_whose_lease_ended_counts_as_spent_in_full",
@@ -208,6 +209,7 @@ class TestHoldsForEver(BrokenBudget):
     broken = HoldsForEver
     caught_by = frozenset(
         {
+            "test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent",
             "test_the_end_of_a_hold_that_lapsed_takes_back_what_was_not_used",
             "test_a_hold_that_is_over_is_not_extended",
             "test_a_hold_whose_lease_ended_counts_as_spent_in_full",

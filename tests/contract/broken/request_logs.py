@@ -14,7 +14,7 @@ from conformance.request_log import RequestLogContract
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.messages import Page
-from ports.request_log import Consumed, RequestLog, RequestRecord, Written, check_records
+from ports.request_log import Counted, RequestLog, RequestRecord, Written, check_records
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocRequestLogHarness, closing
 
@@ -174,14 +174,14 @@ class TestGivesWhatIsOver(BrokenRequestLog):
     caught_by = frozenset({"test_a_text_is_there_until_its_time_is_over"})
 
 
-class SumsUpEverything(InprocRequestLog):
-    async def consumed(self, auth: AuthContext, *, since: datetime) -> tuple[Consumed, ...]:
-        return await super().consumed(auth, since=since - timedelta(days=9))
+class CountsEverything(InprocRequestLog):
+    async def counted(self, auth: AuthContext, *, since: datetime) -> tuple[Counted, ...]:
+        return await super().counted(auth, since=since - timedelta(days=9))
 
 
-class TestSumsUpEverything(BrokenRequestLog):
-    broken = SumsUpEverything
-    caught_by = frozenset({"test_what_was_consumed_is_summed_up_by_day_and_model"})
+class TestCountsEverything(BrokenRequestLog):
+    broken = CountsEverything
+    caught_by = frozenset({"test_requests_are_counted_by_day_and_model"})
 
 
 class TakesAnything(InprocRequestLog):
