@@ -8,7 +8,7 @@ request waits for as long as idle chunks take to go back.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -21,18 +21,15 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import TenantId
-from stack_b.budget.chunks import REQUESTS, Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
+from stack_b.budget.chunks import Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
+from stack_b.budget.pools import FLUSH_EVENTS, Books, Pool, retire, ripe
 
 FLUSH_AFTER: Final = timedelta(milliseconds=100)
 """How long usage waits for company on its way to the ledger."""
-FLUSH_EVENTS: Final = 256
-"""Of one tenant, that don't wait any longer; and of one chunk, at most in one call."""
 LOOK_EVERY: Final = timedelta(milliseconds=500)
 """For chunks that should go back, and leases that should go on."""
 BOOK_TRIES: Final = 3
 BOOK_RETRY: Final = timedelta(milliseconds=200)
-EXACT_AT_ONCE: Final = 4
-"""Exact holds of one pool under way: they wait for the same row, and should do so here, not on a connection each."""
 TIGHT_S: Final = 1.0
 """After the ledger spared nothing, requests don't wait for each other in the hope of a chunk, for so long."""
 PATIENCE_S: Final = 2.0
@@ -53,29 +50,6 @@ class Taken(Struct, frozen=True, eq=False):
     amount: Amount
 
 
-class _Pool:
-    """The chunks for one tenant's requests on the same accounts."""
-
-    def __init__(self) -> None:
-        self.leasing = asyncio.Lock()
-        self.exact = asyncio.Semaphore(EXACT_AT_ONCE)
-        self.current: Chunk | None = None
-        self.tight_until = 0.0
-        self.waiting = 0
-        self.requests = REQUESTS
-        self.ahead: asyncio.Task[None] | None = None
-        """Leases the next chunk."""
-
-
-class _Books:
-    """One tenant's chunks, and their way to the ledger: one call at a time."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-        self.booking = asyncio.Lock()
-        self.due: asyncio.TimerHandle | None = None
-
-
 class Purse:
     """`in_chunks`: lease more than a request needs. Without, each has a hold of its own, booked before it is over."""
 
@@ -83,8 +57,8 @@ class Purse:
         self._ledger = ledger
         self._clock = clock
         self._in_chunks = in_chunks
-        self._pools: dict[PoolKey, _Pool] = {}
-        self._books: dict[TenantId, _Books] = {}
+        self._pools: dict[PoolKey, Pool] = {}
+        self._books: dict[TenantId, Books] = {}
         self._patience: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
         """Of whoever asks again and again, for room that others hold."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -96,7 +70,7 @@ class Purse:
         key = pool_key(auth, on)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = _Pool()
+            pool = self._pools[key] = Pool()
         chunk = pool.current
         now = self._clock.monotonic()
         if chunk is not None and chunk.take(amount, self._clock.now(), now):
@@ -141,15 +115,15 @@ class Purse:
     async def drain(self) -> None:
         """Give everything back that no request holds, and book all usage. Called once, before the ledger closes."""
         for books in self._books.values():
-            _retire(books.chunks)
+            retire(books.chunks)
         try:
             async with asyncio.timeout(DRAIN_S):
                 # A grant that comes late makes another task.
                 while self._tasks:
                     await asyncio.wait(self._tasks)
                 for books in self._books.values():
-                    _retire(books.chunks)
-                while any(_ripe(books.chunks) for books in self._books.values()):
+                    retire(books.chunks)
+                while any(ripe(books.chunks) for books in self._books.values()):
                     for tenant in list(self._books):
                         await self._book(tenant)
         except TimeoutError:
@@ -159,7 +133,7 @@ class Purse:
             await asyncio.wait({self._keeper})
 
     async def _leased(
-        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: Pool
     ) -> Taken:
         pool.waiting += 1
         try:
@@ -179,13 +153,13 @@ class Purse:
             pool.waiting -= 1
 
     async def _exact(
-        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: Pool
     ) -> Taken:
         async with pool.exact:
             return await self._granted(auth, amount, on, lease, pool)
 
     async def _patiently(
-        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: Pool
     ) -> Taken:
         """Refused for what others hold, which may be idle. Those who wait behind another one ask once more at the end."""
         ends = self._clock.monotonic() + PATIENCE_S
@@ -205,7 +179,7 @@ class Purse:
         return await self._exact(auth, amount, on, lease, pool)
 
     async def _leased_ahead(
-        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: _Pool
+        self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: Pool
     ) -> None:
         """Put the next chunk in place of one that runs out, so that no request waits for the ledger meanwhile."""
         try:
@@ -224,7 +198,7 @@ class Purse:
         amount: Amount,
         on: tuple[Account, ...],
         lease: timedelta,
-        pool: _Pool,
+        pool: Pool,
         *,
         ahead: bool = False,
     ) -> Taken:
@@ -245,7 +219,7 @@ class Purse:
         if not taken:
             # Granted at the very end of a window or lease: it is this request's all the same.
             chunk.free, chunk.out, chunk.requests = chunk.free.minus(amount), amount, 1
-        self._books.setdefault(auth.tenant, _Books()).chunks.append(chunk)
+        self._books.setdefault(auth.tenant, Books()).chunks.append(chunk)
         self._keep(lease)
         if chunk.free.holds(amount):
             if pool.current is not None:
@@ -270,7 +244,7 @@ class Purse:
         books = self._books.get(tenant)
         if books is None or not any(one.free != NOTHING or (one.events and not one.exact) for one in books.chunks):
             return False
-        _retire(books.chunks)
+        retire(books.chunks)
         await self._book(tenant)
         return True
 
@@ -284,7 +258,7 @@ class Purse:
             await self._extend(books, chunk, more, on, lease)
 
     async def _extend(
-        self, books: _Books, chunk: Chunk, more: Amount, on: tuple[Account, ...], lease: timedelta
+        self, books: Books, chunk: Chunk, more: Amount, on: tuple[Account, ...], lease: timedelta
     ) -> None:
         # Not while it is booked: what a booking keeps was reckoned before.
         async with books.booking:
@@ -334,7 +308,7 @@ class Purse:
             books.due = None
         async with books.booking:
             tries = 0
-            while counts := _ripe(books.chunks):
+            while counts := ripe(books.chunks):
                 if await self._booked(books, counts):
                     continue
                 tries += 1
@@ -342,7 +316,7 @@ class Purse:
                     return
                 await self._clock.sleep(BOOK_RETRY * tries)
 
-    async def _booked(self, books: _Books, counts: dict[Chunk, int]) -> bool:
+    async def _booked(self, books: Books, counts: dict[Chunk, int]) -> bool:
         """Whether the ledger has it, or never will."""
         auth = next(iter(counts)).auth
         bookings = [chunk.booking(count) for chunk, count in counts.items()]
@@ -382,7 +356,7 @@ class Purse:
             await self._clock.sleep(LOOK_EVERY)
             now = self._clock.monotonic()
             for tenant, books in list(self._books.items()):
-                _retire(chunk for chunk in books.chunks if chunk.due_back(now))
+                retire(chunk for chunk in books.chunks if chunk.due_back(now))
                 if not books.booking.locked():
                     self._kept(self._book(tenant))
             if now - renewed >= self._lease.total_seconds() / 3:
@@ -390,7 +364,7 @@ class Purse:
                 await asyncio.gather(*(self._renewed(books, now) for books in self._books.values()))
             self._tidy()
 
-    async def _renewed(self, books: _Books, now: float) -> None:
+    async def _renewed(self, books: Books, now: float) -> None:
         chunks = [chunk for chunk in books.chunks if not chunk.lost]
         if not chunks:
             return
@@ -420,17 +394,3 @@ class Purse:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _retire(chunks: Iterable[Chunk]) -> None:
-    for chunk in chunks:
-        chunk.retired = True
-
-
-def _ripe(chunks: Iterable[Chunk]) -> dict[Chunk, int]:
-    """Those of which there is something to book, with how many events of each."""
-    return {
-        chunk: min(len(chunk.events), FLUSH_EVENTS)
-        for chunk in chunks
-        if chunk.events or chunk.over_with(0) or (chunk.retired and chunk.free != NOTHING)
-    }

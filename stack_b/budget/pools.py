@@ -1,0 +1,50 @@
+"""The chunks of this process by what they are for: which one is taken of, and which have something to book."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from ports.budget import NOTHING
+from stack_b.budget.chunks import REQUESTS, Chunk
+
+FLUSH_EVENTS: Final = 256
+"""Of one tenant, that don't wait any longer; and of one chunk, at most in one call."""
+EXACT_AT_ONCE: Final = 4
+"""Exact holds of one pool under way: they wait for the same row, and should do so here, not on a connection each."""
+
+
+class Pool:
+    """The chunks for one tenant's requests on the same accounts."""
+
+    def __init__(self) -> None:
+        self.leasing = asyncio.Lock()
+        self.exact = asyncio.Semaphore(EXACT_AT_ONCE)
+        self.current: Chunk | None = None
+        self.tight_until = 0.0
+        self.waiting = 0
+        self.requests = REQUESTS
+        self.ahead: asyncio.Task[None] | None = None
+        """Leases the next chunk."""
+
+
+class Books:
+    """One tenant's chunks, and their way to the ledger: one call at a time."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.booking = asyncio.Lock()
+        self.due: asyncio.TimerHandle | None = None
+
+
+def retire(chunks: Iterable[Chunk]) -> None:
+    for chunk in chunks:
+        chunk.retired = True
+
+
+def ripe(chunks: Iterable[Chunk]) -> dict[Chunk, int]:
+    """Those of which there is something to book, with how many events of each."""
+    return {
+        chunk: min(len(chunk.events), FLUSH_EVENTS)
+        for chunk in chunks
+        if chunk.events or chunk.over_with(0) or (chunk.retired and chunk.free != NOTHING)
+    }
