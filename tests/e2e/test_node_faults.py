@@ -18,7 +18,7 @@ from deploy.config import parse_file, resolve
 from deploy.health import probe
 from deploy.processes import processes_of
 from tests.support.node import NodeUnderTest
-from tests.support.postgres import execute
+from tests.support.postgres import execute, fetch
 
 # A lease lasts 25 s and orphans are looked for every 2; then the run itself.
 TAKEOVER_SECONDS = 60
@@ -178,19 +178,34 @@ def budget_of_today(node: NodeUnderTest, *, settled: int, held: int) -> Iterator
     passwords = credentials.database_passwords(node.node)
     admin = credentials.embedded_url(ADMIN, passwords.admin, node.ports["postgres"])
 
-    def put(settled: int, held: int) -> None:
-        window = f"'tnt_demo', 'tokens_per_day', date_trunc('day', now(), 'UTC'), 'tokens', {settled}, {held}"
-        columns = "agentos.budget_windows (tenant_id, account, window_start, unit, settled, held)"
-        change = f"SET settled = {settled}, held = {held}"
-        key = "tenant_id, account, window_start"
-        upsert = f"INSERT INTO {columns} VALUES ({window}) ON CONFLICT ({key}) DO UPDATE {change}"
-        asyncio.run(execute(admin, upsert))
+    key = "tenant_id, account, window_start"
+    row = "('tnt_demo', 'tokens_per_day', date_trunc('day', now(), 'UTC'))"
 
-    put(settled, held)
+    async def put() -> tuple[int, int]:
+        """What was added, once nobody holds anything: a gateway's chunks go back by themselves."""
+        await execute(
+            admin,
+            f"INSERT INTO agentos.budget_windows ({key}, unit, settled, held) "
+            f"VALUES {row[:-1]}, 'tokens', 0, 0) ON CONFLICT DO NOTHING",
+        )
+        look = f"SELECT settled, held FROM budget_windows WHERE ({key}) = {row}"
+        with anyio.fail_after(10):
+            while (now := (await fetch(admin, look))[0])["held"]:  # noqa: ASYNC110 - a database sets no event of ours
+                await anyio.sleep(0.1)
+        added = (settled - now["settled"], held - now["held"])
+        await add(*added)
+        return added
+
+    async def add(more_settled: int, more_held: int) -> None:
+        change = f"settled = settled + {more_settled}, held = held + {more_held}"
+        await execute(admin, f"UPDATE agentos.budget_windows SET {change} WHERE ({key}) = {row}")
+
+    added = asyncio.run(put())
     try:
         yield
     finally:
-        put(0, 0)
+        # Not what was there before: holds have come and gone since.
+        asyncio.run(add(-added[0], -added[1]))
 
 
 def _types(node: NodeUnderTest, run_id: str) -> list[str]:
