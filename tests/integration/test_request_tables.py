@@ -11,7 +11,7 @@ import pytest
 from anyio import to_thread
 from msgspec.structs import replace
 
-from adapters.postgres import reply_journal, request_log
+from adapters.postgres import budget, reply_journal, request_log
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
@@ -58,7 +58,9 @@ async def gateway(database: Clone, *, keep: int | None = None, **settings: Any) 
     async with AsyncExitStack() as stack:
         log = await stack.enter_async_context(request_log.SPEC.open(config, given))
         journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
-        made = stack_b(Echo(held=False), request_log=log, reply_journal=journal, vault=parse_keys(KEY), **settings)
+        ledger = await stack.enter_async_context(budget.SPEC.open(config, given))
+        ports = {"request_log": log, "reply_journal": journal, "budget": ledger}
+        made = stack_b(Echo(held=False), vault=parse_keys(KEY), **ports, **settings)
         node = await stack.enter_async_context(made)
         if keep is not None:
             tenant = await node.deps.tenant.get(PLATFORM, ACME.tenant)
