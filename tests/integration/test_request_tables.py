@@ -59,7 +59,7 @@ async def gateway(database: Clone, *, keep: int | None = None, **settings: Any) 
         log = await stack.enter_async_context(request_log.SPEC.open(config, given))
         journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
         ledger = await stack.enter_async_context(budget.SPEC.open(config, given))
-        ports = {"request_log": log, "reply_journal": journal, "budget": ledger}
+        ports: dict[str, Any] = {"request_log": log, "reply_journal": journal, "budget": ledger}
         made = stack_b(Echo(held=False), vault=parse_keys(KEY), **ports, **settings)
         node = await stack.enter_async_context(made)
         if keep is not None:
