@@ -274,7 +274,8 @@ async def _reconciled(
             "false_reject": seen["roomy"].refused + wrongly_refused + seen["snug"].refused,
             # What a run must have met to prove anything.
             "kills_without_effect": int(bool(figures["kills"]) and not seen["roomy"].cut + seen["tight"].cut),
-            "tight_never_refused": int(not seen["tight"].refused),
+            # Before it is refused a request waits for room, and may find it; to the last token there is none.
+            "never_refused": int(not seen["tight"].refused + seen["edge"].refused),
             "nobody_ended_by_a_budget": int(not seen["tight"].limited),
             "wrongly_ended": seen["roomy"].limited + seen["snug"].limited,
             "snug_not_answered": int(not seen["snug"].answered),
