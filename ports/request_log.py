@@ -24,7 +24,7 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -132,10 +132,6 @@ def new_request_id(at: datetime) -> str:
 def first_id(at: datetime) -> uuid.UUID:
     """No request of that moment, or a later one, has a smaller one."""
     return uuid.UUID(int=int(at.timestamp() * 1_000) << 80)
-
-
-def time_of(identifier: uuid.UUID) -> datetime:
-    return datetime.fromtimestamp((identifier.int >> 80) / 1_000, tz=UTC)
 
 
 def request_uuid(request: str) -> uuid.UUID | None:

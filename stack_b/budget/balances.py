@@ -4,12 +4,10 @@ The headers are a courtesy, not a decision: for them a balance is read at most o
 process holds and settles in between is reckoned in.
 """
 
-import asyncio
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -17,7 +15,6 @@ from msgspec.structs import replace
 from ports.budget import Balance, BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError
 from ports.ids import TenantId
 from stack_b.shared_reads import SharedReads
 
@@ -46,7 +43,6 @@ class Balances:
         self._clock = clock
         self._known: OrderedDict[TenantId, _Known] = OrderedDict()
         self._reads: SharedReads[tuple[TenantId, int], Balance] = SharedReads()
-        self._reading: dict[TenantId, asyncio.Task[None]] = {}
 
     async def current(self, auth: AuthContext, *, limit: int) -> Balance:
         """The tenant's balance as far as it is known; one that is older than a second is read anew meanwhile.
@@ -55,28 +51,17 @@ class Balances:
         """
         known = self._known.get(auth.tenant)
         if known is None or known.balance.limit != limit:
-            return await self._reads.of((auth.tenant, limit), lambda: self.read(auth, limit=limit))
-        if self._clock.monotonic() - known.read_at >= FRESH_S and auth.tenant not in self._reading:
-            self._reading[auth.tenant] = asyncio.create_task(self._renew(auth, limit))
+            return await self._reads.of((auth.tenant, limit), partial(self.read, auth, limit=limit))
+        if self._clock.monotonic() - known.read_at >= FRESH_S:
+            # Where that fails the next request tries again; what decides is the ledger's own refusal.
+            self._reads.ahead((auth.tenant, limit), partial(self.read, auth, limit=limit))
         if (known.held, known.settled) != (known.balance.held, known.balance.settled):
             known.balance = replace(known.balance, held=known.held, settled=known.settled)
         return known.balance
 
     async def close(self) -> None:
         """Whatever is being read is nobody's any more."""
-        reading = list(self._reading.values())
-        for task in reading:
-            task.cancel()
-        if reading:
-            await asyncio.wait(reading)
-
-    async def _renew(self, auth: AuthContext, limit: int) -> None:
-        try:
-            # Where that fails the next request tries again; what decides is the ledger's own refusal.
-            with suppress(AgentOSError):
-                await self.read(auth, limit=limit)
-        finally:
-            del self._reading[auth.tenant]
+        await self._reads.close()
 
     async def read(self, auth: AuthContext, *, limit: int) -> Balance:
         """The tenant's balance as the ledger has it now, for an answer that is about it. Raises `Unavailable`."""

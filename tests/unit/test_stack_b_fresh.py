@@ -25,11 +25,16 @@ class Source:
         self.open = asyncio.Event()
         self.open.set()
         self.away = False
+        self.waiting = 0
 
     async def read(self, _: AuthContext) -> int:
         self.asked += 1
         answer = self.asked
-        await self.open.wait()
+        self.waiting += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.waiting -= 1
         if self.away:
             raise Unavailable("the source is away")
         return answer
@@ -83,7 +88,7 @@ async def test_a_stale_value_is_not_used_and_the_failure_to_renew_it_is_told_to_
     assert source.asked == 3
 
 
-async def test_when_the_one_who_reads_leaves_the_next_one_does() -> None:
+async def test_when_the_one_who_asked_first_leaves_the_others_have_the_answer() -> None:
     source, clock = Source(), ManualClock()
     fresh = Fresh(source.read, clock)
     source.open.clear()
@@ -93,7 +98,7 @@ async def test_when_the_one_who_reads_leaves_the_next_one_does() -> None:
     await asyncio.wait({first})
     source.open.set()
 
-    assert await second == 2
+    assert (await second, source.asked) == (1, 1)
 
 
 async def test_closing_ends_what_is_read_ahead() -> None:
@@ -103,7 +108,9 @@ async def test_closing_ends_what_is_read_ahead() -> None:
     await clock.advance(AHEAD)
     source.open.clear()
     await fresh.of(ACME)
+    await asyncio.sleep(0)
+    before = source.waiting
 
     await fresh.close()
 
-    assert not fresh._reading
+    assert (before, source.waiting) == (1, 0)
