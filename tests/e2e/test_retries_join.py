@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from conformance.people import ACME
+from ports.budget import Balance
 from ports.errors import Unavailable
 from ports.http.body import Receive
 from ports.http.edge import App, Scope, Send
@@ -99,6 +100,25 @@ async def told_by(client: Client, *, stream: bool) -> Told:
     return await (client.stream if stream else client.ask)("hello")
 
 
+async def told_after_a_timeout(
+    backend: SilentBackend, path: str, *, stream: bool, came: int = 0, left: int = 0
+) -> tuple[Told, Balance]:
+    """What a client is told that ran out of time, where the backend answers once so many requests came or were left."""
+    found: list[Told] = []
+    async with gateway(backend) as (node, door, url):
+        async with client_for(path, url, timeout=WAITS_S, max_retries=3) as client, anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                found.append(await told_by(client, stream=stream))
+
+            group.start_soon(ask)
+            await door.until(came=came, left=left)
+            backend.let_go.set()
+        balance = await node.balance()
+    [told] = found
+    return told, balance
+
+
 @pytest.fixture(params=sorted(SURFACES))
 def path(request: pytest.FixtureRequest) -> str:
     given: str = request.param
@@ -109,23 +129,9 @@ def path(request: pytest.FixtureRequest) -> str:
 class TestOfficialClients:
     async def test_one_that_ran_out_of_time_joins_the_call_that_is_under_way(self, path: str, *, stream: bool) -> None:
         backend = SilentBackend()
-        found: list[Told] = []
 
-        async with gateway(backend) as (node, door, url):
-            async with (
-                client_for(path, url, timeout=WAITS_S, max_retries=3) as client,
-                anyio.create_task_group() as group,
-            ):
+        told, balance = await told_after_a_timeout(backend, path, stream=stream, came=2)
 
-                async def ask() -> None:
-                    found.append(await told_by(client, stream=stream))
-
-                group.start_soon(ask)
-                await door.until(came=2)
-                backend.let_go.set()
-            balance = await node.balance()
-
-        [told] = found
         assert told.text == SAID
         assert (backend.calls, backend.cancelled) == (1, 0)
         assert (told.receipt["route"]["replayed"], told.receipt["route"]["joined"]) == (True, True)
@@ -133,23 +139,9 @@ class TestOfficialClients:
 
     async def test_one_whose_answer_was_ready_meanwhile_is_given_it(self, path: str, *, stream: bool) -> None:
         backend = SilentBackend()
-        found: list[Told] = []
 
-        async with gateway(backend) as (node, door, url):
-            async with (
-                client_for(path, url, timeout=WAITS_S, max_retries=3) as client,
-                anyio.create_task_group() as group,
-            ):
+        told, balance = await told_after_a_timeout(backend, path, stream=stream, left=1)
 
-                async def ask() -> None:
-                    found.append(await told_by(client, stream=stream))
-
-                group.start_soon(ask)
-                await door.until(left=1)
-                backend.let_go.set()
-            balance = await node.balance()
-
-        [told] = found
         assert told.text == SAID
         assert (backend.calls, backend.cancelled) == (1, 0)
         assert told.receipt["route"]["replayed"] is True
