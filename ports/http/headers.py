@@ -1,5 +1,6 @@
 """A request's header fields: looked up by name, and checked for what recipients disagree about."""
 
+import re
 from typing import Final
 
 from ports.errors import InvalidArgument
@@ -10,6 +11,7 @@ _SINGLETONS: Final = frozenset(
         b"traceparent", b"transfer-encoding", b"x-api-key", b"x-correlation-id", b"x-step-key", b"x-tenant-id",
     }
 )  # fmt: skip
+_KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
 class Headers(dict[bytes, bytes]):
@@ -27,6 +29,15 @@ class Headers(dict[bytes, bytes]):
     def text(self, name: bytes) -> str | None:
         value = self.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def idempotency_key(self) -> str | None:
+        """Raises `InvalidArgument` for what can't be one."""
+        key = self.text(b"idempotency-key")
+        if key is not None and _KEY.fullmatch(key) is None:
+            raise InvalidArgument(
+                "Idempotency-Key must be 1 to 255 printable ASCII characters", details={"path": "idempotency-key"}
+            )
+        return key
 
     def any_of(self, beginnings: tuple[bytes, ...]) -> bool:
         return any(name.startswith(beginnings) for name in self)

@@ -1,21 +1,17 @@
 """What the headers of a request say of making it once."""
 
 import math
-import re
 from functools import lru_cache
 from typing import Final
 
 from ports.context import AuthContext
-from ports.errors import InvalidArgument
 from ports.http.headers import Headers
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.http.parse import STEP_KEY, step_key
 from stack_b.once import MAX_RETRIES, Client, Once, of_client, of_retry, of_step
 
-IDEMPOTENCY_KEY: Final = b"idempotency-key"
 RETRY_COUNT: Final = b"x-stainless-retry-count"
 READ_TIMEOUTS: Final = (b"x-stainless-read-timeout", b"x-stainless-timeout")
-_PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
 def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, client: Client | None) -> Once | None:
@@ -27,9 +23,9 @@ def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, 
     given = headers.text(STEP_KEY)
     if given is not None:
         return of_step(step_key(given))
-    given = headers.text(IDEMPOTENCY_KEY)
+    given = headers.idempotency_key()
     if given is not None:
-        return of_client(auth, call.route, client_key(given))
+        return of_client(auth, call.route, given)
     if client is not None and client.retries > 0:
         return of_retry(auth, call, client.retries)
     return None
@@ -49,15 +45,6 @@ def _client(count: str, waits: str | None) -> Client | None:
     if not (count.isascii() and count.isdigit() and len(count) <= len(str(MAX_RETRIES))):
         return None
     return Client(retries=int(count), waits_s=_seconds(waits))
-
-
-def client_key(given: str) -> str:
-    """Raises `InvalidArgument` for what can't be one."""
-    if _PRINTABLE.fullmatch(given) is None:
-        raise InvalidArgument(
-            "Idempotency-Key must be 1 to 255 printable ASCII characters", details={"path": IDEMPOTENCY_KEY.decode()}
-        )
-    return given
 
 
 def _seconds(text: str | None) -> float | None:
