@@ -31,6 +31,8 @@ _MAX_LEASED: Final = 1_000
 """Per call of `lease`."""
 _LEASE_POOL: Final = 2
 """Connections that take messages: a worker has one call of `lease` under way at a time."""
+_LOOKS_APART_S: Final = 0.01
+"""Between two looks of this process for messages, at least."""
 _ACKS_GATHER_S: Final = 0.02
 """How long an acknowledgement waits for others to share its commit: nobody waits for it."""
 
@@ -42,6 +44,7 @@ class PostgresQueue:
         """`for_leases` waits for no disk: a lease that a crash of the server forgets has ended early, as with a crash of
         its holder."""
         self._database = database
+        self._look_at = 0.0
         self._for_leases = for_leases
         self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue)
         self._acks: Together[dict[str, Any], bool] = Together(database, _ack, gather_s=_ACKS_GATHER_S)
@@ -75,6 +78,7 @@ class PostgresQueue:
         deadline = loop.time() + wait.total_seconds()
         with self._database.signals.waiting(QUEUE) as waiter:
             while True:
+                await self._looks_apart()
                 if rows := await self._take(auth, asked):
                     return [_delivery(row) for row in sorted(rows, key=lambda row: (-row["priority"], row["id"].bytes))]
                 if (left := deadline - loop.time()) <= 0:
@@ -112,6 +116,13 @@ class PostgresQueue:
             row = await transaction.row(statement, asked)
         assert row is not None, "an aggregate always has a row"
         return Depth(ready=row["ready"], leased=row["leased"])
+
+    async def _looks_apart(self) -> None:
+        """A message that comes wakes everybody: who has just looked waits a moment, and finds the next one there too."""
+        loop = asyncio.get_running_loop()
+        if (left := self._look_at - loop.time()) > 0:
+            await asyncio.sleep(left)
+        self._look_at = loop.time() + _LOOKS_APART_S
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
         if QUEUE_ANY_TENANT in auth.scopes:

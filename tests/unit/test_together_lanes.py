@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from adapters.postgres.engine import Database, Transaction
-from adapters.postgres.together import LANES, Together
+from adapters.postgres.together import LANES, REST, Together
 from ports.ids import TenantId
 
 ACME = TenantId("tnt_acme")
@@ -78,3 +78,32 @@ async def test_calls_that_nobody_waits_for_gather_and_go_together() -> None:
 
     assert batches == [["a", "b"], ["c", "d", "e"]]
     assert anyio.current_time() - began < 0.05
+
+
+async def test_a_kind_rests_a_few_times_as_long_as_its_last_batch_took() -> None:
+    loop = asyncio.get_running_loop()
+    batches: list[tuple[list[str], float]] = []
+    ended_at = 0.0
+
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
+        nonlocal ended_at
+        batches.append((list(asks), loop.time()))
+        took = asyncio.Event()
+        loop.call_later(0.004, took.set)
+        await took.wait()
+        ended_at = ended_at or loop.time()
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act)
+
+    with anyio.fail_after(5):
+        await together(ACME, "a", order="a")
+        async with anyio.create_task_group() as group:
+            for word in ("b", "c"):
+                group.start_soon(partial(together, ACME, word, order=word))
+                # Each in a turn of its own: without the rest the first would have gone alone.
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+
+    assert [asks for asks, _ in batches] == [["a"], ["b", "c"]]
+    assert batches[1][1] - ended_at >= REST * 0.004
