@@ -68,6 +68,9 @@ _CODES: Final[Mapping[str, type[AgentOSError]]] = {
     "42501": Internal,  # row-level security refused a row: wall one has a hole
 }
 
+_MOVED: Final = "AO001"
+"""Raised by our own functions, see migration 0018."""
+
 _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
     InvalidArgument: "a text holds what can't be stored: a NUL or half of a surrogate pair",
     Conflict: "somebody else made the same thing first",
@@ -110,9 +113,23 @@ def error_class(kind: type[BaseException]) -> type[AgentOSError] | None:
     return Internal if issubclass(kind, asyncpg.PostgresError) else None
 
 
+class Moved(Conflict):
+    """The tenant does not live in this database any more; nothing was done. A worker is fenced by it."""
+
+    @property
+    def home(self) -> str:
+        """Where it went from here."""
+        return str(self.details["home"])
+
+
 def translate(error: BaseException) -> AgentOSError | None:
     """Our error for `error`; None when it isn't the database's."""
     sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate == _MOVED:
+        return Moved(
+            "the tenant lives in another database; nothing was done here",
+            details={"home": getattr(error, "detail", None) or ""},
+        )
     ours = error_class(type(error))
     if isinstance(error, asyncpg.PostgresError) and sqlstate is not None:
         ours = _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Internal)
