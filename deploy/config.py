@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from deploy.home_settings import problems_of as home_problems
 from deploy.roots.environment import resolve as secret_at
 from ports.errors import InvalidArgument
 from stack_b.backends.demo import CHAT_MODEL
@@ -133,6 +134,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tools_file: Annotated[
         str,
         Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),
+    ] = ""
+    homes: Annotated[
+        str,
+        Meta(
+            description="Databases that tenants may live in beside the node's (docs/homes.md): "
+            "<name>=<port of its worker>,<reference for ao_app>,<reference for ao_owner>, or <name>=<port>,embedded; "
+            "several apart by ;"
+        ),
     ] = ""
 
 
@@ -262,6 +271,7 @@ def problems(config: Config) -> list[str]:
         for field in ("database_url", "database_owner_url")
         if getattr(config, field) and not _REFERENCE.fullmatch(getattr(config, field))
     ]
+    found += home_problems(config.homes, taken, external=bool(config.database_url))
     found += _backend_problems(config.backends, prod=config.mode == "prod")
     if config.mode == "prod":
         found += _prod_problems(config)

@@ -13,6 +13,7 @@ from msgspec import Struct
 from adapters.system_clock import SystemClock
 from deploy import credentials
 from deploy.config import Config
+from deploy.homes import homes_set_up, url_file
 from deploy.node import Node
 from deploy.roots.tools import tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
@@ -134,4 +135,9 @@ def _database_of(node: Node) -> dict[str, Json]:
     path = node.secret(credentials.APP_URL)
     if not path.exists():
         raise Unavailable(f"there is no node at {node.home}; start one with ./agentos up")
-    return {"dsn": path.read_text(encoding="utf-8").strip()}
+    database: dict[str, Json] = {"dsn": path.read_text(encoding="utf-8").strip()}
+    # As `up` has written them: settings that have changed since are not in force yet.
+    homes: list[Json] = [
+        [name, node.secret(url_file(name)).read_text(encoding="utf-8").strip()] for name in homes_set_up(node)
+    ]
+    return {**database, "homes": homes} if homes else database

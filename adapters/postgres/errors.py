@@ -116,6 +116,8 @@ def error_class(kind: type[BaseException]) -> type[AgentOSError] | None:
 class Moved(Conflict):
     """The tenant does not live in this database any more; nothing was done. A worker is fenced by it."""
 
+    default_code = "fenced"
+
     @property
     def home(self) -> str:
         """Where it went from here."""

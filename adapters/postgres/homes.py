@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
 from adapters.postgres.errors import Moved
+from adapters.postgres.move_tables import SHARED
 from adapters.postgres.statements import statement
 from ports.adapter import Given
 from ports.context import AuthContext
@@ -29,8 +30,6 @@ from ports.ids import TenantId
 PortT = TypeVar("PortT")
 Open: TypeAlias = Callable[[PostgresConfig, Given], AbstractAsyncContextManager[PortT]]
 
-SHARED: Final = "shared"
-"""The home of every tenant that has no other."""
 LATE_S: Final = 1.0
 """So long a router trusts in what it knows, unless it is refused."""
 _TRIES: Final = 5

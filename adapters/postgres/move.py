@@ -22,10 +22,9 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.errors import translated
-from adapters.postgres.homes import SHARED
 from adapters.postgres.move_guard import guard, unguard
 from adapters.postgres.move_link import End, Sum, both_sums, open_end, typed
-from adapters.postgres.move_tables import BY_NAME, COUNTERS, TABLES, Moved, changed_keys, quoted
+from adapters.postgres.move_tables import BY_NAME, COUNTERS, SHARED, TABLES, Moved, changed_keys, quoted
 from adapters.postgres.signals import CHANNEL, QUEUE, payloads
 from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument, NotFound, Unavailable

@@ -13,6 +13,9 @@ from msgspec import Struct
 Key: TypeAlias = Mapping[str, str | int]
 """Columns of a row's key by name, as JSON has them."""
 
+SHARED: Final = "shared"
+"""The home of every tenant that has no other."""
+
 
 class Parent(Struct, frozen=True):
     """A row that must be there before."""

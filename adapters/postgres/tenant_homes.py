@@ -12,7 +12,8 @@ from typing import Any, Final, cast
 from msgspec.structs import replace
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.homes import SHARED, Homes, Open
+from adapters.postgres.homes import Homes, Open
+from adapters.postgres.move_tables import SHARED
 from adapters.postgres.rows import packed
 from adapters.postgres.statements import statement
 from ports.adapter import Given

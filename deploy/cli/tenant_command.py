@@ -1,4 +1,4 @@
-"""`agentos tenant create|list|quota|policy|enable|disable`."""
+"""`agentos tenant create|list|quota|policy|move|enable|disable`."""
 
 import argparse
 from typing import Any, Final, Literal, get_args
@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
+from deploy.cli.tenant_move import add_verb as add_move
 from deploy.cli.tenant_policy import add_verb as add_policy
 from deploy.config import MAX_TOKENS_PER_DAY, Config
 from deploy.credentials import SeededKey
@@ -48,6 +49,7 @@ examples:
   ./agentos tenant quota tnt_acme --store-prompts 30     keep prompts and answers for 30 days, redacted and sealed; 0: none
   ./agentos tenant quota tnt_acme --backends eu-1,eu-2 --regions eu --tiers standard
   ./agentos tenant policy tnt_acme --file policy.json     see docs/policies.md
+  ./agentos tenant move tnt_acme --to eu1 --dry-run      to a database of its own while it works, see docs/homes.md
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
 
 
@@ -105,6 +107,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     quota_of.add_argument("--json", action="store_true", help="print as JSON")
     quota_of.set_defaults(run=quota, options=_quota_options)
     add_policy(verbs)
+    add_move(verbs)
     for verb, status in (("enable", "active"), ("disable", "disabled")):
         changed = verbs.add_parser(verb, help=f"make a tenant {status}")
         changed.add_argument("tenant")

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapters.system_clock import SystemClock
 from deploy.admin_surface import Part, create_admin_app
+from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
@@ -34,7 +35,7 @@ _SELF = AuthContext(
 
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
-    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    database = database_of(env)
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{port: Choice(adapter="postgres", config=database) for port in STORED},

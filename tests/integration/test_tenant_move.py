@@ -9,9 +9,8 @@ from msgspec.structs import replace
 
 from adapters.postgres.engine import PostgresConfig
 from adapters.postgres.errors import Moved
-from adapters.postgres.homes import SHARED
 from adapters.postgres.move import Step, abort_move, clear_remains, move_tenant
-from adapters.postgres.move_tables import TABLES
+from adapters.postgres.move_tables import SHARED, TABLES
 from conformance.factories import MEGABYTE, SUCCEEDED, intent, new_run, result, telling
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
