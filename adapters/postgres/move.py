@@ -14,7 +14,7 @@ lives in the old home and the move can be aborted, after it in the new one, what
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 import asyncpg
@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from adapters.postgres.errors import translated
 from adapters.postgres.move_guard import guard, unguard
-from adapters.postgres.move_link import End, Sum, both_sums, open_end, typed
+from adapters.postgres.move_link import End, Sum, open_end, typed
 from adapters.postgres.move_tables import BY_NAME, COUNTERS, SHARED, TABLES, Moved, changed_keys, quoted
 from adapters.postgres.signals import CHANNEL, QUEUE, payloads
 from ports.context import AuthContext
@@ -40,6 +40,8 @@ _LITTLE: Final = 200
 """So few changes are left to the end."""
 _LOCK_MS: Final = 500
 """How long the switch waits for the writers there are; who comes meanwhile waits behind it."""
+_SETTLES: Final = timedelta(seconds=60)
+"""No transaction is as long as that: what was written earlier is there, and stays as it is."""
 _SWITCHES: Final = 20
 _AGAIN_S: Final = 0.25
 
@@ -284,10 +286,14 @@ async def _switch(move: Move, here: End, there: End, freeze_s: float) -> Report:
     loop = asyncio.get_running_loop()
     for attempt in range(1, _SWITCHES + 1):
         await _catch_up(move, here, there)
+        # The larger part, while everybody works.
+        until = await here.connection.fetchval("SELECT ao_now() - $1::interval", _SETTLES)
+        settled = await _equal(move, here, there, here.settled(move.tenant, until), there.settled(move.tenant, until))
+        await _catch_up(move, here, there)
         began = loop.time()
         try:
             async with asyncio.timeout(freeze_s):
-                sums = await _switched(move, here, there)
+                sums = await _switched(move, here, there, until)
         except (TimeoutError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             # Both transactions are rolled back, and the tenant went on. Unless it was told to have left just then.
             if (standing := await move.standing(here)) is not None and standing.state == "left":
@@ -295,14 +301,15 @@ async def _switch(move: Move, here: End, there: End, freeze_s: float) -> Report:
             await asyncio.sleep(_AGAIN_S * attempt)
             continue
         frozen = loop.time() - began
+        total = {name: one.plus(settled.get(name, Sum(0, "0"))) for name, one in sums.items()}
         await move.tell(Step(point="left", seconds=frozen))
         return Report(
             tenant=move.tenant,
             source=here.name,
             to=there.name,
             done=f"{move.tenant} lives in {there.name}",
-            rows={name: one.rows for name, one in sums.items()},
-            checksums={name: one.checksum for name, one in sums.items()},
+            rows={name: one.rows for name, one in total.items()},
+            checksums={name: one.checksum for name, one in total.items()},
             frozen_s=round(frozen, 3),
             attempts=attempt,
         )
@@ -312,7 +319,21 @@ async def _switch(move: Move, here: End, there: End, freeze_s: float) -> Report:
     )
 
 
-async def _switched(move: Move, here: End, there: End) -> dict[str, Sum]:
+async def _equal(
+    move: Move, here: End, there: End, ours: Awaitable[dict[str, Sum]], theirs: Awaitable[dict[str, Sum]]
+) -> dict[str, Sum]:
+    """What both found; raises `Conflict` where that is not the same."""
+    found, copied = await asyncio.gather(ours, theirs)
+    if wrong := sorted(name for name in found if found[name] != copied[name]):
+        raise Conflict(
+            f"what was copied to {there.name!r} differs in {wrong}; {move.tenant} works as before, in {here.name!r}. Abort "
+            "this move with `agentos tenant move --abort` and begin anew"
+        )
+    return found
+
+
+async def _switched(move: Move, here: End, there: End, until: datetime) -> dict[str, Sum]:
+    """`until` is when rows had settled that were compared before."""
     tenant = move.tenant
     async with here.connection.transaction():
         await here.connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MS}")
@@ -327,12 +348,7 @@ async def _switched(move: Move, here: End, there: End) -> dict[str, Sum]:
                 await there.connection.execute(f"DELETE FROM {name} WHERE tenant_id = {quoted(tenant)}")  # noqa: S608
                 await there.write(table, await here.read(table, f"t.tenant_id = {quoted(tenant)}"))
             await _bring_beside(move, here, there)
-            ours, theirs = await both_sums(here, there, tenant)
-            if wrong := sorted(name for name in ours if ours[name] != theirs[name]):
-                raise Conflict(
-                    f"what was copied to {there.name!r} differs in {wrong}; {tenant} works as before. Abort this move with "
-                    "`agentos tenant move --abort` and begin anew"
-                )
+            ours = await _equal(move, here, there, here.sums(tenant, until), there.sums(tenant, until))
             await move.tell(Step(point="compared"))
         await move.tell(Step(point="written"))
         await here.connection.execute(
@@ -507,15 +523,17 @@ async def plan_move(auth: AuthContext, tenant: TenantId, to: str | None, places:
     async with _moving(auth, tenant, places, lambda home: tuple(dict.fromkeys((home, *wanted))), silent) as move:
         home = await move.home()
         here = move.ends[home]
+        until = await here.connection.fetchval("SELECT ao_now() - $1::interval", _SETTLES)
+        settled = await here.settled(tenant, until) if to is not None else {}
         began = asyncio.get_running_loop().time()
-        sums = await here.sums(tenant) if to is not None else {}
+        sums = await here.sums(tenant, until) if to is not None else {}
         compare_s = asyncio.get_running_loop().time() - began
         remarks = [
             f"in {end.name!r} it is {standing.state}, other {standing.other!r}"
             for end in move.ends.values()
             if (standing := await move.standing(end)) is not None
         ]
-        rows = {name: one.rows for name, one in sums.items()}
+        rows = {name: one.plus(settled.get(name, Sum(0, "0"))).rows for name, one in sums.items()}
         return Plan(
             tenant=tenant, home=home, to=to or home, rows=rows, compare_s=round(compare_s, 3), remarks=tuple(remarks)
         )

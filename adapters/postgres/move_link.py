@@ -4,9 +4,9 @@ Both connections are the owner's, acting as the definer role (`bootstrap`), whic
 statement here names the tenant. Rows go as the server's own binary copy, so that they arrive bit by bit as they were.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from io import BytesIO
 from typing import Final
 
@@ -39,6 +39,9 @@ class Sum(Struct, frozen=True):
 
     rows: int
     checksum: str
+
+    def plus(self, other: "Sum") -> "Sum":
+        return Sum(self.rows + other.rows, str(int(self.checksum) + int(other.checksum)))
 
 
 class End:
@@ -84,7 +87,7 @@ class End:
     async def write(self, table: Moved, copied: bytes) -> None:
         """Rows become as they were when they were read."""
         stage, columns = f"moving_{table.name}", await self.columns(table)
-        await self.connection.execute(f"DELETE FROM {stage}")  # noqa: S608 - our own name
+        await self.connection.execute(f"TRUNCATE {stage}")
         await self.connection.copy_to_table(
             stage, schema_name="pg_temp", columns=_names(columns), source=BytesIO(copied), format="binary"
         )
@@ -130,14 +133,28 @@ class End:
         row = await self.connection.fetchrow(f"SELECT {texts} FROM ({stretch}) s ORDER BY {order} LIMIT 1")  # noqa: S608
         return None if row is None else list(row)
 
-    async def sums(self, tenant: TenantId) -> dict[str, Sum]:
-        return {table.name: await self._sum(tenant, table) for table in TABLES}
+    async def sums(self, tenant: TenantId, since: datetime | None = None) -> dict[str, Sum]:
+        """Of every table; with `since`, without the rows that had settled by then."""
+        return {
+            table.name: await self._sum(
+                tenant, table, f"{table.settles} >= {quoted(str(since))}" if since and table.settles else "true"
+            )
+            for table in TABLES
+        }
 
-    async def _sum(self, tenant: TenantId, table: Moved) -> Sum:
+    async def settled(self, tenant: TenantId, until: datetime) -> dict[str, Sum]:
+        """Of rows that were written before `until` and are never changed."""
+        return {
+            table.name: await self._sum(tenant, table, f"{table.settles} < {quoted(str(until))}")
+            for table in TABLES
+            if table.settles
+        }
+
+    async def _sum(self, tenant: TenantId, table: Moved, which: str) -> Sum:
         listed = ", ".join(f"t.{column}" for column in (await self.columns(table)).split(", "))
         row = await self.connection.fetchrow(
             f"SELECT count(*), coalesce(sum(hashtextextended(CAST(ROW({listed}) AS text), 0)::numeric), 0)::text "  # noqa: S608
-            f"FROM {table.name} t WHERE t.tenant_id = {quoted(tenant)}"
+            f"FROM {table.name} t WHERE t.tenant_id = {quoted(tenant)} AND {which}"
         )
         assert row is not None, "an aggregate always has a row"
         return Sum(row[0], row[1])
@@ -181,8 +198,3 @@ async def open_end(name: str, dsn: str) -> AsyncIterator[End]:
             await connection.close(timeout=1)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
-
-
-async def both_sums(one: End, other: End, tenant: TenantId) -> tuple[dict[str, Sum], dict[str, Sum]]:
-    first, second = await asyncio.gather(one.sums(tenant), other.sums(tenant))
-    return first, second

@@ -36,6 +36,8 @@ class Moved(Struct, frozen=True, kw_only=True):
     """Columns of the link to a parent that are not in the key."""
     rows: int = 500
     """Copied at a time."""
+    settles: str = ""
+    """Column of the time at which a row was written that is never changed afterwards; empty where rows change."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ TABLES: Final = (
         links=(_RUN,),
     ),
     Moved(name="steps", key=(_RUN, ("n", "integer")), parents=(_OF_RUN,)),
-    Moved(name="run_events", key=(_RUN, ("sequence", "integer"))),
+    Moved(name="run_events", key=(_RUN, ("sequence", "integer")), rows=1_000, settles="time"),
     Moved(name="blobs", key=(("sha256", "bytea"),), rows=20),
     Moved(
         name="blob_refs",

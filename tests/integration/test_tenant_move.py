@@ -7,16 +7,18 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from adapters.postgres.engine import PostgresConfig
+from adapters.postgres.engine import PostgresConfig, open_database
 from adapters.postgres.errors import Moved
 from adapters.postgres.move import Step, abort_move, clear_remains, move_tenant
 from adapters.postgres.move_tables import SHARED, TABLES
+from adapters.postgres.statements import statement
 from conformance.factories import MEGABYTE, SUCCEEDED, intent, new_run, result, telling
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
 from ports.ids import RunId, TenantId, WorkerId
 from ports.run_state import Change, RunFilter
 from ports.tenant import Entitlements
+from tests.support.catalogue_lint import RULES
 from tests.support.homes import AGENT, OTHER, Homes, Ports, open_homes, open_ports, silent
 from tests.support.postgres import Clone, execute, fetch
 
@@ -282,6 +284,42 @@ async def test_what_differs_there_stops_the_switch_and_the_tenant_goes_on(homes:
 
     assert await homes.api.create(ACME)
     assert await standing(homes.shared) == [(ACME.tenant, "leaving")]
+
+
+async def test_what_differs_of_long_ago_stops_it_before_the_switch(homes: Homes) -> None:
+    await live_a_little(homes.api)
+    await execute(homes.shared.superuser, "UPDATE agentos.run_events SET time = time - interval '1 hour'")
+
+    async def spoil(step: Step) -> None:
+        assert step.point != "frozen"
+        if step.point == "caught_up":
+            await execute(homes.other.superuser, "UPDATE agentos.run_events SET type = 'other' WHERE sequence = 1")
+
+    with pytest.raises(Conflict, match="run_events"):
+        await homes.move(ACME.tenant, OTHER, tell=spoil)
+
+
+async def test_the_walls_stand_in_the_new_home_too(homes: Homes) -> None:
+    made = await live_a_little(homes.api)
+    await homes.move(ACME.tenant, OTHER)
+    await homes.move(GLOBEX.tenant, OTHER)
+
+    for reader, runs in ((GLOBEX, made[:4]), (ACME, made[4:])):
+        for run in runs:
+            with pytest.raises(NotFound):
+                await homes.api.runs.load(reader, run)
+            with pytest.raises(NotFound):
+                await homes.api.events.read(reader, run)
+    async with open_database(PostgresConfig(dsn=homes.other.app)) as database:
+        for table in TABLES:
+            # Without a predicate: only the second wall is left.
+            seen = statement(f"SELECT DISTINCT tenant_id FROM {table.name}")
+            async with database.transaction(ACME.tenant) as transaction:
+                found = {row["tenant_id"] for row in await transaction.rows(seen, {})}
+            assert found <= {ACME.tenant}, table.name
+    for rule, query in RULES.items():
+        assert await fetch(homes.other.superuser, query) == [], rule
+        assert await fetch(homes.shared.superuser, query) == [], rule
 
 
 async def test_a_switch_that_takes_too_long_is_taken_back(homes: Homes) -> None:
