@@ -324,9 +324,12 @@ async def _equal(
 ) -> dict[str, Sum]:
     """What both found; raises `Conflict` where that is not the same."""
     found, copied = await asyncio.gather(ours, theirs)
-    if wrong := sorted(name for name in found if found[name] != copied[name]):
+    wrong = [
+        f"{name} ({found[name].rows} rows, {copied[name].rows} there)" for name in found if found[name] != copied[name]
+    ]
+    if wrong:
         raise Conflict(
-            f"what was copied to {there.name!r} differs in {wrong}; {move.tenant} works as before, in {here.name!r}. Abort "
+            f"what was copied to {there.name!r} differs in {', '.join(wrong)}; {move.tenant} works as before, in {here.name!r}. Abort "
             "this move with `agentos tenant move --abort` and begin anew"
         )
     return found

@@ -20,7 +20,7 @@ from ports.run_state import Change, RunFilter
 from ports.tenant import Entitlements
 from tests.support.catalogue_lint import RULES
 from tests.support.homes import AGENT, OTHER, Homes, Ports, open_homes, open_ports, silent
-from tests.support.postgres import Clone, execute, fetch
+from tests.support.postgres import Clone, execute, fetch, shift_time
 
 pytestmark = pytest.mark.anyio
 
@@ -354,6 +354,63 @@ async def test_only_the_platform_moves_tenants_and_only_to_homes(homes: Homes) -
         await homes.move(ACME.tenant, "mars")
     with pytest.raises(NotFound):
         await homes.move(TenantId("tnt_nobody"), OTHER)
+
+
+async def test_a_tool_in_the_middle_of_its_call_is_stopped_before_another_worker_makes_it(homes: Homes) -> None:
+    homes.hold = anyio.Event()
+    async with homes.worker(homes.shared), homes.worker(homes.other):
+        with anyio.fail_after(60):
+            run = await homes.api.create(ACME)
+            await homes.held.wait()
+
+            await homes.move(ACME.tenant, OTHER)
+
+            async with open_ports(PostgresConfig(dsn=homes.other.app)) as there:
+                # The lease of the worker that has it came along.
+                assert await there.runs.orphans(NODE, queued_for=timedelta(0), limit=9) == ()
+            await homes.let_go.wait()
+            assert len(homes.calls) == 1, "the next one came before it was stopped"
+            homes.hold = None
+            await shift_time(homes.other, timedelta(seconds=30))
+            types = [event.type async for event in homes.api.events.follow(ACME, run)]
+
+    assert types[-1] == "run.completed"
+    assert types.count("tool.completed") == 1
+    assert len(homes.calls) == 2
+    assert len(set(homes.calls)) == 1, "the same effect key on every attempt"
+    assert [step.status for step in await homes.api.runs.steps(ACME, run)] == ["completed"] * 3
+    assert (await homes.api.runs.load(ACME, run)).recoveries == 1
+
+
+STAYS = {
+    # The directory, and what a move itself is about.
+    "tenants", "api_keys", "tenant_homes", "tenant_moves", "tenant_changes",
+    # Where it was written.
+    "audit_log",
+    # Made anew at each home.
+    "queue_turns",
+    # Stack B's.
+    "budgets", "budget_windows", "budget_holds", "budget_hold_windows", "usage_events", "model_replies",
+    "request_records", "request_contents",
+}  # fmt: skip
+
+
+async def test_every_table_of_tenants_moves_or_stays_on_purpose(homes: Homes) -> None:
+    """A new one: add it to `move_tables.TABLES` and open its port with `at_homes`, or to `STAYS` and docs/homes.md."""
+    rows = await fetch(
+        homes.shared.superuser,
+        "SELECT c.relname, array_agg(a.attname::text ORDER BY x.place) AS key FROM pg_class c "
+        "JOIN pg_attribute t ON t.attrelid = c.oid AND t.attname = 'tenant_id' "
+        "JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary, unnest(i.indkey) WITH ORDINALITY x (attnum, place), "
+        "pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = x.attnum AND c.relkind IN ('r', 'p') "
+        "AND NOT c.relispartition AND c.relnamespace = 'agentos'::regnamespace GROUP BY 1",
+    )
+
+    keys = {row["relname"]: tuple(row["key"]) for row in rows}
+    assert keys.keys() == {table.name for table in TABLES} | STAYS
+    assert {table.name: ("tenant_id", *table.columns) for table in TABLES} == {
+        table.name: keys[table.name] for table in TABLES
+    }
 
 
 async def test_limits_go_along_and_follow_the_directory(homes: Homes) -> None:

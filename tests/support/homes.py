@@ -91,6 +91,11 @@ class Homes:
     api: Ports
     calls: list[str] = field(default_factory=list)
     """Effect keys of the tool's calls."""
+    hold: anyio.Event | None = None
+    """What the tool's calls wait for."""
+    held: anyio.Event = field(default_factory=anyio.Event)
+    let_go: anyio.Event = field(default_factory=anyio.Event)
+    """A call that waited was cancelled."""
 
     @property
     def config(self) -> PostgresConfig:
@@ -141,6 +146,13 @@ class Homes:
 
     async def _count(self, _auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
         self.calls.append(key)
+        if self.hold is not None:
+            self.held.set()
+            try:
+                await self.hold.wait()
+            except BaseException:
+                self.let_go.set()
+                raise
         return None
 
 
