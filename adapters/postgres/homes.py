@@ -30,8 +30,12 @@ from ports.ids import TenantId
 PortT = TypeVar("PortT")
 Open: TypeAlias = Callable[[PostgresConfig, Given], AbstractAsyncContextManager[PortT]]
 
-LATE_S: Final = 1.0
+LATE_S = 1.0
 """So long a router trusts in what it knows, unless it is refused."""
+STALE_S: Final = 10.0
+"""So long it goes on with what it knows while the directory does not answer."""
+HEARD_S = 30.0
+"""By then no router, with a call of its under way, takes a tenant to where it lived before."""
 _TRIES: Final = 5
 """Homes that one call is sent to."""
 _COME_BACK: Final = timedelta(seconds=2)
@@ -45,6 +49,7 @@ class Homes:
         self._database = database
         self._elsewhere: dict[str, str] | None = None
         self._asked_at = 0.0
+        self._heard_at = 0.0
         self._asking = asyncio.Lock()
 
     async def of(self, tenant: TenantId) -> str:
@@ -67,11 +72,12 @@ class Homes:
             try:
                 rows = await self._database.once(_HOMES, {})
             except Unavailable:
-                # Homes work without the shared database, and whoever has moved since is refused where they were.
-                if self._elsewhere is None:
+                # Whoever has moved since is refused where they were, until that is cleared.
+                if self._elsewhere is None or now - self._heard_at > STALE_S:
                     raise
             else:
                 self._elsewhere = {row["tenant_id"]: row["home"] for row in rows}
+                self._heard_at = now
             self._asked_at = now
 
 

@@ -21,6 +21,7 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
+from adapters.postgres import homes
 from adapters.postgres.errors import translated
 from adapters.postgres.move_guard import guard, unguard
 from adapters.postgres.move_link import End, Sum, open_end, typed
@@ -329,8 +330,8 @@ async def _equal(
     ]
     if wrong:
         raise Conflict(
-            f"what was copied to {there.name!r} differs in {', '.join(wrong)}; {move.tenant} works as before, in {here.name!r}. Abort "
-            "this move with `agentos tenant move --abort` and begin anew"
+            f"what was copied to {there.name!r} differs in {', '.join(wrong)}; {move.tenant} works as before, in "
+            f"{here.name!r}. Abort this move with `agentos tenant move --abort` and begin anew"
         )
     return found
 
@@ -483,6 +484,8 @@ async def clear_remains(
                     f"{tenant} left {end.name!r} {standing.for_s / 3600:.1f} hours ago; remains are kept for "
                     f"{grace.total_seconds() / 3600:.0f} hours. Wait, or give --grace-hours 0"
                 )
+            # Until every router has heard of it, the mark is what refuses them.
+            await asyncio.sleep(max(0.0, homes.HEARD_S - standing.for_s))
             await _clear(move, end)
             await unguard(end, tenant)
             await end.connection.execute("DELETE FROM tenant_changes WHERE tenant_id = $1", tenant)

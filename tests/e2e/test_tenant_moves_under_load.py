@@ -16,7 +16,7 @@ from conformance.people import ACME, GLOBEX
 from observability.metrics import Metrics
 from stack_a.app import create_app
 from stack_a.deps import ApiDeps
-from tests.support.homes import AGENT, CLOCK, OTHER, Homes, Ports, open_homes, open_ports
+from tests.support.homes import AGENT, CLOCK, OTHER, Homes, Ports, open_homes, open_ports, prompt
 from tests.support.http_server import served
 from tests.support.postgres import fetch
 from tests.support.stack_a import Tokens, events_of
@@ -114,6 +114,11 @@ async def _nothing() -> Any:
 
 
 async def test_a_tenant_moves_there_and_back_under_load(caplog: pytest.LogCaptureFixture) -> None:
+    with prompt():
+        await _there_and_back(caplog)
+
+
+async def _there_and_back(caplog: pytest.LogCaptureFixture) -> None:
     async with open_homes() as homes, open_ports(homes.late()) as second:
         for auth in (ACME, GLOBEX):
             await homes.entitle(auth)

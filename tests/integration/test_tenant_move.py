@@ -1,6 +1,6 @@
 """A tenant moves to a database of its own: everything arrives as it was, and the old home refuses it from then on."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 
 import anyio
@@ -19,7 +19,7 @@ from ports.ids import RunId, TenantId, WorkerId
 from ports.run_state import Change, RunFilter
 from ports.tenant import Entitlements
 from tests.support.catalogue_lint import RULES
-from tests.support.homes import AGENT, OTHER, Homes, Ports, open_homes, open_ports, silent
+from tests.support.homes import AGENT, OTHER, Homes, Ports, open_homes, open_ports, prompt, silent
 from tests.support.postgres import Clone, execute, fetch, shift_time
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +35,12 @@ async def homes() -> AsyncIterator[Homes]:
         for auth in (ACME, GLOBEX):
             await made.entitle(auth)
         yield made
+
+
+@pytest.fixture
+def asks_each_time() -> Iterator[None]:
+    with prompt():
+        yield
 
 
 async def live_a_little(ports: Ports) -> list[RunId]:
@@ -172,6 +178,7 @@ async def test_a_reader_that_is_late_is_refused_and_goes_to_the_new_home(homes: 
         assert (await ports.runs.load(GLOBEX, made[4])).id == made[4]
 
 
+@pytest.mark.usefixtures("asks_each_time")
 async def test_a_tenant_moves_back_once_its_remains_are_cleared(homes: Homes) -> None:
     made = await live_a_little(homes.api)
     untouched = await rows_of(homes.shared, GLOBEX.tenant)
@@ -208,6 +215,7 @@ POINTS = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("asks_each_time")
 @pytest.mark.parametrize("back", [False, True], ids=["from the shared home", "to the shared home"])
 async def test_killed_anywhere_it_goes_on_and_nothing_is_lost_or_twice(homes: Homes, *, back: bool) -> None:
     await live_a_little(homes.api)

@@ -1,18 +1,19 @@
 """A node with two homes: the shared database and one more, the API's ports before both, and workers for each."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 from uuid import uuid4
 
 import anyio
+import pytest
 from msgspec.structs import replace
 
 from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
 from adapters.inproc.tool import InprocTools, PythonTool
-from adapters.postgres import agent, event, memory, queue, run_state, tenant
+from adapters.postgres import agent, event, homes, memory, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.postgres.move import Places, Report, Step, clear_remains, move_tenant
 from adapters.system_clock import SystemClock
@@ -158,6 +159,15 @@ class Homes:
 
 async def silent(_: Step) -> None:
     pass
+
+
+@contextmanager
+def prompt() -> Iterator[None]:
+    """Routers ask each time, so that remains may be cleared at once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(homes, "LATE_S", -1.0)
+        patched.setattr(homes, "HEARD_S", 0.0)
+        yield
 
 
 @asynccontextmanager
