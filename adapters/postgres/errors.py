@@ -69,7 +69,8 @@ _CODES: Final[Mapping[str, type[AgentOSError]]] = {
 }
 
 _MOVED: Final = "AO001"
-"""Raised by our own functions, see migration 0018."""
+_ELSEWHERE: Final = "AO002"
+"""Both raised by our own functions, see migration 0018."""
 
 _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
     InvalidArgument: "a text holds what can't be stored: a NUL or half of a surrogate pair",
@@ -132,6 +133,8 @@ def translate(error: BaseException) -> AgentOSError | None:
             "the tenant lives in another database; nothing was done here",
             details={"home": getattr(error, "detail", None) or ""},
         )
+    if sqlstate == _ELSEWHERE:
+        return Conflict("the tenant lives in another database, or is on its way to one; move it to 'shared' first")
     ours = error_class(type(error))
     if isinstance(error, asyncpg.PostgresError) and sqlstate is not None:
         ours = _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Internal)

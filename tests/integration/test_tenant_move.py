@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 
 import anyio
+import asyncpg
 import pytest
 from msgspec.structs import replace
 
 from adapters.postgres.engine import PostgresConfig, open_database
-from adapters.postgres.errors import Moved
+from adapters.postgres.errors import Moved, translate
 from adapters.postgres.move import Step, abort_move, clear_remains, move_tenant
 from adapters.postgres.move_tables import SHARED, TABLES
 from adapters.postgres.statements import statement
@@ -419,6 +420,20 @@ async def test_every_table_of_tenants_moves_or_stays_on_purpose(homes: Homes) ->
     assert {table.name: ("tenant_id", *table.columns) for table in TABLES} == {
         table.name: keys[table.name] for table in TABLES
     }
+
+
+async def test_who_lives_elsewhere_is_not_removed_from_the_directory(homes: Homes) -> None:
+    remove = "DELETE FROM agentos.api_keys; DELETE FROM agentos.tenants WHERE tenant_id = 'tnt_acme'"
+    with pytest.raises(Killed):
+        await homes.move(ACME.tenant, OTHER, tell=killed_at("guarded"))
+    with pytest.raises(asyncpg.PostgresError, match="lives elsewhere"):
+        await execute(homes.shared.superuser, remove)
+
+    await homes.move(ACME.tenant, OTHER)
+    with pytest.raises(asyncpg.PostgresError, match="lives elsewhere") as refused:
+        await execute(homes.shared.superuser, remove)
+
+    assert isinstance(translate(refused.value), Conflict)
 
 
 async def test_limits_go_along_and_follow_the_directory(homes: Homes) -> None:

@@ -118,11 +118,26 @@ BEGIN
 END
 $$;
 
+-- Whoever lives elsewhere, or is on the way, is not removed here: most of what is theirs would be left.
+CREATE FUNCTION ao_lives_here() RETURNS trigger
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tenant_homes h WHERE h.tenant_id = old.tenant_id)
+       OR EXISTS (SELECT FROM tenant_moves m WHERE m.tenant_id = old.tenant_id AND m.state = 'leaving') THEN
+        RAISE EXCEPTION 'the tenant lives elsewhere' USING ERRCODE = 'AO002';
+    END IF;
+    RETURN old;
+END
+$$;
+
 DO $$
 DECLARE
     signature regprocedure;
 BEGIN
-    FOREACH signature IN ARRAY ARRAY['ao_tenant_homes()', 'ao_still_here()', 'ao_move_guard()']::regprocedure[] LOOP
+    FOREACH signature IN ARRAY ARRAY[
+        'ao_tenant_homes()', 'ao_still_here()', 'ao_move_guard()', 'ao_lives_here()'
+    ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
         EXECUTE format('ALTER FUNCTION %s OWNER TO ao_def', signature);
     END LOOP;
@@ -131,7 +146,10 @@ $$;
 SET LOCAL ROLE ao_def;
 GRANT EXECUTE ON FUNCTION ao_tenant_homes(), ao_still_here() TO ao_app;
 -- Who makes a trigger must be allowed to execute its function.
-GRANT EXECUTE ON FUNCTION ao_move_guard() TO ao_owner;
+GRANT EXECUTE ON FUNCTION ao_move_guard(), ao_lives_here() TO ao_owner;
+RESET ROLE;
+CREATE TRIGGER lives_here BEFORE DELETE ON tenants FOR EACH ROW EXECUTE FUNCTION ao_lives_here();
+SET LOCAL ROLE ao_def;
 
 -- As before; and a worker learns as well which of its runs have moved, which is the end of them here: what it would write
 -- is refused.
