@@ -114,7 +114,7 @@ class Move:
     async def home(self) -> str:
         """Where the directory says that it lives; raises `NotFound` for nobody."""
         row = await self.directory.connection.fetchrow(
-            "SELECT h.home FROM tenants t LEFT JOIN tenant_homes h USING (tenant_id) WHERE t.tenant_id = $1",
+            "SELECT h.home FROM tenants t LEFT JOIN tenant_homes h ON h.tenant = t.tenant_id WHERE t.tenant_id = $1",
             self.tenant,
         )
         if row is None:
@@ -124,7 +124,7 @@ class Move:
     async def standing(self, end: End) -> Standing | None:
         row = await end.connection.fetchrow(
             "SELECT state, other, coalesce(extract(epoch FROM ao_now() - left_at), 0)::float8 AS for_s FROM tenant_moves "
-            "WHERE tenant_id = $1",
+            "WHERE tenant = $1",
             self.tenant,
         )
         return None if row is None else msgspec.convert(dict(row), Standing)
@@ -209,7 +209,7 @@ async def _begin(move: Move, here: End, there: End) -> None:
             if await there.reach(tenant, table, None) is not None:
                 raise Conflict(f"{there.name!r} has rows of {tenant} in {table.name!r} already; see who wrote them")
         await there.connection.execute(
-            "INSERT INTO tenant_moves (tenant_id, state, other) VALUES ($1, 'arriving', $2)", tenant, here.name
+            "INSERT INTO tenant_moves (tenant, state, other) VALUES ($1, 'arriving', $2)", tenant, here.name
         )
     elif (await move.standing(there)) != Standing(state="arriving", other=here.name, for_s=0.0):
         raise Conflict(f"{there.name!r} has remains of {tenant}; clear them first with `agentos tenant move --clear`")
@@ -217,7 +217,7 @@ async def _begin(move: Move, here: End, there: End) -> None:
         async with move.directory.connection.transaction():
             await move.note(move.directory, "tenant.move_begin", there.name)
         await here.connection.execute(
-            "INSERT INTO tenant_moves (tenant_id, state, other) VALUES ($1, 'leaving', $2)", tenant, there.name
+            "INSERT INTO tenant_moves (tenant, state, other) VALUES ($1, 'leaving', $2)", tenant, there.name
         )
     await move.tell(Step(point="marked"))
     await guard(here, tenant)
@@ -225,7 +225,7 @@ async def _begin(move: Move, here: End, there: End) -> None:
 
 
 async def _copy(move: Move, here: End, there: End) -> None:
-    found = await here.connection.fetchval("SELECT reached FROM tenant_moves WHERE tenant_id = $1", move.tenant)
+    found = await here.connection.fetchval("SELECT reached FROM tenant_moves WHERE tenant = $1", move.tenant)
     reached: dict[str, list[str] | None] = msgspec.json.decode(found)
     for table in TABLES:
         if table.name in COUNTERS or (table.name in reached and reached[table.name] is None):
@@ -250,7 +250,7 @@ def _between(tenant: TenantId, table: Moved, after: list[str] | None, upto: list
 
 async def _remember(move: Move, here: End, reached: Mapping[str, list[str] | None]) -> None:
     await here.connection.execute(
-        "UPDATE tenant_moves SET reached = $2::json WHERE tenant_id = $1",
+        "UPDATE tenant_moves SET reached = $2::json WHERE tenant = $1",
         move.tenant,
         msgspec.json.encode(reached).decode(),
     )
@@ -269,8 +269,8 @@ async def _catch_up(move: Move, here: End, there: End) -> None:
 async def _bring(move: Move, here: End, there: End) -> int:
     """Some of what was noted, in transactions of the caller's: theirs must be committed before ours. How many changes."""
     rows = await here.connection.fetch(
-        "DELETE FROM tenant_changes c USING (SELECT n FROM tenant_changes WHERE tenant_id = $1 ORDER BY n LIMIT $2) g "
-        "WHERE c.tenant_id = $1 AND c.n = g.n RETURNING c.name, c.key::text AS key",
+        "DELETE FROM tenant_changes c USING (SELECT n FROM tenant_changes WHERE tenant = $1 ORDER BY n LIMIT $2) g "
+        "WHERE c.tenant = $1 AND c.n = g.n RETURNING c.name, c.key::text AS key",
         move.tenant,
         _NOTED,
     )
@@ -356,7 +356,7 @@ async def _switched(move: Move, here: End, there: End, until: datetime) -> dict[
             await move.tell(Step(point="compared"))
         await move.tell(Step(point="written"))
         await here.connection.execute(
-            f"UPDATE tenant_moves SET state = 'left', left_at = ao_now() WHERE tenant_id = {quoted(tenant)}"  # noqa: S608
+            f"UPDATE tenant_moves SET state = 'left', left_at = ao_now() WHERE tenant = {quoted(tenant)}"  # noqa: S608
         )
         # They would still be looked at with each lease here.
         for name in ("queue_turns", "queue_messages"):
@@ -401,11 +401,11 @@ async def _bring_beside(move: Move, here: End, there: End) -> None:
 async def _direct(move: Move, end: End, to: str) -> None:
     """Tell everybody, in a transaction of the caller's."""
     if to == SHARED:
-        await end.connection.execute("DELETE FROM tenant_homes WHERE tenant_id = $1", move.tenant)
+        await end.connection.execute("DELETE FROM tenant_homes WHERE tenant = $1", move.tenant)
     else:
         await end.connection.execute(
-            "INSERT INTO tenant_homes (tenant_id, home) VALUES ($1, $2) "
-            "ON CONFLICT (tenant_id) DO UPDATE SET home = excluded.home, since = ao_now()",
+            "INSERT INTO tenant_homes (tenant, home) VALUES ($1, $2) "
+            "ON CONFLICT (tenant) DO UPDATE SET home = excluded.home, since = ao_now()",
             move.tenant,
             to,
         )
@@ -435,9 +435,7 @@ async def _open(move: Move, there: End) -> None:
             "ON CONFLICT (tenant_id) DO UPDATE SET next_at = ao_now(), parked = false",
             move.tenant,
         )
-        await there.connection.execute(
-            "DELETE FROM tenant_moves WHERE tenant_id = $1 AND state = 'arriving'", move.tenant
-        )
+        await there.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1 AND state = 'arriving'", move.tenant)
     await there.connection.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUE)
     await move.tell(Step(point="opened"))
 
@@ -458,10 +456,10 @@ async def abort_move(auth: AuthContext, tenant: TenantId, places: Places, *, tel
         await _remember(move, here, {})
         await unguard(here, tenant)
         await _clear(move, there)
-        await here.connection.execute("DELETE FROM tenant_changes WHERE tenant_id = $1", tenant)
+        await here.connection.execute("DELETE FROM tenant_changes WHERE tenant = $1", tenant)
         async with move.directory.connection.transaction():
             await move.note(move.directory, "tenant.move_abort", there.name)
-        await here.connection.execute("DELETE FROM tenant_moves WHERE tenant_id = $1", tenant)
+        await here.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1", tenant)
         return Report(tenant=tenant, source=here.name, to=here.name, done=f"{tenant} stays in {here.name}")
 
 
@@ -488,10 +486,10 @@ async def clear_remains(
             await asyncio.sleep(max(0.0, homes.HEARD_S - standing.for_s))
             await _clear(move, end)
             await unguard(end, tenant)
-            await end.connection.execute("DELETE FROM tenant_changes WHERE tenant_id = $1", tenant)
+            await end.connection.execute("DELETE FROM tenant_changes WHERE tenant = $1", tenant)
             async with move.directory.connection.transaction():
                 await move.note(move.directory, "tenant.move_clear", end.name)
-            await end.connection.execute("DELETE FROM tenant_moves WHERE tenant_id = $1", tenant)
+            await end.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1", tenant)
             return Report(tenant=tenant, source=end.name, to=home, done=f"nothing of {tenant} is left in {end.name}")
         raise Conflict(f"there are no remains of {tenant} to clear; it lives in {home!r}")
 
@@ -504,7 +502,7 @@ async def _clear(move: Move, end: End) -> None:
     await end.connection.execute("DELETE FROM queue_turns WHERE tenant_id = $1", move.tenant)
     if end.name != SHARED:
         await end.connection.execute("DELETE FROM tenants WHERE tenant_id = $1", move.tenant)
-    await end.connection.execute("DELETE FROM tenant_moves WHERE tenant_id = $1 AND state = 'arriving'", move.tenant)
+    await end.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1 AND state = 'arriving'", move.tenant)
 
 
 class Plan(Struct, frozen=True, kw_only=True):

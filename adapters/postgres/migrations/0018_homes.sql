@@ -5,15 +5,15 @@
 
 -- In the shared database: who lives elsewhere. Nobody else is in here.
 CREATE TABLE tenant_homes (
-    tenant_id text        PRIMARY KEY,
-    home      text        NOT NULL CHECK (home ~ '^[a-z][a-z0-9_-]{0,31}$' AND home <> 'shared'),
-    since     timestamptz NOT NULL DEFAULT ao_now()
+    tenant text        PRIMARY KEY,
+    home   text        NOT NULL CHECK (home ~ '^[a-z][a-z0-9_-]{0,31}$' AND home <> 'shared'),
+    since  timestamptz NOT NULL DEFAULT ao_now()
 );
 
 -- In each database: whose rows are not, or not only, for use here. 'arriving': still written elsewhere. 'leaving': still
 -- written here. 'left': read and written elsewhere, what is here are remains.
 CREATE TABLE tenant_moves (
-    tenant_id text        PRIMARY KEY,
+    tenant    text        PRIMARY KEY,
     state     text        NOT NULL CHECK (state IN ('arriving', 'leaving', 'left')),
     -- Where it comes from or goes to.
     other     text        NOT NULL,
@@ -25,16 +25,25 @@ CREATE TABLE tenant_moves (
 
 -- Which rows of a tenant that leaves were written since, by their keys.
 CREATE TABLE tenant_changes (
-    tenant_id text   NOT NULL,
-    n         bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-    name      text   NOT NULL,
-    key       jsonb  NOT NULL,
-    PRIMARY KEY (tenant_id, n)
+    tenant text   NOT NULL,
+    n      bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    name   text   NOT NULL,
+    key    jsonb  NOT NULL,
+    PRIMARY KEY (tenant, n)
 );
 
-SELECT ao_guard_events('tenant_homes');
-SELECT ao_guard_events('tenant_moves');
-SELECT ao_guard_events('tenant_changes');
+-- These are the node's, not the tenants': nobody gets at them but the definer's functions and who moves tenants, and they are
+-- neither exported nor erased with a tenant's rows (which is why their column has another name).
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['tenant_homes', 'tenant_moves', 'tenant_changes'] LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
+    END LOOP;
+END
+$$;
 GRANT SELECT ON tenant_homes, tenant_moves, tenant_changes TO ao_admin;
 
 -- No service writes to any of these. Whoever moves tenants connects as the owner and becomes this role, which services can't.
@@ -48,7 +57,7 @@ GRANT INSERT, UPDATE, DELETE ON tenants TO ao_def;
 CREATE FUNCTION ao_tenant_homes() RETURNS TABLE (tenant_id text, home text)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = agentos, pg_temp
 BEGIN ATOMIC
-    SELECT h.tenant_id, h.home FROM tenant_homes h;
+    SELECT h.tenant, h.home FROM tenant_homes h;
 END;
 
 -- For readers that may be late: refuses a transaction that is bound to a tenant who has left.
@@ -59,7 +68,7 @@ DECLARE
     v_other text := (
         SELECT m.other FROM tenant_moves m
         WHERE m.state = 'left'
-          AND m.tenant_id = ANY (string_to_array(current_setting('app.tenant_id', true), ' '))
+          AND m.tenant = ANY (string_to_array(current_setting('app.tenant_id', true), ' '))
         LIMIT 1
     );
 BEGIN
@@ -90,7 +99,7 @@ BEGIN
         RETURN NULL;
     END IF;
     -- A statement of its own: it sees what was committed while the lock was waited for.
-    SELECT m.state, m.other INTO v_state, v_other FROM tenant_moves m WHERE m.tenant_id = v_tenant;
+    SELECT m.state, m.other INTO v_state, v_other FROM tenant_moves m WHERE m.tenant = v_tenant;
     IF v_state = 'left' THEN
         IF v_bound THEN
             RAISE EXCEPTION 'the tenant has moved' USING ERRCODE = 'AO001', DETAIL = v_other;
@@ -109,7 +118,7 @@ BEGIN
         ELSE
             EXECUTE tg_argv[1] INTO v_key USING new;
         END IF;
-        INSERT INTO tenant_changes (tenant_id, name, key) VALUES (v_tenant, tg_argv[2], v_key);
+        INSERT INTO tenant_changes (tenant, name, key) VALUES (v_tenant, tg_argv[2], v_key);
     END IF;
     IF tg_op = 'DELETE' THEN
         RETURN old;
@@ -123,8 +132,8 @@ CREATE FUNCTION ao_lives_here() RETURNS trigger
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 AS $$
 BEGIN
-    IF EXISTS (SELECT FROM tenant_homes h WHERE h.tenant_id = old.tenant_id)
-       OR EXISTS (SELECT FROM tenant_moves m WHERE m.tenant_id = old.tenant_id AND m.state = 'leaving') THEN
+    IF EXISTS (SELECT FROM tenant_homes h WHERE h.tenant = old.tenant_id)
+       OR EXISTS (SELECT FROM tenant_moves m WHERE m.tenant = old.tenant_id AND m.state = 'leaving') THEN
         RAISE EXCEPTION 'the tenant lives elsewhere' USING ERRCODE = 'AO002';
     END IF;
     RETURN old;
@@ -164,7 +173,7 @@ BEGIN ATOMIC
     WHERE r.status = 'running' AND r.worker_id = p_worker
       AND (
           r.cancel_requested_at IS NOT NULL
-          OR r.tenant_id IN (SELECT m.tenant_id FROM tenant_moves m WHERE m.state = 'left')
+          OR r.tenant_id IN (SELECT m.tenant FROM tenant_moves m WHERE m.state = 'left')
       );
 END;
 
@@ -186,7 +195,7 @@ BEGIN ATOMIC
         SELECT r.tenant_id, r.id, r.requester, r.status = 'queued' AS queued
         FROM runs r, t
         WHERE r.status IN ('queued', 'running')
-          AND r.tenant_id NOT IN (SELECT m.tenant_id FROM tenant_moves m WHERE m.state <> 'leaving')
+          AND r.tenant_id NOT IN (SELECT m.tenant FROM tenant_moves m WHERE m.state <> 'leaving')
           AND CASE r.status
               WHEN 'queued' THEN r.queued_at < t.now - p_queued_for
                   AND r.tenant_id NOT IN (SELECT f.tenant_id FROM full_tenants f)
@@ -229,7 +238,7 @@ BEGIN ATOMIC
     SELECT r.id, r.requester, 'wake'
     FROM runs r, t
     WHERE r.status = 'waiting'
-      AND r.tenant_id NOT IN (SELECT m.tenant_id FROM tenant_moves m WHERE m.state <> 'leaving')
+      AND r.tenant_id NOT IN (SELECT m.tenant FROM tenant_moves m WHERE m.state <> 'leaving')
       AND (
           r.cancel_requested_at IS NOT NULL
           OR r.deadline_at <= t.now
@@ -243,7 +252,7 @@ BEGIN ATOMIC
     FROM runs r
     JOIN runs p ON p.tenant_id = r.tenant_id AND p.id = r.parent_id
     WHERE r.parent_id IS NOT NULL AND r.status IN ('queued', 'running', 'waiting', 'needs_operator')
-      AND r.tenant_id NOT IN (SELECT m.tenant_id FROM tenant_moves m WHERE m.state <> 'leaving')
+      AND r.tenant_id NOT IN (SELECT m.tenant FROM tenant_moves m WHERE m.state <> 'leaving')
       AND r.cancel_requested_at IS NULL AND p.status IN ('succeeded', 'failed', 'cancelled')
     ORDER BY 1
     LIMIT p_limit;
