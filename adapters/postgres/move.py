@@ -384,6 +384,9 @@ async def _bring_beside(move: Move, here: End, there: End) -> None:
             "entitlements = excluded.entitlements",
             *row,
         )
+        await there.connection.execute(
+            "INSERT INTO tenant_copies (tenant) VALUES ($1) ON CONFLICT DO NOTHING", move.tenant
+        )
     rows = await here.connection.fetch(
         "SELECT DISTINCT w.id, w.lease_until - ao_now() AS left FROM runs r JOIN workers w ON w.id = r.worker_id "
         "WHERE r.tenant_id = $1 AND r.status = 'running' AND w.lease_until > ao_now()",
@@ -502,6 +505,7 @@ async def _clear(move: Move, end: End) -> None:
     await end.connection.execute("DELETE FROM queue_turns WHERE tenant_id = $1", move.tenant)
     if end.name != SHARED:
         await end.connection.execute("DELETE FROM tenants WHERE tenant_id = $1", move.tenant)
+        await end.connection.execute("DELETE FROM tenant_copies WHERE tenant = $1", move.tenant)
     await end.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1 AND state = 'arriving'", move.tenant)
 
 

@@ -22,9 +22,7 @@ from ports.errors import Unavailable
 from ports.tenant import Tenant, TenantDirectory
 
 _CHANGES: Final = frozenset({"set_status", "set_entitlements"})
-_COPY: Final = statement(
-    "UPDATE tenants SET status = :status, entitlements = CAST(:entitlements AS json) WHERE tenant_id = :tenant"
-)
+_COPY: Final = statement("SELECT ao_copy_tenant(:status, CAST(:entitlements AS json))")
 
 
 class CopiedTenants:
@@ -54,7 +52,7 @@ class CopiedTenants:
             return
         if (database := self._databases.get(home)) is None:
             raise Unavailable(f"{tenant.id} is changed in the directory, but its home {home!r} is not configured here")
-        row = {"tenant": tenant.id, "status": tenant.status, "entitlements": packed(tenant.entitlements)}
+        row = {"status": tenant.status, "entitlements": packed(tenant.entitlements)}
         async with database.transaction(tenant.id) as transaction:
             await transaction.rows(_COPY, row)
 

@@ -448,6 +448,13 @@ async def test_limits_go_along_and_follow_the_directory(homes: Homes) -> None:
     await homes.api.create(ACME)
     with pytest.raises(ResourceExhausted):
         await homes.api.create(ACME)
+    copy = statement("SELECT ao_copy_tenant('disabled', '{}')")
+    async with (
+        open_database(PostgresConfig(dsn=homes.shared.app)) as database,
+        database.transaction(GLOBEX.tenant) as transaction,
+    ):
+        await transaction.rows(copy, {})
+    assert (await homes.api.tenants.get(PLATFORM, GLOBEX.tenant)).status == "active", "the directory is no copy"
 
 
 async def test_a_key_that_was_used_before_the_move_answers_with_the_same_run(homes: Homes) -> None:

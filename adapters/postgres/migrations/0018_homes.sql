@@ -32,23 +32,26 @@ CREATE TABLE tenant_changes (
     PRIMARY KEY (tenant, n)
 );
 
+-- In a home: whose line of `tenants` is a copy of the directory's.
+CREATE TABLE tenant_copies (tenant text PRIMARY KEY);
+
 -- These are the node's, not the tenants': nobody gets at them but the definer's functions and who moves tenants, and they are
 -- neither exported nor erased with a tenant's rows (which is why their column has another name).
 DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['tenant_homes', 'tenant_moves', 'tenant_changes'] LOOP
+    FOREACH name IN ARRAY ARRAY['tenant_homes', 'tenant_moves', 'tenant_changes', 'tenant_copies'] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
     END LOOP;
 END
 $$;
-GRANT SELECT ON tenant_homes, tenant_moves, tenant_changes TO ao_admin;
+GRANT SELECT ON tenant_homes, tenant_moves, tenant_changes, tenant_copies TO ao_admin;
 
 -- No service writes to any of these. Whoever moves tenants connects as the owner and becomes this role, which services can't.
 GRANT CREATE ON SCHEMA agentos TO ao_def;
-GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_homes, tenant_moves, tenant_changes TO ao_def;
+GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_homes, tenant_moves, tenant_changes, tenant_copies TO ao_def;
 GRANT SELECT, INSERT, UPDATE, DELETE ON agents, runs, idempotency, steps, run_events, blobs, blob_refs, memory_items,
     memory_words, queue_messages, queue_turns, run_rates, run_backlogs, run_slots TO ao_def;
 GRANT INSERT, UPDATE, DELETE ON tenants TO ao_def;
@@ -58,6 +61,16 @@ CREATE FUNCTION ao_tenant_homes() RETURNS TABLE (tenant_id text, home text)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = agentos, pg_temp
 BEGIN ATOMIC
     SELECT h.tenant, h.home FROM tenant_homes h;
+END;
+
+-- What has changed in the directory is changed in the copy, of the tenant the transaction is bound to. The directory itself is
+-- out of its reach.
+CREATE FUNCTION ao_copy_tenant(p_status text, p_entitlements json) RETURNS void
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    UPDATE tenants t SET status = p_status, entitlements = p_entitlements
+    FROM tenant_copies c
+    WHERE c.tenant = t.tenant_id AND t.tenant_id = nullif(current_setting('app.tenant_id', true), '');
 END;
 
 -- For readers that may be late: refuses a transaction that is bound to a tenant who has left.
@@ -145,7 +158,8 @@ DECLARE
     signature regprocedure;
 BEGIN
     FOREACH signature IN ARRAY ARRAY[
-        'ao_tenant_homes()', 'ao_still_here()', 'ao_move_guard()', 'ao_lives_here()'
+        'ao_tenant_homes()', 'ao_still_here()', 'ao_move_guard()', 'ao_lives_here()',
+        'ao_copy_tenant(text, json)'
     ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
         EXECUTE format('ALTER FUNCTION %s OWNER TO ao_def', signature);
@@ -153,7 +167,7 @@ BEGIN
 END
 $$;
 SET LOCAL ROLE ao_def;
-GRANT EXECUTE ON FUNCTION ao_tenant_homes(), ao_still_here() TO ao_app;
+GRANT EXECUTE ON FUNCTION ao_tenant_homes(), ao_still_here(), ao_copy_tenant(text, json) TO ao_app;
 -- Who makes a trigger must be allowed to execute its function.
 GRANT EXECUTE ON FUNCTION ao_move_guard(), ao_lives_here() TO ao_owner;
 RESET ROLE;
