@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
+from ports.administration import Administration
 from ports.agent import AgentRegistry
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.budget import BudgetLedger
@@ -153,6 +154,22 @@ class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...
 
 
 class TenantHarness(StorageHarness[TenantDirectory], Protocol): ...
+
+
+class AdministrationHarness(StorageHarness[Administration], Protocol):
+    async def directory(self) -> TenantDirectory:
+        """A port over the same storage."""
+        ...
+
+    async def runs(self) -> RunStatePort:
+        """A port over the same storage."""
+        ...
+
+    async def event_types(self, auth: AuthContext, run_id: RunId) -> Sequence[tuple[int, str]]:
+        """Back door, as in `RunStateHarness`."""
+        ...
+
+    async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json: ...
 
 
 class ToolSamples(Struct, frozen=True, kw_only=True):

@@ -211,6 +211,8 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
     own = {
         "AGENTOS_ADMIN_HOST": config.admin_host,
         "AGENTOS_ADMIN_PORT": str(config.admin_port),
+        # Administration has a role of its own in the database.
+        "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.CONTROL_URL)),
         # What a configuration must get along with, and what goes before it; no secret.
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_GATEWAY_FILE": config.gateway_file,

@@ -87,6 +87,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     database_owner_url: Annotated[
         str, Meta(description="The same database as role ao_owner, for migrations; a reference.", extra=_SECRET)
     ] = ""
+    database_control_url: Annotated[
+        str,
+        Meta(description="The same database as role ao_control, for administration; a reference.", extra=_SECRET),
+    ] = ""
     allow_embedded_postgres: Annotated[
         bool, Meta(description="Accept the embedded PostgreSQL in prod: one machine, no replica, backups are yours.")
     ] = False
@@ -252,14 +256,14 @@ def problems(config: Config) -> list[str]:
         for name in names_in(config.gateway_env)
         if not _NAME.fullmatch(name)
     ]
-    if bool(config.database_url) != bool(config.database_owner_url):
+    if len({bool(config.database_url), bool(config.database_owner_url), bool(config.database_control_url)}) > 1:
         found.append(
-            "an external database needs both AGENTOS_DATABASE_URL (role ao_app) and AGENTOS_DATABASE_OWNER_URL"
-            " (role ao_owner, for migrations); set both or neither"
+            "an external database needs AGENTOS_DATABASE_URL (role ao_app), AGENTOS_DATABASE_OWNER_URL (role ao_owner, for"
+            " migrations) and AGENTOS_DATABASE_CONTROL_URL (role ao_control, for administration); set all or none"
         )
     found += [
         f"{key_of(field)} must be a reference: write env:NAME or file:/path instead of the address and password"
-        for field in ("database_url", "database_owner_url")
+        for field in ("database_url", "database_owner_url", "database_control_url")
         if getattr(config, field) and not _REFERENCE.fullmatch(getattr(config, field))
     ]
     found += _backend_problems(config.backends, prod=config.mode == "prod")

@@ -131,7 +131,7 @@ async def open_journals(node: Node, environ: Mapping[str, str], *, tools_file: s
 
 
 def _database_of(node: Node) -> dict[str, Json]:
-    path = node.secret(credentials.APP_URL)
+    path = node.secret(credentials.CONTROL_URL)
     if not path.exists():
-        raise Unavailable(f"there is no node at {node.home}; start one with ./agentos up")
+        raise Unavailable(f"there is no node at {node.home}, or one of an older version; start it with ./agentos up")
     return {"dsn": path.read_text(encoding="utf-8").strip()}

@@ -36,6 +36,8 @@ class Tenants:
     rows: dict[TenantId, Tenant] = field(default_factory=dict)
     keys: dict[KeyId, tuple[ApiKey, bytes]] = field(default_factory=dict)
     """Each key with the SHA-256 of its secret."""
+    erased: dict[TenantId, str] = field(default_factory=dict)
+    """Ids that nobody gets again, with the export that was made before."""
 
     def entitlements(self, tenant: TenantId) -> Entitlements:
         """The tenant's, or the defaults where nobody created it here."""
@@ -56,6 +58,8 @@ class InprocTenants:
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't name a tenant; use tnt_ and lower-case letters, digits, _ or -")
         check_entitlements(entitlements)
+        if tenant in self._tenants.erased:
+            raise Conflict(f"there was a tenant {tenant!r}, which was erased; its id is not used again")
         if tenant in self._tenants.rows:
             raise Conflict(f"there is a tenant {tenant!r} already")
         made = Tenant(id=tenant, name=name, status="active", entitlements=entitlements, created_at=self._clock.now())

@@ -222,13 +222,24 @@ class PostgresBudget:
         require_platform(auth)
         check_budget(budget)
         async with self._database.transaction(tenant) as transaction:
-            await transaction.rows(_SQL["set_budget"], {"tenant": tenant, **msgspec.structs.asdict(budget)})
+            await transaction.rows(_SQL["set_budget"], {**_noted(auth, tenant), **msgspec.structs.asdict(budget)})
 
     async def remove_budget(self, auth: AuthContext, tenant: TenantId, budget: str) -> None:
         require_platform(auth)
         async with self._database.transaction(tenant) as transaction:
-            if await transaction.row(_SQL["remove_budget"], {"tenant": tenant, "id": budget}) is None:
+            if await transaction.row(_SQL["remove_budget"], {**_noted(auth, tenant), "id": budget}) is None:
                 raise NotFound(f"there is no budget {budget!r}")
+
+
+def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
+    """Whose budget it is, and who changes it."""
+    return {
+        "tenant": tenant,
+        "namespace": auth.namespace,
+        "actor": auth.tenant,
+        "principal": auth.principal,
+        "correlation_id": auth.trace.correlation_id,
+    }
 
 
 class _Locked:

@@ -51,7 +51,8 @@ class PostgresTenants:
                 if error.constraint_name == "tenants_pkey":
                     raise Conflict(f"there is a tenant {tenant!r} already") from error
                 raise
-        assert row is not None, "an insert returns its row"
+        if row is None:
+            raise Conflict(f"there was a tenant {tenant!r}, which was erased; its id is not used again")
         return _tenant(row)
 
     async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant:

@@ -18,6 +18,7 @@ from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
+    administrations,
     detectors,
     directories,
     events,
@@ -49,6 +50,7 @@ from tests.support.inproc import closing
 
 ROOT: Final = Path(__file__).parents[2]
 SUITES: Final = {
+    "administration": administrations,
     "queue": queues,
     "unfair_queues": unfair_queues,
     "run_state": run_states,

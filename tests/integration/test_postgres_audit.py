@@ -36,7 +36,7 @@ class TestAudit:
             yield clone
 
     async def test_each_change_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
-        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        config, given = PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         async with AsyncExitStack() as stack:
             tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
             agents = await stack.enter_async_context(agent.SPEC.open(config, given))
@@ -89,7 +89,7 @@ class TestAudit:
     async def test_a_policy_that_changes_is_noted_with_its_version(self, clone: Clone) -> None:
         """Which rules held when can be told, and a change of anything else is no change of them."""
         one, two = (Policy(rules=(Rule(id=name, effect="deny"),)) for name in ("one", "two"))
-        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        config, given = PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         async with tenant.SPEC.open(config, given) as tenants:
             await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
             for policy in (Policy(), one, one, two, Policy()):
@@ -112,7 +112,7 @@ class TestAudit:
 
     async def test_a_change_of_the_gateway_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
         async with gateway_configuration.SPEC.open(
-            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+            PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         ) as configurations:
             draft = Draft(document={}, digest="d")
             for _ in range(2):
@@ -129,7 +129,7 @@ class TestAudit:
     async def test_a_change_of_the_gateway_that_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
         await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_def")
         async with gateway_configuration.SPEC.open(
-            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+            PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         ) as configurations:
             with pytest.raises(AgentOSError):
                 await configurations.put(PLATFORM, Draft(document={}, digest="d"), if_match=None, key="k")

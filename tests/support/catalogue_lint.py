@@ -65,6 +65,35 @@ RULES: Final[dict[str, str]] = {
         UNION ALL
         SELECT 'member of ' || m.roleid::regrole FROM pg_auth_members m WHERE m.member = 'ao_app'::regrole
     """,
+    "ao_control is ao_app and nobody else, and not above row-level security": """
+        SELECT 'attributes' FROM pg_roles r
+        WHERE r.rolname = 'ao_control'
+          AND (r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication)
+        UNION ALL
+        SELECT 'owns ' || c.relname FROM pg_class c WHERE c.relowner = 'ao_control'::regrole
+        UNION ALL
+        SELECT 'member of ' || m.roleid::regrole FROM pg_auth_members m
+        WHERE m.member = 'ao_control'::regrole AND m.roleid <> 'ao_app'::regrole
+    """,
+    "what only the platform does is closed to the services": """
+        SELECT c.relname || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN ('tenants', 'budgets', 'tenant_tombstones')
+          AND (has_table_privilege('ao_app', c.oid, privilege)
+               OR privilege <> 'DELETE' AND has_any_column_privilege('ao_app', c.oid, privilege))
+        UNION ALL
+        SELECT p.proname FROM pg_proc p
+        WHERE p.pronamespace = 'agentos'::regnamespace
+          AND p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_erase_rows')
+          AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
+    """,
+    "nobody but the server's administrator can take anything out of the audit": """
+        SELECT c.relname || ' ' || role || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['ao_app', 'ao_control', 'ao_def']) AS role,
+             unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname = 'audit_log'
+          AND has_table_privilege(role, c.oid, privilege)
+    """,
     "ao_app can not call set_config": """
         SELECT p.proname FROM pg_proc p
         WHERE p.proname = 'set_config' AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
@@ -130,6 +159,9 @@ BREAKAGES: Final[dict[str, str]] = {
         CREATE TABLE mine (id integer);
         ALTER TABLE mine OWNER TO ao_app;
     """,
+    "ao_control is ao_app and nobody else, and not above row-level security": "GRANT ao_def TO ao_control",
+    "what only the platform does is closed to the services": "GRANT UPDATE (status) ON tenants TO ao_app",
+    "nobody but the server's administrator can take anything out of the audit": "GRANT DELETE ON audit_log TO ao_def",
     "ao_app can not call set_config": """
         GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO ao_app;
     """,

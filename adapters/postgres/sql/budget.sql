@@ -256,11 +256,26 @@ ORDER BY w.account, w.window_start;
 SELECT b.* FROM budgets b WHERE b.tenant_id = :tenant ORDER BY b.id;
 
 -- name: set_budget
+-- What is so already is not noted.
+WITH changed AS (
 INSERT INTO budgets AS b (tenant_id, id, scope, scope_id, unit, amount_limit, period, tz, mode)
 VALUES (:tenant, :id, :scope, :scope_id, :unit, CAST(:limit AS bigint), :period, :tz, :mode)
 ON CONFLICT (tenant_id, id) DO UPDATE
 SET scope = excluded.scope, scope_id = excluded.scope_id, unit = excluded.unit, amount_limit = excluded.amount_limit,
-    period = excluded.period, tz = excluded.tz, mode = excluded.mode;
+    period = excluded.period, tz = excluded.tz, mode = excluded.mode
+WHERE (b.scope, b.scope_id, b.unit, b.amount_limit, b.period, b.tz, b.mode) IS DISTINCT FROM
+      (excluded.scope, excluded.scope_id, excluded.unit, excluded.amount_limit, excluded.period, excluded.tz, excluded.mode)
+RETURNING b.id
+)
+INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+SELECT :tenant, :namespace, :actor, :principal, 'budget.set', changed.id, :correlation_id FROM changed;
 
 -- name: remove_budget
-DELETE FROM budgets b WHERE b.tenant_id = :tenant AND b.id = :id RETURNING b.id;
+WITH gone AS (
+    DELETE FROM budgets b WHERE b.tenant_id = :tenant AND b.id = :id RETURNING b.id
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'budget.remove', gone.id, :correlation_id FROM gone
+)
+SELECT gone.id FROM gone;

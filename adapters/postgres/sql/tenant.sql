@@ -1,9 +1,11 @@
 -- Statements of the tenant directory. What the platform does to a tenant runs bound to that tenant.
 
 -- name: create
+-- No row: there was one, which was erased.
 WITH made AS (
     INSERT INTO tenants (tenant_id, name, entitlements)
-    VALUES (:tenant, :name, CAST(:entitlements AS json))
+    SELECT :tenant, :name, CAST(:entitlements AS json)
+    WHERE NOT EXISTS (SELECT FROM tenant_tombstones x WHERE x.tenant_id = :tenant)
     RETURNING *
 ),
 noted AS (
