@@ -213,6 +213,7 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
         "AGENTOS_ADMIN_PORT": str(config.admin_port),
         # Administration has a role of its own in the database.
         "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.CONTROL_URL)),
+        "AGENTOS_EXPORTS_DIR": str(node.exports),
         # What a configuration must get along with, and what goes before it; no secret.
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_GATEWAY_FILE": config.gateway_file,

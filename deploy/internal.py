@@ -6,12 +6,16 @@ read this node's secrets directory.
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Final, cast
 
 from msgspec import Struct
 
+from adapters.postgres.tenant_export import Export, export_tenant
 from adapters.system_clock import SystemClock
 from deploy import credentials
+from deploy.administration.offboarding import export_path
+from deploy.administration.platform import Platform
 from deploy.config import Config
 from deploy.node import Node
 from deploy.roots.tools import tools_of_a_node
@@ -98,6 +102,32 @@ async def open_gateway_configurations(node: Node) -> AsyncIterator[GatewayConfig
     choices = {"gateway_configuration": Choice(adapter="postgres", config=_database_of(node))}
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         yield cast("GatewayConfigurations", ports["gateway_configuration"])
+
+
+@asynccontextmanager
+async def open_platform(node: Node) -> AsyncIterator[Platform]:
+    """What the platform does to tenants; works while no service does, as long as the database answers.
+
+    Raises:
+        Unavailable: as `open_directory`.
+    """
+    config = _database_of(node)
+    names = ("tenant", "run_state", "budget", "request_log", "administration")
+    choices = {name: Choice(adapter="postgres", config=dict(config)) for name in names}
+
+    async def export(tenant: TenantId) -> Export:
+        target = export_path(node.exports, tenant, datetime.now(UTC))
+        return await export_tenant(str(config["dsn"]), tenant, target)
+
+    async with open_ports(choices, dict.fromkeys(names), clock=SystemClock()) as ports:
+        yield Platform(
+            tenants=ports["tenant"],
+            runs=ports["run_state"],
+            budget=ports["budget"],
+            requests=ports["request_log"],
+            administration=ports["administration"],
+            export=export,
+        )
 
 
 @asynccontextmanager

@@ -54,6 +54,11 @@ class Node:
         return self.home / "gateway-secrets"
 
     @property
+    def exports(self) -> Path:
+        """What there was of tenants that left."""
+        return self.home / "exports"
+
+    @property
     def lock_file(self) -> Path:
         return self.home / "lock"
 

@@ -191,9 +191,9 @@ class PostgresBudget:
         fields = [field for field in UsageEvent.__struct_fields__ if field != "request"]
         return tuple(UsageEvent(request=row["request_id"], **{field: row[field] for field in fields}) for row in rows)
 
-    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
         async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["spent"], {"tenant": auth.tenant, "since": since})
+            rows = await transaction.rows(_SQL["spent"], {"tenant": auth.tenant, "since": since, "by_agent": by_agent})
         return tuple(Spent(**dict(row)) for row in rows)
 
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:

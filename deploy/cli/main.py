@@ -12,6 +12,7 @@ from typing import Final, TextIO
 
 from deploy.cli import (
     agent_command,
+    budget_command,
     config_command,
     gateway_command,
     key_command,
@@ -58,6 +59,7 @@ _COMMANDS: Final = (
     replay_command,
     tenant_command,
     agent_command,
+    budget_command,
     key_command,
     token_command,
     gateway_command,

@@ -1,4 +1,4 @@
-"""`agentos tenant create|list|quota|policy|enable|disable`."""
+"""`agentos tenant create|list|quota|policy|enable|disable`; the other verbs are in `tenant_life`."""
 
 import argparse
 from typing import Any, Final, Literal, get_args
@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
+from deploy.cli.tenant_life import add_verbs as add_life
 from deploy.cli.tenant_policy import add_verb as add_policy
 from deploy.config import MAX_TOKENS_PER_DAY, Config
 from deploy.credentials import SeededKey
@@ -48,7 +49,11 @@ examples:
   ./agentos tenant quota tnt_acme --store-prompts 30     keep prompts and answers for 30 days, redacted and sealed; 0: none
   ./agentos tenant quota tnt_acme --backends eu-1,eu-2 --regions eu --tiers standard
   ./agentos tenant policy tnt_acme --file policy.json     see docs/policies.md
-  ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
+  ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s
+  ./agentos tenant show tnt_acme          the same and what it is, in one
+  ./agentos tenant entitle tnt_acme max_active_runs=7 models='["m-1"]'     members of the entitlements, as JSON
+  ./agentos tenant export tnt_acme        all that there is of it, in one file
+  ./agentos tenant delete tnt_acme --confirm tnt_acme     exports a disabled tenant, and removes it for good"""
 
 
 class Create(Struct, frozen=True, kw_only=True):
@@ -81,7 +86,7 @@ class SetStatus(Struct, frozen=True, kw_only=True):
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "tenant",
-        help="create, list, entitle, enable and disable tenants",
+        help="create, list, show, entitle, enable, disable, export and delete tenants",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -105,6 +110,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     quota_of.add_argument("--json", action="store_true", help="print as JSON")
     quota_of.set_defaults(run=quota, options=_quota_options)
     add_policy(verbs)
+    add_life(verbs)
     for verb, status in (("enable", "active"), ("disable", "disabled")):
         changed = verbs.add_parser(verb, help=f"make a tenant {status}")
         changed.add_argument("tenant")

@@ -223,14 +223,15 @@ LEFT JOIN due ON due.account = w.account AND due.window_start = w.window_start;
 SELECT u.* FROM usage_events u WHERE u.tenant_id = :tenant AND u.request_id = :request ORDER BY u.attempt;
 
 -- name: spent
-SELECT CAST(u.at AT TIME ZONE 'UTC' AS date) AS day, u.model, count(*) FILTER (WHERE u.kind = 'call') AS calls,
+SELECT CAST(u.at AT TIME ZONE 'UTC' AS date) AS day, u.model, CASE WHEN CAST(:by_agent AS boolean) THEN u.agent ELSE '' END AS agent,
+       count(*) FILTER (WHERE u.kind = 'call') AS calls,
        CAST(sum(u.fresh_tokens + u.cache_read_tokens + u.cache_write_tokens) AS bigint) AS prompt_tokens,
        CAST(sum(u.output_tokens + u.reasoning_tokens) AS bigint) AS completion_tokens,
        CAST(sum(u.cost_nanousd) AS bigint) AS cost_nanousd
 FROM usage_events u
 WHERE u.tenant_id = :tenant AND u.at >= CAST(:since AS timestamptz)
-GROUP BY 1, 2
-ORDER BY 1, u.model COLLATE "C";
+GROUP BY 1, 2, 3
+ORDER BY 1, u.model COLLATE "C", 3;
 
 -- name: deviations
 SELECT w.account, w.window_start, w.settled, w.held, CAST(found.events AS bigint) AS events,
