@@ -14,6 +14,7 @@ from deploy.cli.access import api_token
 from deploy.cli.io import FINE, Io
 from deploy.cli.run_command import answer, elapsed, fault, money, short
 from deploy.cli.runs_platform import add_verb as add_kill
+from deploy.cli.runs_platform import list_as_operator
 from deploy.client import Accepted, RunsClient
 from ports.errors import InvalidArgument
 from ports.ids import AgentId, RunId

@@ -3,6 +3,7 @@
 `needs-operator` is followed in `test_node_operator.py`, where runs wait for an operator.
 """
 
+import json
 import os
 import signal
 import uuid
@@ -203,6 +204,59 @@ async def test_gateway_configuration_that_can_not_be_used_or_is_wrong(
     assert (before.returncode, "newest configuration" in before.stderr) == (1, True)
     assert "+ $.routing.aliases.better" in said
     assert "in force" in said
+
+
+async def test_tenant_offboarding_hands_over_what_there_is_and_leaves_nothing(
+    node: NodeUnderTest, operator: Operator
+) -> None:
+    look, (disable, kill, export, verify), delete, after = blocks("tenant-offboarding")
+    tenant = "tnt_leaver"
+    made = node.agentos("tenant", "create", tenant, "--admin-key", "--sample-agent")
+    assert made.returncode == 0, made.stderr
+    done = node.agentos("run", "agt_demo", QUESTION, "--tenant", tenant)
+    assert done.returncode == 0, done.stderr
+
+    looked = operator.follows(look, tenant=tenant)
+    early = operator.does(delete[0], tenant=tenant)
+    operator.follows([disable, kill], tenant=tenant)
+    file = operator.does(export, tenant=tenant).stdout.strip()
+    checked = operator.follows([verify], file=file)
+    said = operator.follows(delete, tenant=tenant)
+    again = operator.follows(delete, tenant=tenant)
+    listed = operator.follows(after)
+
+    assert "succeeded" in looked
+    assert (early.returncode, "disable it first" in early.stderr) == (1, True)
+    assert "every row is as it was written" in checked
+    assert f"{tenant} is deleted" in said
+    assert "0 rows removed" in again
+    assert tenant not in listed
+    assert TENANT in listed
+    anew = node.agentos("tenant", "create", tenant)
+    assert (anew.returncode, "not used again" in anew.stderr) == (1, True)
+
+
+async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Operator) -> None:
+    """Not a runbook of its own: what several of them use."""
+    with silent_gateway(node):
+        [run_id] = created(node)
+        await until(lambda: asked(node, run_id))
+        killed = node.agentos("runs", "kill", run_id, "--tenant", TENANT, "--reason", "wild")
+        status = status_of(node, run_id)
+    made = node.agentos("budget", "set", TENANT, "each-key", "--limit", "900", "--scope", "key", "--mode", "soft")
+    listed = operator.follows([f"./agentos budget list {TENANT}"])
+    shown = node.agentos("budget", "show", TENANT, "each-key", "--scope-id", "svc_x", "--json")
+    removed = node.agentos("budget", "remove", TENANT, "each-key")
+    granted = node.agentos("tenant", "entitle", TENANT, "max_active_runs=55", "--json")
+    used = node.agentos("usage", TENANT, "--by-agent")
+
+    assert (killed.returncode, killed.stdout) == (0, f"{run_id} is cancelled\n")
+    assert status == "cancelled", "whoever held it"
+    assert (made.returncode, removed.returncode, used.returncode) == (0, 0, 0)
+    assert "tokens_per_day" in listed
+    assert "key (each)" in listed
+    assert json.loads(shown.stdout)["window"]["left"] == 900
+    assert json.loads(granted.stdout)["entitlements"]["max_active_runs"] == 55
 
 
 async def stored(node: NodeUnderTest, document: Json) -> int:
