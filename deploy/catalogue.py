@@ -263,6 +263,7 @@ def _python_service(
         "PYTHONUNBUFFERED": "1",
         "AGENTOS_MODE": config.mode,
         "AGENTOS_LOG_LEVEL": config.log_level.upper(),
+        "AGENTOS_REPLICAS": str(config.replicas),
         "AGENTOS_ISSUER": config.issuer,
         "AGENTOS_JWKS_FILE": str(node.secret(credentials.JWKS)),
         "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.APP_URL)),

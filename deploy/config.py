@@ -48,6 +48,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     admin_host: Annotated[str, Meta(min_length=1, description="Address the admin API listens on.")] = "127.0.0.1"
     admin_port: Annotated[Port, Meta(description="Port of the admin API.")] = 9080
     postgres_port: Annotated[Port, Meta(description="Port of the embedded PostgreSQL, on loopback.")] = 5433
+    replicas: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000,
+            description="Processes of each API, on all machines, that serve the same tenants: each gives away its part of"
+            " the quotas of requests and streams.",
+        ),
+    ] = 1
     worker_concurrency: Annotated[int, Meta(ge=1, le=256, description="Runs one worker executes at a time.")] = 32
     queue_ack: Annotated[
         Literal["accept", "complete"],

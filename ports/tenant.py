@@ -56,6 +56,14 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Runs running at a time; what is beyond waits in the queue."""
     runs_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
     """Creations: a bucket that holds a minute's worth of them and refills evenly."""
+    requests_per_minute: Annotated[int, Meta(ge=1, le=100_000_000)] = 600_000
+    """Requests of Stack A's API, and as many of the gateway: a bucket that holds a minute's worth and refills evenly."""
+    max_event_streams: Annotated[int, Meta(ge=1, le=100_000)] = 512
+    """Streams of runs' events that are open at a time."""
+    max_event_streams_per_principal: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    max_model_streams: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Streamed answers of models at a time."""
+    max_model_streams_per_principal: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_queued_runs: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
     weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
     """The tenant's share of the workers while several tenants wait for them, relative to the others' weights."""

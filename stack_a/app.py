@@ -17,6 +17,7 @@ from ports.http.openapi import document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
 from ports.ids import PrincipalId, TenantId
 from stack_a.deps import ApiDeps
+from stack_a.http.admission import Admission
 from stack_a.http.agents import get_agent, list_agents
 from stack_a.http.health import health_routes
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
@@ -65,6 +66,9 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         shedder=shedder,
     )
     again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics, shedder=shedder)
+    admission = Admission(deps.tenant, deps.clock, share=deps.share)
+    streams = streams or OpenStreams(share=deps.share)
+    streams.caps_of = admission.streams_of
     family = Family(run_state=deps.run_state, queue=deps.queue)
     app = _litestar(
         [
@@ -72,13 +76,14 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
             list_agents, get_agent, openapi_json,
             *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams or OpenStreams()},
+        {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams},
     )  # fmt: skip
     return Edge(
         cast(App, app),
         routes=ROUTES.with_denied(_served(app)),
         verifier=deps.verifier,
         observe=observer(deps.metrics),
+        admit=admission.admit,
     )
 
 

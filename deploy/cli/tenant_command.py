@@ -28,6 +28,11 @@ _QUOTA: Final = {
     "max_active_runs": "runs running at a time; others wait",
     "runs_per_minute": "creations of runs; a minute's worth may come at once",
     "max_queued_runs": "runs waiting to be started",
+    "requests_per_minute": "requests of the API, and as many of the gateway; a minute's worth may come at once",
+    "max_event_streams": "streams of runs' events open at a time",
+    "max_event_streams_per_principal": "the same, of each of its principals",
+    "max_model_streams": "streamed answers of models at a time",
+    "max_model_streams_per_principal": "the same, of each of its principals",
     "weight": "share of the workers while tenants wait for them, relative to the others' weights",
 }
 _NAMES: Final = {

@@ -165,6 +165,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             router=router,
             policies=policies,
             limits=caps,
+            share=env.number("REPLICAS", 1, least=1, most=1_000),
             prices=costs,
             standing=standing,
             # A ledger in this process is as quick as a chunk of it.

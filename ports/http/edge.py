@@ -99,6 +99,10 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
 
 
+Admit: TypeAlias = Callable[[AuthContext], Awaitable[None]]
+"""Asked once per request of a known caller; raises when it is one too many."""
+
+
 async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
     return None
 
@@ -129,12 +133,14 @@ class Edge:
         endpoints: Mapping[tuple[str, str], EdgeApp] | None = None,
         headers: MoreHeaders = no_headers,
         denied: Denied = no_word,
+        admit: Admit | None = None,
     ) -> None:
         """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
         self._endpoints = endpoints or {}
         self._more_headers = headers
         self._denied = denied
+        self._admit = admit
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
@@ -179,6 +185,8 @@ class Edge:
             found.auth = scope["auth"] = await self._caller(headers, found.trace, route)
             # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
             found.reauthorize = partial(self._caller, headers, found.trace, route)
+            if self._admit is not None:
+                await self._admit(found.auth)
         if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
         if route.mutation:

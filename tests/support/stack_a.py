@@ -149,8 +149,15 @@ async def stack_a(
                 "run_state": run_state.SPEC, "event": event.SPEC, "queue": queue.SPEC, "agent": agent.SPEC
             }.items()
         }  # fmt: skip
-        api = ApiDeps(clock=given.clock, verifier=tokens, metrics=Metrics(), shedding=shedding or Shedding(), **opened)
         tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+        api = ApiDeps(
+            clock=given.clock,
+            verifier=tokens,
+            metrics=Metrics(),
+            shedding=shedding or Shedding(),
+            tenant=tenants,
+            **opened,
+        )
         remembered = await stack.enter_async_context(memory.SPEC.open(config, given))
         for owner in (ACME, GLOBEX):
             await api.agent.publish(owner, AGENT)
