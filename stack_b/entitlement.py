@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import NotFound, PermissionDenied
-from ports.quotas import RequestRates, StreamPlaces
+from ports.quota_rules import RequestRates, StreamPlaces
 from ports.tenant import Tenant, TenantDirectory
 from stack_b.fresh import Fresh
 

@@ -7,7 +7,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.ids import TenantId
-from ports.quotas import MAX_TENANTS, RequestRates
+from ports.quota_rules import MAX_TENANTS, RequestRates
 from ports.tenant import Entitlements, TenantDirectory
 
 KNOWN_SECONDS: Final = 2.0

@@ -22,7 +22,7 @@ from ports.errors import AgentOSError, Unavailable
 from ports.event import Event
 from ports.http import sse
 from ports.http.edge import Exchange
-from ports.quotas import StreamPlaces
+from ports.quota_rules import StreamPlaces
 
 logger = logging.getLogger("agentos.http")
 

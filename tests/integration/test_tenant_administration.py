@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from deploy.roots.wiring import Choice, open_ports
 from observability.metrics import Metrics
 from ports.budget import Account, Amount, Booking, UsageEvent
 from ports.budget_rules import accounts, tokens_per_day
-from ports.errors import InvalidArgument
+from ports.errors import AgentOSError, InvalidArgument
 from ports.ids import PrincipalId, TenantId, WorkerId
 from ports.tenant import Entitlements, NewKey
 from tests.support.admin import Tokens
@@ -161,7 +161,8 @@ async def test_tenants_are_listed_in_pages(node: Node) -> None:
     for name in ("tnt_a", "tnt_b", "tnt_c"):
         await created(node, TenantId(name))
 
-    seen, cursor, pages = [], "", 0
+    seen: list[str] = []
+    cursor, pages = "", 0
     while pages < 5:
         page = (await node.send("GET", f"/v1/admin/tenants?limit=2{cursor}")).json()
         pages, seen = pages + 1, seen + [one["id"] for one in page["items"]]
@@ -293,7 +294,7 @@ async def test_a_tenant_is_deleted_only_when_disabled_confirmed_idle_and_exporte
     assert manifest.tables["api_keys"].omitted == ("secret_sha256",)
     assert done.json()["export_rows"] == manifest.rows
     assert [one[0] for one in await node.audit()][-2:] == ["tenant.erase", "tenant.erased"]
-    assert await left_of(node.database, ACME.tenant) == {"audit_log", "tenant_tombstones"}
+    assert await left_of(node.database, ACME.tenant) == {"tenant_tombstones"}
 
 
 async def left_of(database: Clone, tenant: TenantId) -> set[str]:
@@ -302,14 +303,15 @@ async def left_of(database: Clone, tenant: TenantId) -> set[str]:
         "SELECT c.relname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tenant_id' "
         "WHERE c.relnamespace = 'agentos'::regnamespace AND c.relkind = 'r'",
     )
-    found = set()
+    """Tables with rows of it, beside the audit, which is for good."""
+    found: set[str] = set()
     for table in tables:
         [row] = await fetch(
             database.superuser,
             f"SELECT count(*) AS rows FROM {table['name']} WHERE tenant_id = $1",
             tenant,
         )
-        if row["rows"]:
+        if row["rows"] and not table["name"].startswith("audit"):
             found.add(table["name"])
     return found
 
@@ -324,7 +326,7 @@ async def test_an_erasing_that_was_interrupted_is_gone_on_with_and_exports_nothi
 
     assert not begun.done
     assert (done.json()["export_sha256"], done.json()["export_file"]) == ("sha256:first", None)
-    assert await left_of(node.database, ACME.tenant) == {"audit_log", "tenant_tombstones"}
+    assert await left_of(node.database, ACME.tenant) == {"tenant_tombstones"}
 
 
 async def test_an_export_is_the_tenants_own_whole_and_found_out_when_it_was_changed(node: Node, tmp_path: Path) -> None:
@@ -360,18 +362,15 @@ async def test_the_services_role_can_do_nothing_of_this(node: Node) -> None:
     choices = dict.fromkeys(PORTS, Choice(adapter="postgres", config={"dsn": node.database.app}))
 
     async with open_ports(choices, dict.fromkeys(PORTS), clock=SystemClock()) as ports:
-        refused = 0
-        for attempt in (
-            lambda: ports["tenant"].set_status(PLATFORM, ACME.tenant, "disabled"),
-            lambda: ports["tenant"].set_entitlements(PLATFORM, ACME.tenant, Entitlements(weight=9)),
-            lambda: ports["tenant"].list_tenants(PLATFORM, limit=1),
-            lambda: ports["budget"].remove_budget(PLATFORM, ACME.tenant, "b"),
-            lambda: ports["administration"].erase(PLATFORM, ACME.tenant, export_sha256="x", limit=1),
-        ):
-            with pytest.raises(Exception, match="SQLSTATE 42501"):
-                await attempt()
-            refused += 1
+        attempts: tuple[Awaitable[object], ...] = (
+            ports["tenant"].set_status(PLATFORM, ACME.tenant, "disabled"),
+            ports["tenant"].set_entitlements(PLATFORM, ACME.tenant, Entitlements(weight=9)),
+            ports["tenant"].list_tenants(PLATFORM, limit=1),
+            ports["budget"].remove_budget(PLATFORM, ACME.tenant, "b"),
+            ports["administration"].erase(PLATFORM, ACME.tenant, export_sha256="x", limit=1),
+        )
+        for attempt in attempts:
+            with pytest.raises(AgentOSError, match="SQLSTATE 42501"):
+                await attempt
 
-    assert refused == 5
-    await execute(node.database.superuser, "SELECT 1")
     assert (await node.platform.tenants.get(PLATFORM, ACME.tenant)).status == "active"

@@ -87,9 +87,9 @@ RULES: Final[dict[str, str]] = {
           AND p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_erase_rows')
           AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
     """,
-    "nobody but the server's administrator can take anything out of the audit": """
+    "neither services nor administration can take anything out of the audit": """
         SELECT c.relname || ' ' || role || ' ' || privilege
-        FROM pg_class c, unnest(ARRAY['ao_app', 'ao_control', 'ao_def']) AS role,
+        FROM pg_class c, unnest(ARRAY['ao_app', 'ao_control']) AS role,
              unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
         WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname = 'audit_log'
           AND has_table_privilege(role, c.oid, privilege)
@@ -161,7 +161,7 @@ BREAKAGES: Final[dict[str, str]] = {
     """,
     "ao_control is ao_app and nobody else, and not above row-level security": "GRANT ao_def TO ao_control",
     "what only the platform does is closed to the services": "GRANT UPDATE (status) ON tenants TO ao_app",
-    "nobody but the server's administrator can take anything out of the audit": "GRANT DELETE ON audit_log TO ao_def",
+    "neither services nor administration can take anything out of the audit": "GRANT DELETE ON audit_log TO ao_control",
     "ao_app can not call set_config": """
         GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO ao_app;
     """,

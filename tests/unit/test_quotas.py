@@ -11,7 +11,7 @@ from conformance.clock import ManualClock
 from conformance.people import ACME, ACME_BEN, GLOBEX
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
-from ports.quotas import RequestRates, StreamPlaces, part_of
+from ports.quota_rules import RequestRates, StreamPlaces, part_of
 from ports.tenant import Entitlements
 from tests.support.held_backend import HeldBackend
 from tests.support.stack_a import stack_a
@@ -43,14 +43,15 @@ async def test_a_bucket_gives_a_minutes_worth_at_once_and_refills_evenly() -> No
     first, others = taken(MANY), taken(3, GLOBEX.tenant)
     with pytest.raises(ResourceExhausted) as refused:
         rates.take(ACME.tenant, 6)
-    await clock.advance(refused.value.retry_after or pytest.fail("it says when"))
+    wait = refused.value.retry_after or pytest.fail("it says when")
+    await clock.advance(wait)
     after = taken(MANY)
-    await clock.advance(refused.value.retry_after * 60)
+    await clock.advance(wait * 60)
     rested = taken(MANY)
 
     assert (first, others, after, rested) == (6, 3, 1, 6)
     assert refused.value.code == "rate_limited"
-    assert refused.value.retry_after.total_seconds() == pytest.approx(10)
+    assert wait.total_seconds() == pytest.approx(10)
 
 
 async def test_a_refused_request_costs_nothing() -> None:
