@@ -9,7 +9,7 @@ import pytest
 from msgspec import Struct
 
 PORT_MODULES: Final = (
-    "agent", "auth", "budget", "clock", "event", "gateway_configuration", "maintenance", "memory", "model", "pii",
+    "agent", "audit", "auth", "budget", "clock", "event", "gateway_configuration", "maintenance", "memory", "model", "pii",
     "provider", "queue", "reply_journal", "request_log", "run_intake", "run_state", "tenant", "tool",
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from msgspec import Struct
 
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.budget import BudgetLedger
 from ports.clock import Clock
@@ -135,6 +136,9 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 
 
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
+
+
+class AuditHarness(StorageHarness[AuditLog], Protocol): ...
 
 
 class GatewayConfigurationHarness(StorageHarness[GatewayConfigurations], Protocol): ...

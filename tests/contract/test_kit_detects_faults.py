@@ -18,6 +18,7 @@ from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
+    audits,
     detectors,
     directories,
     events,
@@ -66,6 +67,7 @@ SUITES: Final = {
     "reply_journal": replies,
     "request_log": request_logs,
     "gateway_configuration": gateway_configurations,
+    "audit": audits,
     "model": models,
     "tool": tools,
     "agent": registries,

@@ -79,7 +79,7 @@ RULES: Final[dict[str, str]] = {
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
         WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~
-              '^(run_events|agents$|audit_log$|usage_events$|request_records|request_contents$|gateway_configurations$)'
+              '^(run_events|agents$|audit_(log|chain|heads)$|usage_events$|request_records|request_contents$|gateway_configurations$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
     """,
