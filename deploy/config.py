@@ -117,6 +117,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "refer to as env:NAME; read when `up` runs."
         ),
     ] = ""
+    audit_copy: Annotated[
+        str,
+        Meta(
+            description="A directory, best on another machine's disk, where the signed heads of the audit are added to as well; "
+            "empty = only in the node's home."
+        ),
+    ] = ""
     gateway_limits: Annotated[
         str,
         Meta(

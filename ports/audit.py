@@ -39,7 +39,7 @@ SIGN: Final = "audit:sign"
 """Of the node's own processes. No token ever carries it."""
 
 MAX_PAGE: Final = 200
-MAX_STRETCH: Final = 1_000
+MAX_STRETCH: Final = 5_000
 """Links of one `chain`, heads of one `heads`."""
 MAX_TEXT_CHARS: Final = 500
 MAX_DETAIL_CHARS: Final = 2_000

@@ -82,7 +82,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 class Check:
     """Takes one tenant's links, from the first on, and compares them with themselves and with what was signed.
 
-    `signed` are hashes by number that somebody outside the storage vouches for; `head` is what the storage takes for the end.
+    `signed` are hashes by number that somebody outside the storage vouches for.
     """
 
     def __init__(self, tenant: str, signed: Mapping[int, str]) -> None:
