@@ -120,7 +120,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     audit_copy: Annotated[
         str,
         Meta(
-            description="A directory, best on another machine's disk, where the signed heads of the audit are added to as well; "
+            description="A directory, best on another machine's disk, where the audit's signed heads are added as well; "
             "empty = only in the node's home."
         ),
     ] = ""

@@ -1,24 +1,25 @@
 """AuditLog: what was done and what was denied, in one chain per tenant that shows whatever was changed in it.
 
-Who changes something notes it in the transaction that changes it; that is the promise of the port that changes. This port is
-for what changes nothing of its own (a denial, a look across tenants), and for reading, checking and erasing.
+Who changes something notes it in the transaction that changes it; that is the promise of the port that changes. This port
+is for what changes nothing of its own (a denial, a look across tenants), and for reading, checking and erasing.
 
 An entry has a number and a hash over the entry before it, see `audit_rules`. The chain alone shows what was changed in its
 middle; that its end was cut off, or all of it written anew, is shown by heads that somebody outside the storage has signed.
 
 Clauses (each has a test in `conformance.audit`):
 
-* AUD-1  `note` adds an entry that says what it was given, who did it and when. Numbers of a tenant run 1, 2, 3 … without gaps,
-         whoever adds at the same time.
+* AUD-1  `note` adds an entry that says what it was given, who did it and when. Numbers of a tenant run 1, 2, 3 … without
+         gaps, whoever adds at the same time.
 * AUD-2  The hash of each entry is that of `audit_rules.link` over the hash before it, its number and what it says.
 * AUD-3  A tenant's chain tells nothing of another's: neither in its entries, nor in its numbers.
-* AUD-4  `query` and `chain` need the scope `audit:read`, and for another tenant than the caller's `admin:platform`. That look
-         into another's audit is itself in that audit (`audit.read`), by the time it is answered.
-* AUD-5  `query` gives entries that match all that is asked for, newest first. One that is added meanwhile changes nothing on the
-         pages behind a cursor.
+* AUD-4  `query` and `chain` need the scope `audit:read`, and for another tenant than the caller's `admin:platform`. That
+         look into another's audit is itself in that audit (`audit.read`), by the time it is answered.
+* AUD-5  `query` gives entries that match all that is asked for, newest first. One that is added meanwhile changes nothing
+         on the pages behind a cursor.
 * AUD-6  `chain` gives a tenant's links from a number on, oldest first and without gaps, those of erased entries included.
-* AUD-7  `erase` takes what entries said: of a stretch, or of one principal in it. Their numbers and hashes stay, and an entry
-         (`audit.erase`) says which went; such an entry is never erased. It needs `admin:platform`, and gives how many went.
+* AUD-7  `erase` takes what entries said: of a stretch, or of one principal in it. Their numbers and hashes stay, and an
+         entry (`audit.erase`) says which went; such an entry is never erased. It needs `admin:platform`, and gives how
+         many went.
 * AUD-8  `heads` gives the newest number and hash of every tenant, and needs the scope `audit:sign`.
 * AUD-9  What is longer than its limit, or no text that can be stored, raises `InvalidArgument` and adds nothing.
 * AUD-10 What was noted is there for a log opened anew on the same storage.

@@ -1,6 +1,6 @@
 """The arithmetic of the audit's chain, and what can be told from it: pure.
 
-`h = sha256(previous hash ‖ number as 8 bytes, big end first ‖ form of the entry)`; before the first entry stand 32 zero bytes.
+`h = sha256(previous hash ‖ number as 8 bytes, big end first ‖ form of the entry)`; before the first stand 32 zero bytes.
 The form is made of fields, each as its length in bytes, a colon, its bytes in UTF-8 and a comma, so that no two entries
 have the same; the moment is in microseconds since 1970.
 """

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from observability.metrics import Metrics
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenVerifier
 from ports.clock import Clock
 from ports.event import EventCapabilities, EventPort
@@ -23,6 +24,7 @@ API_NEEDS: Final[Mapping[str, Struct | None]] = {
     "queue": QueueCapabilities(),
     "agent": None,
     "verifier": None,
+    "audit": None,
 }
 """By port; None where a port has no capabilities."""
 
@@ -55,6 +57,7 @@ class ApiDeps:
     event: EventPort
     queue: QueuePort
     agent: AgentRegistry
+    audit: AuditLog
     verifier: TokenVerifier
     metrics: Metrics
     shedding: Shedding = field(default_factory=Shedding)

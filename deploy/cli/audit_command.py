@@ -35,7 +35,8 @@ _EPILOG: Final = """\
   ./agentos audit verify --export acme.jsonl --heads heads.jsonl --key public_key.pem     elsewhere, without the node
   ./agentos audit sign                                           sign the heads now; the admin service does it every minute
 
-Looking into a tenant's audit from here is itself in that audit. runbooks/audit-mismatch.md says what to do about a mismatch.
+Looking into a tenant's audit from here is itself in that audit. About a mismatch: runbooks/audit-mismatch.md.
+
 Exit codes of verify: 0 all of it holds · 2 it contradicts itself or what was signed; the first bad number is named ·
 1 nothing could be checked · 3 the node's database does not answer"""
 
