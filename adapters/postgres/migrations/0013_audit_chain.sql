@@ -30,15 +30,20 @@ GRANT SELECT ON audit_chain, audit_heads TO ao_app, ao_admin;
 
 -- What is hashed of an entry: each field as its length in bytes, a colon, its bytes and a comma. The moment is in
 -- microseconds since 1970. `ports.audit_rules` says the same.
-CREATE FUNCTION ao_audit_form(a audit_log) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    SET search_path = agentos, pg_temp
-    RETURN (
-        SELECT string_agg(convert_to(octet_length(f.said) || ':' || f.said || ',', 'UTF8'), '' ORDER BY f.place)
-        FROM unnest(ARRAY[
-            a.tenant_id, CAST(a.id AS text), CAST(CAST(extract(epoch FROM a.at) * 1000000 AS bigint) AS text), a.namespace,
-            a.actor_tenant, a.principal, a.action, a.subject, a.correlation_id, a.outcome, a.detail
-        ]) WITH ORDINALITY AS f (said, place)
-    );
+CREATE FUNCTION ao_audit_form(a audit_log) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN convert_to(
+        octet_length(a.tenant_id) || ':' || a.tenant_id || ',' ||
+        octet_length(CAST(a.id AS text)) || ':' || CAST(a.id AS text) || ',' ||
+        octet_length(CAST(CAST(extract(epoch FROM a.at) * 1000000 AS bigint) AS text)) || ':' || CAST(CAST(extract(epoch FROM a.at) * 1000000 AS bigint) AS text) || ',' ||
+        octet_length(a.namespace) || ':' || a.namespace || ',' ||
+        octet_length(a.actor_tenant) || ':' || a.actor_tenant || ',' ||
+        octet_length(a.principal) || ':' || a.principal || ',' ||
+        octet_length(a.action) || ':' || a.action || ',' ||
+        octet_length(a.subject) || ':' || a.subject || ',' ||
+        octet_length(a.correlation_id) || ':' || a.correlation_id || ',' ||
+        octet_length(a.outcome) || ':' || a.outcome || ',' ||
+        octet_length(a.detail) || ':' || a.detail || ',',
+        'UTF8');
 
 GRANT CREATE ON SCHEMA agentos TO ao_def;
 GRANT SELECT, INSERT, DELETE ON audit_log TO ao_def;
