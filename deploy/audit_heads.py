@@ -208,6 +208,8 @@ class HeadsFile:
         torn = path.exists() and path.stat().st_size > self._seen
         line = signed_line(self._key, at, previous, heads)
         _append(path, (b"\x00\n" if torn else b"") + line + b"\n")
+        # So that we know how long it is: shorter it never becomes.
+        self.read()
         known = self._directory / PUBLIC_KEY
         if not known.exists():
             known.write_bytes(public_pem(self._key.public_key()))

@@ -216,7 +216,7 @@ async def test_audit_mismatch_after_somebody_edited_an_entry(
     assert node.agentos("audit", "sign").returncode == 0
     before = operator.does(verify)
     passwords = credentials.database_passwords(node.node)
-    dsn = credentials.embedded_url("postgres", passwords.superuser, node.config.postgres_port)
+    dsn = credentials.embedded_url("postgres", passwords.superuser, node.ports["postgres"])
     number = await edited(dsn)
 
     after, told, logged = (operator.does(line, tenant=TENANT) for line in (verify, one, log))

@@ -104,9 +104,9 @@ BEGIN
         seq := seq + 1;
         hash := sha256(hash || int8send(seq) || ao_audit_form(entry));
         INSERT INTO audit_chain VALUES (tenant, seq, entry.id, hash);
-        INSERT INTO audit_heads VALUES (tenant, seq, hash)
-            ON CONFLICT (tenant_id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash;
     END LOOP;
+    INSERT INTO audit_heads (tenant_id, seq, hash)
+        SELECT DISTINCT ON (c.tenant_id) c.tenant_id, c.seq, c.hash FROM audit_chain c ORDER BY c.tenant_id, c.seq DESC;
 END
 $$;
 
