@@ -142,7 +142,8 @@ class TestMigrations:
     async def test_what_was_noted_before_there_was_a_chain_is_its_beginning(self, empty: Clone) -> None:
         await migrate(empty.owner, tuple(one for one in packaged() if one.name < "0013"))
         noted = (
-            "INSERT INTO agentos.audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id) "
+            "INSERT INTO agentos.audit_log "
+            "(tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id) "
             "SELECT 'tnt_' || t, 'default', 'tnt_acme', 'usr_ann', 'thing.do', CAST(n AS text), '' "
             "FROM unnest(ARRAY['acme', 'globex']) t, generate_series(1, 3) n"
         )
