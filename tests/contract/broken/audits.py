@@ -182,6 +182,16 @@ class TestSkipsWhatIsErased(BrokenAudits):
     )
 
 
+class StopsAfterTheFirstStretch(InprocAuditLog):
+    async def chain(self, auth: AuthContext, tenant: TenantId, *, after: int, limit: int) -> tuple[Link, ...]:
+        return () if after else await super().chain(auth, tenant, after=after, limit=limit)
+
+
+class TestStopsAfterTheFirstStretch(BrokenAudits):
+    broken = StopsAfterTheFirstStretch
+    caught_by = frozenset({"test_the_chain_comes_in_stretches_oldest_first"})
+
+
 class ErasesInSecret(InprocAuditLog):
     async def erase(
         self, auth: AuthContext, tenant: TenantId, *, first: int, last: int, principal: PrincipalId | None = None
