@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from ports.administration import Administration
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.budget import BudgetLedger
 from ports.clock import Clock
@@ -136,6 +137,9 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 
 
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
+
+
+class AuditHarness(StorageHarness[AuditLog], Protocol): ...
 
 
 class GatewayConfigurationHarness(StorageHarness[GatewayConfigurations], Protocol): ...

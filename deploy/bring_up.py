@@ -84,6 +84,7 @@ def boot(
             _write_external_urls(recorder, environ)
         credentials.ensure_placeholder_key(node)
         credentials.ensure_record_keys(node)
+        credentials.ensure_audit_key(node)
         if ensure_issuer_key(node):
             done.append("made the signing key")
         if supervisor.start_daemon(services, environ):

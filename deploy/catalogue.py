@@ -217,6 +217,10 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
         # What a configuration must get along with, and what goes before it; no secret.
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_GATEWAY_FILE": config.gateway_file,
+        # It signs the heads of the audit, and holds no other secret.
+        "AGENTOS_AUDIT_KEY_FILE": str(node.secret(credentials.AUDIT_KEY)),
+        "AGENTOS_AUDIT_DIR": str(node.audit),
+        "AGENTOS_AUDIT_COPY": config.audit_copy,
         **_stored_secrets(node, config, environ),
     }
     return _python_service(

@@ -130,6 +130,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "refer to as env:NAME; read when `up` runs."
         ),
     ] = ""
+    audit_copy: Annotated[
+        str,
+        Meta(
+            description="A directory, best on another machine's disk, where the audit's signed heads are added as well; "
+            "empty = only in the node's home."
+        ),
+    ] = ""
     gateway_limits: Annotated[
         str,
         Meta(

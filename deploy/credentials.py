@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.bootstrap import APP, CONTROL, DATABASE, OWNER, RolePasswords
+from deploy.audit_heads import new_key
 from deploy.node import Node, write_private
 from stack_b.vault import new_line
 
@@ -25,6 +26,7 @@ ISSUER_KEY: Final = "issuer_key.pem"
 JWKS: Final = "jwks.json"
 PLACEHOLDER_KEY: Final = "placeholder_key"
 RECORD_KEYS: Final = "record_keys"
+AUDIT_KEY: Final = "audit_key.pem"
 TOKENS: Final = "tokens.json"
 
 
@@ -90,6 +92,13 @@ def ensure_record_keys(node: Node) -> None:
     path = node.secret(RECORD_KEYS)
     if not path.exists():
         write_private(path, new_line())
+
+
+def ensure_audit_key(node: Node) -> None:
+    """What the heads of the audit are signed with."""
+    path = node.secret(AUDIT_KEY)
+    if not path.exists():
+        write_private(path, new_key())
 
 
 def embedded_url(role: str, password: str, port: int, database: str = DATABASE) -> str:

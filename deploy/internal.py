@@ -21,6 +21,7 @@ from deploy.node import Node
 from deploy.roots.tools import tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenIssuer
 from ports.budget import BudgetLedger
 from ports.context import SCOPES, AuthContext
@@ -128,6 +129,18 @@ async def open_platform(node: Node) -> AsyncIterator[Platform]:
             administration=ports["administration"],
             export=export,
         )
+
+
+@asynccontextmanager
+async def open_audit(node: Node) -> AsyncIterator[AuditLog]:
+    """What was done and denied on this node; works while no service does, as long as the database answers.
+
+    Raises:
+        Unavailable: as `open_directory`.
+    """
+    choice = Choice(adapter="postgres", config=_database_of(node))
+    async with open_ports({"audit": choice}, {"audit": None}, clock=SystemClock()) as ports:
+        yield cast("AuditLog", ports["audit"])
 
 
 @asynccontextmanager

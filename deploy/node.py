@@ -59,6 +59,11 @@ class Node:
         return self.home / "exports"
 
     @property
+    def audit(self) -> Path:
+        """The signed heads of the audit."""
+        return self.home / "audit"
+
+    @property
     def lock_file(self) -> Path:
         return self.home / "lock"
 

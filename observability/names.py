@@ -153,6 +153,9 @@ METRICS: Final = (
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
 LOG_EVENTS: Final[Mapping[str, str]] = {
+    "audit.head_contradicts": "the audit of a tenant contradicts a head of it that was signed",
+    "audit.heads_damaged": "the file of signed heads contradicts itself; nothing is signed",
+    "audit.not_signed": "the heads of the audit could not be signed; it is tried again in a minute",
     "http.completed": "a request was answered",
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",

@@ -11,6 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from observability.http import observer
 from observability.metrics import Metrics
 from ports.context import QUEUE_ANY_TENANT, AuthContext
+from ports.http.audit import denials
 from ports.http.edge import App, Edge
 from ports.http.health import Probe
 from ports.http.openapi import document
@@ -19,6 +20,7 @@ from ports.ids import PrincipalId, TenantId
 from stack_a.deps import ApiDeps
 from stack_a.http.admission import Admission
 from stack_a.http.agents import get_agent, list_agents
+from stack_a.http.audit import query_audit
 from stack_a.http.health import health_routes
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
@@ -73,7 +75,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
     app = _litestar(
         [
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
-            list_agents, get_agent, openapi_json,
+            list_agents, get_agent, query_audit, openapi_json,
             *health_routes({"database": database_answers}, deps.metrics),
         ],
         {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams},
@@ -84,6 +86,8 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         admit=admission.admit,
+        denied=(denied := denials(deps.audit)),
+        denied_inside=denied,
     )
 
 

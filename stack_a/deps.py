@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from observability.metrics import Metrics
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenVerifier
 from ports.clock import Clock
 from ports.event import EventCapabilities, EventPort
@@ -25,6 +26,7 @@ API_NEEDS: Final[Mapping[str, Struct | None]] = {
     "agent": None,
     "verifier": None,
     "tenant": None,
+    "audit": None,
 }
 """By port; None where a port has no capabilities."""
 
@@ -57,6 +59,7 @@ class ApiDeps:
     event: EventPort
     queue: QueuePort
     agent: AgentRegistry
+    audit: AuditLog
     verifier: TokenVerifier
     metrics: Metrics
     shedding: Shedding = field(default_factory=Shedding)

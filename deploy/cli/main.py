@@ -12,6 +12,7 @@ from typing import Final, TextIO
 
 from deploy.cli import (
     agent_command,
+    audit_command,
     budget_command,
     config_command,
     gateway_command,
@@ -64,6 +65,7 @@ _COMMANDS: Final = (
     token_command,
     gateway_command,
     requests_command,
+    audit_command,
     test_command,
 )
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from adapters.postgres.tenant_export import Export, export_tenant
 from adapters.system_clock import SystemClock
+from deploy import audit_surface
 from deploy.admin_surface import Part, create_admin_app
 from deploy.administration import part as administration
 from deploy.administration.offboarding import Exporter, export_path
 from deploy.administration.platform import Platform
+from deploy.audit_heads import HeadsFile, private_key
+from deploy.audit_signer import Signer, signing
 from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
@@ -21,9 +24,11 @@ from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
+from ports.audit import AuditLog
 from ports.clock import Clock
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.errors import Unsupported
+from ports.http.audit import denials
 from ports.http.edge import App
 from ports.ids import PrincipalId, TenantId
 from stack_b.administration import Administration
@@ -32,7 +37,7 @@ from stack_b.diagnosis import NodeFacts
 from stack_b.http import admin as gateway
 
 AUDIENCE = "admin"
-STORED = ("tenant", "gateway_configuration", "run_state", "budget", "request_log", "administration")
+STORED = ("tenant", "gateway_configuration", "run_state", "budget", "request_log", "administration", "audit")
 
 _SELF = AuthContext(
     tenant=TenantId("tnt_system"), principal=PrincipalId("svc_admin"), scopes=frozenset({ADMIN_PLATFORM})
@@ -109,7 +114,24 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             )
         )
         probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}
-        yield create_admin_app((part, tenants), verifier=ports["verifier"], metrics=metrics, probes=probes)
+        parts = (part, tenants, audit_surface.part(ports["audit"]))
+        app = create_admin_app(
+            parts, verifier=ports["verifier"], metrics=metrics, probes=probes, denied=denials(ports["audit"])
+        )
+        async with signing_of(env, ports["audit"], clock):
+            yield app
+
+
+@asynccontextmanager
+async def signing_of(env: Environment, log: AuditLog, clock: Clock) -> AsyncIterator[None]:
+    """Signs the heads of the audit where this process was given a key."""
+    key, directory = env.path("AUDIT_KEY_FILE"), env.path("AUDIT_DIR")
+    if key is None or directory is None:
+        yield
+        return
+    file = HeadsFile(directory, private_key(key), copy=env.path("AUDIT_COPY"))
+    async with signing(Signer(log, file, clock)):
+        yield
 
 
 async def main(variables: Mapping[str, str]) -> None:

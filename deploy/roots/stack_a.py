@@ -26,7 +26,7 @@ def defaults(env: Environment) -> dict[str, Choice]:
     return {
         **{
             port: Choice(adapter="postgres", config=database)
-            for port in ("run_state", "event", "queue", "agent", "tenant")
+            for port in ("run_state", "event", "queue", "agent", "tenant", "audit")
         },
         "verifier": Choice(adapter="tokens", config=tokens),
     }

@@ -134,13 +134,17 @@ class Edge:
         headers: MoreHeaders = no_headers,
         denied: Denied = no_word,
         admit: Admit | None = None,
+        denied_inside: Denied = no_word,
     ) -> None:
-        """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
+        """`denied` is told of callers who may not use the route, `denied_inside` of those whom the endpoint refuses.
+
+        `body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
         self._endpoints = endpoints or {}
         self._more_headers = headers
         self._denied = denied
         self._admit = admit
+        self._denied_inside = denied_inside
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
@@ -163,7 +167,7 @@ class Edge:
         except Disconnected:
             pass
         except AgentOSError as error:
-            await self._refuse(reply, error, found)
+            await self._refuse(reply, await self._told(error, found), found)
         except Exception as error:
             refusal = _framework_refusal(error)
             if refusal is None:
@@ -240,6 +244,16 @@ class Edge:
             await self._denied(auth, route.template, error)
             raise
         return auth
+
+    async def _told(self, error: AgentOSError, found: Exchange) -> AgentOSError:
+        """What to answer: `error`, or why nobody could be told of it."""
+        # Without an identity it was told where the caller was turned away.
+        if isinstance(error, PermissionDenied) and found.auth is not None:
+            try:
+                await self._denied_inside(found.auth, found.template, error)
+            except AgentOSError as failed:
+                return failed
+        return error
 
     async def _refuse(self, send: "Answering", error: AgentOSError, found: Exchange) -> None:
         found.refusal = error.code

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from ports.audit import READ
+from ports.http.audit import DESCRIPTION, OWN, PARAMETERS, QUERY, EntryPage
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
@@ -27,6 +29,7 @@ ROUTES: Final = RouteTable(
         Route(method="POST", template="/v1/runs/{run_id}:resolve", access="approvals:decide", mutation=True, query=()),
         Route(method="GET", template="/v1/runs/{run_id}/steps", access="runs:read", query=_PAGE),
         Route(method="GET", template="/v1/runs/{run_id}/events", access="runs:read", query=("after",)),
+        Route(method="GET", template=OWN, access=READ, query=QUERY),
         Route(method="GET", template="/healthz", access=PUBLIC),
         Route(method="GET", template="/readyz", access=PUBLIC),
         Route(method="GET", template="/openapi.json", access=PUBLIC),
@@ -71,6 +74,13 @@ OPERATIONS: Final = {
         response=wire.RunAccepted,
         status=202,
         codes=("not_found", "rate_limited", "concurrency_limited"),
+    ),
+    ("GET", OWN): Operation(
+        summary="What was done and denied in the caller's tenant, newest first",
+        description=DESCRIPTION,
+        tag="audit",
+        response=EntryPage,
+        parameters=PARAMETERS,
     ),
     ("GET", "/v1/agents"): Operation(summary="List agents", tag="agents", response=wire.AgentPage, parameters=_PAGING),
     ("GET", "/v1/agents/{agent_id}"): Operation(

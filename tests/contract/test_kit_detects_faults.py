@@ -19,6 +19,7 @@ from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
     administrations,
+    audits,
     detectors,
     directories,
     events,
@@ -68,6 +69,7 @@ SUITES: Final = {
     "reply_journal": replies,
     "request_log": request_logs,
     "gateway_configuration": gateway_configurations,
+    "audit": audits,
     "model": models,
     "tool": tools,
     "agent": registries,

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import asyncpg
 import psutil
 import pytest
 
+from deploy import credentials
 from deploy.cli.gateway_check import OPERATOR
 from deploy.internal import open_gateway_configurations
 from ports.errors import ResourceExhausted
@@ -257,6 +259,50 @@ async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Opera
     assert "key (each)" in listed
     assert json.loads(shown.stdout)["window"]["left"] == 900
     assert json.loads(granted.stdout)["entitlements"]["max_active_runs"] == 55
+
+
+async def test_audit_mismatch_after_somebody_edited_an_entry(
+    node: NodeUnderTest, operator: Operator, tmp_path: Path
+) -> None:
+    (verify, one, log), (export, offline) = blocks("audit-mismatch")
+    created(node)
+    # The admin service signs by itself, once a minute; what was noted since then is signed now.
+    await until((node.node.audit / "heads.jsonl").exists, 90)
+    assert node.agentos("audit", "sign").returncode == 0
+    before = operator.does(verify)
+    passwords = credentials.database_passwords(node.node)
+    dsn = credentials.embedded_url("postgres", passwords.superuser, node.ports["postgres"])
+    number = await edited(dsn)
+
+    after, told, logged = (operator.does(line, tenant=TENANT) for line in (verify, one, log))
+    kept = operator.does(export, tenant=TENANT, export=str(tmp_path / "audit.jsonl"))
+    elsewhere = operator.does(offline, export=str(tmp_path / "audit.jsonl"))
+
+    assert (before.returncode, after.returncode) == (0, 2)
+    assert f"number {number}: the entry, its place or the hash before it is not what was noted" in after.stderr
+    assert json.loads(told.stdout)["tenants"][0]["bad"] == number
+    assert (logged.returncode, kept.returncode, elsewhere.returncode) == (0, 0, 2)
+    assert f"number {number}:" in elsewhere.stderr
+
+
+async def edited(dsn: str) -> int:
+    """Somebody with the database's superuser gives a run to another principal."""
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": "agentos"})
+    try:
+        number: int = await connection.fetchval(
+            "SELECT c.seq FROM audit_chain c JOIN audit_log a ON a.tenant_id = c.tenant_id AND a.id = c.entry "
+            "WHERE c.tenant_id = $1 AND a.action = 'run.create' ORDER BY c.seq LIMIT 1",
+            TENANT,
+        )
+        await connection.execute(
+            "UPDATE audit_log a SET principal = 'usr_else' FROM audit_chain c "
+            "WHERE c.tenant_id = $1 AND c.seq = $2 AND a.tenant_id = c.tenant_id AND a.id = c.entry",
+            TENANT,
+            number,
+        )
+    finally:
+        await connection.close()
+    return number
 
 
 async def stored(node: NodeUnderTest, document: Json) -> int:

@@ -108,9 +108,22 @@ RULES: Final[dict[str, str]] = {
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
         WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~
-              '^(run_events|agents$|audit_log$|usage_events$|request_records|request_contents$|gateway_configurations$)'
+              '^(run_events|agents$|audit_(log|chain|heads)$|usage_events$|request_records|request_contents$|gateway_configurations$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
+    """,
+    "the audit's links and heads are written by its trigger only": """
+        SELECT c.relname || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege,
+             unnest(ARRAY['ao_app', 'ao_admin']) AS role
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN ('audit_chain', 'audit_heads')
+          AND has_table_privilege(role, c.oid, privilege)
+        UNION ALL
+        SELECT 'no trigger that waits for the commit' WHERE NOT EXISTS (
+            SELECT FROM pg_trigger t
+            WHERE t.tgrelid = 'agentos.audit_log'::regclass AND t.tgname = 'linked' AND t.tgenabled = 'O'
+              AND t.tgdeferrable AND t.tginitdeferred
+        )
     """,
     "the gateway's configuration is changed by its function only": """
         SELECT c.relname || ' ' || privilege
@@ -169,6 +182,7 @@ BREAKAGES: Final[dict[str, str]] = {
     "events, agents' versions, the gateway's, usage and the audit are only ever added to": """
         GRANT UPDATE (data) ON run_events TO ao_app
     """,
+    "the audit's links and heads are written by its trigger only": "GRANT INSERT ON audit_chain TO ao_app",
     "the gateway's configuration is changed by its function only": "GRANT INSERT ON gateway_configurations TO ao_app",
     "partitions are reached through their parent only": "GRANT SELECT ON run_events_default TO ao_app",
     "nobody but our roles may connect": "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO PUBLIC', "

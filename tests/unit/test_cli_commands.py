@@ -18,7 +18,7 @@ from tests.support.cli import agentos
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
-    "token", "gateway", "requests", "usage", "test",
+    "token", "gateway", "requests", "usage", "audit", "test",
 )  # fmt: skip
 
 
