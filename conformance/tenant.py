@@ -520,8 +520,8 @@ class TenantContract(Contract):
             with pytest.raises(NotFound) as refusal:
                 await directory.rotate_key(GAVIN, key_id, secret_sha256=OTHER_DIGEST, old_until=until)
             texts.add(refusal.value.message.replace(key_id, "…"))
+        worker = msgspec.structs.replace(PETER, scopes=READING)
         with pytest.raises(PermissionDenied):
-            worker = msgspec.structs.replace(PETER, scopes=READING)
             await directory.rotate_key(worker, key.id, secret_sha256=OTHER_DIGEST, old_until=until)
 
         assert len(texts) == 1

@@ -12,9 +12,9 @@ Clauses (each has a test in `conformance.tenant`):
 * TNT-8  `set_entitlements` replaces all of a tenant's entitlements and needs the scope `admin:platform`; there being no
          such tenant raises `NotFound`. Entitlements out of their bounds raise `InvalidArgument`, here and in `create`, and
          change nothing.
-* TNT-9  `put_principal` keeps, of a principal of the caller's tenant, whether it is welcome and what its keys and tokens may
-         do at most; it replaces what was kept. It, `get_principal` and `list_principals` need the scope `admin:tenant` and
-         see the caller's tenant only; one that was never put raises `NotFound`.
+* TNT-9  `put_principal` keeps, of a principal of the caller's tenant, whether it is welcome and what its keys and tokens
+         may do at most; it replaces what was kept. It, `get_principal` and `list_principals` need the scope `admin:tenant`
+         and see the caller's tenant only; one that was never put raises `NotFound`.
 * TNT-10 `find_key` and `standing` say what is kept of the key's or the caller's principal, and None of one never put.
 * TNT-11 `rotate_key` makes a key like the given one with another secret, and the given one ends with its grace, or before
          where its own end comes first. One that is revoked or expired raises `Conflict`; foreign or absent, `NotFound`.
