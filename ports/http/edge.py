@@ -30,7 +30,7 @@ from ports.http import envelope, strict_json
 from ports.http.body import Disconnected, Receive, read_body
 from ports.http.extensions import WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
-from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
 from ports.messages import Json
 
@@ -311,7 +311,8 @@ def _authorize(auth: AuthContext, headers: Headers, route: Route) -> None:
     """Raises `PermissionDenied`."""
     if route.access == DENIED:
         raise PermissionDenied("this route has no declared scope and is closed")
-    auth.require(route.access)
+    if route.access != IDENTIFIED:
+        auth.require(route.access)
     if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
         raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
 
