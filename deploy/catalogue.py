@@ -197,6 +197,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             **_tools(config),
+            **({"AGENTOS_EGRESS": config.egress} if config.egress else {}),
             # The worker signs the tokens it calls Stack B with, on behalf of each run's requester; nobody else may sign.
             "AGENTOS_ISSUER_KEY_FILE": str(node.secret(credentials.ISSUER_KEY)),
         },

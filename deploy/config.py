@@ -130,6 +130,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "cache_read, cache_write, reasoning}, in US dollars per million tokens; empty = as the backends say."
         ),
     ] = ""
+    egress: Annotated[
+        str,
+        Meta(
+            description="Where calls made for tenants may go, beside the public web (docs/egress.md): JSON such as "
+            '{"allow_private": ["wiki.example:8443"], "ports": [80, 443]}; empty = nowhere.'
+        ),
+    ] = ""
     tools_file: Annotated[
         str,
         Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),

@@ -123,6 +123,12 @@ POLICY_REDACTIONS: Final = Metric(
 BUDGET_REFUSALS: Final = Metric(
     name="agentos_budget_refusals", kind="counter", help="Requests refused by a budget.", labels=("code",)
 )
+EGRESS_DENIALS: Final = Metric(
+    name="agentos_egress_denials",
+    kind="counter",
+    help="Calls made for a tenant that were not let out, by rule: form, port, name, address, tenant.",
+    labels=("rule",),
+)
 GATEWAY_VERSION: Final = Metric(
     name="agentos_gateway_configuration_version",
     kind="gauge",
@@ -148,7 +154,7 @@ METRICS: Final = (
     HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_REFUSED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
     RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS,
     MODEL_DURATION, MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS,
-    GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
+    EGRESS_DENIALS, GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
@@ -191,6 +197,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "upkeep.failed": "old runs could not be removed now; the next round tries again",
     "backend.breaker": "a backend failed too often and is left alone, or is asked again",
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
+    "egress.denied": "a call made for a tenant was not let out",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
     "gateway.following_failed": "a bug ended one look at the configuration; what is in force stays, the next look follows",
