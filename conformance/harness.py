@@ -32,6 +32,7 @@ from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
+from ports.secrets import SecretsPort
 from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolCall, ToolPort
 
@@ -278,6 +279,23 @@ class AuthHarness(Harness[TokenVerifier], Protocol):
 class PiiHarness(Harness[PiiDetector], Protocol):
     @property
     def declared(self) -> Struct: ...
+
+
+class SecretsHarness(Harness[SecretsPort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+    async def put(self, name: str, value: str, **fields: str) -> None:
+        """A new version of the secret. `fields` are given where the adapter declares fields."""
+        ...
+
+    async def remove(self, name: str) -> None: ...
+
+    async def go_away(self) -> None:
+        """From now on the store can't be asked."""
+        ...
+
+    async def advance(self, delta: timedelta) -> None: ...
 
 
 class ProviderHarness(Harness[ProviderPort], Protocol):

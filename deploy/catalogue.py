@@ -140,6 +140,8 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
     own |= environment_of(config, environ) | _stored_secrets(node, config, environ)
     own |= {name: environ[name] for name in names_in(config.gateway_env) if name in environ}
+    # Where secrets are, and what the gateway gets them with: as files, so that nothing here is one.
+    own |= {"AGENTOS_SECRETS": config.secrets} if config.secrets else {}
     return _python_service(
         node,
         config,

@@ -129,6 +129,12 @@ EGRESS_DENIALS: Final = Metric(
     help="Calls made for a tenant that were not let out, by rule: form, port, name, address, tenant.",
     labels=("rule",),
 )
+SECRET_READS: Final = Metric(
+    name="agentos_secret_reads",
+    kind="counter",
+    help="Reads of secrets by reference: its kind, and ok or the code of the error.",
+    labels=("kind", "code"),
+)
 GATEWAY_VERSION: Final = Metric(
     name="agentos_gateway_configuration_version",
     kind="gauge",
@@ -154,7 +160,7 @@ METRICS: Final = (
     HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_REFUSED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
     RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS,
     MODEL_DURATION, MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS,
-    EGRESS_DENIALS, GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
+    EGRESS_DENIALS, SECRET_READS, GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
@@ -207,6 +213,8 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",
     "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
+    "secret.read": "a secret was read for the first time, or in another version",
+    "secret.unreadable": "a secret can't be read; what was opened with it before goes on",
     "telemetry.failed": "something could not be recorded; the work went on",
     "library.log": "a library spoke; only the pattern of what it said is repeated",
     "log.unnamed": "a record of ours without an event's name; its text is not repeated",
@@ -220,7 +228,7 @@ LOG_FIELDS: Final = frozenset(
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
         "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "digest", "mode", "address",
-        "pid", "experiment", "request_id",
+        "pid", "experiment", "request_id", "reference",
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much

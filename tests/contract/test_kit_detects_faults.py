@@ -38,6 +38,7 @@ from tests.contract.broken import (
     run_order,
     run_states,
     run_verbs,
+    secret_stores,
     tools,
     unfair_queues,
     upkeeps,
@@ -71,6 +72,7 @@ SUITES: Final = {
     "agent": registries,
     "tenant": directories,
     "pii": detectors,
+    "secrets": secret_stores,
     "provider": providers,
 }
 _PARTS: Final = {
