@@ -328,7 +328,7 @@ def render_file(overrides: Mapping[str, str]) -> str:
     lines = [
         "# The settings of this node. Written by `./agentos up`, yours to edit; `./agentos up` applies what changed.",
         "# Order: command-line flags, then this file, then the defaults (shown here behind a #).",
-        "# Secrets are references, never values: env:NAME (read when `up` runs) or file:/path.",
+        "# Secrets are references, never values: env:NAME (read when `up` runs), file:/path; for backends secret:name.",
         "# `./agentos config explain` shows what is in force, and why.",
     ]
     for field in FIELDS:
