@@ -12,6 +12,8 @@ from tests.bench.__main__ import BENCHES, says
 from tests.bench.harness import Record
 from tests.bench.machine import ROOT
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("bench", "figures"),

@@ -322,13 +322,14 @@ class TestTestCommand:
     def test_every_check_is_part_of_it(self) -> None:
         planned = steps(Options(), Path("/bin"))
 
-        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests", "nodes"]
+        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests", "nodes", "alone"]
 
     def test_every_test_is_run_once(self) -> None:
-        beside, alone = steps(Options(), Path("/bin"))[-2:]
+        beside, nodes, alone = steps(Options(), Path("/bin"))[-3:]
 
         assert "--ignore=tests/e2e" in beside.command
-        assert alone.command[-1] == "tests/e2e"
+        assert nodes.command[-3:] == ("-m", "not alone", "tests/e2e")
+        assert alone.command[-3:] == ("-m", "alone", "tests/e2e")
         assert "-n" not in alone.command
 
     def test_fast_leaves_out_what_starts_servers(self) -> None:
