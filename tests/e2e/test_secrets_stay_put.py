@@ -265,8 +265,8 @@ async def _look(place: Place) -> None:
                 place.say(f"run{path}", answer.text)
     for command in COMMANDS:
         await place.agentos(*command)
-    for path in _files(node):
-        place.say(f"file {path.name}", path.read_text(errors="replace"))
+    for file in _files(node):
+        place.say(f"file {file.name}", file.read_text(errors="replace"))
     await _look_into_the_database(place)
     _look_at_processes(place)
 
