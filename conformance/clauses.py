@@ -14,7 +14,6 @@ PORT_MODULES: Final = (
 )  # fmt: skip
 
 DEFERRED: Final[Mapping[str, str]] = {
-    **{f"EGR-{n}": "one adapter, which is the guard itself: tests/unit/test_egress_*.py" for n in range(1, 10)},
     "INT-1": "an inbound port with one implementation: tested with Stack A",
     "INT-2": "an inbound port with one implementation: tested with Stack A",
     "INT-3": "an inbound port with one implementation: tested with Stack A",

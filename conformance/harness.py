@@ -19,6 +19,7 @@ from ports.auth import TokenIssuer, TokenVerifier
 from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
+from ports.egress import EgressPort
 from ports.event import EventPort
 from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import RunId, TenantId
@@ -279,6 +280,30 @@ class AuthHarness(Harness[TokenVerifier], Protocol):
 class PiiHarness(Harness[PiiDetector], Protocol):
     @property
     def declared(self) -> Struct: ...
+
+
+class EgressHarness(Harness[EgressPort], Protocol):
+    """Everything is said before `open`. Unless it is said otherwise names resolve to 127.0.0.1, and nothing is lifted."""
+
+    def resolves(self, *addresses: str, then: tuple[str, ...] = ()) -> None:
+        """What every name leads to; and `then`, from the second question for it on."""
+        ...
+
+    def lift(self, host: str, port: int) -> None:
+        """The operator allows this host and port although the address is not public."""
+        ...
+
+    def entitle(self, tenant: TenantId, *hosts: str) -> None:
+        """Tenants of `conformance.people` may go everywhere, unless it is said otherwise."""
+        ...
+
+    def asked(self) -> list[str]:
+        """Names that were resolved."""
+        ...
+
+    def reached(self) -> list[str]:
+        """Addresses that a connection was tried to."""
+        ...
 
 
 class SecretsHarness(Harness[SecretsPort], Protocol):

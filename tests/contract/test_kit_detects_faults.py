@@ -42,6 +42,7 @@ from tests.contract.broken import (
     tools,
     unfair_queues,
     upkeeps,
+    ways_out,
 )
 from tests.contract.broken.mutant import Mutant
 from tests.contract.broken.queues import BrokenQueueHarness
@@ -73,6 +74,7 @@ SUITES: Final = {
     "tenant": directories,
     "pii": detectors,
     "secrets": secret_stores,
+    "egress": ways_out,
     "provider": providers,
 }
 _PARTS: Final = {
