@@ -156,9 +156,9 @@ async def opened(home: Path) -> AsyncIterator[Place]:
     node = NodeUnderTest(home)
     async with kv_serving(KvServer()) as kv, served(provider) as upstream:
         kv.tokens[canaries.plant("token of the secret manager", "hvs.{}")] = Lease(below="agentos/")
-        kv.put("agentos/provider", {"value": canaries.plant("provider key of the secret manager")})
+        kv.put("agentos/provider", {"value": canaries.plant("provider key of the secret manager", "sk-{}")})
         node.node.create()
-        node.environ[VARIABLE] = canaries.plant("provider key in a variable", "sk-{}")
+        node.environ[VARIABLE] = canaries.plant("provider key in a variable")
         for name, key in (("kv-token", "token of the secret manager"), ("provider", "")):
             file = (node.node.home if key else node.node.gateway_secrets) / name
             file.write_text(canaries.values[key] if key else canaries.plant("provider key in a file"))
