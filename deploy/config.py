@@ -122,7 +122,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(
             description='Where secret:name is read (docs/secrets.md): JSON such as {"adapter": "kv", "config": {"url": '
-            '"https://…", "token_file": "/…"}}; empty = files in gateway-secrets/ of the node\'s directory.'
+            '"https://bao.example", "token_file": "/etc/agentos/token"}}; empty = files in .agentos/gateway-secrets/.'
         ),
     ] = ""
     gateway_limits: Annotated[
