@@ -62,8 +62,11 @@ class EgressHarness:
         return self.transport.reached
 
     async def open(self) -> EgressPort:
-        self.transport = SeenTransport(await self._stack.enter_async_context(open_transport("")))
+        self.transport = SeenTransport(await self.inner())
         return self.made(EgressRules(private=frozenset(self._private)))
+
+    async def inner(self) -> httpx.AsyncBaseTransport:
+        return await self._stack.enter_async_context(open_transport(""))
 
     def made(self, rules: EgressRules) -> EgressPort:
         return GuardedEgress(Guard(rules, self.resolve), self.directory(), self.transport)

@@ -26,6 +26,13 @@ class BrokenEgressHarness(EgressHarness):
         super().__init__(stack)
         self._port, self._guard = port, guard
 
+    async def inner(self) -> httpx.AsyncBaseTransport:
+        """Without certificates: nothing here speaks TLS, and reading the public ones takes longer than all of a test."""
+        transport = httpx.AsyncHTTPTransport(
+            verify=False, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
+        return await self._stack.enter_async_context(transport)
+
     def made(self, rules: EgressRules) -> EgressPort:
         return self._port(self._guard(rules, self.resolve), self.directory(), self.transport)
 
