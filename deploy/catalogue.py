@@ -140,6 +140,8 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
     own |= environment_of(config, environ) | _stored_secrets(node, config, environ)
     own |= {name: environ[name] for name in names_in(config.gateway_env) if name in environ}
+    # Where secrets are, and what the gateway gets them with: as files, so that nothing here is one.
+    own |= {"AGENTOS_SECRETS": config.secrets} if config.secrets else {}
     return _python_service(
         node,
         config,
@@ -197,6 +199,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             **_tools(config),
+            **({"AGENTOS_EGRESS": config.egress} if config.egress else {}),
             # The worker signs the tokens it calls Stack B with, on behalf of each run's requester; nobody else may sign.
             "AGENTOS_ISSUER_KEY_FILE": str(node.secret(credentials.ISSUER_KEY)),
         },

@@ -13,8 +13,9 @@ from typing import Annotated, Final, Literal, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from deploy.roots.environment import resolve as secret_at
+from deploy.roots.secret_references import check_secret, secrets_of_a_node
 from ports.errors import InvalidArgument
+from ports.secrets import is_reference
 from stack_b.backends.demo import CHAT_MODEL
 from stack_b.backends.settings import KINDS, parse_settings
 
@@ -137,6 +138,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "empty = only in the node's home."
         ),
     ] = ""
+    secrets: Annotated[
+        str,
+        Meta(
+            description='Where secret:name is read (docs/secrets.md): JSON such as {"adapter": "kv", "config": {"url": '
+            '"https://bao.example", "token_file": "/etc/agentos/token"}}; empty = files in .agentos/gateway-secrets/.'
+        ),
+    ] = ""
     gateway_limits: Annotated[
         str,
         Meta(
@@ -148,6 +156,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="What models cost, by version: path of a JSON list of {model, valid_from, prompt, completion, "
             "cache_read, cache_write, reasoning}, in US dollars per million tokens; empty = as the backends say."
+        ),
+    ] = ""
+    egress: Annotated[
+        str,
+        Meta(
+            description="Where calls made for tenants may go, beside the public web (docs/egress.md): JSON such as "
+            '{"allow_private": ["wiki.example:8443"], "ports": [80, 443]}; empty = nowhere.'
         ),
     ] = ""
     tools_file: Annotated[
@@ -282,6 +297,10 @@ def problems(config: Config) -> list[str]:
         for field in ("database_url", "database_owner_url", "database_control_url")
         if getattr(config, field) and not _REFERENCE.fullmatch(getattr(config, field))
     ]
+    try:
+        secrets_of_a_node(config.secrets, "")
+    except InvalidArgument as error:
+        found.append(error.message)
     found += _backend_problems(config.backends, prod=config.mode == "prod")
     if config.mode == "prod":
         found += _prod_problems(config)
@@ -294,7 +313,7 @@ def dangling(config: Config, environ: Mapping[str, str]) -> list[str]:
     for backend in parse_settings(config.backends):
         if backend.api_key:
             try:
-                secret_at(backend.api_key, environ)
+                check_secret(backend.api_key, environ)
             except InvalidArgument as error:
                 found.append(
                     f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r}: {error.message}; set it for this command"
@@ -329,7 +348,7 @@ def render_file(overrides: Mapping[str, str]) -> str:
     lines = [
         "# The settings of this node. Written by `./agentos up`, yours to edit; `./agentos up` applies what changed.",
         "# Order: command-line flags, then this file, then the defaults (shown here behind a #).",
-        "# Secrets are references, never values: env:NAME (read when `up` runs) or file:/path.",
+        "# Secrets are references, never values: env:NAME (read when `up` runs), file:/path; for backends secret:name.",
         "# `./agentos config explain` shows what is in force, and why.",
     ]
     for field in FIELDS:
@@ -384,7 +403,7 @@ def _shown(field: str, text: str) -> str:
     if is_secret(field) and text and not _REFERENCE.fullmatch(text):
         return MASK
     if field == "backends":
-        return re.sub(r'("api_key"\s*:\s*)"(?!env:|file:)[^"]*"', rf'\1"{MASK}"', text)
+        return re.sub(r'("api_key"\s*:\s*)"(?!env:|file:|secret:)[^"]*"', rf'\1"{MASK}"', text)
     if "://" in text:
         return re.sub(r"://[^/@]*@", f"://{MASK}@", text)
     return text
@@ -402,9 +421,9 @@ def _backend_problems(text: str, *, prod: bool) -> list[str]:
     except InvalidArgument as error:
         return [f"AGENTOS_BACKENDS: {error.message}"]
     found = [
-        f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r} must be a reference: env:NAME or file:/path"
+        f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r} must be a reference: env:NAME, file:/path, secret:name"
         for backend in backends
-        if backend.api_key and not _REFERENCE.fullmatch(backend.api_key)
+        if backend.api_key and not is_reference(backend.api_key)
     ]
     found += [
         f"AGENTOS_BACKENDS: backend {backend.name!r} is the demo backend, which prod does not serve; remove it"

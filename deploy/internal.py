@@ -18,7 +18,7 @@ from deploy.administration.offboarding import export_path
 from deploy.administration.platform import Platform
 from deploy.config import Config
 from deploy.node import Node
-from deploy.roots.tools import tools_of_a_node
+from deploy.roots.tools import egress_of_a_node, tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
 from ports.audit import AuditLog
@@ -164,8 +164,10 @@ async def open_journals(node: Node, environ: Mapping[str, str], *, tools_file: s
         Unavailable: the node was never set up, or its database does not answer.
     """
     config = _database_of(node)
-    choices = {name: Choice(adapter="postgres", config=dict(config)) for name in ("run_state", "agent", "memory")}
-    choices["tool"] = tools_of_a_node(tools_file)
+    choices = {
+        name: Choice(adapter="postgres", config=dict(config)) for name in ("run_state", "agent", "memory", "tenant")
+    }
+    choices |= {"egress": egress_of_a_node(""), "tool": tools_of_a_node(tools_file)}
     # A worker has ports that nothing is to be replayed with.
     chosen = choices_from(environ.get(_ADAPTERS), {**dict.fromkeys(_WORKER_PORTS, Choice(adapter="")), **choices})
     needs = dict.fromkeys(("run_state", "agent", "tool"))

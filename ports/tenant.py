@@ -29,6 +29,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from ports.context import DEFAULT_NAMESPACE, SCOPES, AuthContext
+from ports.egress import HostPattern
 from ports.errors import InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
@@ -57,6 +58,9 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     regions: tuple[str, ...] = ALL
     """Where its requests may be seen: at backends that declare their regions, and no others than these; `*` alone for
     anywhere."""
+    egress_hosts: Annotated[tuple[HostPattern, ...], Meta(max_length=256)] = ALL
+    """Hosts that calls made for it may go to, among those that the node allows: names, `*.` and a domain for all below it,
+    `*` for every public one. Empty: none."""
     policy: Policy = Policy()
     """Rules of its own, beside those of the node."""
     tokens_per_day: int = 1_000_000

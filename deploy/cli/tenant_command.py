@@ -39,6 +39,7 @@ _NAMES: Final = {
     "tiers": "tiers it may ask for",
     "backends": "backends that may see its requests",
     "regions": "where its requests may be seen, by what backends declare",
+    "egress_hosts": "hosts that calls made for it may go to: names, or *.example.com for all below",
 }
 _MODES: Final = get_args(PiiMode)
 _PII: Final = f"what becomes of personal data, by class: {', '.join(_MODES)}"
@@ -53,6 +54,7 @@ examples:
   ./agentos tenant quota tnt_acme --pii email=reversible,secret=block
   ./agentos tenant quota tnt_acme --store-prompts 30     keep prompts and answers for 30 days, redacted and sealed; 0: none
   ./agentos tenant quota tnt_acme --backends eu-1,eu-2 --regions eu --tiers standard
+  ./agentos tenant quota tnt_acme --egress-hosts api.example.com,*.example.org     where calls made for it may go
   ./agentos tenant policy tnt_acme --file policy.json     see docs/policies.md
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s
   ./agentos tenant show tnt_acme          the same and what it is, in one
@@ -129,7 +131,7 @@ def _add_quota(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
     parser.add_argument("--store-prompts", type=int, metavar="DAYS", help=_STORE)
     for name, meaning in _NAMES.items():
-        parser.add_argument(f"--{name}", metavar="NAME,…", help=f"{meaning}; * for all")
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="NAME,…", help=f"{meaning}; * for all")
     parser.add_argument("--pii", metavar="CLASS=MODE,…", help=_PII)
 
 
@@ -139,7 +141,7 @@ def _quota_given(parsed: argparse.Namespace) -> dict[str, Any]:
         whole("--tokens-per-day", given["tokens_per_day"], least=0, most=MAX_TOKENS_PER_DAY)
     for name in _NAMES:
         if (told := getattr(parsed, name)) is not None:
-            given[name] = _listed(f"--{name}", told)
+            given[name] = _listed(f"--{name.replace('_', '-')}", told)
     if parsed.pii is not None:
         given["pii"] = _pii(parsed.pii)
     if parsed.store_prompts is not None:

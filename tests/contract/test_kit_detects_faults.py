@@ -40,9 +40,11 @@ from tests.contract.broken import (
     run_order,
     run_states,
     run_verbs,
+    secret_stores,
     tools,
     unfair_queues,
     upkeeps,
+    ways_out,
 )
 from tests.contract.broken.mutant import Mutant
 from tests.contract.broken.queues import BrokenQueueHarness
@@ -75,6 +77,8 @@ SUITES: Final = {
     "agent": registries,
     "tenant": directories,
     "pii": detectors,
+    "secrets": secret_stores,
+    "egress": ways_out,
     "provider": providers,
 }
 _PARTS: Final = {
