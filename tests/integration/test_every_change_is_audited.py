@@ -18,8 +18,9 @@ from adapters.postgres import agent, audit, event, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
-from conformance.factories import intent
+from conformance.factories import intent, new_run
 from conformance.people import ACME, NODE, PLATFORM
+from deploy.administration.routes import BUDGET, KILL, TENANT_TEMPLATE, TENANTS, template
 from deploy.roots import admin as admin_root
 from deploy.roots.environment import Environment
 from deploy.roots.wiring import Choice, open_ports
@@ -28,7 +29,7 @@ from ports.adapter import Given
 from ports.agent import AgentSpec
 from ports.context import SCOPES, AuthContext
 from ports.http.edge import Edge
-from ports.http.routes import LOOPBACK, PUBLIC, Route
+from ports.http.routes import IDENTIFIED, LOOPBACK, PUBLIC, Route
 from ports.ids import AgentId, PrincipalId, RunId, WorkerId
 from ports.run_state import Change, NewEvent, StepResult
 from ports.tenant import Entitlements
@@ -41,6 +42,7 @@ EVERYTHING: Final = replace(ACME, scopes=SCOPES)
 NOTHING: Final = replace(ACME, principal=PrincipalId("usr_nobody"), scopes=frozenset())
 AGENT: Final = AgentSpec(id=AgentId("agt_demo"), model="m", tools=("send",))
 WORKER: Final = WorkerId("wrk_audit")
+CREATE_TENANT: Final = Route(method="POST", template=TENANTS, access="admin:platform", mutation=True)
 
 
 class Tokens:
@@ -118,6 +120,55 @@ async def activate(world: World, route: Route) -> httpx.Response:
     return await world.send(route, version="1")
 
 
+async def made(world: World) -> str:
+    """Another tenant than the caller's."""
+    tenant = f"tnt_{uuid.uuid4().hex[:8]}"
+    answer = await world.send(CREATE_TENANT, body={"id": tenant, "name": "Another"})
+    assert answer.status_code == 201, answer.text
+    return tenant
+
+
+async def create_tenant(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, body={"id": "tnt_new", "name": "New"})
+
+
+async def entitle(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"entitlements": {"max_active_runs": 7}})
+
+
+async def disable(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world))
+
+
+async def enable(world: World, route: Route) -> httpx.Response:
+    tenant = await made(world)
+    await world.send(replace(route, template=TENANT_TEMPLATE + ":disable"), tenant_id=tenant)
+    return await world.send(route, tenant_id=tenant)
+
+
+async def delete(world: World, route: Route) -> httpx.Response:
+    tenant = await made(world)
+    off = replace(route, method="POST", template=TENANT_TEMPLATE + ":disable")
+    await world.send(off, tenant_id=tenant)
+    return await world.send(replace(route, template=f"{route.template}?confirm={tenant}"), tenant_id=tenant)
+
+
+async def set_budget(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), budget_id="monthly", body={"limit": 9})
+
+
+async def remove_budget(world: World, route: Route) -> httpx.Response:
+    tenant = await made(world)
+    await world.send(replace(route, method="PUT"), tenant_id=tenant, budget_id="monthly", body={"limit": 9})
+    return await world.send(route, tenant_id=tenant, budget_id="monthly")
+
+
+async def kill(world: World, route: Route) -> httpx.Response:
+    async with run_state.SPEC.open(PostgresConfig(dsn=world.clone.app), Given(clock=SystemClock())) as runs:
+        run = (await runs.create(ACME, new_run())).run
+    return await world.send(route, run_id=run.id, body={"tenant_id": ACME.tenant})
+
+
 CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("POST", "/v1/agents/{agent_id}/runs"): (create, "run.create"),
     ("POST", "/v1/runs/{run_id}:cancel"): (cancel, "run.cancel"),
@@ -126,6 +177,14 @@ CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("POST", "/v1/runs/{run_id}:resolve"): (resolve, "step.resolve_retry"),
     ("PUT", "/v1/admin/gateway/configuration"): (configure, "gateway.configure"),
     ("POST", "/v1/admin/gateway/configurations/{version}:activate"): (activate, "gateway.restore"),
+    ("POST", TENANTS): (create_tenant, "tenant.create"),
+    ("PATCH", TENANT_TEMPLATE): (entitle, "tenant.entitle"),
+    ("DELETE", TENANT_TEMPLATE): (delete, "tenant.erased"),
+    ("POST", TENANT_TEMPLATE + ":disable"): (disable, "tenant.disable"),
+    ("POST", TENANT_TEMPLATE + ":enable"): (enable, "tenant.enable"),
+    ("PUT", template(BUDGET)): (set_budget, "budget.set"),
+    ("DELETE", template(BUDGET)): (remove_budget, "budget.remove"),
+    ("POST", KILL): (kill, "run.kill"),
 }
 """By route: how to make it change something, and what the audit then says. A change without a line here fails below."""
 
@@ -135,7 +194,7 @@ def changes(routes: tuple[Route, ...]) -> list[Route]:
 
 
 def guarded(routes: tuple[Route, ...]) -> list[Route]:
-    return [one for one in routes if one.access not in {PUBLIC, LOOPBACK}]
+    return [one for one in routes if one.access not in {PUBLIC, LOOPBACK, IDENTIFIED}]
 
 
 @pytest.mark.anyio
@@ -147,11 +206,12 @@ class TestStackA:
             opened: dict[str, Any] = {
                 name: await stack.enter_async_context(cast("Any", module).SPEC.open(config, given))
                 for name, module in {
-                    "run_state": run_state, "event": event, "queue": queue, "agent": agent, "audit": audit
+                    "run_state": run_state, "event": event, "queue": queue, "agent": agent, "audit": audit, "tenant": tenant
                 }.items()
             }  # fmt: skip
             api = ApiDeps(clock=given.clock, verifier=Tokens(), metrics=Metrics(), **opened)
-            tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+            control = PostgresConfig(dsn=clone.control)
+            tenants = await stack.enter_async_context(tenant.SPEC.open(control, given))
             await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
             await api.agent.publish(ACME, AGENT)
             transport = httpx.ASGITransport(cast("Any", create_app(api)))
@@ -205,14 +265,15 @@ class TestAdmin:
         (tmp_path / "jwks.json").write_text(json.dumps(jwks(generate_key(tmp_path / "key.pem"))))
         clock = SystemClock()
         async with cloned() as clone, AsyncExitStack() as stack:
-            (tmp_path / "dsn").write_text(clone.app)
+            (tmp_path / "dsn").write_text(clone.control)
             variables = {
                 "AGENTOS_DATABASE_URL_FILE": str(tmp_path / "dsn"),
+                "AGENTOS_EXPORTS_DIR": str(tmp_path / "exports"),
                 "AGENTOS_ISSUER": "http://node",
                 "AGENTOS_JWKS_FILE": str(tmp_path / "jwks.json"),
             }
             tenants = await stack.enter_async_context(
-                tenant.SPEC.open(PostgresConfig(dsn=clone.app), Given(clock=clock))
+                tenant.SPEC.open(PostgresConfig(dsn=clone.control), Given(clock=clock))
             )
             await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
             issuer = Choice(
