@@ -33,6 +33,7 @@ def environ(database: Clone, tmp_path: Path) -> dict[str, str]:
     secrets = tmp_path / "home" / "secrets"
     secrets.mkdir(parents=True)
     write_private(secrets / "database_url", database.app)
+    write_private(secrets / "database_control_url", database.control)
     write_private(secrets / "audit_key.pem", new_key())
     return {"AGENTOS_HOME": str(tmp_path / "home")}
 

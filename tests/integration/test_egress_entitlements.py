@@ -24,7 +24,7 @@ async def denied_by(port: EgressPort, auth: AuthContext, url: str) -> str:
 async def test_a_tenant_goes_where_its_entitlements_say_from_the_next_call_on() -> None:
     async with cloned() as database:
         choices = {
-            "tenant": Choice(adapter="postgres", config={"dsn": database.app}),
+            "tenant": Choice(adapter="postgres", config={"dsn": database.control}),
             "egress": egress_of_a_node(""),
         }
         async with open_ports(choices, {"tenant": None, "egress": None}, clock=SystemClock()) as ports:
