@@ -123,9 +123,8 @@ async def test_what_comes_while_the_lanes_are_busy_goes_in_one_batch(database: D
     assert [len(batch) for batch in asked.batches] == [1] * LANES + [10]
 
 
-async def test_a_batch_sees_the_tenants_that_are_in_it(database: Database) -> None:
-    async with database.transaction(OTHER) as transaction:
-        await transaction.rows(INSERT, {"tenant": OTHER})
+async def test_a_batch_sees_the_tenants_that_are_in_it(clone: Clone, database: Database) -> None:
+    await fetch(clone.admin, INSERT.sql, OTHER)
     asked = Asked()
     together = Together(database, asked)
 
