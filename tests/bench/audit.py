@@ -140,7 +140,8 @@ class AuditBench:
     async def _created(self, many: int) -> float:
         async with AsyncExitStack() as stack:
             given, config = Given(clock=SystemClock()), PostgresConfig(dsn=self._server.dsn("ao_app"))
-            tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+            control = PostgresConfig(dsn=self._server.dsn("ao_control"))
+            tenants = await stack.enter_async_context(tenant.SPEC.open(control, given))
             runs: RunStatePort = await stack.enter_async_context(run_state.SPEC.open(config, given))
             whom = callers(many)
             for one in whom:
