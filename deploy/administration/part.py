@@ -1,6 +1,6 @@
 """The part of the admin surface that is about tenants, budgets, usage and runs: routes and endpoints. Platform only."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeAlias, get_args
 
 import msgspec
@@ -26,7 +26,7 @@ from deploy.administration.routes import (
     TENANTS,
     USAGE,
 )
-from deploy.administration.standing import budgets_of, in_tenant, usage_of
+from deploy.administration.standing import budgets_of, first_moment, in_tenant, usage_of
 from ports.budget import Budget
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound
@@ -203,11 +203,6 @@ def entitled(known: Entitlements, changes: dict[str, Any]) -> Entitlements:
         InvalidArgument: `validation_failed`, with the member that is wrong.
     """
     return decoded({**msgspec.to_builtins(known), **changes}, Entitlements)
-
-
-def first_moment(now: datetime, days: int) -> datetime:
-    """Where the first of so many days begins, the last of which is today."""
-    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
 
 
 async def _one_budget(
