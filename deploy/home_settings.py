@@ -1,4 +1,4 @@
-"""What `AGENTOS_HOMES` says: databases that tenants may live in beside the shared one (ADR 0040). Pure."""
+"""What `AGENTOS_HOMES` says: databases that tenants may live in beside the shared one (ADR 0039). Pure."""
 
 import re
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ class Home(Struct, frozen=True, kw_only=True):
     url: str
     """A reference to the DSN of `ao_app`; empty for a database in the node's own PostgreSQL."""
     owner_url: str
+    control_url: str
 
     @property
     def database(self) -> str:
@@ -32,7 +33,7 @@ class Home(Struct, frozen=True, kw_only=True):
 
 
 def parse_homes(text: str) -> tuple[Home, ...]:
-    """`eu1=8092,env:EU1_URL,env:EU1_OWNER_URL; lab=8093,embedded`.
+    """`eu1=8092,env:EU1_URL,env:EU1_OWNER_URL,env:EU1_CONTROL_URL; lab=8093,embedded`.
 
     Raises:
         InvalidArgument: not that; the text says what, and never quotes what could be a secret.
@@ -52,13 +53,13 @@ def parse_homes(text: str) -> tuple[Home, ...]:
             raise InvalidArgument(f"AGENTOS_HOMES: the home {name!r} needs a port for its worker: {name}=8092,…")
         match parts[1:]:
             case [kind] if kind == EMBEDDED:
-                found.append(Home(name=name, worker_port=port, url="", owner_url=""))
-            case [url, owner] if _REFERENCE.fullmatch(url) and _REFERENCE.fullmatch(owner):
-                found.append(Home(name=name, worker_port=port, url=url, owner_url=owner))
+                found.append(Home(name=name, worker_port=port, url="", owner_url="", control_url=""))
+            case [url, owner, control] if all(map(_REFERENCE.fullmatch, (url, owner, control))):
+                found.append(Home(name=name, worker_port=port, url=url, owner_url=owner, control_url=control))
             case _:
                 raise InvalidArgument(
-                    f"AGENTOS_HOMES: the home {name!r} needs `{EMBEDDED}`, or two references (env:NAME or file:/path): its "
-                    "address for the role ao_app, and for ao_owner"
+                    f"AGENTOS_HOMES: the home {name!r} needs `{EMBEDDED}`, or three references (env:NAME or file:/path): "
+                    "its address for the role ao_app, for ao_owner, and for ao_control"
                 )
     if len(found) > MOST:
         raise InvalidArgument(f"AGENTOS_HOMES: {len(found)} homes are more than {MOST}")

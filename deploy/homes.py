@@ -1,13 +1,13 @@
-"""The homes of a node: databases that tenants may live in beside the shared one (ADR 0040).
+"""The homes of a node: databases that tenants may live in beside the shared one (ADR 0039).
 
 `AGENTOS_HOMES` names them. Like the node's own database each is reached by files in the secrets directory, so that no
 password stands in an environment; each has a worker of its own.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from adapters.postgres.bootstrap import APP, OWNER, bootstrap
+from adapters.postgres.bootstrap import APP, CONTROL, OWNER, bootstrap
 from adapters.postgres.maintenance import make_event_days
 from adapters.postgres.migrate import migrate
 from adapters.postgres.move import Places
@@ -29,19 +29,23 @@ def owner_url_file(home: str) -> str:
     return f"home_{home}_owner_url"
 
 
+def control_url_file(home: str) -> str:
+    return f"home_{home}_control_url"
+
+
 def homes_set_up(node: Node) -> list[str]:
     """The homes that an `up` has written addresses of."""
     return sorted(
         path.name.removeprefix("home_").removesuffix("_url")
         for path in node.secrets.glob("home_*_url")
-        if not path.name.endswith("_owner_url")
+        if not path.name.endswith(("_owner_url", "_control_url"))
     )
 
 
-def environment_of(node: Node, config: Config) -> dict[str, str]:
+def environment_of(node: Node, config: Config, *, file: Callable[[str], str] = url_file) -> dict[str, str]:
     """For services that serve tenants of all homes: where each address is written; nothing without homes."""
     homes = parse_homes(config.homes)
-    files = ";".join(f"{home.name}={node.secret(url_file(home.name))}" for home in homes)
+    files = ";".join(f"{home.name}={node.secret(file(home.name))}" for home in homes)
     return {"AGENTOS_HOME_URL_FILES": files} if files else {}
 
 
@@ -55,8 +59,8 @@ def prepare_homes(node: Node, config: Config, environ: Mapping[str, str]) -> lis
     applied: list[str] = []
     homes = parse_homes(config.homes)
     for gone in set(homes_set_up(node)) - {home.name for home in homes}:
-        node.secret(url_file(gone)).unlink()
-        node.secret(owner_url_file(gone)).unlink(missing_ok=True)
+        for file in (url_file, owner_url_file, control_url_file):
+            node.secret(file(gone)).unlink(missing_ok=True)
     for home in homes:
         if not home.url:
             passwords = credentials.database_passwords(node)
@@ -64,10 +68,13 @@ def prepare_homes(node: Node, config: Config, environ: Mapping[str, str]) -> lis
             asyncio.run(bootstrap(admin, passwords.roles(), database=home.database))
             url = embedded_url(APP, passwords.app, config.postgres_port, home.database)
             owner = embedded_url(OWNER, passwords.owner, config.postgres_port, home.database)
+            control = embedded_url(CONTROL, passwords.control, config.postgres_port, home.database)
         else:
-            url, owner = (_found(home, reference, environ) for reference in (home.url, home.owner_url))
+            references = (home.url, home.owner_url, home.control_url)
+            url, owner, control = (_found(home, reference, environ) for reference in references)
         write_if_changed(node.secret(url_file(home.name)), url)
         write_if_changed(node.secret(owner_url_file(home.name)), owner)
+        write_if_changed(node.secret(control_url_file(home.name)), control)
         applied += [f"{home.name}/{name}" for name in asyncio.run(migrate(owner))]
         asyncio.run(make_event_days(owner))
     return applied

@@ -70,7 +70,7 @@ _CODES: Final[Mapping[str, type[AgentOSError]]] = {
 
 _MOVED: Final = "AO001"
 _ELSEWHERE: Final = "AO002"
-"""Both raised by our own functions, see migration 0018."""
+"""Both raised by our own functions, see migration 0016."""
 
 _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
     InvalidArgument: "a text holds what can't be stored: a NUL or half of a surrogate pair",

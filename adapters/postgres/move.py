@@ -1,4 +1,4 @@
-"""Moving a tenant to another database while it works: see ADR 0040.
+"""Moving a tenant to another database while it works: see ADR 0039.
 
     begin     mark it 'arriving' there and 'leaving' here; from then on its writes are noted
     copy      each table in stretches by key; where it was is kept, so that it goes on after a crash
@@ -204,6 +204,8 @@ async def move_tenant(
 
 async def _begin(move: Move, here: End, there: End) -> None:
     tenant = move.tenant
+    if await move.directory.connection.fetchval("SELECT 1 FROM tenant_tombstones WHERE tenant_id = $1", tenant):
+        raise Conflict(f"{tenant} is being removed; it does not move any more")
     if await move.standing(there) is None:
         for table in TABLES:
             if await there.reach(tenant, table, None) is not None:
@@ -215,6 +217,11 @@ async def _begin(move: Move, here: End, there: End) -> None:
         raise Conflict(f"{there.name!r} has remains of {tenant}; clear them first with `agentos tenant move --clear`")
     if await move.standing(here) is None:
         async with move.directory.connection.transaction():
+            if there.name != SHARED:
+                # Before anything of it can be noted there: its audit has a chain there from now on.
+                await move.directory.connection.execute(
+                    "INSERT INTO tenant_stays (tenant, home) VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, there.name
+                )
             await move.note(move.directory, "tenant.move_begin", there.name)
         await here.connection.execute(
             "INSERT INTO tenant_moves (tenant, state, other) VALUES ($1, 'leaving', $2)", tenant, there.name

@@ -39,6 +39,7 @@ def api(ports: Ports) -> Any:
             event=ports.events,
             queue=ports.queue,
             agent=ports.agents,
+            audit=ports.audit,
             verifier=Tokens(),
             metrics=Metrics(),
         )

@@ -393,9 +393,9 @@ async def test_a_tool_in_the_middle_of_its_call_is_stopped_before_another_worker
 
 STAYS = {
     # The directory.
-    "tenants", "api_keys",
+    "tenants", "api_keys", "principals", "tenant_tombstones",
     # Where it was written.
-    "audit_log",
+    "audit_log", "audit_chain", "audit_heads",
     # Made anew at each home.
     "queue_turns",
     # Stack B's.
@@ -450,7 +450,7 @@ async def test_limits_go_along_and_follow_the_directory(homes: Homes) -> None:
         await homes.api.create(ACME)
     copy = statement("SELECT ao_copy_tenant('disabled', '{}')")
     async with (
-        open_database(PostgresConfig(dsn=homes.shared.app)) as database,
+        open_database(PostgresConfig(dsn=homes.shared.control)) as database,
         database.transaction(GLOBEX.tenant) as transaction,
     ):
         await transaction.rows(copy, {})

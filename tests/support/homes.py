@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
 from adapters.inproc.tool import InprocTools, PythonTool
-from adapters.postgres import agent, event, homes, memory, queue, run_state, tenant
+from adapters.postgres import agent, audit, event, homes, memory, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.postgres.move import Places, Report, Step, clear_remains, move_tenant
 from adapters.system_clock import SystemClock
@@ -22,6 +22,7 @@ from conformance.people import PLATFORM
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.agent import AgentRegistry, AgentSpec
+from ports.audit import AuditLog
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -60,6 +61,7 @@ class Ports:
     agents: AgentRegistry
     memory: MemoryPort
     tenants: TenantDirectory
+    audit: AuditLog
 
     async def create(self, auth: AuthContext, key: str | None = None) -> RunId:
         intake = Intake(run_state=self.runs, agent=self.agents, queue=self.queue, metrics=Metrics())
@@ -68,12 +70,13 @@ class Ports:
 
 
 @asynccontextmanager
-async def open_ports(config: PostgresConfig) -> AsyncIterator[Ports]:
+async def open_ports(config: PostgresConfig, control: PostgresConfig | None = None) -> AsyncIterator[Ports]:
+    """As a service has it; with `control`, the directory as administration has it."""
     given = Given(clock=CLOCK)
     async with AsyncExitStack() as stack:
 
-        async def opened(spec: Any) -> Any:  # a spec of any port
-            return await stack.enter_async_context(spec.open(config, given))
+        async def opened(spec: Any, other: PostgresConfig | None = None) -> Any:  # a spec of any port
+            return await stack.enter_async_context(spec.open(other or config, given))
 
         yield Ports(
             runs=await opened(run_state.SPEC),
@@ -81,7 +84,8 @@ async def open_ports(config: PostgresConfig) -> AsyncIterator[Ports]:
             queue=await opened(queue.SPEC),
             agents=await opened(agent.SPEC),
             memory=await opened(memory.SPEC),
-            tenants=await opened(tenant.SPEC),
+            tenants=await opened(tenant.SPEC, control),
+            audit=await opened(audit.SPEC),
         )
 
 
@@ -101,6 +105,11 @@ class Homes:
     @property
     def config(self) -> PostgresConfig:
         return PostgresConfig(dsn=self.shared.app, homes=((OTHER, self.other.app),))
+
+    @property
+    def control(self) -> PostgresConfig:
+        """As administration has it."""
+        return PostgresConfig(dsn=self.shared.control, homes=((OTHER, self.other.control),))
 
     @property
     def places(self) -> Places:
@@ -174,5 +183,6 @@ def prompt() -> Iterator[None]:
 async def open_homes() -> AsyncIterator[Homes]:
     async with cloned() as shared, cloned() as other:
         config = PostgresConfig(dsn=shared.app, homes=((OTHER, other.app),))
-        async with open_ports(config) as api:
+        control = PostgresConfig(dsn=shared.control, homes=((OTHER, other.control),))
+        async with open_ports(config, control) as api:
             yield Homes(shared=shared, other=other, api=api)

@@ -7,19 +7,25 @@ import pytest
 from deploy.catalogue import catalogue
 from deploy.config import Config, problems
 from deploy.home_settings import Home, parse_homes
-from deploy.homes import url_file
+from deploy.homes import control_url_file, url_file
 from deploy.node import Node
 from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment
 from ports.errors import InvalidArgument
 
-TWO = "eu1=8092,env:EU1_URL,file:/etc/eu1/owner; lab=8093,embedded"
+TWO = "eu1=8092,env:EU1_URL,file:/etc/eu1/owner,env:EU1_CONTROL; lab=8093,embedded"
 
 
 def test_homes_are_named_with_a_port_and_where_they_are() -> None:
     assert parse_homes(TWO) == (
-        Home(name="eu1", worker_port=8092, url="env:EU1_URL", owner_url="file:/etc/eu1/owner"),
-        Home(name="lab", worker_port=8093, url="", owner_url=""),
+        Home(
+            name="eu1",
+            worker_port=8092,
+            url="env:EU1_URL",
+            owner_url="file:/etc/eu1/owner",
+            control_url="env:EU1_CONTROL",
+        ),
+        Home(name="lab", worker_port=8093, url="", owner_url="", control_url=""),
     )
     assert parse_homes("") == ()
 
@@ -29,7 +35,8 @@ def test_homes_are_named_with_a_port_and_where_they_are() -> None:
     [
         "eu1", "eu1=", "eu1=8092", "eu1=x,embedded", "eu1=0,embedded", "eu1=70000,embedded", "shared=8092,embedded",
         "EU=8092,embedded", "../eu=8092,embedded", "eu1=8092,embedded;eu1=8093,embedded", "=8092,embedded",
-        "eu1=8092,postgresql://ao_app:hunter2@db/agentos,env:OWNER", "eu1=8092,env:ONE", "eu1=8092,env:A,env:B,env:C",
+        "eu1=8092,postgresql://ao_app:hunter2@db/agentos,env:OWNER",
+        "eu1=8092,env:ONE", "eu1=8092,env:A,env:B", "eu1=8092,env:A,env:B,env:C,env:D",
         ";".join(f"h{n}={8100 + n},embedded" for n in range(33)),
     ],
 )  # fmt: skip
@@ -43,7 +50,9 @@ def test_what_can_not_be_a_home_is_refused_without_telling_a_secret(text: str) -
 
 def test_ports_are_taken_once_and_an_external_node_has_no_embedded_home() -> None:
     assert "8080" in problems(Config(homes="lab=8080,embedded"))[0]
-    external = Config(homes="lab=8093,embedded", database_url="env:A", database_owner_url="env:B")
+    external = Config(
+        homes="lab=8093,embedded", database_url="env:A", database_owner_url="env:B", database_control_url="env:C"
+    )
     assert "can't be embedded" in problems(external)[0]
     assert problems(Config(homes=TWO)) == []
 
@@ -59,8 +68,9 @@ def test_each_home_has_a_worker_that_knows_no_other_database(tmp_path: Path) -> 
     assert home.environment["AGENTOS_DATABASE_URL_FILE"] == str(node.secret(url_file("eu1")))
     assert "stack-a-worker-lab" in services
     assert "AGENTOS_HOME_URL_FILES" not in worker.environment | home.environment
-    for name in ("stack-a", "admin"):
-        assert services[name].environment["AGENTOS_HOME_URL_FILES"].startswith("eu1=")
+    assert services["stack-a"].environment["AGENTOS_HOME_URL_FILES"].startswith(f"eu1={node.secret(url_file('eu1'))};")
+    administration = services["admin"].environment["AGENTOS_HOME_URL_FILES"]
+    assert administration.startswith(f"eu1={node.secret(control_url_file('eu1'))};")
     assert "AGENTOS_HOME_URL_FILES" not in services["stack-b"].environment
     alone = {service.name: service for service in catalogue(node, Config(), {})}
     assert "AGENTOS_HOME_URL_FILES" not in alone["stack-a"].environment

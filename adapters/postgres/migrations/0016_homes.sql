@@ -1,4 +1,4 @@
--- Tenants may live in a database of their own, a home, and move there while they work. See ADR 0040.
+-- Tenants may live in a database of their own, a home, and move there while they work. See ADR 0039.
 --
 -- While a tenant leaves, triggers of that tenant's rows alone note what changes, and once it has left they refuse. They are
 -- made when a move begins and dropped when its remains are cleared: nobody else pays for them.
@@ -8,6 +8,15 @@ CREATE TABLE tenant_homes (
     tenant text        PRIMARY KEY,
     home   text        NOT NULL CHECK (home ~ '^[a-z][a-z0-9_-]{0,31}$' AND home <> 'shared'),
     since  timestamptz NOT NULL DEFAULT ao_now()
+);
+
+-- In the shared database: where tenants have ever lived beside it, or were on their way to. Of each the audit has a chain
+-- there, for good, and so has this table.
+CREATE TABLE tenant_stays (
+    tenant text        NOT NULL,
+    home   text        NOT NULL CHECK (home ~ '^[a-z][a-z0-9_-]{0,31}$' AND home <> 'shared'),
+    since  timestamptz NOT NULL DEFAULT ao_now(),
+    PRIMARY KEY (tenant, home)
 );
 
 -- In each database: whose rows are not, or not only, for use here. 'arriving': still written elsewhere. 'leaving': still
@@ -41,17 +50,19 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['tenant_homes', 'tenant_moves', 'tenant_changes', 'tenant_copies'] LOOP
+    FOREACH name IN ARRAY ARRAY['tenant_homes', 'tenant_stays', 'tenant_moves', 'tenant_changes', 'tenant_copies'] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
     END LOOP;
 END
 $$;
-GRANT SELECT ON tenant_homes, tenant_moves, tenant_changes, tenant_copies TO ao_admin;
+GRANT SELECT ON tenant_homes, tenant_stays, tenant_moves, tenant_changes, tenant_copies TO ao_admin;
 
 -- No service writes to any of these. Whoever moves tenants connects as the owner and becomes this role, which services can't.
 GRANT CREATE ON SCHEMA agentos TO ao_def;
 GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_homes, tenant_moves, tenant_changes, tenant_copies TO ao_def;
+GRANT SELECT, INSERT ON tenant_stays TO ao_def;
+REVOKE DELETE ON tenant_stays FROM ao_def;
 GRANT SELECT, INSERT, UPDATE, DELETE ON agents, runs, idempotency, steps, run_events, blobs, blob_refs, memory_items,
     memory_words, queue_messages, queue_turns, run_rates, run_backlogs, run_slots TO ao_def;
 GRANT INSERT, UPDATE, DELETE ON tenants TO ao_def;
@@ -71,6 +82,32 @@ BEGIN ATOMIC
     UPDATE tenants t SET status = p_status, entitlements = p_entitlements
     FROM tenant_copies c
     WHERE c.tenant = t.tenant_id AND t.tenant_id = nullif(current_setting('app.tenant_id', true), '');
+END;
+
+-- Where the tenant that the transaction is bound to has ever lived beside the shared database.
+CREATE FUNCTION ao_tenant_stays() RETURNS TABLE (home text)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT s.home FROM tenant_stays s
+    WHERE s.tenant = nullif(current_setting('app.tenant_id', true), '')
+    ORDER BY s.since, s.home;
+END;
+
+-- What this database says of a move of the tenant that the transaction is bound to; nothing when there is none.
+CREATE FUNCTION ao_move_standing() RETURNS TABLE (state text, other text)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT m.state, m.other FROM tenant_moves m WHERE m.tenant = nullif(current_setting('app.tenant_id', true), '');
+END;
+
+-- Of a tenant whose tombstone is here: nobody is led to its home any more.
+CREATE FUNCTION ao_forget_home() RETURNS void
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    DELETE FROM tenant_homes h USING tenant_tombstones x
+    WHERE x.tenant_id = h.tenant AND h.tenant = nullif(current_setting('app.tenant_id', true), '');
+    DELETE FROM tenant_copies c USING tenant_tombstones x
+    WHERE x.tenant_id = c.tenant AND c.tenant = nullif(current_setting('app.tenant_id', true), '');
 END;
 
 -- For readers that may be late: refuses a transaction that is bound to a tenant who has left.
@@ -159,7 +196,7 @@ DECLARE
 BEGIN
     FOREACH signature IN ARRAY ARRAY[
         'ao_tenant_homes()', 'ao_still_here()', 'ao_move_guard()', 'ao_lives_here()',
-        'ao_copy_tenant(text, json)'
+        'ao_copy_tenant(text, json)', 'ao_tenant_stays()', 'ao_move_standing()', 'ao_forget_home()'
     ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
         EXECUTE format('ALTER FUNCTION %s OWNER TO ao_def', signature);
@@ -167,7 +204,8 @@ BEGIN
 END
 $$;
 SET LOCAL ROLE ao_def;
-GRANT EXECUTE ON FUNCTION ao_tenant_homes(), ao_still_here(), ao_copy_tenant(text, json) TO ao_app;
+GRANT EXECUTE ON FUNCTION ao_tenant_homes(), ao_still_here(), ao_tenant_stays() TO ao_app;
+GRANT EXECUTE ON FUNCTION ao_copy_tenant(text, json), ao_move_standing(), ao_forget_home() TO ao_control;
 -- Who makes a trigger must be allowed to execute its function.
 GRANT EXECUTE ON FUNCTION ao_move_guard(), ao_lives_here() TO ao_owner;
 RESET ROLE;
