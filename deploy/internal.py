@@ -19,6 +19,7 @@ from deploy.administration.platform import Platform
 from deploy.config import Config
 from deploy.homes import control_url_file, homes_set_up
 from deploy.node import Node
+from deploy.roots.databases import homes_in
 from deploy.roots.tools import egress_of_a_node, tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
@@ -106,7 +107,7 @@ async def open_platform(node: Node) -> AsyncIterator[Platform]:
 
     async def export(tenant: TenantId) -> Export:
         target = export_path(node.exports, tenant, datetime.now(UTC))
-        return await export_tenant(str(config["dsn"]), tenant, target)
+        return await export_tenant(str(config["dsn"]), tenant, target, homes_in(config))
 
     async with open_ports(choices, dict.fromkeys(names), clock=SystemClock()) as ports:
         yield Platform(
