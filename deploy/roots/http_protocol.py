@@ -12,20 +12,29 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from deploy.roots.sender_watch import SenderWatch
+from ports.errors import InvalidArgument
+from ports.http import envelope
 from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
+from ports.http.trace import trace_from
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
 SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
+MAX_FRAMING_BYTES: Final = 32 * 1024
+"""What may come around a body in chunks that is not the body: sizes, extensions, trailers. Beside it `FRAMING_SHARE`."""
+FRAMING_SHARE: Final = 8
+"""Bytes of framing to each byte of the body: the smallest chunk has five."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
 _MAX_KNOWN_URL: Final = 256
 _CLOSE: Final = (b"connection", b"close")
+_TOO_LARGE: Final = "the header block is too large"
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
 
 
-class _HeadersTooLarge(Exception):
+class _Refused(Exception):
     """Raised inside the parser's callback, where it ends the connection with 400."""
 
 
@@ -77,6 +86,8 @@ def _target(url: bytes) -> tuple[str, bytes, bytes]:
 
 
 def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    if b"#" in url:
+        raise _Refused  # a fragment is the client's own; whoever checks paths before us may read on behind it
     parts = httptools.parse_url(url)
     raw = parts.path
     path = raw.decode("ascii")
@@ -87,7 +98,8 @@ _known_target = lru_cache(maxsize=256)(_split)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with two limits it doesn't have: on the header block, and on how slowly a request may come.
+    """uvicorn's protocol with limits it doesn't have: on the header block, on what comes around a body, and on how slowly a
+    request may come. Fields behind a body (trailers) are dropped: read as header fields they would be an injection.
 
     A request is due from the connection's first moment, or from its own first byte, to its last. Between requests the
     connection is idle, which is uvicorn's affair. And it can hang up on a client that doesn't read: the ASGI extension
@@ -106,6 +118,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _in_body = False
+    _wire_bytes = 0
+    """What came since the head, and what of it is body."""
+    _body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
@@ -125,32 +141,82 @@ class BoundedProtocol(HttpToolsProtocol):
             told()
 
     def data_received(self, data: bytes) -> None:
+        in_body = self._in_body
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self.send_400_response("The header block is too large.")
+            self.send_400_response(_TOO_LARGE)
+        if in_body and self._in_body:
+            self._wire_bytes += len(data)
+            framing = self._wire_bytes - self._body_bytes
+            if framing > MAX_FRAMING_BYTES + FRAMING_SHARE * self._body_bytes and not self.transport.is_closing():
+                self.send_400_response("there is more around the body than in it")
         self._watch.received(len(data))
         if not self._watch.expecting and self._idle_since is None and self._answered():
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
             self._watch.expect()
 
+    def send_400_response(self, msg: str) -> None:
+        """To whoever sends no HTTP, in the envelope of all errors; the connection ends.
+
+        Where an earlier request still waits for its answer, that one is the last thing said: anything else would be taken
+        for it, or for a part of it.
+        """
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and (not self._in_body or self.pipeline):
+            self._watch.rest()
+            self.flow.pause_reading()
+            cycle.keep_alive = False
+            return
+        if cycle is not None and self._in_body and cycle.response_started:
+            self.transport.close()
+            return
+        trace = trace_from(None, None)
+        body = envelope.body_of(InvalidArgument(f"this is not HTTP/1.1 as it should be: {msg}"), trace.correlation_id)
+        fields = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-correlation-id", trace.correlation_id.encode()),
+            (b"x-request-id", trace.correlation_id.encode()),
+            (b"traceparent", trace.traceparent.encode()),
+            (b"cache-control", b"no-store"),
+            _CLOSE,
+        ]
+        self.transport.write(
+            b"%b%b\r\n\r\n%b" % (STATUS_LINE[400], b"\r\n".join([b"%b: %b" % one for one in fields]), body)
+        )
+        self.transport.close()
+
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._in_body, self._head_bytes = True, False, 0
         self._watch.expect()
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return
+        # As uvicorn has it; a call less for each field of each request.
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
-            raise _HeadersTooLarge
+            raise _Refused
         if self.parser.should_upgrade() and self._should_upgrade():
             return
         scope, version = self.scope, self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise _Refused
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["path"], scope["raw_path"], scope["query_string"] = _target(self.url)
         if version != "1.1":
             scope["http_version"] = version
+        self._in_body, self._wire_bytes, self._body_bytes = True, 0, 0
         before = self.cycle
         self.cycle = _Cycle(
             scope=scope,
@@ -171,7 +237,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._in_body = False
         self._watch.rest()
         super().on_message_complete()
 

@@ -11,13 +11,15 @@ from deploy.roots.http_protocol import MAX_HEADER_BYTES, BoundedProtocol
 from ports.http.body import Receive
 from ports.http.edge import Scope, Send
 from tests.support.http_server import served
-from tests.support.raw_http import SURFACES, Surface, heard, surface
+from tests.support.raw_http import SURFACES, Surface, cut_off, heard, surface
 
 pytestmark = [pytest.mark.anyio]
 
 SMUGGLED: Final = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
 GET: Final = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
 CHUNKED: Final = "transfer-encoding: chunked"
+LAST: Final = "connection: close"
+"""So that all there is to hear is heard at once."""
 EMPTY_CHUNKS: Final = b"0\r\n\r\n"
 
 AMBIGUOUS: Final[dict[str, tuple[tuple[str, ...], bytes]]] = {
@@ -198,9 +200,7 @@ async def test_what_is_of_no_use_and_has_no_end_is_cut_off(target: Surface, endl
         async with target.connected() as stream:
             await stream.send(target.posted(CHUNKED, body=first))
             # What the system buffers on the way is far less than this. A server that read on would take it all.
-            with pytest.raises(anyio.BrokenResourceError):
-                for _ in range(640):
-                    await stream.send(endless * 100)
+            assert await cut_off(stream, endless * 100, times=640)
 
 
 async def test_a_header_block_that_is_too_large_is_refused(target: Surface) -> None:
@@ -236,19 +236,18 @@ async def test_nonsense_behind_a_request_is_not_written_into_its_stream() -> Non
         await send({"type": "http.response.body", "body": b"last"})
 
     with anyio.fail_after(20):
-        async with served(streaming) as url:
-            async with Surface(url, "", "", []).connected() as stream:
-                await stream.send(GET + b"\r\n")
-                said = b""
-                while b"first" not in said:
+        async with served(streaming) as url, Surface(url, "", "", []).connected() as stream:
+            await stream.send(GET + b"\r\n")
+            said = b""
+            while b"first" not in said:
+                said += await stream.receive()
+            await stream.send(b"NONSENSE\r\n\r\n")
+            go_on.set()
+            while True:
+                try:
                     said += await stream.receive()
-                await stream.send(b"NONSENSE\r\n\r\n")
-                go_on.set()
-                while True:
-                    try:
-                        said += await stream.receive()
-                    except (anyio.EndOfStream, anyio.BrokenResourceError):
-                        break
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    break
 
     assert b"400" not in said
     assert said.endswith(b"4\r\nlast\r\n0\r\n\r\n")
@@ -256,7 +255,7 @@ async def test_nonsense_behind_a_request_is_not_written_into_its_stream() -> Non
 
 async def test_paths_that_could_be_taken_for_another_are_not(target: Surface) -> None:
     for path, status in TARGETS.items():
-        told = await target.hears(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        told = await target.hears(f"GET {path} HTTP/1.1\r\nhost: x\r\n{LAST}\r\n\r\n".encode())
 
         assert told.statuses == [status], path
         assert b"x-evil" not in told.answers[0].head.lower(), path
@@ -265,7 +264,8 @@ async def test_paths_that_could_be_taken_for_another_are_not(target: Surface) ->
 
 async def test_no_answer_says_what_the_host_header_said(target: Surface) -> None:
     paths = ("/", "/healthz", "/readyz", "/openapi.json", "/v1/runs", "/v1/models", "/healthz/", "/v1/admin")
-    raws = [f"GET {path} HTTP/1.1\r\nhost: evil.example\r\nx-forwarded-host: evil.example\r\n\r\n" for path in paths]
+    poisoned = f"host: evil.example\r\nx-forwarded-host: evil.example\r\n{LAST}"
+    raws = [f"GET {path} HTTP/1.1\r\n{poisoned}\r\n\r\n" for path in paths]
     posts = [
         target.posted("content-length: 13", "x-forwarded-host: evil.example", body=b'{"input":"x"}'),
         target.posted("content-length: 2", body=b"{}", path="/v1/runs/run_1:cancel"),
@@ -304,7 +304,7 @@ async def test_a_line_break_in_a_value_makes_no_header_of_ours(target: Surface) 
     for value in values:
         for name in ("x-correlation-id", "x-request-id", "traceparent", "last-event-id", "if-match", "idempotency-key"):
             usual = [one for one in ("idempotency-key: hostile\r\n",) if name == "idempotency-key"]
-            raw = target.posted(f"{name}: {value}", "content-length: 2", body=b"{}")
+            raw = target.posted(f"{name}: {value}", "content-length: 2", LAST, body=b"{}")
             for one in usual:
                 raw = raw.replace(one.encode(), b"", 1)
             told = await target.hears(raw)
@@ -317,7 +317,7 @@ async def test_a_line_break_in_a_value_makes_no_header_of_ours(target: Surface) 
 async def test_json_that_is_made_to_hurt_is_refused_at_once(target: Surface) -> None:
     for name, body in BOMBS.items():
         with anyio.fail_after(5):
-            told = await target.hears(target.posted(f"content-length: {len(body)}", body=body))
+            told = await target.hears(target.posted(f"content-length: {len(body)}", LAST, body=body))
 
         assert told.statuses in ([400], [422]), name
         assert json.loads(told.answers[0].body)["error"]["code"] in {"invalid_json", "validation_failed"}, name
@@ -345,12 +345,7 @@ async def test_a_head_that_trickles_in_is_cut_off(name: str, said: bytes, drop: 
     with anyio.fail_after(20):
         async with surface(name, protocol=Hasty) as slow, slow.connected() as stream:
             await stream.send(said or drop)
-            with pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)):
-                while True:
-                    if said:
-                        await stream.send(drop)
-                    with anyio.move_on_after(0.05):
-                        await stream.receive()
+            assert await cut_off(stream, *((drop,) if said else ()), times=200, pause_s=0.05)
 
 
 @pytest.mark.parametrize("name", SURFACES)
@@ -358,11 +353,7 @@ async def test_a_body_that_trickles_in_is_cut_off(name: str) -> None:
     with anyio.fail_after(20):
         async with surface(name, protocol=Hasty) as slow, slow.connected() as stream:
             await stream.send(slow.posted("content-length: 100000"))
-            with pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)):
-                while True:
-                    await stream.send(b" ")
-                    with anyio.move_on_after(0.05):
-                        await stream.receive()
+            assert await cut_off(stream, b" ", times=200, pause_s=0.05)
 
 
 async def test_after_it_all_the_surface_serves(target: Surface) -> None:

@@ -1,11 +1,11 @@
-"""R16 of every surface: what the OpenAPI documents allow, and what they don't: `python -m tests.faults.schemas --minutes 10`.
+"""R16 of every surface: what OpenAPI documents allow and what they don't: `python -m tests.faults.schemas --minutes 10`.
 
 The three services as processes over PostgreSQL, and schemathesis before each of them, in all phases: examples, coverage,
 fuzzing and stateful sequences. No answer is a 5xx, and every one is what the document says: status, headers, media type,
 schema; credentials are asked for where they must be, and what is gone is gone. One record is printed.
 
-One check is left out: that whatever a schema allows is accepted. Bodies have rules that no schema says, such as the names of
-models and tools that exist; and a configuration of the gateway is checked by its meaning.
+One check is left out: that whatever a schema allows is accepted. Bodies have rules that no schema says, such as the names
+of models and tools that exist; and a configuration of the gateway is checked by its meaning.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What schemathesis can't know of us: names that exist. Some of its requests get them, so that more is reached than a 404."""
+"""What schemathesis can't know of us: names that exist. Most of its requests get them, so that more is reached."""
 
 import os
 from typing import Any, Final

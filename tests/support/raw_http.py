@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -59,10 +59,8 @@ class Surface:
     async def hears(self, raw: bytes) -> Heard:
         """All that is answered to `raw` on a connection of its own."""
         async with self.connected() as stream:
-            try:
+            with suppress(anyio.BrokenResourceError):  # answered before it was read
                 await stream.send(raw)
-            except anyio.BrokenResourceError:
-                pass  # answered before it was read
             return await heard(stream)
 
     def posted(self, *fields: str, body: bytes = b"", path: str | None = None) -> bytes:
@@ -75,6 +73,20 @@ class Surface:
             "idempotency-key: hostile",
         )
         return "\r\n".join((*usual, *fields, "", "")).encode("latin-1") + body
+
+
+async def cut_off(stream: SocketStream, *pieces: bytes, times: int, pause_s: float = 0.0) -> bool:
+    """Send `pieces` again and again, listening in between for `pause_s`; whether the other side ends it."""
+    try:
+        for _ in range(times):
+            for piece in pieces:
+                await stream.send(piece)
+            if pause_s:
+                with anyio.move_on_after(pause_s):
+                    await stream.receive()
+    except (anyio.BrokenResourceError, anyio.EndOfStream):
+        return True
+    return False
 
 
 async def heard(stream: SocketStream) -> Heard:
