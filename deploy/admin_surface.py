@@ -14,7 +14,7 @@ from msgspec import Struct
 from observability.http import observer
 from observability.metrics import Metrics
 from ports.auth import TokenVerifier
-from ports.http.edge import App, Edge
+from ports.http.edge import App, Denied, Edge, no_word
 from ports.http.health import OK, Probe, states_of
 from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
@@ -65,8 +65,14 @@ OWN_OPERATIONS: Final = {
 
 
 def create_admin_app(
-    parts: Sequence[Part], *, verifier: TokenVerifier, metrics: Metrics, probes: Mapping[str, Probe]
+    parts: Sequence[Part],
+    *,
+    verifier: TokenVerifier,
+    metrics: Metrics,
+    probes: Mapping[str, Probe],
+    denied: Denied = no_word,
 ) -> App:
+    """`denied` is told of known callers who may not."""
     table = RouteTable((*(route for part in parts for route in part.routes), *OWN_ROUTES))
     operations = {key: one for part in parts for key, one in part.operations.items()}
     openapi = document(
@@ -87,7 +93,14 @@ def create_admin_app(
         openapi_config=None,
         logging_config=None,
     )
-    return Edge(cast(App, app), routes=table.with_denied(_served(app)), verifier=verifier, observe=observer(metrics))
+    return Edge(
+        cast(App, app),
+        routes=table.with_denied(_served(app)),
+        verifier=verifier,
+        observe=observer(metrics),
+        denied=denied,
+        denied_inside=denied,
+    )
 
 
 def _own_handlers(metrics: Metrics, probes: Mapping[str, Probe], openapi: bytes) -> list[HTTPRouteHandler]:

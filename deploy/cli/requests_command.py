@@ -31,7 +31,8 @@ examples:
   ./agentos requests list --tenant tnt_acme --denied         refused by policy or entitlement
   ./agentos requests show req_… --tenant tnt_acme
   ./agentos requests show req_… --tenant tnt_acme --texts    prompt and answer, where the tenant has them kept; audited
-  ./agentos usage tnt_acme --days 7                          by day and model"""
+  ./agentos usage tnt_acme --days 7                          by day and model
+  ./agentos usage tnt_acme --by-agent                        by day, model and agent"""
 
 ResultT = TypeVar("ResultT")
 
@@ -54,6 +55,7 @@ class Show(Struct, frozen=True, kw_only=True):
 class Usage(Struct, frozen=True, kw_only=True):
     tenant: str
     days: int
+    by_agent: bool = False
     json: bool
 
 
@@ -102,8 +104,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     used.add_argument("tenant")
     used.add_argument("--days", type=int, default=30, help="today and the days before it, up to 366 (30)")
+    used.add_argument("--by-agent", action="store_true", help="tell agents apart; of what was paid only")
     used.add_argument("--json", action="store_true", help="print as JSON")
-    used.set_defaults(run=usage, options=lambda parsed: Usage(tenant=parsed.tenant, days=parsed.days, json=parsed.json))
+    used.set_defaults(
+        run=usage,
+        options=lambda parsed: Usage(
+            tenant=parsed.tenant, days=parsed.days, by_agent=parsed.by_agent, json=parsed.json
+        ),
+    )
 
 
 def list_requests(options: List, io: Io) -> int:
@@ -149,12 +157,37 @@ def usage(options: Usage, io: Io) -> int:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     since = today - timedelta(days=options.days - 1)
     tenant = tenant_id(options.tenant)
+    if options.by_agent:
+        return _by_agent(options, io, tenant, since)
     counted = _asked(io, tenant, lambda log, auth: log.counted(auth, since=since))
     lines = used(counted, asyncio.run(_spent(io, tenant, since)))
     if options.json:
         io.json({"tenant_id": options.tenant, "since": since, "usage": lines})
         return FINE
     io.columns(("DAY", "MODEL", "REQUESTS", "DENIED", "PROMPT", "COMPLETION", "COST"), map(_shown, lines))
+    return FINE
+
+
+def _by_agent(options: Usage, io: Io, tenant: TenantId, since: datetime) -> int:
+    spent = asyncio.run(_spent(io, tenant, since, by_agent=True))
+    if options.json:
+        io.json({"tenant_id": options.tenant, "since": since, "usage": spent})
+        return FINE
+    io.columns(
+        ("DAY", "MODEL", "AGENT", "CALLS", "PROMPT", "COMPLETION", "COST"),
+        (
+            (
+                f"{one.day:%Y-%m-%d}",
+                one.model or "(none)",
+                one.agent or "(none)",
+                f"{one.calls:,}",
+                f"{one.prompt_tokens:,}",
+                f"{one.completion_tokens:,}",
+                money(one.cost_nanousd),
+            )
+            for one in spent
+        ),
+    )
     return FINE
 
 
@@ -209,9 +242,9 @@ def _shown(one: Used) -> tuple[str, ...]:
     )
 
 
-async def _spent(io: Io, tenant: TenantId, since: datetime) -> tuple[Spent, ...]:
+async def _spent(io: Io, tenant: TenantId, since: datetime, *, by_agent: bool = False) -> tuple[Spent, ...]:
     async with open_ledger(io.node) as ledger:
-        return await ledger.spent(operator_of(tenant), since=since)
+        return await ledger.spent(operator_of(tenant), since=since, by_agent=by_agent)
 
 
 def _asked(io: Io, tenant: TenantId, act: Callable[[RequestLog, AuthContext], Awaitable[ResultT]]) -> ResultT:
