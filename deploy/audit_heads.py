@@ -21,15 +21,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
     load_pem_public_key,
 )
 from msgspec import Struct
 from msgspec.structs import replace
 
+from adapters.token_auth.issuer import load_key
 from ports.audit import Head
 from ports.errors import InvalidArgument, Unavailable
 
@@ -70,24 +68,11 @@ class Signed(Struct, frozen=True, kw_only=True):
         return seq, known.get(seq, "")
 
 
-def new_key() -> str:
-    """A PEM that a `Signer` takes."""
-    made = Ed25519PrivateKey.generate()
-    return made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-
-
-def private_key(path: Path) -> Ed25519PrivateKey:
-    key = load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise InvalidArgument(f"{path} holds no Ed25519 key")
-    return key
-
-
 def public_key(path: Path) -> Ed25519PublicKey:
     """Of a file with the public or the private key."""
     raw = path.read_bytes()
     try:
-        key = private_key(path).public_key() if b"PRIVATE KEY" in raw else load_pem_public_key(raw)
+        key = load_key(path).public_key() if b"PRIVATE KEY" in raw else load_pem_public_key(raw)
     except ValueError as error:
         raise InvalidArgument(f"{path} is no key in PEM") from error
     if not isinstance(key, Ed25519PublicKey):

@@ -3,22 +3,20 @@
 A tenant's administrator sees their own tenant's; the platform's sees another's by naming it, which that audit then says.
 """
 
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
-import msgspec
-from litestar import Request, Response, get
+from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 
-from deploy.admin_surface import Part
+from deploy.admin_surface import Asked, Part, identity_of, json_answer
 from deploy.audit_check import checked
 from ports.audit import MAX_PAGE, MAX_STRETCH, READ, AuditLog, Head, Link
 from ports.audit_rules import Verdict
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound
 from ports.http.audit import DEFAULT_PAGE, DESCRIPTION, PARAMETERS, QUERY, EntryPage, entry_page, wanted_of
-from ports.http.edge import exchange
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import Route
 from ports.ids import TenantId, is_tenant_id
@@ -30,7 +28,6 @@ DEFAULT_STRETCH: Final = 1_000
 MAX_VERIFIED: Final = 100_000
 """Entries that one request has checked; a longer chain is for the command."""
 
-Asked: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 Stretch: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_STRETCH)]
 After: TypeAlias = Annotated[int, QueryParameter(ge=0, le=2**62)]
@@ -117,10 +114,10 @@ def _handlers(log: AuditLog) -> list[HTTPRouteHandler]:
         cursor: FromQuery[str | None] = None,
         tenant_id: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        auth = exchange(request.scope).identity
+        auth = identity_of(request)
         tenant = _tenant(tenant_id, auth)
         page = await log.query(auth, tenant, wanted_of(request.query_params), limit=limit, cursor=cursor)
-        return _json(entry_page(page, tenant, auth))
+        return json_answer(entry_page(page, tenant, auth))
 
     @get(CHAIN)
     async def chain(
@@ -129,16 +126,16 @@ def _handlers(log: AuditLog) -> list[HTTPRouteHandler]:
         limit: Stretch = DEFAULT_STRETCH,
         tenant_id: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        auth = exchange(request.scope).identity
+        auth = identity_of(request)
         tenant = _tenant(tenant_id, auth)
         head = await log.head(auth, tenant)
         links = await log.chain(auth, tenant, after=after, limit=limit)
         correlation_id = auth.trace.correlation_id
-        return _json(ChainView(items=links, head=head, tenant_id=tenant, correlation_id=correlation_id))
+        return json_answer(ChainView(items=links, head=head, tenant_id=tenant, correlation_id=correlation_id))
 
     @get(VERIFICATION)
     async def verification(request: Asked, tenant_id: FromQuery[str | None] = None) -> Response[bytes]:
-        auth = exchange(request.scope).identity
+        auth = identity_of(request)
         tenant = _tenant(tenant_id, auth)
         if (await log.head(auth, tenant)).seq > MAX_VERIFIED:
             raise InvalidArgument(
@@ -146,7 +143,9 @@ def _handlers(log: AuditLog) -> list[HTTPRouteHandler]:
             )
         verdict = await checked(log, auth, tenant, {})
         correlation_id = auth.trace.correlation_id
-        return _json(VerdictView(good=verdict.good, verdict=verdict, tenant_id=tenant, correlation_id=correlation_id))
+        return json_answer(
+            VerdictView(good=verdict.good, verdict=verdict, tenant_id=tenant, correlation_id=correlation_id)
+        )
 
     return [entries, chain, verification]
 
@@ -157,7 +156,3 @@ def _tenant(sent: str | None, auth: AuthContext) -> TenantId:
     if not is_tenant_id(sent):
         raise NotFound("there is no such tenant")
     return TenantId(sent)
-
-
-def _json(view: Struct) -> Response[bytes]:
-    return Response(msgspec.json.encode(view), media_type="application/json")

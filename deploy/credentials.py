@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.bootstrap import APP, CONTROL, DATABASE, OWNER, RolePasswords
-from deploy.audit_heads import new_key
+from adapters.token_auth.issuer import generate_key
 from deploy.node import Node, write_private
 from stack_b.vault import new_line
 
@@ -98,7 +98,7 @@ def ensure_audit_key(node: Node) -> None:
     """What the heads of the audit are signed with."""
     path = node.secret(AUDIT_KEY)
     if not path.exists():
-        write_private(path, new_key())
+        generate_key(path)
 
 
 def embedded_url(role: str, password: str, port: int, database: str = DATABASE) -> str:

@@ -23,7 +23,6 @@ from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
 from ports.audit import AuditLog
 from ports.auth import TokenIssuer
-from ports.budget import BudgetLedger
 from ports.context import SCOPES, AuthContext
 from ports.errors import Unavailable
 from ports.gateway_configuration import GatewayConfigurations
@@ -79,18 +78,6 @@ async def open_request_log(node: Node) -> AsyncIterator[RequestLog]:
     choice = Choice(adapter="postgres", config=_database_of(node))
     async with open_ports({"request_log": choice}, {"request_log": None}, clock=SystemClock()) as ports:
         yield cast("RequestLog", ports["request_log"])
-
-
-@asynccontextmanager
-async def open_ledger(node: Node) -> AsyncIterator[BudgetLedger]:
-    """What was spent.
-
-    Raises:
-        Unavailable: as `open_directory`.
-    """
-    choice = Choice(adapter="postgres", config=_database_of(node))
-    async with open_ports({"budget": choice}, {"budget": None}, clock=SystemClock()) as ports:
-        yield cast("BudgetLedger", ports["budget"])
 
 
 @asynccontextmanager

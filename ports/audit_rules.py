@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from ports.audit import ERASED, Entry, Head, Link, Wanted
+from ports.errors import InvalidArgument
 
 FIRST_HASH: Final = "00" * 32
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,6 +48,20 @@ def matches(entry: Entry, wanted: Wanted) -> bool:
         and (wanted.since is None or entry.at >= wanted.since)
         and (wanted.until is None or entry.at < wanted.until)
     )
+
+
+def moment(name: str, text: str | None) -> datetime | None:
+    """What somebody wrote for `since` or `until`, in UTC unless it says otherwise. Raises `InvalidArgument` with `name`."""
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+        # A zone can carry a moment past the first or last that there is.
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(
+            f"{name} is a moment such as 2026-11-28 or 2026-11-28T04:00:00Z", details={"path": name}
+        ) from None
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -120,8 +135,8 @@ class Check:
         self._seq, self._hash, self._checked = seq, one.hash, self._checked + 1
         return None
 
-    def verdict(self, head: Head | None) -> Verdict:
-        """After the last link. `head` None: the storage's own word is not at hand, as with an export."""
+    def verdict(self, head: Head) -> Verdict:
+        """After the last link. `head` is the storage's own word, or that of an export."""
         signed = max(self._signed, default=0)
         bad = self._bad or self._unexplained() or self._cut(head, signed)
         return Verdict(
@@ -145,14 +160,12 @@ class Check:
                 return seq, "the entry is gone, and no erasure tells of it"
         return None
 
-    def _cut(self, head: Head | None, signed: int) -> tuple[int, str] | None:
+    def _cut(self, head: Head, signed: int) -> tuple[int, str] | None:
         if signed > self._seq:
             return self._seq + 1, f"the chain ends at {self._seq}, but number {signed} was signed: its end was cut off"
-        if head is not None and head.seq > self._seq:
+        if head.seq > self._seq:
             return self._seq + 1, f"the chain ends at {self._seq}, but the storage's head is {head.seq}"
-        if head is not None and (head.seq, head.hash) == (self._seq, self._hash):
-            return None
-        if head is not None and head.seq == self._seq:
+        if head.seq == self._seq and head.hash != self._hash:
             return self._seq, "the storage's head has another hash than the last link"
         return None
 

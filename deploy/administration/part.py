@@ -1,15 +1,14 @@
 """The part of the admin surface that is about tenants, budgets, usage and runs: routes and endpoints. Platform only."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeAlias, get_args
 
 import msgspec
-from litestar import Request, Response, delete, get, patch, post, put
+from litestar import Response, delete, get, patch, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
-from msgspec import Struct
 
-from deploy.admin_surface import Part
+from deploy.admin_surface import Asked, Part, identity_of, json_answer
 from deploy.administration import wire
 from deploy.administration.documentation import LIMITS, OPERATIONS
 from deploy.administration.offboarding import check_confirmed, offboard
@@ -20,7 +19,6 @@ from deploy.administration.routes import (
     DEFAULT_DAYS,
     DEFAULT_PAGE,
     ERASE_BATCHES_PER_REQUEST,
-    KILL,
     MAX_DAYS,
     ROUTES,
     RUNS,
@@ -28,7 +26,7 @@ from deploy.administration.routes import (
     TENANTS,
     USAGE,
 )
-from deploy.administration.standing import budgets_of, in_tenant, usage_of
+from deploy.administration.standing import budgets_of, first_moment, in_tenant, usage_of
 from ports.budget import Budget
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound
@@ -37,7 +35,6 @@ from ports.ids import AgentId, RunId, TenantId, is_agent_id, is_tenant_id
 from ports.run_state import MAX_PAGE, RunFilter, RunStatus
 from ports.tenant import Entitlements, Tenant
 
-Asked: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 Days: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_DAYS)]
 
@@ -58,14 +55,14 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
     async def list_tenants(
         request: Asked, limit: Limit = DEFAULT_PAGE, cursor: FromQuery[str | None] = None
     ) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         page = await platform.tenants.list_tenants(auth, limit=limit, cursor=cursor)
         lines = tuple(wire.TenantLine(**wire.tenant_line(tenant)) for tenant in page.items)
-        return _json(wire.TenantPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
+        return json_answer(wire.TenantPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
 
     @post(TENANTS, status_code=201)
     async def create(request: Asked) -> Response[bytes]:
-        auth, body = _auth(request), decoded(exchange(request.scope).json, wire.CreateTenant)
+        auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.CreateTenant)
         if not is_tenant_id(body.id):
             raise InvalidArgument(
                 "$.id: write tnt_ and small letters, digits, - or _", code="validation_failed", details={"path": "$.id"}
@@ -75,29 +72,29 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
 
     @get(TENANT)
     async def show(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         return _shown(await _tenant(platform, auth, tenant_id), auth)
 
     @patch(TENANT)
     async def change(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
-        auth, body = _auth(request), decoded(exchange(request.scope).json, wire.PatchTenant)
+        auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PatchTenant)
         known = await _tenant(platform, auth, tenant_id)
         wanted = entitled(known.entitlements, body.entitlements)
         return _shown(await platform.tenants.set_entitlements(auth, known.id, wanted), auth)
 
     @post(TENANT + "/:disable", status_code=200)
     async def disable(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         return _shown(await platform.tenants.set_status(auth, _id(tenant_id), "disabled"), auth)
 
     @post(TENANT + "/:enable", status_code=200)
     async def enable(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         return _shown(await platform.tenants.set_status(auth, _id(tenant_id), "active"), auth)
 
     @delete(TENANT, status_code=200)
     async def remove(request: Asked, tenant_id: FromPath[str], confirm: FromQuery[str] = "") -> Response[bytes]:
-        auth, tenant = _auth(request), _id(tenant_id)
+        auth, tenant = identity_of(request), _id(tenant_id)
         check_confirmed(tenant, confirm)
         gone = await offboard(
             auth,
@@ -115,7 +112,7 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
             export_rows=None if gone.export is None else gone.export.manifest.rows,
             **_whose(auth),
         )
-        return _json(view, status=200 if gone.done else 202)
+        return json_answer(view, status=200 if gone.done else 202)
 
     return [list_tenants, create, show, change, disable, enable, remove]
 
@@ -123,38 +120,40 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
 def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
     @get(BUDGETS)
     async def budgets(request: Asked, tenant_id: FromPath[str], scope_id: FromQuery[str] = "") -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         found = await budgets_of(platform.budget, auth, tenant, scope_id=scope_id)
-        return _json(wire.BudgetList(items=found, **_whose(auth)))
+        return json_answer(wire.BudgetList(items=found, **_whose(auth)))
 
     @get(BUDGET)
     async def budget(
         request: Asked, tenant_id: FromPath[str], budget_id: FromPath[str], scope_id: FromQuery[str] = ""
     ) -> Response[bytes]:
-        auth = _auth(request)
-        return _json(await _one_budget(platform, auth, await _tenant(platform, auth, tenant_id), budget_id, scope_id))
+        auth = identity_of(request)
+        return json_answer(
+            await _one_budget(platform, auth, await _tenant(platform, auth, tenant_id), budget_id, scope_id)
+        )
 
     @put(BUDGET)
     async def set_budget(request: Asked, tenant_id: FromPath[str], budget_id: FromPath[str]) -> Response[bytes]:
-        auth, body = _auth(request), decoded(exchange(request.scope).json, wire.PutBudget)
+        auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PutBudget)
         tenant = await _tenant(platform, auth, tenant_id)
         budget = Budget(id=budget_id, **msgspec.structs.asdict(body))
         await platform.budget.set_budget(auth, tenant.id, budget)
-        return _json(await _one_budget(platform, auth, tenant, budget_id, ""))
+        return json_answer(await _one_budget(platform, auth, tenant, budget_id, ""))
 
     @delete(BUDGET, status_code=200)
     async def remove_budget(request: Asked, tenant_id: FromPath[str], budget_id: FromPath[str]) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         await platform.budget.remove_budget(auth, tenant.id, budget_id)
-        return _json(wire.Removed(removed=budget_id, **_whose(auth)))
+        return json_answer(wire.Removed(removed=budget_id, **_whose(auth)))
 
     @get(USAGE)
     async def usage(
         request: Asked, tenant_id: FromPath[str], days: Days = DEFAULT_DAYS, by_agent: FromQuery[str] = "false"
     ) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         if by_agent not in {"true", "false"}:
             raise InvalidArgument("by_agent is true or false", details={"path": "by_agent"})
         tenant = await _tenant(platform, auth, tenant_id)
@@ -162,7 +161,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         lines = await usage_of(
             platform.budget, platform.requests, auth, tenant, since=since, by_agent=by_agent == "true"
         )
-        return _json(wire.UsageReport(since=since, usage=lines, **_whose(auth)))
+        return json_answer(wire.UsageReport(since=since, usage=lines, **_whose(auth)))
 
     return [budgets, budget, set_budget, remove_budget, usage]
 
@@ -179,22 +178,21 @@ def _runs(platform: Platform) -> list[HTTPRouteHandler]:
         limit: Limit = DEFAULT_PAGE,
         cursor: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        auth = _auth(request)
+        auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         reading = msgspec.structs.replace(in_tenant(auth, tenant), namespace=namespace)
         page = await platform.runs.list_runs(reading, _where(status, agent_id), limit=limit, cursor=cursor)
         lines = tuple(wire.RunLine(**wire.run_line(run)) for run in page.items)
-        return _json(wire.RunPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
+        return json_answer(wire.RunPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
 
     @post(RUNS + "/{run_id:str}/:kill", status_code=200)
     async def kill(request: Asked, run_id: FromPath[str]) -> Response[bytes]:
-        auth, body = _auth(request), decoded(exchange(request.scope).json, wire.KillRun)
+        auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.KillRun)
         killed = await platform.administration.kill(
             auth, _id(body.tenant_id), RunId(run_id), reason=body.reason, namespace=body.namespace
         )
-        return _json(wire.RunAnswer(**wire.run_line(killed), **_whose(auth)))
+        return json_answer(wire.RunAnswer(**wire.run_line(killed), **_whose(auth)))
 
-    assert KILL.startswith(RUNS), "the route and its endpoint are the same"
     return [list_runs, kill]
 
 
@@ -205,11 +203,6 @@ def entitled(known: Entitlements, changes: dict[str, Any]) -> Entitlements:
         InvalidArgument: `validation_failed`, with the member that is wrong.
     """
     return decoded({**msgspec.to_builtins(known), **changes}, Entitlements)
-
-
-def first_moment(now: datetime, days: int) -> datetime:
-    """Where the first of so many days begins, the last of which is today."""
-    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
 
 
 async def _one_budget(
@@ -242,17 +235,9 @@ def _id(text: str) -> TenantId:
     return TenantId(text)
 
 
-def _auth(request: Asked) -> AuthContext:
-    return exchange(request.scope).identity
-
-
 def _whose(auth: AuthContext) -> dict[str, Any]:
     return {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
 
 
 def _shown(tenant: Tenant, auth: AuthContext, *, status: int = 200) -> Response[bytes]:
-    return _json(wire.TenantView(**wire.tenant_line(tenant), **_whose(auth)), status=status)
-
-
-def _json(view: Struct, *, status: int = 200) -> Response[bytes]:
-    return Response(msgspec.json.encode(view), media_type="application/json", status_code=status)
+    return json_answer(wire.TenantView(**wire.tenant_line(tenant), **_whose(auth)), status=status)

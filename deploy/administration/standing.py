@@ -1,7 +1,7 @@
 """Budgets with what is spent, held and left of them; usage by day, model and agent. For the admin API and the commands."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from msgspec.structs import replace
 
@@ -38,6 +38,11 @@ async def budgets_of(
         for account, balance in zip(accounts, balances, strict=True)
     }
     return tuple(BudgetView(budget=one, window=windows.get(one.id)) for one in (daily.budget, *budgets))
+
+
+def first_moment(now: datetime, days: int) -> datetime:
+    """Where the first of so many days begins, the last of which is today."""
+    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
 
 
 async def usage_of(

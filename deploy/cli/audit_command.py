@@ -12,16 +12,17 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 
 from adapters.system_clock import SystemClock
+from adapters.token_auth.issuer import load_key
 from deploy import credentials
 from deploy.audit_check import checked, checked_export, exported, tenants_of
-from deploy.audit_heads import FILE, NOTHING, HeadsFile, Signed, private_key, public_key, read_heads
+from deploy.audit_heads import FILE, NOTHING, HeadsFile, Signed, public_key, read_heads
 from deploy.audit_signer import Signer
 from deploy.cli.access import tenant_id, whole
 from deploy.cli.gateway_check import OPERATOR
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.internal import open_audit
 from ports.audit import MAX_PAGE, AuditLog, Link, Outcome, Wanted
-from ports.audit_rules import Verdict
+from ports.audit_rules import Verdict, moment
 from ports.errors import InvalidArgument, Unavailable
 from ports.ids import TenantId
 
@@ -129,7 +130,7 @@ def export(options: Export, io: Io) -> int:
 
 def sign(options: Sign, io: Io) -> int:
     config = io.config()
-    file = HeadsFile(io.node.audit, private_key(_key(io)), copy=Path(config.audit_copy) if config.audit_copy else None)
+    file = HeadsFile(io.node.audit, load_key(_key(io)), copy=Path(config.audit_copy) if config.audit_copy else None)
     decided = _with_log(io, lambda log: Signer(log, file, SystemClock()).sign())
     if decided is None:
         io.say("nothing was signed: another process signs at this moment, or the file of heads is damaged")
@@ -205,16 +206,6 @@ def _with_log(io: Io, act: Callable[[AuditLog], Awaitable[ResultT]]) -> ResultT:
     return asyncio.run(acted())
 
 
-def _moment(flag: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidArgument(f"{flag} is a moment such as 2026-11-28 or 2026-11-28T04:00:00Z, not {text!r}") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "audit",
@@ -276,8 +267,8 @@ def _query_options(parsed: argparse.Namespace) -> Query:
             principal=parsed.principal,
             subject=parsed.subject,
             outcome=outcome,
-            since=_moment("--since", parsed.since),
-            until=_moment("--until", parsed.until),
+            since=moment("--since", parsed.since),
+            until=moment("--until", parsed.until),
         ),
         limit=whole("--limit", parsed.limit, least=1, most=MAX_PAGE),
         cursor=parsed.cursor,

@@ -2,24 +2,27 @@
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from deploy import credentials
+from deploy.administration.platform import Platform
+from deploy.administration.standing import first_moment, usage_of
+from deploy.administration.wire import UsageLine
 from deploy.cli.access import tenant_id, whole
 from deploy.cli.io import FINE, Io
+from deploy.cli.platform_access import with_platform
 from deploy.cli.run_command import money
-from deploy.internal import open_ledger, open_request_log, operator_of
-from ports.budget import Spent
+from deploy.internal import open_request_log, operator_of
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.request_log import MAX_PAGE, Counted, RequestLog, RequestRecord
+from ports.request_log import MAX_PAGE, RequestLog, RequestRecord
 from stack_b.records.recorder import CONTENT
 from stack_b.vault import Vault, parse_keys
 
@@ -57,18 +60,6 @@ class Usage(Struct, frozen=True, kw_only=True):
     days: int
     by_agent: bool = False
     json: bool
-
-
-class Used(Struct, frozen=True, kw_only=True):
-    """Of one day and model. Without a model: what was denied, and what was counted of calls that were lost."""
-
-    day: date
-    model: str
-    requests: int
-    denied: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_nanousd: int
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -154,62 +145,23 @@ def show(options: Show, io: Io) -> int:
 
 def usage(options: Usage, io: Io) -> int:
     whole("--days", options.days, least=1, most=MAX_DAYS)
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    since = today - timedelta(days=options.days - 1)
-    tenant = tenant_id(options.tenant)
-    if options.by_agent:
-        return _by_agent(options, io, tenant, since)
-    counted = _asked(io, tenant, lambda log, auth: log.counted(auth, since=since))
-    lines = used(counted, asyncio.run(_spent(io, tenant, since)))
+    since = first_moment(datetime.now(UTC), options.days)
+    name = tenant_id(options.tenant)
+
+    async def act(platform: Platform) -> tuple[UsageLine, ...]:
+        operator = operator_of(name)
+        tenant = await platform.tenants.get(operator, name)
+        return await usage_of(
+            platform.budget, platform.requests, operator, tenant, since=since, by_agent=options.by_agent
+        )
+
+    lines = with_platform(io, act)
     if options.json:
         io.json({"tenant_id": options.tenant, "since": since, "usage": lines})
         return FINE
-    io.columns(("DAY", "MODEL", "REQUESTS", "DENIED", "PROMPT", "COMPLETION", "COST"), map(_shown, lines))
+    counted = ("AGENT", "CALLS") if options.by_agent else ("REQUESTS", "DENIED")
+    io.columns(("DAY", "MODEL", *counted, "PROMPT", "COMPLETION", "COST"), map(_shown, lines))
     return FINE
-
-
-def _by_agent(options: Usage, io: Io, tenant: TenantId, since: datetime) -> int:
-    spent = asyncio.run(_spent(io, tenant, since, by_agent=True))
-    if options.json:
-        io.json({"tenant_id": options.tenant, "since": since, "usage": spent})
-        return FINE
-    io.columns(
-        ("DAY", "MODEL", "AGENT", "CALLS", "PROMPT", "COMPLETION", "COST"),
-        (
-            (
-                f"{one.day:%Y-%m-%d}",
-                one.model or "(none)",
-                one.agent or "(none)",
-                f"{one.calls:,}",
-                f"{one.prompt_tokens:,}",
-                f"{one.completion_tokens:,}",
-                money(one.cost_nanousd),
-            )
-            for one in spent
-        ),
-    )
-    return FINE
-
-
-def used(counted: Iterable[Counted], spent: Iterable[Spent]) -> list[Used]:
-    """What was asked is the log's to say, what it has cost the ledger's: it has all that was booked, and nothing twice."""
-    asked = {(one.day, one.model): one for one in counted}
-    paid = {(one.day, one.model): one for one in spent}
-    lines: list[Used] = []
-    for day, model in sorted(asked.keys() | paid.keys()):
-        count, sums = asked.get((day, model)), paid.get((day, model))
-        lines.append(
-            Used(
-                day=day,
-                model=model,
-                requests=0 if count is None else count.requests,
-                denied=0 if count is None else count.denied,
-                prompt_tokens=0 if sums is None else sums.prompt_tokens,
-                completion_tokens=0 if sums is None else sums.completion_tokens,
-                cost_nanousd=0 if sums is None else sums.cost_nanousd,
-            )
-        )
-    return lines
 
 
 def _line(one: RequestRecord) -> tuple[str, ...]:
@@ -230,21 +182,18 @@ def _line(one: RequestRecord) -> tuple[str, ...]:
     )
 
 
-def _shown(one: Used) -> tuple[str, ...]:
+def _shown(one: UsageLine) -> tuple[str, ...]:
+    # Requests are null where agents are told apart.
+    agents = one.requests is None
+    counted = (one.agent or "(none)", f"{one.calls:,}") if agents else (f"{one.requests:,}", f"{one.denied:,}")
     return (
         f"{one.day:%Y-%m-%d}",
         one.model or "(none)",
-        f"{one.requests:,}",
-        f"{one.denied:,}",
+        *counted,
         f"{one.prompt_tokens:,}",
         f"{one.completion_tokens:,}",
         money(one.cost_nanousd),
     )
-
-
-async def _spent(io: Io, tenant: TenantId, since: datetime, *, by_agent: bool = False) -> tuple[Spent, ...]:
-    async with open_ledger(io.node) as ledger:
-        return await ledger.spent(operator_of(tenant), since=since, by_agent=by_agent)
 
 
 def _asked(io: Io, tenant: TenantId, act: Callable[[RequestLog, AuthContext], Awaitable[ResultT]]) -> ResultT:

@@ -9,12 +9,13 @@ from typing import Any
 
 from adapters.postgres.tenant_export import Export, export_tenant
 from adapters.system_clock import SystemClock
+from adapters.token_auth.issuer import load_key
 from deploy import audit_surface
 from deploy.admin_surface import Part, create_admin_app
 from deploy.administration import part as administration
 from deploy.administration.offboarding import Exporter, export_path
 from deploy.administration.platform import Platform
-from deploy.audit_heads import HeadsFile, private_key
+from deploy.audit_heads import HeadsFile
 from deploy.audit_signer import Signer, signing
 from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
@@ -129,7 +130,7 @@ async def signing_of(env: Environment, log: AuditLog, clock: Clock) -> AsyncIter
     if key is None or directory is None:
         yield
         return
-    file = HeadsFile(directory, private_key(key), copy=env.path("AUDIT_COPY"))
+    file = HeadsFile(directory, load_key(key), copy=env.path("AUDIT_COPY"))
     async with signing(Signer(log, file, clock)):
         yield
 

@@ -1,12 +1,12 @@
 """The audit over HTTP, the same on every surface: what is asked, what is answered, and how a denial gets into it."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
 
 from ports.audit import MAX_PAGE, AuditLog, Link, Note, Outcome, Wanted
+from ports.audit_rules import moment
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, PermissionDenied
 from ports.http.edge import Denied
@@ -61,8 +61,8 @@ def wanted_of(sent: Mapping[str, str]) -> Wanted:
         principal=sent.get("principal"),
         subject=sent.get("subject"),
         outcome=_outcome(sent.get("outcome")),
-        since=_moment("since", sent.get("since")),
-        until=_moment("until", sent.get("until")),
+        since=moment("since", sent.get("since")),
+        until=moment("until", sent.get("until")),
     )
 
 
@@ -83,14 +83,3 @@ def _outcome(text: str | None) -> Outcome | None:
             return text
         case _:
             raise InvalidArgument("outcome is done or denied", details={"path": "outcome"})
-
-
-def _moment(name: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-        # A zone can carry a moment past the first or last that there is.
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(f"{name} is a moment such as 2026-11-28T04:00:00Z", details={"path": name}) from None

@@ -23,6 +23,7 @@ from ports.event import Event
 from ports.http import sse
 from ports.http.edge import Exchange
 from ports.quota_rules import StreamPlaces
+from ports.tenant import Entitlements
 
 logger = logging.getLogger("agentos.http")
 
@@ -33,8 +34,9 @@ LAGGED_AFTER: Final = timedelta(seconds=30)
 """How long a reader may leave the server's write buffer full."""
 STALLED_AFTER: Final = timedelta(seconds=1)
 """The same once the process is leaving."""
-MAX_PER_PRINCIPAL: Final = 64
-MAX_PER_TENANT: Final = 512
+MAX_PER_PRINCIPAL: Final = Entitlements().max_event_streams_per_principal
+MAX_PER_TENANT: Final = Entitlements().max_event_streams
+"""Unless a tenant is entitled to others."""
 
 
 def defaults_of(_: AuthContext) -> tuple[int, int]:

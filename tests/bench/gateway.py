@@ -114,7 +114,9 @@ class GatewayBench:
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
         half = [
-            (f"{target.name}, half load", self._half_part(target)) for target in self._targets if target.name in _HALF
+            (f"{target.name}, half load", self._half_part(target))
+            for target in self._targets
+            if target.name in _HALF and self._options.only != "streams"
         ]
         return [*wholes, *half, *streams, ("start", self._start), ("memory and ratios", self.rest)]
 

@@ -11,8 +11,8 @@ import pytest
 from adapters.postgres import audit
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
+from adapters.token_auth.issuer import generate_key
 from conformance.people import ACME, GLOBEX
-from deploy.audit_heads import new_key
 from deploy.node import write_private
 from ports.adapter import Given
 from ports.audit import Note
@@ -34,7 +34,7 @@ def environ(database: Clone, tmp_path: Path) -> dict[str, str]:
     secrets.mkdir(parents=True)
     write_private(secrets / "database_url", database.app)
     write_private(secrets / "database_control_url", database.control)
-    write_private(secrets / "audit_key.pem", new_key())
+    generate_key(secrets / "audit_key.pem")
     return {"AGENTOS_HOME": str(tmp_path / "home")}
 
 
@@ -100,7 +100,7 @@ def test_what_was_signed_is_verified_and_what_was_changed_named(
 
 def test_a_key_that_is_not_the_signers_proves_nothing(environ: dict[str, str], tmp_path: Path) -> None:
     agentos("audit", "sign", environ=environ)
-    write_private(tmp_path / "other.pem", new_key())
+    generate_key(tmp_path / "other.pem")
 
     said = agentos("audit", "verify", "--key", str(tmp_path / "other.pem"), environ=environ)
     missing = agentos("audit", "verify", "--heads", str(tmp_path / "none.jsonl"), environ=environ)

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from adapters.postgres import audit
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
+from adapters.token_auth.issuer import generate_key, load_key
 from conformance.people import ACME, GLOBEX, PLATFORM
 from deploy.audit_check import checked, checked_export, exported
-from deploy.audit_heads import HeadsFile, new_key, private_key, read_heads
+from deploy.audit_heads import HeadsFile, read_heads
 from deploy.audit_signer import Signer
 from ports.adapter import Given
 from ports.audit import READ, AuditLog, Entry, Note
@@ -111,7 +112,7 @@ class TestTampering:
     @pytest.fixture
     async def log(self, clone: Clone, heads: HeadsFile) -> AsyncIterator[AuditLog]:
         """With entries of which every fifth was signed, as every minute's last is."""
-        async with audit.SPEC.open(PostgresConfig(dsn=clone.app), Given(clock=SystemClock())) as log:
+        async with audit.SPEC.open(PostgresConfig(dsn=clone.control), Given(clock=SystemClock())) as log:
             for n in range(MANY):
                 await log.note(ACME, Note(action=f"thing.{n}", subject=f"thing_{n}"))
                 if n % 5 == 4:
@@ -121,13 +122,13 @@ class TestTampering:
 
     @pytest.fixture
     def heads(self, tmp_path: Path) -> HeadsFile:
-        (tmp_path / "key.pem").write_text(new_key())
-        return HeadsFile(tmp_path / "audit", private_key(tmp_path / "key.pem"))
+        generate_key(tmp_path / "key.pem")
+        return HeadsFile(tmp_path / "audit", load_key(tmp_path / "key.pem"))
 
     @pytest.fixture
     def told(self, log: AuditLog, tmp_path: Path) -> Callable[[], Awaitable[Verdict]]:
         async def told() -> Verdict:
-            key = private_key(tmp_path / "key.pem").public_key()
+            key = load_key(tmp_path / "key.pem").public_key()
             signed = read_heads((tmp_path / "audit" / "heads.jsonl").read_bytes(), [key])
             assert signed.bad == ""
             return await checked(log, READER, ACME.tenant, signed.heads[ACME.tenant])
@@ -162,7 +163,7 @@ class TestTampering:
         assert ([one.tenant for one in decided.sign], decided.refused) == ([GLOBEX.tenant], ("tnt_acme",))
 
     async def test_whatever_was_changed_is_told_of_an_export_too(self, log: AuditLog, tmp_path: Path) -> None:
-        key = private_key(tmp_path / "key.pem").public_key()
+        key = load_key(tmp_path / "key.pem").public_key()
         known = read_heads((tmp_path / "audit" / "heads.jsonl").read_bytes(), [key]).heads
         lines = b"".join([part async for part in exported(log, READER, ACME.tenant, SystemClock().now())]).splitlines()
         assert checked_export(lines, known).good

@@ -133,10 +133,13 @@ class TestCommands:
         node.create()
         write_private(node.secret(credentials.CONTROL_URL), database.control)
         write_private(node.secret(credentials.RECORD_KEYS), KEY)
+        environ = {"AGENTOS_HOME": str(tmp_path / "home")}
+        created = await self.said(environ, "tenant", "create", ACME.tenant)
+        assert created.code == 0, created.err
         async with gateway(database, keep=7) as gate:
             await ask(gate)
             await gate.post(CHAT, {"model": "no", "messages": [{"role": "user", "content": "x"}]})
-        return {"AGENTOS_HOME": str(tmp_path / "home")}
+        return environ
 
     @staticmethod
     async def said(environ: dict[str, str], *arguments: str) -> Said:

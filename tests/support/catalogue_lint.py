@@ -84,7 +84,7 @@ RULES: Final[dict[str, str]] = {
         UNION ALL
         SELECT p.proname FROM pg_proc p
         WHERE p.pronamespace = 'agentos'::regnamespace
-          AND p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_erase_rows')
+          AND p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_erase_rows', 'ao_audit_erase', 'ao_audit_heads')
           AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
     """,
     "neither services nor administration can take anything out of the audit": """

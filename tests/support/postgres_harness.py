@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import administration, event, maintenance, memory, reply_journal, request_log, run_state
+from adapters.postgres import administration, audit, event, maintenance, memory, reply_journal, request_log, run_state
 from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
@@ -16,6 +16,7 @@ from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.administration import Administration
+from ports.audit import AuditLog
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -109,6 +110,14 @@ class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
 
     async def memory(self) -> MemoryPort:
         return await self.closing.enter_async_context(memory.SPEC.open(self.config, Given(clock=SystemClock())))
+
+
+class PostgresAuditHarness(PostgresHarness[AuditLog]):
+    """As the role of administration: only it erases, and hears of every tenant's head."""
+
+    def __init__(self, database: Clone) -> None:
+        super().__init__(audit.SPEC, database)
+        self.config = self.control
 
 
 class PostgresEventHarness(PostgresHarness[EventPort]):

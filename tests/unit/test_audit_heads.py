@@ -10,8 +10,9 @@ from adapters.inproc import audit
 from adapters.inproc.audit import Chains
 from adapters.inproc.store import InprocConfig, drop, store
 from adapters.system_clock import SystemClock
+from adapters.token_auth.issuer import generate_key, load_key
 from conformance.people import ACME, GLOBEX
-from deploy.audit_heads import FILE, PUBLIC_KEY, HeadsFile, Signed, new_key, private_key, public_key, read_heads
+from deploy.audit_heads import FILE, PUBLIC_KEY, HeadsFile, Signed, public_key, read_heads
 from deploy.audit_signer import Signer
 from ports.adapter import Given
 from ports.audit import AuditLog, Note
@@ -32,12 +33,12 @@ async def log() -> AsyncIterator[AuditLog]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    (tmp_path / "key.pem").write_text(new_key())
+    generate_key(tmp_path / "key.pem")
     return tmp_path / "audit"
 
 
 def heads_in(directory: Path, *, copy: Path | None = None) -> HeadsFile:
-    return HeadsFile(directory, private_key(directory.parent / "key.pem"), copy=copy)
+    return HeadsFile(directory, load_key(directory.parent / "key.pem"), copy=copy)
 
 
 def read(directory: Path) -> Signed:
@@ -111,7 +112,7 @@ async def test_the_file_tells_what_was_changed_in_it(log: AuditLog, directory: P
     raw = (directory / FILE).read_bytes()
     lines = raw.splitlines(keepends=True)
     other = directory.parent / "other.pem"
-    other.write_text(new_key())
+    generate_key(other)
 
     def bad(changed: bytes) -> str:
         return read_heads(changed, [public_key(directory.parent / "key.pem")]).bad

@@ -51,8 +51,7 @@ GRANT SELECT, INSERT ON audit_chain TO ao_def;
 GRANT SELECT, INSERT, UPDATE ON audit_heads TO ao_def;
 
 -- The first of a transaction's entries links all of them that are its tenant's, in the order in which they were written. What
--- was written inside a savepoint has a number of its own, and is linked when its turn comes. An entry that was linked before,
--- elsewhere, and came with its link, stays as it is.
+-- was written inside a savepoint has a number of its own, and is linked when its turn comes.
 CREATE FUNCTION ao_audit_link() RETURNS trigger LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = agentos, pg_temp
 AS $$

@@ -21,6 +21,10 @@ REVOKE EXECUTE ON FUNCTION ao_tenant_list(text, integer) FROM ao_app;
 GRANT EXECUTE ON FUNCTION ao_tenant_list(text, integer) TO ao_control;
 REVOKE EXECUTE ON FUNCTION ao_gateway_configure(bigint, json, text, bigint, text, text, text, text, text, text) FROM ao_app;
 GRANT EXECUTE ON FUNCTION ao_gateway_configure(bigint, json, text, bigint, text, text, text, text, text, text) TO ao_control;
+REVOKE EXECUTE ON FUNCTION ao_audit_heads(text, integer) FROM ao_app;
+GRANT EXECUTE ON FUNCTION ao_audit_heads(text, integer) TO ao_control;
+REVOKE EXECUTE ON FUNCTION ao_audit_erase(bigint, bigint, text, text, text, text, text) FROM ao_app;
+GRANT EXECUTE ON FUNCTION ao_audit_erase(bigint, bigint, text, text, text, text, text) TO ao_control;
 RESET ROLE;
 
 -- What is left of a tenant that was erased: its id, which nobody gets again, and which export was made of it.
