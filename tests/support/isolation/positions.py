@@ -20,7 +20,7 @@ FREE: Final = frozenset({"cursor", "event"})
 """Kinds that are positions and name nobody: they must show nothing of anybody's, but have no absent counterpart."""
 OF_THE_TENANT: Final = frozenset({"tenant", "model"})
 """Kinds that all namespaces of a tenant share."""
-_EVERYWHERE: Final = {"header:X-Tenant-Id": "tenant"}
+EVERYWHERE: Final = {"header:X-Tenant-Id": "tenant"}
 """On every route that asks who is there, whether documented or not."""
 
 
@@ -32,8 +32,14 @@ class Row(Struct, frozen=True, kw_only=True):
     body: Json = None
     """Of a valid request; `{kind}` in a text is the asker's own."""
     headers: Mapping[str, str] = {}
+    query: Mapping[str, str] = {}
+    """What a valid request must have there; filled like a body."""
     platform: bool = False
     """For platform administrators, who are above tenants: to all others it must be closed, whatever they name."""
+    above: tuple[str, ...] = ()
+    """Places where platform administrators may name another tenant; to all others they are places like any."""
+    tenant_wide: bool = False
+    """What it shows is the whole tenant's, of all its namespaces."""
 
 
 _PAGE: Final = ("query:limit",)
@@ -69,6 +75,14 @@ _CALL: Final = {
 }
 _VERB: Final = {"header:Idempotency-Key": "key"}
 _GATEWAY: Final = "/v1/admin/gateway/configuration"
+_TENANTS: Final = "/v1/admin/tenants"
+_TENANT: Final = _TENANTS + "/{tenant_id}"
+_BUDGET: Final = _TENANT + "/budgets/{budget_id}"
+_AUDIT: Final = "/v1/admin/audit"
+_SUBJECT: Final = {"path:tenant_id": "subject"}
+"""A tenant of the owner's making: only platform administrators have any."""
+# Principals are named by each tenant as it likes: a name alone is nobody's.
+_ENTRIES: Final = (*_PAGE, *(f"query:{name}" for name in ("action", "principal", "outcome", "since", "until")))
 
 MAP: Final[Mapping[Key, Row]] = {
     ("a", "POST", "/v1/agents/{agent_id}/runs"): Row(
@@ -98,6 +112,10 @@ MAP: Final[Mapping[Key, Row]] = {
     ("a", "GET", "/v1/runs/{run_id}/steps"): Row(ids={"path:run_id": "run", "query:cursor": "cursor"}, plain=_PAGE),
     ("a", "GET", "/v1/runs/{run_id}/events"): Row(
         ids={"path:run_id": "run", "header:Last-Event-ID": "event", "query:after": "event"}
+    ),
+    ("a", "GET", "/v1/me/permissions"): Row(),
+    ("a", "GET", "/v1/audit"): Row(
+        ids={"query:subject": "run", "query:cursor": "cursor"}, plain=_ENTRIES, tenant_wide=True
     ),
     ("b", "POST", "/v1/chat/completions"): Row(
         ids={**_CALL, "body:metadata.agent_id": "agent", "body:metadata.session_id": "session"},
@@ -138,6 +156,65 @@ MAP: Final[Mapping[Key, Row]] = {
         ids={"path:version": "version", "header:If-Match": "version_tag", **_VERB},
         plain=("body:comment",),
         body={"comment": "{secret}"},
+        platform=True,
+    ),
+    ("admin", "GET", _AUDIT): Row(
+        ids={"query:tenant_id": "tenant", "query:subject": "run", "query:cursor": "cursor"},
+        plain=_ENTRIES,
+        above=("query:tenant_id",),
+        tenant_wide=True,
+    ),
+    ("admin", "GET", _AUDIT + "/chain"): Row(
+        ids={"query:tenant_id": "tenant"},
+        plain=("query:after", *_PAGE),
+        above=("query:tenant_id",),
+        tenant_wide=True,
+    ),
+    ("admin", "GET", _AUDIT + "/verification"): Row(
+        ids={"query:tenant_id": "tenant"}, above=("query:tenant_id",), tenant_wide=True
+    ),
+    # In the order of a tenant's life: its owner makes each of these requests once, and then it is gone.
+    ("admin", "POST", _TENANTS): Row(
+        ids={"body:id": "subject", **_VERB},
+        plain=("body:name", "body:entitlements"),
+        body={"id": "{newcomer}", "name": "{secret}"},
+        platform=True,
+    ),
+    ("admin", "GET", _TENANTS): Row(ids={"query:cursor": "cursor"}, plain=_PAGE, platform=True),
+    ("admin", "GET", _TENANT): Row(ids=_SUBJECT, platform=True),
+    ("admin", "PATCH", _TENANT): Row(
+        ids={**_SUBJECT, **_VERB},
+        plain=("body:entitlements",),
+        body={"entitlements": {"max_active_runs": 7}},
+        platform=True,
+    ),
+    ("admin", "PUT", _BUDGET): Row(
+        ids={**_SUBJECT, "path:budget_id": "budget", **_VERB},
+        plain=tuple(f"body:{name}" for name in ("limit", "scope", "scope_id", "unit", "period", "tz", "mode")),
+        body={"limit": 1_000},
+        platform=True,
+    ),
+    ("admin", "GET", _TENANT + "/budgets"): Row(ids={**_SUBJECT, "query:scope_id": "agent"}, platform=True),
+    ("admin", "GET", _BUDGET): Row(
+        ids={**_SUBJECT, "path:budget_id": "budget", "query:scope_id": "agent"}, platform=True
+    ),
+    ("admin", "DELETE", _BUDGET): Row(ids={**_SUBJECT, "path:budget_id": "budget", **_VERB}, platform=True),
+    ("admin", "GET", _TENANT + "/usage"): Row(ids=_SUBJECT, plain=("query:days", "query:by_agent"), platform=True),
+    ("admin", "POST", _TENANT + ":enable"): Row(ids={**_SUBJECT, **_VERB}, body={}, platform=True),
+    ("admin", "POST", _TENANT + ":disable"): Row(ids={**_SUBJECT, **_VERB}, body={}, platform=True),
+    ("admin", "DELETE", _TENANT): Row(
+        ids={**_SUBJECT, "query:confirm": "subject", **_VERB}, query={"confirm": "{subject}"}, platform=True
+    ),
+    ("admin", "GET", "/v1/admin/runs"): Row(
+        ids={"query:tenant_id": "tenant", "query:agent_id": "agent", "query:cursor": "cursor"},
+        plain=(*_PAGE, "query:namespace", "query:status"),
+        query={"tenant_id": "{tenant}"},
+        platform=True,
+    ),
+    ("admin", "POST", "/v1/admin/runs/{run_id}:kill"): Row(
+        ids={"path:run_id": "run_doomed", "body:tenant_id": "tenant", **_VERB},
+        plain=("body:namespace", "body:reason"),
+        body={"tenant_id": "{tenant}", "reason": "{secret}"},
         platform=True,
     ),
     **{
@@ -188,7 +265,7 @@ def unmapped(documents: Mapping[str, Json], rows: Mapping[Key, Row] = MAP) -> li
 
 def tried(row: Row, *, public: bool) -> dict[str, str]:
     """The places of a row that hold ids, with those that every route has."""
-    return dict(row.ids) if public else {**_EVERYWHERE, **row.ids}
+    return dict(row.ids) if public else {**EVERYWHERE, **row.ids}
 
 
 def filled(template: Json, values: Mapping[str, str]) -> Json:

@@ -3,6 +3,7 @@
 Everybody owns the same things, made in the same way, and each text of theirs says whose it is.
 """
 
+import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -28,10 +29,11 @@ from deploy.roots.wiring import open_ports
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.agent import AgentSpec
+from ports.budget import Budget
 from ports.context import AuthContext
 from ports.http.body import Receive
 from ports.http.edge import App, Scope, Send
-from ports.ids import AgentId, WorkerId
+from ports.ids import AgentId, TenantId, WorkerId
 from ports.messages import Fault
 from ports.run_state import Change, NewEvent, NewRun, StepIntent, StepResult
 from ports.tenant import Entitlements
@@ -153,7 +155,7 @@ class World:
         headers = {"authorization": f"Bearer {token}", "x-correlation-id": CORRELATION, **row.headers}
         if "header:Idempotency-Key" in row.ids and surface != "b":
             headers["Idempotency-Key"] = uuid.uuid4().hex
-        path, query = template, {}
+        path, query = template, filled(row.query, {**mine.values, "secret": mine.secret})
         content = filled(row.body, {**mine.values, "secret": mine.secret}) if body is ... else body
         for place, kind in row.ids.items():
             where, _, name = place.partition(":")
@@ -179,16 +181,24 @@ def _with(content: Json, names: list[str], value: str) -> Json:
 async def world(home: Path) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(cloned())
+        (home / "jwks.json").write_text(json.dumps(issuer.jwks(issuer.generate_key(home / "issuer.pem"))))
         upstream = await stack.enter_async_context(served(echo))
-        env = Environment(_variables(home, database, f"{upstream}/v1"))
+        env = Environment(_variables(home, database.app, f"{upstream}/v1"))
         clock, metrics = SystemClock(), Metrics()
-        needs = {**API_NEEDS, "tenant": None}
-        ports = await stack.enter_async_context(open_ports(stack_a_root.defaults(env), needs, clock=clock))
-        api = {name: port for name, port in ports.items() if name in API_NEEDS}
+        # The administration's role in the database is one that the other services have not.
+        over_all = Environment(_variables(home, database.control, f"{upstream}/v1"))
+        api = await stack.enter_async_context(open_ports(stack_a_root.defaults(env), API_NEEDS, clock=clock))
+        beside = dict.fromkeys(("tenant", "budget"))
+        ports = {
+            **api,
+            **await stack.enter_async_context(open_ports(admin_root.defaults(over_all), beside, clock=clock)),
+        }
         apps = {
             "a": create_app(ApiDeps(clock=clock, metrics=metrics, **api)),
             "b": await stack.enter_async_context(stack_b_root.create(env, stack_b_root.defaults(env), clock=clock)),
-            "admin": await stack.enter_async_context(admin_root.create(env, admin_root.defaults(env), clock=clock)),
+            "admin": await stack.enter_async_context(
+                admin_root.create(over_all, admin_root.defaults(over_all), clock=clock)
+            ),
         }
         http = {surface: await stack.enter_async_context(_client(app)) for surface, app in apps.items()}
         documents = {surface: (await client.get("/openapi.json")).json() for surface, client in http.items()}
@@ -203,16 +213,17 @@ def _client(app: App) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(cast("Any", app)), base_url="http://node", timeout=30)
 
 
-def _variables(home: Path, database: Clone, upstream: str) -> dict[str, str]:
-    (home / "dsn").write_text(database.app)
-    (home / "jwks.json").write_text(json.dumps(issuer.jwks(issuer.generate_key(home / "issuer.pem"))))
+def _variables(home: Path, dsn: str, upstream: str) -> dict[str, str]:
+    file = home / f"dsn-{hashlib.sha256(dsn.encode()).hexdigest()[:8]}"
+    file.write_text(dsn)
     models = [{"id": f"m-{owner}", "chat": True, "embed": True} for owner in ("acme", "globe")]
     return {
         "AGENTOS_MODE": "prod",
-        "AGENTOS_DATABASE_URL_FILE": str(home / "dsn"),
+        "AGENTOS_DATABASE_URL_FILE": str(file),
         "AGENTOS_ISSUER": _ISSUER,
         "AGENTOS_JWKS_FILE": str(home / "jwks.json"),
         "AGENTOS_BACKENDS": json.dumps([{"name": "up", "base_url": upstream, "models": models}]),
+        "AGENTOS_EXPORTS_DIR": str(home / "exports"),
         "AGENTOS_RECORD_KEYS": "env:RECORD_KEYS",
         "RECORD_KEYS": f"tests:{'0' * 64}",
     }
@@ -262,19 +273,28 @@ async def _holdings(made: World, who: str) -> Holdings:
         "run": await _run(made, auth, agent, secret, ended),
         "run_parked": await _run(made, auth, agent, secret, parked),
         "run_queued": await _run(made, auth, agent, secret, None),
+        "run_doomed": await _run(made, auth, agent, secret, None),
     }
     values = {
         **runs,
         "agent": agent,
         "session": f"session-{tag}",
         "tenant": auth.tenant,
+        "subject": f"tnt_of-{tag}",
+        "newcomer": f"tnt_new-{tag}",
+        "budget": f"budget-{tag}",
         "model": f"m-{auth.tenant.removeprefix('tnt_')[:5]}",
         "step_key": f"step-{tag}",
         "event": f"{made.ports['event'].stream_epoch}.1",
         "version": "1",
         "version_tag": '"1"',
     }
-    return Holdings(values, secret, {*runs.values(), agent, values["session"]})
+    subject = TenantId(values["subject"])
+    await made.ports["tenant"].create(PLATFORM, subject, name=secret, entitlements=Entitlements())
+    await made.ports["budget"].set_budget(PLATFORM, subject, Budget(id=values["budget"], limit=1_000))
+    return Holdings(
+        values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget"))}
+    )
 
 
 async def _run(made: World, auth: AuthContext, agent: AgentId, secret: str, change: Change | None) -> str:
