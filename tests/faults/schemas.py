@@ -97,6 +97,9 @@ def _read(surface: str, report: Path, said: str, growth_mb: float) -> Sent:
     except (OSError, ValueError):
         return Sent(surface=surface, cases=0, failures=[said[-2_000:]], growth_mb=growth_mb, phases="none")
     failures = [json.dumps(one)[:1_000] for one in (*found["failures"], *found["errors"])]
+    if failures:
+        # The report says what kind, the requests themselves are in the talk.
+        failures += [line.strip()[:2_000] for line in said.splitlines() if line.strip().startswith("curl ")]
     if not failures and found["exit_code"]:
         failures = [said[-2_000:]]
     phases = "/".join(f"{name} {one['status']}" for name, one in found["phases"].items())

@@ -19,8 +19,9 @@ from conformance.people import ACME, NODE, PLATFORM
 from deploy.roles import scopes_of
 from ports.adapter import Given
 from ports.agent import AgentSpec
-from ports.ids import AgentId, WorkerId
+from ports.ids import AgentId, TenantId, WorkerId
 from ports.tenant import Entitlements
+from tests.faults.schemas_hooks import SUBJECT
 from tests.support.node import free_ports
 from tests.support.postgres import cloned
 from tests.support.real_stacks import ISSUER, ROOT, Process
@@ -44,15 +45,17 @@ class Services:
 async def services(home: Path) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(cloned())
-        key, public, dsn = home / "issuer.pem", home / "jwks.json", home / "dsn"
+        key, public, dsn, control = (home / name for name in ("issuer.pem", "jwks.json", "dsn", "control-dsn"))
         public.write_text(json.dumps(issuer.jwks(issuer.generate_key(key))))
         dsn.write_text(database.app)
+        control.write_text(database.control)
         given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.app)
-        tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+        tenants = await stack.enter_async_context(tenant.SPEC.open(PostgresConfig(dsn=database.control), given))
         generous = Entitlements(
             tokens_per_day=10**12, runs_per_minute=1_000_000, max_queued_runs=10_000_000, max_active_runs=1_000
         )
         await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=generous)
+        await tenants.create(PLATFORM, TenantId(SUBJECT), name="Subject", entitlements=Entitlements())
         agents = await stack.enter_async_context(agent.SPEC.open(config, given))
         await agents.publish(ACME, AgentSpec(id=AgentId("agt_demo"), model="agentos-demo", instructions="Answer."))
         runs = await stack.enter_async_context(run_state.SPEC.open(config, given))
@@ -74,7 +77,8 @@ async def services(home: Path) -> AsyncIterator[Services]:
                 f"deploy.roots.{_MODULES[surface]}",
                 {
                     "AGENTOS_MODE": "dev",
-                    "AGENTOS_DATABASE_URL_FILE": str(dsn),
+                    "AGENTOS_DATABASE_URL_FILE": str(control if surface == "admin" else dsn),
+                    "AGENTOS_EXPORTS_DIR": str(home / "exports"),
                     "AGENTOS_ISSUER": ISSUER,
                     "AGENTOS_JWKS_FILE": str(public),
                     f"AGENTOS_{_PORTS[surface]}": str(port),
