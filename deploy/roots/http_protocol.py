@@ -1,6 +1,7 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, bounded, and quick where an answer is there as a whole."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Final
@@ -11,12 +12,10 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch
-from ports.errors import InvalidArgument
-from ports.http import envelope
 from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
-from ports.http.trace import trace_from
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
@@ -31,6 +30,7 @@ HANG_UP_S: Final = 5
 _MAX_KNOWN_URL: Final = 256
 _CLOSE: Final = (b"connection", b"close")
 _TOO_LARGE: Final = "the header block is too large"
+_NOWHERE: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 
 
@@ -116,6 +116,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     """When the last response was sent, while no other request has begun."""
     _idle_timer: asyncio.TimerHandle | None = None
+    _at_work: _Cycle | None = None
+    """Whose app runs or ran last; `cycle` is the newest that was read."""
+    _refused = False
+    """Nothing more of what comes is read."""
     _head_bytes = 0
     _in_head = True
     _in_body = False
@@ -141,13 +145,16 @@ class BoundedProtocol(HttpToolsProtocol):
             told()
 
     def data_received(self, data: bytes) -> None:
-        in_body = self._in_body
+        if self._refused:
+            return
+        at = self.cycle if self._in_body else None
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(_TOO_LARGE)
-        if in_body and self._in_body:
+        # Where one body ended in `data` and another began, it is mostly the first one's.
+        if at is not None and self._in_body and at is self.cycle:
             self._wire_bytes += len(data)
             framing = self._wire_bytes - self._body_bytes
             if framing > MAX_FRAMING_BYTES + FRAMING_SHARE * self._body_bytes and not self.transport.is_closing():
@@ -163,30 +170,22 @@ class BoundedProtocol(HttpToolsProtocol):
         Where an earlier request still waits for its answer, that one is the last thing said: anything else would be taken
         for it, or for a part of it.
         """
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and (not self._in_body or self.pipeline):
+        self._refused = True
+        cycle, broken = self.cycle, self._in_body
+        if broken and self.pipeline:
+            # It waits behind others, and it will never be whole.
+            self.pipeline.popleft()
+            before = self.pipeline[0][0] if self.pipeline else self._at_work
+            assert before is not None, "somebody is waited for"
+            cycle, broken = before, False
+            self.cycle = cycle
+        if cycle is not None and not cycle.response_complete and not broken:
             self._watch.rest()
             self.flow.pause_reading()
             cycle.keep_alive = False
             return
-        if cycle is not None and self._in_body and cycle.response_started:
-            self.transport.close()
-            return
-        trace = trace_from(None, None)
-        body = envelope.body_of(InvalidArgument(f"this is not HTTP/1.1 as it should be: {msg}"), trace.correlation_id)
-        fields = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-correlation-id", trace.correlation_id.encode()),
-            (b"x-request-id", trace.correlation_id.encode()),
-            (b"traceparent", trace.traceparent.encode()),
-            (b"cache-control", b"no-store"),
-            _CLOSE,
-        ]
-        self.transport.write(
-            b"%b%b\r\n\r\n%b" % (STATUS_LINE[400], b"\r\n".join([b"%b: %b" % one for one in fields]), body)
-        )
+        if cycle is None or not broken or not cycle.response_started:
+            self.transport.write(refusal(msg, self.server_state.default_headers))
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -194,21 +193,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch.expect()
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return
-        # As uvicorn has it; a call less for each field of each request.
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         self._in_head = False
         if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
             raise _Refused
-        if self.parser.should_upgrade() and self._should_upgrade():
-            return
+        # Fields behind the body go nowhere. The request keeps its list, and reading a field costs what it did.
+        self.headers = _NOWHERE  # type: ignore[assignment]  # all that is done to it is append
         scope, version = self.scope, self.parser.get_http_version()
         if version not in _VERSIONS:
             raise _Refused
@@ -218,7 +208,7 @@ class BoundedProtocol(HttpToolsProtocol):
             scope["http_version"] = version
         self._in_body, self._wire_bytes, self._body_bytes = True, 0, 0
         before = self.cycle
-        self.cycle = _Cycle(
+        self.cycle = cycle = _Cycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -232,10 +222,17 @@ class BoundedProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._start_asgi_task(cycle, self.app)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _should_upgrade(self) -> bool:
+        """No WebSocket, whatever else is installed."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Every client may ask for it, as often as it likes: that is no line of a log."""
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -288,7 +285,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         assert isinstance(cycle, _Cycle), "this protocol makes no others"
-        self._told = None
+        self._told, self._at_work = None, cycle
         extensions: dict[str, Any] = {
             HANG_UP: partial(self._hang_up, cycle),
             ON_DISCONNECT: self._on_disconnect,

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
 import pytest
 
-from deploy.roots.http_protocol import MAX_HEADER_BYTES, BoundedProtocol
+from deploy.roots.http_protocol import MAX_FRAMING_BYTES, MAX_HEADER_BYTES, BoundedProtocol
 from ports.http.body import Receive
 from ports.http.edge import Scope, Send
 from tests.support.http_server import served
@@ -251,6 +252,63 @@ async def test_nonsense_behind_a_request_is_not_written_into_its_stream() -> Non
 
     assert b"400" not in said
     assert said.endswith(b"4\r\nlast\r\n0\r\n\r\n")
+
+
+@dataclass
+class Waiting:
+    """An app whose first request waits for a word before it is answered; all others are answered once they are there."""
+
+    began: anyio.Event = field(default_factory=anyio.Event)
+    go_on: anyio.Event = field(default_factory=anyio.Event)
+    seen: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        self.seen.append(scope["path"])
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            self.began.set()
+        self.sizes.append(size)
+        if scope["path"] == "/first":
+            await self.go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def test_a_broken_request_behind_one_that_waits_ends_the_connection_and_is_asked_of_nobody() -> None:
+    app = Waiting()
+    broken = b"POST /second HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n"
+    with anyio.fail_after(20):
+        async with served(app) as url, Surface(url, "", "", []).connected() as stream:
+            await stream.send(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
+            await app.began.wait()
+            await stream.send(broken)
+            assert (await heard(stream)).answers == []
+            app.go_on.set()
+            told = await heard(stream)
+
+    assert (told.statuses, told.closed) == ([200], True)
+    assert (app.seen, app.sizes) == (["/first"], [0])
+
+
+async def test_bodies_that_come_together_are_no_framing() -> None:
+    app = Waiting()
+    first, second = MAX_FRAMING_BYTES + 20_000, 1_000
+    with anyio.fail_after(20):
+        async with served(app) as url, Surface(url, "", "", []).connected() as stream:
+            await stream.send(b"POST /one HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % first + b"b")
+            await app.began.wait()
+            head = b"POST /two HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % second
+            await stream.send(b"b" * (first - 1) + head + b"b" * 10)
+            assert (await heard(stream)).statuses == [200]
+            await stream.send(b"b" * (second - 10))
+            told = await heard(stream)
+
+    assert (told.statuses, told.closed) == ([200], False)
+    assert app.sizes == [first, second]
 
 
 async def test_paths_that_could_be_taken_for_another_are_not(target: Surface) -> None:
