@@ -1,6 +1,6 @@
 """A tenant moves to a database of its own: everything arrives as it was, and the old home refuses it from then on."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from datetime import timedelta
 
 import anyio
@@ -20,7 +20,7 @@ from ports.ids import RunId, TenantId, WorkerId
 from ports.run_state import Change, RunFilter
 from ports.tenant import Entitlements
 from tests.support.catalogue_lint import RULES
-from tests.support.homes import AGENT, OTHER, Homes, Ports, open_homes, open_ports, prompt, silent
+from tests.support.homes import AGENT, OTHER, Homes, Killed, Ports, killed_at, open_homes, open_ports, prompt, silent
 from tests.support.postgres import Clone, execute, fetch, shift_time
 
 pytestmark = pytest.mark.anyio
@@ -76,23 +76,6 @@ async def guards(clone: Clone) -> int:
     [row] = await fetch(clone.admin, "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'ao_move_%' AND tgparentid = 0")
     count: int = row[0]
     return count
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(point: str, *, times: int = 1) -> Callable[[Step], Awaitable[None]]:
-    """Dies at the given time that the move tells of `point`, with its connections."""
-    left = [times]
-
-    async def tell(step: Step) -> None:
-        if step.point == point:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-
-    return tell
 
 
 async def test_everything_arrives_and_is_read_where_it_lives(homes: Homes) -> None:

@@ -166,6 +166,23 @@ class Homes:
         return None
 
 
+class Killed(Exception):
+    pass
+
+
+def killed_at(point: str, *, times: int = 1) -> Callable[[Step], Awaitable[None]]:
+    """Dies at the given time that the move tells of `point`, with its connections."""
+    left = [times]
+
+    async def tell(step: Step) -> None:
+        if step.point == point:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+    return tell
+
+
 async def silent(_: Step) -> None:
     pass
 
