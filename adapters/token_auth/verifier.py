@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from adapters.token_auth import jwt, keys
+from adapters.token_auth.foreign import ForeignIssuers
 from adapters.token_auth.key_set import KeySet
 from adapters.token_auth.recent import Recent
 from ports.adapter import AdapterSpec, Given
@@ -40,6 +41,11 @@ class VerifierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     revocation after n plus this."""
 
 
+class TrustingConfig(VerifierConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    issuers_file: str
+    """Issuers that are trusted beside the node's own, followed while we run (docs/identity.md)."""
+
+
 class VerifierCapabilities(Struct, frozen=True, kw_only=True):
     """Every verifier can do the same."""
 
@@ -51,9 +57,18 @@ class TokenAuth:
     requests with one token, one asks for all; of one that is accepted, ahead of need, while the others go on.
     """
 
-    def __init__(self, config: VerifierConfig, key_set: KeySet, tenants: TenantDirectory, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: VerifierConfig,
+        key_set: KeySet,
+        tenants: TenantDirectory,
+        clock: Clock,
+        *,
+        foreign: ForeignIssuers | None = None,
+    ) -> None:
         self._config = config
         self._key_set = key_set
+        self._foreign = foreign
         self._tenants = tenants
         self._clock = clock
         self._accepted: Recent[bytes, tuple[AuthContext, float]] = Recent(_MAX_ACCEPTED)
@@ -160,13 +175,17 @@ class TokenAuth:
 
     async def _access_token(self, token: str) -> tuple[AuthContext, timedelta]:
         now = self._clock.now().timestamp()
-        verified = jwt.verify(
-            token,
-            find_key=self._key_set.find,
-            issuer=self._config.issuer,
-            audience=self._config.audience,
-            now=now,
-        )
+        presented = jwt.present(token)
+        if presented.issuer == self._config.issuer or self._foreign is None:
+            verified = jwt.verify(
+                presented,
+                find_key=self._key_set.find,
+                issuer=self._config.issuer,
+                audience=self._config.audience,
+                now=now,
+            )
+        else:
+            verified = await self._foreign.verified(presented)
         # Asked as a caller of that tenant without any scope: enough to see the tenant itself, and nothing else.
         asker = AuthContext(tenant=verified.auth.tenant, principal=verified.auth.principal)
         try:
@@ -178,11 +197,30 @@ class TokenAuth:
 
 
 @asynccontextmanager
-async def open_verifier(config: VerifierConfig, given: Given) -> AsyncIterator[TokenVerifier]:
+async def open_trusting(config: TrustingConfig, given: Given) -> AsyncIterator[TokenVerifier]:
+    foreign = ForeignIssuers(
+        Path(config.issuers_file),
+        own=config.issuer,
+        surface=config.audience,
+        egress=given.ports["egress"],
+        clock=given.clock,
+    )
+    foreign.check()
+    try:
+        async with open_verifier(config, given, foreign) as auth:
+            yield auth
+    finally:
+        await foreign.aclose()
+
+
+@asynccontextmanager
+async def open_verifier(
+    config: VerifierConfig, given: Given, foreign: ForeignIssuers | None = None
+) -> AsyncIterator[TokenVerifier]:
     if not 0 <= config.cache_seconds <= MAX_CACHE_SECONDS:
         raise InvalidArgument(f"cache_seconds is {config.cache_seconds:g}; choose 0 to {MAX_CACHE_SECONDS:g}")
     key_set = KeySet(Path(config.jwks_file), given.clock)
-    auth = TokenAuth(config, key_set, given.ports["tenant"], given.clock)
+    auth = TokenAuth(config, key_set, given.ports["tenant"], given.clock, foreign=foreign)
     try:
         yield auth
     finally:
@@ -207,4 +245,11 @@ SPEC: Final = AdapterSpec(
     capabilities=lambda _config: VerifierCapabilities(),
     open=open_verifier,
     needs=("tenant",),
+)
+
+TRUSTING: Final = AdapterSpec(
+    config=TrustingConfig,
+    capabilities=lambda _config: VerifierCapabilities(),
+    open=open_trusting,
+    needs=("tenant", "egress"),
 )

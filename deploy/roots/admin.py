@@ -21,6 +21,7 @@ from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
 from deploy.roots.server import run, serve
+from deploy.roots.tokens import verifier_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
@@ -48,10 +49,9 @@ _SELF = AuthContext(
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
-    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{port: Choice(adapter="postgres", config=database) for port in STORED},
-        "verifier": Choice(adapter="tokens", config=tokens),
+        **verifier_of_a_node(env, AUDIENCE),
     }
 
 
