@@ -3,6 +3,7 @@
 Everything is looked for before it is made: seeding twice changes nothing.
 """
 
+import time
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,10 +11,12 @@ import msgspec
 from msgspec import Struct
 
 from adapters.token_auth import issuer, keys
+from adapters.token_auth.rotation import with_key
 from deploy import credentials
 from deploy.config import Config
 from deploy.credentials import SeededKey, Tokens
 from deploy.internal import Directory, operator_of
+from deploy.issuer_keys import published
 from deploy.node import Node
 from deploy.report import Seeded
 from deploy.roles import scopes_of
@@ -55,8 +58,8 @@ def ensure_issuer_key(node: Node) -> bool:
     path = node.secret(credentials.ISSUER_KEY)
     made = not path.exists()
     key = issuer.generate_key(path) if made else issuer.load_key(path)
-    document = msgspec.json.encode(issuer.jwks(key)).decode()
-    return credentials.write_if_changed(node.secret(credentials.JWKS), document) or made
+    document = with_key(published(node), key, now=time.time())
+    return credentials.write_if_changed(node.secret(credentials.JWKS), msgspec.json.encode(document).decode()) or made
 
 
 async def seed_demo(node: Node, directory: Directory, config: Config) -> SeedResult:

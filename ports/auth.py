@@ -27,6 +27,18 @@ class TokenVerifier(Protocol):
     async def verify(self, token: str) -> AuthContext: ...
 
 
+class PublishedKeys(Protocol):
+    """What others verify the tokens of the node's own issuer by."""
+
+    def jwks(self) -> bytes:
+        """The JWKS document. Raises `Unavailable`."""
+        ...
+
+    def discovery(self) -> bytes | None:
+        """The OpenID Connect discovery document; None where the issuer is not called by a URL."""
+        ...
+
+
 class TokenIssuer(Protocol):
     """The node's own issuer."""
 

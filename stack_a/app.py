@@ -22,6 +22,7 @@ from stack_a.http.admission import Admission
 from stack_a.http.agents import get_agent, list_agents
 from stack_a.http.audit import query_audit
 from stack_a.http.health import health_routes
+from stack_a.http.issuer import issuer_routes
 from stack_a.http.permissions import my_permissions
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
@@ -77,6 +78,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         [
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
             list_agents, get_agent, query_audit, openapi_json, my_permissions(ROUTES),
+            *issuer_routes(deps.published),
             *health_routes({"database": database_answers}, deps.metrics),
         ],
         {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams},

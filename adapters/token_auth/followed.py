@@ -17,9 +17,9 @@ ValueT = TypeVar("ValueT")
 
 
 class Followed(Generic[ValueT]):
-    """What `read` makes of the file's bytes. `read` raises `ValueError` or one of our errors for what it can't use."""
+    """What `read` makes of the file. `read` raises `ValueError` or one of our errors for what it can't use."""
 
-    def __init__(self, path: Path, read: Callable[[bytes], ValueT], clock: Clock, *, remedy: str) -> None:
+    def __init__(self, path: Path, read: Callable[[Path], ValueT], clock: Clock, *, remedy: str) -> None:
         self._path = path
         self._read = read
         self._clock = clock
@@ -44,7 +44,7 @@ class Followed(Generic[ValueT]):
             # The inode too: a file that was replaced within the clock's grain has another one.
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp or self._value is None:
-                self._value = self._read(_bounded(self._path))
+                self._value = self._read(self._path)
                 self._stamp = stamp
         except (OSError, ValueError, RecursionError, msgspec.MsgspecError, AgentOSError) as error:
             self._stamp = None
@@ -53,7 +53,8 @@ class Followed(Generic[ValueT]):
         return self._value
 
 
-def _bounded(path: Path) -> bytes:
+def bounded(path: Path) -> bytes:
+    """The file's content. Raises `ValueError` where it is too long."""
     data = path.read_bytes()
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")

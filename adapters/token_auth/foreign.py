@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from adapters.token_auth import jwt
-from adapters.token_auth.followed import Followed
+from adapters.token_auth.followed import Followed, bounded
 from adapters.token_auth.remote_keys import RemoteKeys
 from adapters.token_auth.trust import TrustedIssuer, identity_of, read_trusted
 from ports.clock import Clock
@@ -20,7 +19,7 @@ class ForeignIssuers:
     """Follows the file that names them. An issuer taken out of it is not believed a second later, nor are its keys kept."""
 
     def __init__(self, path: Path, *, own: str, surface: str, egress: EgressPort, clock: Clock) -> None:
-        self._file = Followed(path, partial(read_trusted, own=own), clock, remedy=_REMEDY)
+        self._file = Followed(path, lambda file: read_trusted(bounded(file), own=own), clock, remedy=_REMEDY)
         self._surface = surface
         self._egress = egress
         self._clock = clock

@@ -6,7 +6,7 @@ from typing import Any, Final
 import jwt
 from msgspec import Struct
 
-from adapters.token_auth.followed import MAX_BYTES, Followed
+from adapters.token_auth.followed import MAX_BYTES, Followed, bounded
 from adapters.token_auth.jwt import Keys, strict_json, usable_key
 from ports.clock import Clock
 
@@ -24,7 +24,7 @@ class KeySet:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         remedy = "restore it, or run 'agentos up' to write it again"
-        self._file = Followed(path, _kept, clock, remedy=remedy)
+        self._file = Followed(path, lambda file: _kept(bounded(file)), clock, remedy=remedy)
         self._clock = clock
 
     def find(self, kid: str) -> jwt.PyJWK | None:

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from adapters.system_clock import SystemClock
+from adapters.token_auth.published import PublishedFile
 from deploy.roots.environment import Environment
 from deploy.roots.server import run, serve
 from deploy.roots.tokens import verifier_of_a_node
@@ -51,7 +53,8 @@ async def main(variables: Mapping[str, str]) -> None:
     async with open_ports(choices, API_NEEDS, clock=clock, wrap=watched) as ports:
         share = env.number("REPLICAS", 1, least=1, most=1_000)
         streams = OpenStreams(share=share)
-        deps = ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), share=share, **ports)
+        published = PublishedFile(Path(env.required("JWKS_FILE")), env.required("ISSUER"), clock)
+        deps = ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), share=share, published=published, **ports)
         app = create_app(deps, streams)
         host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
         # Readers of events resume elsewhere: nobody waits for them.

@@ -73,6 +73,7 @@ class TestWithoutANode:
             ("key", "list"),
             ("replay", "run_x"),
             ("token",),
+            ("token", "rotate-key"),
             ("redeploy",),
             ("logs", "stack-a"),
         ],
