@@ -159,3 +159,51 @@ class AuthContract(Contract):
         token = issuer.mint(harness.subject, audience=harness.audience, scopes=wanted, lifetime=LIFETIME)
 
         assert (await verifier.verify(token)).scopes == harness.subject.scopes
+
+    @clause("AUT-7")
+    async def test_who_may_act_for_a_tenant_has_a_name_of_its_own_there(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token, tenant = await harness.acting_token()
+
+        auth = await verifier.act_as(token, tenant)
+
+        assert auth == (await verifier.verify(token)).acting_for(tenant)
+        assert auth.scopes == harness.subject.scopes
+        assert (auth.tenant, auth.actor_tenant) == (tenant, harness.subject.tenant)
+        assert auth.principal != harness.subject.principal
+        assert (await verifier.act_as(token, harness.subject.tenant)).principal == harness.subject.principal
+
+    @clause("AUT-7")
+    async def test_whoever_may_not_act_for_it_is_refused_alike(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token, tenant = await harness.acting_token()
+        await verifier.act_as(token, tenant)
+        await harness.end_acting(tenant)
+        await harness.advance(MEMORY)
+        refusals = set()
+
+        for sent, named in (
+            (token, tenant),
+            (token, "tnt_nobody"),
+            (token, "'; --"),
+            (token, ""),
+            *((plain, tenant) for plain in (await harness.good_tokens()).values()),
+        ):
+            with pytest.raises(PermissionDenied) as refusal:
+                await verifier.act_as(sent, named)
+            refusals.add((refusal.value.code, refusal.value.message))
+
+        assert [code for code, _ in refusals] == ["tenant_mismatch"]
+
+    @clause("AUT-7")
+    async def test_a_tenant_that_is_disabled_is_acted_for_no_more(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token, tenant = await harness.acting_token()
+        await verifier.act_as(token, tenant)
+
+        await harness.disable_tenant(tenant)
+        await harness.advance(MEMORY)
+
+        with pytest.raises(PermissionDenied) as refusal:
+            await verifier.act_as(token, tenant)
+        assert refusal.value.code == "tenant_disabled"

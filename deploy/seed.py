@@ -21,6 +21,7 @@ from deploy.node import Node
 from deploy.report import Seeded
 from deploy.roles import scopes_of
 from ports.agent import AgentSpec, digest_of
+from ports.context import DEFAULT_NAMESPACE
 from ports.errors import Conflict, NotFound
 from ports.ids import AgentId, PrincipalId, TenantId
 from ports.tenant import Entitlements, NewKey
@@ -98,26 +99,29 @@ async def issue(
     tenant: TenantId,
     *,
     principal: PrincipalId,
-    role: str,
+    role: str | None,
     env: str,
     label: str,
+    scopes: frozenset[str] = frozenset(),
+    namespace: str = DEFAULT_NAMESPACE,
     lifetime: timedelta | None = None,
     now: datetime | None = None,
 ) -> SeededKey:
-    """A new key in clear; the database keeps its digest only. A lifetime counts from `now`."""
+    """A new key in clear, with `scopes` where it has no role. The database keeps its digest. A lifetime counts from `now`."""
     secret = keys.new_secret()
     new = NewKey(
         principal=principal,
-        scopes=scopes_of(role),
-        roles=frozenset({role}),
+        scopes=scopes if role is None else scopes_of(role),
+        roles=frozenset() if role is None else frozenset({role}),
         label=label,
         secret_sha256=keys.digest(secret),
         expires_at=now + lifetime if now and lifetime else None,
     )
-    key = await directory.tenants.issue_key(operator_of(tenant), new)
+    operator = msgspec.structs.replace(operator_of(tenant), namespace=namespace)
+    key = await directory.tenants.issue_key(operator, new)
     return SeededKey(
         principal=principal,
-        roles=(role,),
+        roles=tuple(new.roles),
         scopes=tuple(sorted(new.scopes)),
         key_id=key.id,
         api_key=keys.render(env, key.id, secret),

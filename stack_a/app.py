@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from observability.http import observer
 from observability.metrics import Metrics
 from ports.context import QUEUE_ANY_TENANT, AuthContext
-from ports.http.audit import denials
+from ports.http.audit import ActingNotes, denials
 from ports.http.edge import App, Edge
 from ports.http.health import Probe
 from ports.http.openapi import document
@@ -89,6 +89,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         admit=admission.admit,
+        acted=ActingNotes(deps.audit, deps.clock).acted,
         denied=(denied := denials(deps.audit)),
         denied_inside=denied,
     )

@@ -73,6 +73,7 @@ class JwtIssuer:
             # Without these the token would widen: a region or a hop forgotten is a rule forgotten.
             "policy": msgspec.to_builtins(auth.policy),
             "via": list(auth.via),
+            **({} if auth.home is None else {"home": auth.home}),
         }
         key, kid = self._file.value()
         return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": kid, "typ": TYPE})

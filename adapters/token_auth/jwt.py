@@ -63,6 +63,8 @@ class Claims(Timed, frozen=True, kw_only=True):
 
     tenant_id: str
     scope: str
+    home: str | None = None
+    """Of who acts for `tenant_id`: the tenant it belongs to, which its name begins with."""
     namespace: str = DEFAULT_NAMESPACE
     roles: tuple[str, ...] = ()
     policy: PolicyContext = PolicyContext()
@@ -155,6 +157,7 @@ def acceptable(claims: Claims, *, issuer: str, audience: str, now: float) -> boo
         and claims.iss == issuer
         and claims.aud == audience
         and is_tenant_id(claims.tenant_id)
+        and (claims.home is None or is_tenant_id(claims.home))
         and is_namespace(claims.namespace)
         and all(is_plain(text) for text in (claims.sub, claims.jti, *claims.roles, *claims.via))
     )
@@ -186,6 +189,7 @@ def _context(claims: Claims) -> AuthContext:
         namespace=claims.namespace,
         policy=claims.policy,
         via=claims.via,
+        home=None if claims.home is None else TenantId(claims.home),
     )
 
 

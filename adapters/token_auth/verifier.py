@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from adapters.token_auth import jwt, keys
 from adapters.token_auth.foreign import ForeignIssuers
 from adapters.token_auth.key_set import KeySet
 from adapters.token_auth.recent import Recent
+from adapters.token_auth.uses import NOTED_EVERY, Uses
 from ports.adapter import AdapterSpec, Given
-from ports.auth import MAX_TOKEN_CHARS, TokenVerifier
+from ports.auth import MAX_TOKEN_CHARS, TokenVerifier, mismatch
 from ports.clock import Clock
-from ports.context import SCOPES, AuthContext
+from ports.context import SCOPES, TENANT_ACT_AS, AuthContext
 from ports.errors import AgentOSError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
-from ports.tenant import Principal, TenantDirectory, bounded
+from ports.ids import PrincipalId, TenantId, is_tenant_id
+from ports.tenant import Principal, Standing, TenantDirectory, bounded
 
 MAX_CACHE_SECONDS: Final = 5.0
 
@@ -30,6 +33,8 @@ _RENEWED: Final = 0.5
 """Of its time: from then on the directory is asked anew, and nobody waits for it."""
 _MAX_ACCEPTED: Final = 8_192
 _MAX_REFUSED: Final = 2_048
+_MAX_ACTING: Final = 8_192
+"""Pairs of a token and a tenant."""
 
 
 class VerifierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +79,8 @@ class TokenAuth:
         self._accepted: Recent[bytes, tuple[AuthContext, float]] = Recent(_MAX_ACCEPTED)
         """Each with when to ask again."""
         self._refused: Recent[bytes, AgentOSError] = Recent(_MAX_REFUSED)
+        self._acting: Recent[tuple[bytes, str], AuthContext | AgentOSError] = Recent(_MAX_ACTING)
+        self._uses = Uses(tenants, clock)
         self._asking: dict[bytes, asyncio.Future[AgentOSError | None]] = {}
         self._ahead: set[asyncio.Task[None]] = set()
 
@@ -95,6 +102,35 @@ class TokenAuth:
                 return await self._ask(token, mark, now, self._begun(mark))
             if (failure := await asyncio.shield(asking)) is not None:
                 raise _again(failure)
+
+    async def act_as(self, token: str, tenant: str, /) -> AuthContext:
+        auth = await self.verify(token)
+        if tenant == auth.tenant:
+            return auth
+        if TENANT_ACT_AS not in auth.scopes or auth.home is not None or not is_tenant_id(tenant):
+            raise mismatch()
+        place = (hashlib.sha256(token.encode("ascii")).digest(), tenant)
+        now = self._clock.monotonic()
+        known = self._acting.get(place, now)
+        if known is None:
+            known = await self._acts(auth, TenantId(tenant))
+            self._acting.put(place, known, until=now + self._config.cache_seconds)
+        if isinstance(known, AgentOSError):
+            raise _again(known)
+        # Of what `verify` says now: what the caller lost since is lost here too.
+        there = auth.acting_for(TenantId(tenant))
+        return replace(there, scopes=there.scopes & known.scopes, roles=known.roles)
+
+    async def _acts(self, auth: AuthContext, tenant: TenantId) -> AuthContext | AgentOSError:
+        """What the caller is in `tenant`, or why it is nobody there."""
+        try:
+            standing = await self._tenants.acting(auth, tenant)
+            _check_welcome(standing.tenant_status, standing.principal)
+        except (NotFound, Unauthenticated):
+            return mismatch()
+        except PermissionDenied as error:
+            return error
+        return bounded(auth.acting_for(tenant), standing.principal)
 
     def _ask_ahead(self, token: str, mark: bytes, asked_at: float) -> None:
         told = self._begun(mark)
@@ -125,6 +161,13 @@ class TokenAuth:
             task.cancel()
         if self._ahead:
             await asyncio.wait(self._ahead)
+        await self._uses.write()
+
+    async def keep_noting(self) -> None:
+        """Writes down when keys were used, until it is cancelled."""
+        while True:
+            await self._clock.sleep(NOTED_EVERY)
+            await self._uses.write()
 
     async def _ask(
         self, token: str, mark: bytes, asked_at: float, told: asyncio.Future[AgentOSError | None]
@@ -164,6 +207,7 @@ class TokenAuth:
         if key.revoked_at is not None or remaining <= timedelta(0):
             raise jwt.invalid()
         _check_welcome(found.tenant_status, found.holder)
+        self._uses.note(key.id)
         auth = AuthContext(
             tenant=key.tenant,
             principal=key.principal,
@@ -186,14 +230,25 @@ class TokenAuth:
             )
         else:
             verified = await self._foreign.verified(presented)
-        # Asked as a caller of that tenant without any scope: enough to see the tenant itself, and nothing else.
-        asker = AuthContext(tenant=verified.auth.tenant, principal=verified.auth.principal)
         try:
-            standing = await self._tenants.standing(asker)
+            standing = await self._standing(verified.auth)
         except NotFound as error:
             raise jwt.invalid() from error
         _check_welcome(standing.tenant_status, standing.principal)
         return bounded(verified.auth, standing.principal), timedelta(seconds=verified.expires_at - now)
+
+    async def _standing(self, auth: AuthContext) -> Standing:
+        """Asked as a caller of its tenant without any scope: enough to see the tenant itself, and nothing else."""
+        if auth.home is None:
+            return await self._tenants.standing(AuthContext(tenant=auth.tenant, principal=auth.principal))
+        # Minted for a run of somebody who acts for the tenant: welcome as long as it may, and is welcome at home.
+        name = PrincipalId(auth.principal.removeprefix(f"{auth.home}/"))
+        actor = AuthContext(tenant=auth.home, principal=name)
+        if actor.acting_for(auth.tenant).principal != auth.principal:
+            raise jwt.invalid()
+        at_home = await self._tenants.standing(actor)
+        _check_welcome(at_home.tenant_status, at_home.principal)
+        return await self._tenants.acting(actor, auth.tenant)
 
 
 @asynccontextmanager
@@ -221,9 +276,12 @@ async def open_verifier(
         raise InvalidArgument(f"cache_seconds is {config.cache_seconds:g}; choose 0 to {MAX_CACHE_SECONDS:g}")
     key_set = KeySet(Path(config.jwks_file), given.clock)
     auth = TokenAuth(config, key_set, given.ports["tenant"], given.clock, foreign=foreign)
+    noting = asyncio.create_task(auth.keep_noting())
     try:
         yield auth
     finally:
+        noting.cancel()
+        await asyncio.wait({noting})
         await auth.aclose()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ports.auth import mismatch
 from ports.context import AuthContext
 from ports.errors import Conflict, PermissionDenied, Unauthenticated, Unavailable
 from ports.http.body import Receive
@@ -41,6 +42,9 @@ class Verifier:
         if token not in TOKENS:
             raise Unauthenticated("the token is not valid")
         return AuthContext(tenant=TenantId("tnt_a"), principal=PrincipalId("usr_a"), scopes=TOKENS[token])
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
 
 class Refused(Exception):
