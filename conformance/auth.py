@@ -9,7 +9,7 @@ from conformance.clauses import clause
 from conformance.contract import Contract
 from conformance.harness import AuthHarness
 from ports.auth import MAX_TOKEN_CHARS
-from ports.context import GATEWAY_FOLLOW, QUEUE_ANY_TENANT, RUNS_ANY_TENANT
+from ports.context import GATEWAY_FOLLOW, QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
 from ports.errors import PermissionDenied, Unauthenticated, Unavailable
 
 DEFECTS: Final = frozenset(
@@ -99,6 +99,27 @@ class AuthContract(Contract):
             with pytest.raises(PermissionDenied) as refusal:
                 await verifier.verify(token)
             assert refusal.value.code == "tenant_disabled"
+
+    @clause("AUT-3")
+    async def test_whose_denied_token_it_is_is_told_once_a_minute(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token = next(iter((await harness.good_tokens()).values()))
+        await harness.disable_tenant(harness.subject.tenant)
+
+        async def told() -> list[AuthContext]:
+            found = []
+            for _ in range(10):
+                with pytest.raises(PermissionDenied) as refusal:
+                    await verifier.verify(token)
+                if refusal.value.caller is not None:
+                    found.append(refusal.value.caller)
+                await harness.advance(MEMORY / 2)
+            return found
+
+        [first] = await told()
+        assert (first.tenant, first.principal) == (harness.subject.tenant, harness.subject.principal)
+        await harness.advance(timedelta(minutes=1))
+        assert len(await told()) == 1
 
     @clause("AUT-4")
     async def test_a_token_never_carries_the_scopes_of_the_nodes_own_processes(self, harness: AuthHarness) -> None:

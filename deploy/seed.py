@@ -107,7 +107,7 @@ async def issue(
     lifetime: timedelta | None = None,
     now: datetime | None = None,
 ) -> SeededKey:
-    """A new key in clear, with `scopes` where it has no role. The database keeps its digest. A lifetime counts from `now`."""
+    """A new key in clear, with `scopes` where it has no role; the database keeps a digest. A lifetime counts from `now`."""
     secret = keys.new_secret()
     new = NewKey(
         principal=principal,

@@ -5,7 +5,8 @@ Clauses (each has a test in `conformance.auth`):
 * AUT-1  `verify` of a valid token gives the tenant, principal, scopes and namespace it was issued with.
 * AUT-2  A token that is malformed, expired, not yet valid, of another issuer or audience, unsigned, signed with another key
          or algorithm, revoked, or lacks a required claim raises `Unauthenticated`; the text does not say which.
-* AUT-3  A token of a disabled tenant raises `PermissionDenied` (`tenant_disabled`).
+* AUT-3  A token of a disabled tenant raises `PermissionDenied` (`tenant_disabled`), which says whose it is (`caller`), for
+         the audit: the first time, and once a minute from then on.
 * AUT-4  `verify` never grants the scopes of the node's own processes (`queue:any-tenant`, `runs:any-tenant`,
          `gateway:follow`).
 * AUT-5  A store that can't be asked raises `Unavailable`, never `Unauthenticated`.

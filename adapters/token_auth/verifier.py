@@ -6,7 +6,7 @@ API keys speak to every audience of the node; an access token only to the one it
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ _RENEWED: Final = 0.5
 """Of its time: from then on the directory is asked anew, and nobody waits for it."""
 _MAX_ACCEPTED: Final = 8_192
 _MAX_REFUSED: Final = 2_048
+_TOLD_SECONDS: Final = 60.0
 _MAX_ACTING: Final = 8_192
 """Pairs of a token and a tenant."""
 
@@ -81,6 +82,7 @@ class TokenAuth:
         self._refused: Recent[bytes, AgentOSError] = Recent(_MAX_REFUSED)
         self._acting: Recent[tuple[bytes, str], AuthContext | AgentOSError] = Recent(_MAX_ACTING)
         self._uses = Uses(tenants, clock)
+        self._told: Recent[tuple[TenantId, PrincipalId], bool] = Recent(_MAX_REFUSED)
         self._asking: dict[bytes, asyncio.Future[AgentOSError | None]] = {}
         self._ahead: set[asyncio.Task[None]] = set()
 
@@ -96,7 +98,9 @@ class TokenAuth:
                     self._ask_ahead(token, mark, now)
                 return auth
             if (refusal := self._refused.get(mark, now)) is not None:
-                raise _again(refusal)
+                again = _again(refusal)
+                again.caller, refusal.caller = refusal.caller, None
+                raise again
             asking = self._asking.get(mark)
             if asking is None:
                 return await self._ask(token, mark, now, self._begun(mark))
@@ -137,8 +141,11 @@ class TokenAuth:
 
         async def ask() -> None:
             # What it comes to is remembered, for whoever comes next.
-            with suppress(AgentOSError):
+            try:
                 await self._ask(token, mark, asked_at, told)
+            except AgentOSError as error:
+                if (kept := self._refused.get(mark, self._clock.monotonic())) is not None:
+                    kept.caller = error.caller
 
         task = asyncio.create_task(ask())
         self._ahead.add(task)
@@ -191,6 +198,17 @@ class TokenAuth:
         finally:
             self._over(mark, told, failure)
 
+    def _check_welcome(self, auth: AuthContext, tenant_status: str, principal: Principal | None) -> None:
+        """Raises as the function does, and says who it is; seldom, as whoever is refused may ask a thousand times."""
+        try:
+            _check_welcome(tenant_status, principal)
+        except PermissionDenied as error:
+            who, now = (auth.tenant, auth.principal), self._clock.monotonic()
+            if self._told.get(who, now) is None:
+                self._told.put(who, True, until=now + _TOLD_SECONDS)
+                error.caller = auth
+            raise
+
     async def _find_out(self, token: str) -> tuple[AuthContext, timedelta]:
         """Whose token this is, and for how long it will stay valid at most."""
         if token.startswith(keys.PREFIX):
@@ -206,7 +224,6 @@ class TokenAuth:
         remaining = timedelta.max if key.expires_at is None else key.expires_at - self._clock.now()
         if key.revoked_at is not None or remaining <= timedelta(0):
             raise jwt.invalid()
-        _check_welcome(found.tenant_status, found.holder)
         self._uses.note(key.id)
         auth = AuthContext(
             tenant=key.tenant,
@@ -215,6 +232,7 @@ class TokenAuth:
             roles=key.roles,
             namespace=key.namespace,
         )
+        self._check_welcome(auth, found.tenant_status, found.holder)
         return bounded(auth, found.holder), remaining
 
     async def _access_token(self, token: str) -> tuple[AuthContext, timedelta]:
@@ -234,7 +252,7 @@ class TokenAuth:
             standing = await self._standing(verified.auth)
         except NotFound as error:
             raise jwt.invalid() from error
-        _check_welcome(standing.tenant_status, standing.principal)
+        self._check_welcome(verified.auth, standing.tenant_status, standing.principal)
         return bounded(verified.auth, standing.principal), timedelta(seconds=verified.expires_at - now)
 
     async def _standing(self, auth: AuthContext) -> Standing:

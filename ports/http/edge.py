@@ -234,20 +234,13 @@ class Edge:
         """Who asks, authenticated and authorized."""
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
-        sent = headers.text(b"authorization")
-        if self._key_header is not None and self._key_header in headers:
-            # A key in a header of its own is the same as a bearer's.
-            key = f"Bearer {headers.text(self._key_header)}"
-            if sent is not None and sent != key:
-                raise InvalidArgument("two different keys were sent; send one of them, in one header")
-            sent = key
-        scheme, _, token = (sent or "").partition(" ")
-        token = token.strip()
-        if not token or scheme.lower() != "bearer":
-            raise Unauthenticated("send a token: Authorization: Bearer …")
-        if len(token) > MAX_TOKEN_CHARS:
-            raise Unauthenticated("the token is not valid")
-        auth = (await self._verifier.verify(token)).traced(trace)
+        token = self._token(headers)
+        try:
+            auth = (await self._verifier.verify(token)).traced(trace)
+        except PermissionDenied as error:
+            if error.caller is not None:
+                await self._denied(error.caller.traced(trace), route.template, error)
+            raise
         try:
             _authorize(auth, route)
             if b"x-tenant-id" not in headers or (named := headers.text(b"x-tenant-id") or "") == auth.tenant:
@@ -261,6 +254,23 @@ class Edge:
             raise
         await self._acted(acting)
         return acting
+
+    def _token(self, headers: Headers) -> str:
+        """Raises `Unauthenticated` where none was sent, or what can't be one."""
+        sent = headers.text(b"authorization")
+        if self._key_header is not None and self._key_header in headers:
+            # A key in a header of its own is the same as a bearer's.
+            key = f"Bearer {headers.text(self._key_header)}"
+            if sent is not None and sent != key:
+                raise InvalidArgument("two different keys were sent; send one of them, in one header")
+            sent = key
+        scheme, _, token = (sent or "").partition(" ")
+        token = token.strip()
+        if not token or scheme.lower() != "bearer":
+            raise Unauthenticated("send a token: Authorization: Bearer …")
+        if len(token) > MAX_TOKEN_CHARS:
+            raise Unauthenticated("the token is not valid")
+        return token
 
     async def _told(self, error: AgentOSError, found: Exchange) -> AgentOSError:
         """What to answer: `error`, or why nobody could be told of it."""
