@@ -22,6 +22,7 @@ from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
 from deploy.roots.server import run, serve
+from deploy.roots.tokens import verifier_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
@@ -49,10 +50,9 @@ _SELF = AuthContext(
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
     database = database_of(env)
-    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{port: Choice(adapter="postgres", config=database) for port in STORED},
-        "verifier": Choice(adapter="tokens", config=tokens),
+        **verifier_of_a_node(env, AUDIENCE),
     }
 
 

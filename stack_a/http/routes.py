@@ -12,6 +12,9 @@ from ports.run_state import MAX_PAGE, RunStatus
 from stack_a.http import permissions, stream, wire
 from stack_a.runs.start import MAX_ALLOWLIST
 
+JWKS: Final = "/.well-known/jwks.json"
+DISCOVERY: Final = "/.well-known/openid-configuration"
+
 _PAGE: Final = ("limit", "cursor")
 
 ROUTES: Final = RouteTable(
@@ -32,6 +35,8 @@ ROUTES: Final = RouteTable(
         Route(method="GET", template="/v1/runs/{run_id}/events", access="runs:read", query=("after",)),
         Route(method="GET", template=OWN, access=READ, query=QUERY),
         Route(method="GET", template="/v1/me/permissions", access=IDENTIFIED, query=()),
+        Route(method="GET", template=JWKS, access=PUBLIC),
+        Route(method="GET", template=DISCOVERY, access=PUBLIC),
         Route(method="GET", template="/healthz", access=PUBLIC),
         Route(method="GET", template="/readyz", access=PUBLIC),
         Route(method="GET", template="/openapi.json", access=PUBLIC),
@@ -197,6 +202,20 @@ OPERATIONS: Final = {
             Parameter(name="after", description="The same, for clients that can't set headers.", schema=_EVENT_ID),
         ),
         codes=("not_found", "concurrency_limited"),
+    ),
+    ("GET", JWKS): Operation(
+        summary="The public keys of this node's own issuer",
+        description="Keys with `exp` were rotated out and verify until then. Fetch anew on a `kid` you don't know.",
+        tag="identity",
+        media_type="application/json",
+        codes=("not_found",),
+    ),
+    ("GET", DISCOVERY): Operation(
+        summary="Where those keys are, as OpenID Connect has it",
+        description="`not_found` where the node's issuer is not called by a URL.",
+        tag="identity",
+        media_type="application/json",
+        codes=("not_found",),
     ),
     ("GET", "/healthz"): Operation(summary="Is the process alive", tag="health", response=wire.Health),
     ("GET", "/readyz"): Operation(
