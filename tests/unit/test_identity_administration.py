@@ -65,7 +65,7 @@ class TestKeys:
         key = await found(tenants, made["api_key"])
         assert key is not None
         assert (key.key.tenant, key.key.principal, key.key.namespace) == (ACME.tenant, "svc_a", "lab")
-        assert (key.key.scopes, key.key.roles) == (ROLES["viewer"], {"viewer"})
+        assert (key.key.scopes, key.key.roles) == (ROLES["viewer"], frozenset({"viewer"}))
         assert key.key.expires_at is not None
         assert timedelta(hours=23) < key.key.expires_at - datetime.now(UTC) < timedelta(hours=25)
         listed = await node.send("GET", URL + "/keys")
@@ -160,7 +160,7 @@ class TestPrincipals:
 
         assert put.status_code == 200, put.text
         kept = await tenants.get_principal(ADMIN, PrincipalId("tnt_hub/svc_hub"))
-        assert (kept.status, kept.roles, kept.scopes) == ("disabled", {"viewer"}, ROLES["viewer"])
+        assert (kept.status, kept.roles, kept.scopes) == ("disabled", frozenset({"viewer"}), ROLES["viewer"])
         [line] = (await node.send("GET", URL + "/principals")).json()["items"]
         assert (line["id"], line["roles"]) == ("tnt_hub/svc_hub", ["viewer"])
         assert (await node.send("GET", OTHER + "/principals")).json()["items"] == []
