@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters.system_clock import SystemClock
 from adapters.token_auth.published import PublishedFile
+from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment
 from deploy.roots.server import run, serve
 from deploy.roots.tokens import verifier_of_a_node
@@ -24,7 +25,7 @@ AUDIENCE = "stack-a"
 
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
-    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    database = database_of(env)
     return {
         **{
             port: Choice(adapter="postgres", config=database)
