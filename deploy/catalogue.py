@@ -180,8 +180,8 @@ def _stack_a(node: Node, config: Config, environ: Mapping[str, str], database: t
             "AGENTOS_MAX_QUEUE_DEPTH": str(config.max_queue_depth),
             "AGENTOS_SLOW_DATABASE_MS": str(config.slow_database_ms),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
-            **environment_of_homes(node, config),
             **issuers_file.environment_of(config),
+            **environment_of_homes(node, config),
         },
         listens=Listening(field="stack_a_port", host=config.stack_a_host, number=config.stack_a_port),
         url=stack_a_url(config),
@@ -249,8 +249,8 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
         "AGENTOS_AUDIT_DIR": str(node.audit),
         "AGENTOS_AUDIT_COPY": config.audit_copy,
         **_stored_secrets(node, config, environ),
-        **environment_of_homes(node, config, file=control_url_file),
         **issuers_file.environment_of(config),
+        **environment_of_homes(node, config, file=control_url_file),
     }
     return _python_service(
         node,

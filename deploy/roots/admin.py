@@ -13,6 +13,7 @@ from adapters.token_auth.issuer import load_key
 from deploy import audit_surface
 from deploy.admin_surface import Part, create_admin_app
 from deploy.administration import part as administration
+from deploy.administration.identity import part as identity_part
 from deploy.administration.offboarding import Exporter, export_path
 from deploy.administration.platform import Platform
 from deploy.audit_heads import HeadsFile
@@ -116,7 +117,8 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             )
         )
         probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}
-        parts = (part, tenants, audit_surface.part(ports["audit"]))
+        identity = identity_part(ports["tenant"], env=env.mode())
+        parts = (part, tenants, identity, audit_surface.part(ports["audit"]))
         app = create_admin_app(
             parts, verifier=ports["verifier"], metrics=metrics, probes=probes, denied=denials(ports["audit"])
         )
