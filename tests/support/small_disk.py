@@ -50,9 +50,7 @@ class SmallDisk:
 
     def enlarge(self, more_bytes: int) -> None:
         self.size_bytes += more_bytes
-        subprocess.run(
-            ["/usr/bin/env", "mount", "-o", f"remount,size={self.size_bytes}", str(self._at)], check=True
-        )
+        subprocess.run(["/usr/bin/env", "mount", "-o", f"remount,size={self.size_bytes}", str(self._at)], check=True)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._at).free
