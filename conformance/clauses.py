@@ -10,7 +10,7 @@ from msgspec import Struct
 
 PORT_MODULES: Final = (
     "agent", "auth", "budget", "clock", "event", "gateway_configuration", "maintenance", "memory", "model", "pii",
-    "provider", "queue", "reply_journal", "request_log", "run_intake", "run_state", "tenant", "tool",
+    "privacy", "provider", "queue", "reply_journal", "request_log", "run_intake", "run_state", "tenant", "tool",
 )  # fmt: skip
 
 DEFERRED: Final[Mapping[str, str]] = {

@@ -27,6 +27,7 @@ from ports.memory import MemoryPort
 from ports.messages import Json
 from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
+from ports.privacy import PrivacyPort
 from ports.provider import Endpoint, ProviderPort
 from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
@@ -126,6 +127,34 @@ class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
 
     async def leftovers(self) -> Sequence[int]:
         """Back door: how many records of requests, sealed texts and replies there are in the storage."""
+        ...
+
+
+class PrivacyHarness(StorageHarness[PrivacyPort], Protocol):
+    """`advance` moves the time of the other ports as well."""
+
+    async def runs(self) -> RunStatePort:
+        """A port over the same storage."""
+        ...
+
+    async def requests(self) -> RequestLog:
+        """A port over the same storage."""
+        ...
+
+    async def ledger(self) -> BudgetLedger:
+        """A port over the same storage."""
+        ...
+
+    async def tenants(self) -> TenantDirectory:
+        """A port over the same storage."""
+        ...
+
+    async def maintenance(self) -> MaintenancePort:
+        """A port over the same storage."""
+        ...
+
+    async def audit(self, auth: AuthContext) -> Sequence[tuple[str, str]]:
+        """Back door: action and subject of what this port has put into the tenant's audit, in order."""
         ...
 
 

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from adapters.inproc.privacy import Holds
 from adapters.inproc.reply_journal import Entries, is_forgotten
 from adapters.inproc.request_log import Requests
 from adapters.inproc.runs import RunRow, Runs
@@ -28,6 +29,7 @@ class InprocMaintenance:
 
     def __init__(self, storage: Store, clock: Clock) -> None:
         self._runs = storage.table(Runs)
+        self._holds = storage.table(Holds)
         self._requests = storage.table(Requests).rows
         self._replies = storage.table(Entries).rows
         self._clock = clock
@@ -36,7 +38,12 @@ class InprocMaintenance:
         auth.require(RUNS_ANY_TENANT)
         check_retention(retention)
         now = self._clock.now()
-        old = list(islice((key for key, row in self._runs.rows.items() if is_due(row, now, retention)), BATCH))
+        due = (
+            key
+            for key, row in self._runs.rows.items()
+            if is_due(row, now, retention) and not self._holds.holds(row.run.tenant, row.run.requester.principal)
+        )
+        old = list(islice(due, BATCH))
         for key in old:
             del self._runs.rows[key]
         kept = {id(row) for row in self._runs.rows.values()}
@@ -46,6 +53,8 @@ class InprocMaintenance:
 
     def _forget_requests(self, now: datetime, retention: timedelta) -> None:
         for key, written in list(self._requests.items()):
+            if self._holds.holds(key[0], written.record.principal):
+                continue
             until = written.record.kept_until
             if now - written.record.at > retention:
                 del self._requests[key]

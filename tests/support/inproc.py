@@ -8,13 +8,25 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from adapters.inproc import event, maintenance, memory, reply_journal, request_log, run_state, runs, store
+from adapters.inproc import (
+    budget,
+    event,
+    maintenance,
+    memory,
+    privacy,
+    reply_journal,
+    request_log,
+    run_state,
+    runs,
+    store,
+)
 from adapters.inproc.store import InprocConfig
 from adapters.inproc.tenant import InprocTenants
 from conformance.clock import ManualClock
 from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
+from ports.budget import BudgetLedger
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -22,10 +34,11 @@ from ports.ids import RunId, TenantId, WorkerId
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
+from ports.privacy import PrivacyPort
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, TenantDirectory
 
 PortT = TypeVar("PortT")
 HOUR = timedelta(hours=1)
@@ -127,6 +140,30 @@ class InprocMaintenanceHarness(InprocHarness[MaintenancePort]):
         rows = store.store(self.config.name).table(request_log.Requests).rows
         sealed = sum(written.sealed is not None for written in rows.values())
         return len(rows), sealed, len(store.store(self.config.name).table(reply_journal.Entries).rows)
+
+
+class InprocPrivacyHarness(InprocHarness[PrivacyPort]):
+    def __init__(self) -> None:
+        super().__init__(privacy.SPEC)
+
+    async def runs(self) -> RunStatePort:
+        return run_state.InprocRunState(store.store(self.config.name), self.clock)
+
+    async def requests(self) -> RequestLog:
+        return request_log.InprocRequestLog(store.store(self.config.name), self.clock)
+
+    async def ledger(self) -> BudgetLedger:
+        return budget.InprocBudget(store.store(self.config.name), self.clock)
+
+    async def tenants(self) -> TenantDirectory:
+        return InprocTenants(store.store(self.config.name), self.clock)
+
+    async def maintenance(self) -> MaintenancePort:
+        return maintenance.InprocMaintenance(store.store(self.config.name), self.clock)
+
+    async def audit(self, auth: AuthContext) -> list[tuple[str, str]]:
+        noted = store.store(self.config.name).table(privacy.Holds).audit
+        return [(one.action, one.subject) for one in noted if one.tenant == auth.tenant]
 
 
 class InprocRequestLogHarness(InprocHarness[RequestLog]):

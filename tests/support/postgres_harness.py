@@ -8,13 +8,14 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import event, maintenance, memory, reply_journal, request_log, run_state
+from adapters.postgres import budget, event, maintenance, memory, privacy, reply_journal, request_log, run_state
 from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
+from ports.budget import BudgetLedger
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -22,13 +23,15 @@ from ports.ids import RunId, TenantId, WorkerId, uuid_of
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
+from ports.privacy import PrivacyPort
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, TenantDirectory
 from tests.support.postgres import Clone, borrow, drop, fetch, give_back, shift_time
 
 PortT = TypeVar("PortT")
+OtherT = TypeVar("OtherT")
 HOUR = timedelta(hours=1)
 
 
@@ -145,6 +148,43 @@ class PostgresMaintenanceHarness(PostgresHarness[MaintenancePort]):
     async def leftovers(self) -> tuple[int, ...]:
         tables = ("request_records", "request_contents", "model_replies")
         return tuple([(await fetch(self.database.admin, f"SELECT count(*) FROM {name}"))[0][0] for name in tables])
+
+    async def close(self) -> None:
+        await self.closing.aclose()
+        await drop(self.database)
+
+
+class PostgresPrivacyHarness(PostgresHarness[PrivacyPort]):
+    """On a database of its own to the end, like that of maintenance."""
+
+    def __init__(self, database: Clone) -> None:
+        super().__init__(privacy.SPEC, database)
+
+    async def runs(self) -> RunStatePort:
+        return await self._opened(run_state.SPEC)
+
+    async def requests(self) -> RequestLog:
+        return await self._opened(request_log.SPEC)
+
+    async def ledger(self) -> BudgetLedger:
+        return await self._opened(budget.SPEC)
+
+    async def tenants(self) -> TenantDirectory:
+        return await self._opened(tenants.SPEC)
+
+    async def maintenance(self) -> MaintenancePort:
+        return await self._opened(maintenance.SPEC)
+
+    async def audit(self, auth: AuthContext) -> list[tuple[str, str]]:
+        rows = await fetch(
+            self.database.admin,
+            "SELECT action, subject FROM audit_log WHERE tenant_id = $1 AND action ~ '^(subject|hold)\\.' ORDER BY id",
+            auth.tenant,
+        )
+        return [(row["action"], row["subject"]) for row in rows]
+
+    async def _opened(self, spec: AdapterSpec[PostgresConfig, OtherT]) -> OtherT:
+        return await self.closing.enter_async_context(spec.open(self.config, Given(clock=SystemClock())))
 
     async def close(self) -> None:
         await self.closing.aclose()
