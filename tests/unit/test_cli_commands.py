@@ -18,7 +18,7 @@ from tests.support.cli import agentos
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
-    "token", "gateway", "requests", "usage", "test",
+    "token", "gateway", "requests", "usage", "audit", "test",
 )  # fmt: skip
 
 
@@ -105,9 +105,12 @@ class TestWithoutANode:
         assert (options.tenant, options.quota, options.models) == ("tnt_a", {"max_active_runs": 7}, ("m", "n"))
 
     def test_names_that_a_tenant_is_kept_to_are_told_with_commas(self) -> None:
-        parsed = parser().parse_args(["tenant", "quota", "tnt_a", "--tiers", "small, large", "--regions", "eu"])
+        parsed = parser().parse_args(
+            ["tenant", "quota", "tnt_a", "--tiers", "small, large", "--regions", "eu", "--egress-hosts", "*.a.b"]
+        )
 
-        assert parsed.options(parsed).quota == {"tiers": ("small", "large"), "regions": ("eu",)}
+        quota = {"tiers": ("small", "large"), "regions": ("eu",), "egress_hosts": ("*.a.b",)}
+        assert parsed.options(parsed).quota == quota
 
     def test_every_problem_of_a_policy_is_told_and_nothing_is_looked_for(
         self, environ: dict[str, str], tmp_path: Path
