@@ -157,8 +157,20 @@ class PrivacyHarness(StorageHarness[PrivacyPort], Protocol):
         """A port over the same storage."""
         ...
 
-    async def audit(self, auth: AuthContext) -> Sequence[tuple[str, str]]:
-        """Back door: action and subject of what this port has put into the tenant's audit, in order."""
+    async def memory(self) -> MemoryPort:
+        """A port over the same storage."""
+        ...
+
+    async def replies(self) -> ReplyJournal:
+        """A port over the same storage."""
+        ...
+
+    async def audit_log(self) -> AuditLog:
+        """A port over the same storage."""
+        ...
+
+    async def administration(self) -> Administration:
+        """A port over the same storage."""
         ...
 
 

@@ -16,6 +16,7 @@ from ports.administration import Administration, Erased, check_erasing, check_re
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.errors import NotFound
 from ports.ids import RunId, TenantId, is_tenant_id
+from ports.privacy import held
 from ports.run_rules import INTERRUPTED, interrupted
 from ports.run_state import NewEvent, Run
 
@@ -75,8 +76,11 @@ class PostgresAdministration:
             "correlation_id": auth.trace.correlation_id,
         }
         async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock"], {"tenant": tenant})
             standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
             assert standing is not None, "a row of counts"
+            if standing["held"]:
+                raise held(f"something of {tenant}")
             if standing["erasing"] is None:
                 await _begin(transaction, tenant, standing, {**noted, "export_sha256": export_sha256})
             [row] = await transaction.rows(_SQL["erase_rows"], {"tenant": tenant, "limit": limit})

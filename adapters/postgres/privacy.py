@@ -1,56 +1,73 @@
-"""PrivacyPort over PostgreSQL: windows of a tenant's rows in their order, so that each call looks at a bounded number of them.
+"""PrivacyPort over PostgreSQL: windows of a tenant's rows in their order, so that each call looks at a bounded number.
 
-Nothing is indexed by who it is of: these are questions of a day in a year, and no write shall pay for them.
+Nothing is indexed by who it is of: these are questions of a day in a year, and no write shall pay for them. How far an
+erasing got is in its tombstone, in the transaction of what it removed. Only the role of administration may do any of it.
 """
 
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from adapters.postgres.blobs import whole
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.rows import RUN_BODIES, STEP_BODIES, Row, event_of, run_of, step_of
+from adapters.postgres.rows import Row, packed
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
-from ports.context import AuthContext
-from ports.cursor import decode_cursor, encode_cursor
-from ports.errors import Conflict, NotFound
-from ports.ids import PrincipalId, TenantId, minted, uuid_of
-from ports.messages import Json, Page
+from ports.context import ADMIN_PLATFORM, AuthContext
+from ports.errors import InvalidArgument
+from ports.ids import PrincipalId, TenantId, is_tenant_id, minted, uuid_of
 from ports.privacy import (
-    ERASED,
-    ERASURE,
-    EXPORTED,
+    BEGUN,
+    CLASSES,
+    DONE,
+    EVERYBODY,
     HELD,
-    KINDS,
-    LIFTED,
     MAX_HOLDS,
-    SCOPE,
-    Erased,
+    RELEASED,
+    RETAINED,
+    Counts,
+    DataClass,
+    Erasure,
     Hold,
-    Item,
-    Kind,
     PrivacyPort,
-    check_reason,
-    everybody,
+    changes,
+    check_days,
+    check_hold,
+    check_subject,
+    erased_name,
+    held,
+    no_hold,
+    no_tenant,
+    runs_open,
+    too_many_holds,
 )
 
 _SQL: Final = load("privacy")
 WINDOW: Final = 2_000
 """Rows of a tenant that one call looks at; well within a statement's time."""
-RUNS: Final = 20
-"""Whole runs in one page of an export."""
-_FIRST: Final = uuid.UUID(int=0)
-_EXPORT: Final = "subject"
-_ERASE: Final = "erasure"
-_BEFORE_ALL: Final = ("", 0)
+RUNS: Final = 200
+"""Runs that one call looks at: each may have many events."""
+MAX_ERASURES: Final = 200
+_BEFORE_ALL: Final = "00000000-0000-0000-0000-000000000000"
 
-Found: TypeAlias = tuple[list[Item], Json]
-"""Items, and after what to go on; None: these were the last of their kind."""
+_STAGES: Final[tuple[tuple[str, str], ...]] = (
+    ("runs", "runs"),
+    ("request_contents", "texts"),
+    ("requests", "requests"),
+    ("usage", "usage"),
+    ("model_replies", "replies"),
+    ("queue_messages", "replies"),
+    ("memory_items", "memory"),
+    ("api_keys", "keys"),
+    ("audit", "audit"),
+)
+"""In this order, and what each counts as."""
+_ORDER: Final = tuple(stage for stage, _ in _STAGES)
+_END: Final = "end"
 
 
 class PostgresPrivacy:
@@ -58,165 +75,177 @@ class PostgresPrivacy:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._read: dict[Kind, Callable[[Transaction, TenantId, str, Json], Awaitable[Found]]] = {
-            "run": _runs,
-            "request": _requests,
-            "usage": _usage,
-            "key": _keys,
-            "audit": _audit,
-        }
 
-    async def export(self, auth: AuthContext, subject: PrincipalId, *, cursor: str | None = None) -> Page[Item]:
-        auth.require(SCOPE)
-        kind, after = KINDS[0], None
-        if cursor is not None:
-            kind, after = decode_cursor(_EXPORT, cursor, tuple[Kind, Any])
-        async with self._database.transaction(auth.tenant) as transaction:
-            if cursor is None:
-                await _note(transaction, auth, EXPORTED, subject)
-            items, last = await self._read[kind](transaction, auth.tenant, subject, after)
-        if last is None:
-            following = KINDS[KINDS.index(kind) + 1 :]
-            return Page(
-                items=tuple(items), next_cursor=encode_cursor(_EXPORT, (following[0], None)) if following else None
-            )
-        return Page(items=tuple(items), next_cursor=encode_cursor(_EXPORT, (kind, last)))
+    async def erase(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId) -> Erasure:
+        _check(auth, tenant)
+        check_subject(subject)
+        asked = {**_whose(auth, tenant), "subject": subject, "name": erased_name(tenant, subject)}
+        async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock"], asked)
+            [standing] = await transaction.rows(_SQL["standing"], asked)
+            if not standing["known"]:
+                raise no_tenant(tenant)
+            if standing["held"]:
+                raise held(repr(subject))
+            row = await transaction.row(_SQL["tombstone"], asked)
+            if row is None or row["status"] == "erased":
+                if standing["open_runs"]:
+                    raise runs_open(subject, standing["open_runs"])
+                begun = {"action": BEGUN, "stage": _ORDER[0], "counts": packed(msgspec.to_builtins(Counts()))}
+                [row] = await transaction.rows(_SQL["begin"], {**asked, **begun})
+            elif row["stage"] == _ORDER[0] and row["after"] is None and standing["open_runs"]:
+                raise runs_open(subject, standing["open_runs"])
+            return await _go_on(transaction, asked, row)
 
-    async def erase(self, auth: AuthContext, subject: PrincipalId, *, cursor: str | None = None) -> Erased:
-        auth.require(SCOPE)
-        asked = {"tenant": auth.tenant, "subject": subject, "erased": ERASED, "limit": WINDOW}
-        stage, after = ("run", None) if cursor is None else decode_cursor(_ERASE, cursor, tuple[Kind, Any])
-        async with self._database.transaction(auth.tenant) as transaction:
-            await self._unheld(transaction, asked)
-            if cursor is None:
-                await _none_open(transaction, asked)
-                await _note(transaction, auth, ERASURE, subject)
-            match stage:
-                case "run":
-                    [row] = await transaction.rows(_SQL["erase_runs"], {**asked, "after": _place(after)})
-                    done, last, following = Erased(runs=row["removed"]), row["last"], "request"
-                case "request":
-                    [row] = await transaction.rows(_SQL["erase_requests"], {**asked, "after": _place(after)})
-                    done = Erased(texts=row["texts"], records=row["records"])
-                    last, following = row["last"], "usage"
-                case "usage":
-                    [row] = await transaction.rows(_SQL["erase_usage"], {**asked, "after": after or ""})
-                    done, last, following = Erased(records=row["records"]), row["last"], "key"
-                case _:
-                    [row] = await transaction.rows(_SQL["erase_keys"], asked)
-                    return Erased(keys=row["removed"])
-        on = (following, None) if last is None else (stage, str(last))
-        return msgspec.structs.replace(done, cursor=encode_cursor(_ERASE, on))
+    async def erasures(self, auth: AuthContext, tenant: TenantId, *, limit: int = MAX_ERASURES) -> tuple[Erasure, ...]:
+        _check(auth, tenant)
+        if limit < 1:
+            raise InvalidArgument(f"limit must be at least 1, not {limit}")
+        asked = {"tenant": tenant, "limit": min(limit, MAX_ERASURES)}
+        async with self._database.transaction(tenant) as transaction:
+            await _known(transaction, tenant)
+            return tuple(_erasure(row) for row in await transaction.rows(_SQL["erasures"], asked))
 
-    async def hold(self, auth: AuthContext, subject: PrincipalId | None, *, reason: str) -> Hold:
-        auth.require(SCOPE)
-        check_reason(reason)
-        asked = {"tenant": auth.tenant, "subject": subject, "reason": reason, "principal": auth.principal}
-        async with self._database.transaction(auth.tenant) as transaction:
-            await transaction.rows(_SQL["lock_holds"], asked)
+    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
+        _check(auth, tenant)
+        check_hold(subject, reason)
+        asked = {
+            **_whose(auth, tenant), "subject": subject, "reason": reason, "action": HELD, "everybody": EVERYBODY
+        }  # fmt: skip
+        async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock"], asked)
             if len(await transaction.rows(_SQL["holds"], {**asked, "limit": MAX_HOLDS})) == MAX_HOLDS:
-                raise Conflict(f"{MAX_HOLDS} holds are in force; lift some", code="too_many_holds")
-            [row] = await transaction.rows(_SQL["hold"], asked)
-            await _note(transaction, auth, HELD, everybody(subject))
+                raise too_many_holds()
+            row = await transaction.row(_SQL["hold"], asked)
+            if row is None:
+                raise no_tenant(tenant)
         return _hold(row)
 
-    async def lift(self, auth: AuthContext, hold: str) -> None:
-        auth.require(SCOPE)
-        asked = {"tenant": auth.tenant, "hold": uuid_of("hld", hold) or _FIRST}
-        async with self._database.transaction(auth.tenant) as transaction:
-            row = await transaction.row(_SQL["lift"], asked)
+    async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
+        _check(auth, tenant)
+        found = uuid_of("hld", hold)
+        asked = {**_whose(auth, tenant), "hold": found, "action": RELEASED, "everybody": EVERYBODY}
+        async with self._database.transaction(tenant) as transaction:
+            await _known(transaction, tenant)
+            row = None if found is None else await transaction.row(_SQL["release"], asked)
             if row is None:
-                raise NotFound(f"there is no hold {hold!r} in force")
-            await _note(transaction, auth, LIFTED, everybody(row["subject"]))
+                raise no_hold(hold)
+        return _hold(row)
 
-    async def holds(self, auth: AuthContext) -> tuple[Hold, ...]:
-        auth.require(SCOPE)
-        async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["holds"], {"tenant": auth.tenant, "limit": MAX_HOLDS})
+    async def holds(self, auth: AuthContext, tenant: TenantId) -> tuple[Hold, ...]:
+        _check(auth, tenant)
+        async with self._database.transaction(tenant) as transaction:
+            await _known(transaction, tenant)
+            rows = await transaction.rows(_SQL["holds"], {"tenant": tenant, "limit": MAX_HOLDS})
         return tuple(_hold(row) for row in rows)
 
-    async def _unheld(self, transaction: Transaction, asked: dict[str, Any]) -> None:
-        await transaction.rows(_SQL["lock_holds"], asked)
-        [row] = await transaction.rows(_SQL["held"], asked)
-        if row["held"]:
-            raise Conflict(f"{asked['subject']!r} is held: see the tenant's holds for why", code="legal_hold")
+    async def retain(self, auth: AuthContext, tenant: TenantId, days: Mapping[DataClass, int | None]) -> None:
+        _check(auth, tenant)
+        check_days(days)
+        asked = {
+            **_whose(auth, tenant),
+            "action": RETAINED,
+            "days": packed({name: kept for name, kept in days.items() if kept is not None}),
+            "classes": packed([name for name, kept in days.items() if kept is None]),
+        }
+        async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock"], asked)
+            told = changes(await _rules(transaction, tenant), days)
+            if told:
+                await transaction.rows(_SQL["retain"], asked)
+                await transaction.rows(_SQL["unretain"], asked)
+                await transaction.rows(_SQL["note"], {**asked, "detail": told})
+
+    async def retention(self, auth: AuthContext, tenant: TenantId) -> dict[DataClass, int]:
+        _check(auth, tenant)
+        async with self._database.transaction(tenant) as transaction:
+            return await _rules(transaction, tenant)
 
 
-async def _none_open(transaction: Transaction, asked: dict[str, Any]) -> None:
-    [row] = await transaction.rows(_SQL["open_runs"], asked)
-    if row["open"]:
-        raise Conflict(
-            f"{row['open']} runs of {asked['subject']!r} have not ended: cancel them, or wait for them",
-            code="runs_open",
-        )
-
-
-async def _note(transaction: Transaction, auth: AuthContext, action: str, subject: str) -> None:
-    asked = {
-        "tenant": auth.tenant,
-        "namespace": auth.namespace,
-        "principal": auth.principal,
-        "action": action,
-        "subject": subject,
-        "correlation_id": auth.trace.correlation_id,
-    }
-    await transaction.rows(_SQL["note"], asked)
-
-
-async def _runs(transaction: Transaction, tenant: TenantId, subject: str, after: Json) -> Found:
-    seen, last = await _window(transaction, "runs", tenant, subject, after)
-    theirs = [row["id"] for row in seen if row["theirs"]]
-    if len(theirs) > RUNS:
-        theirs, last = theirs[:RUNS], str(theirs[RUNS - 1])
-    return [await _run(transaction, tenant, run) for run in theirs], last
-
-
-async def _run(transaction: Transaction, tenant: TenantId, run: uuid.UUID) -> Item:
-    asked = {"tenant": tenant, "run": run}
-    [row] = await whole(transaction, tenant, await transaction.rows(_SQL["run"], asked), RUN_BODIES)
-    steps = await whole(transaction, tenant, await transaction.rows(_SQL["steps"], asked), STEP_BODIES)
-    events = await whole(transaction, tenant, await transaction.rows(_SQL["events"], asked), ("data",))
-    told = {"run": run_of(row), "steps": [step_of(one) for one in steps], "events": [event_of(one) for one in events]}
-    return Item(kind="run", id=minted("run", run), data=msgspec.to_builtins(told))
-
-
-async def _requests(transaction: Transaction, tenant: TenantId, subject: str, after: Json) -> Found:
-    seen, last = await _window(transaction, "requests", tenant, subject, after)
-    return [_item("request", minted("req", row["id"]), row) for row in seen if row["theirs"]], last
-
-
-async def _usage(transaction: Transaction, tenant: TenantId, subject: str, after: Json) -> Found:
-    request, attempt = after or _BEFORE_ALL
-    asked = {"tenant": tenant, "subject": subject, "after": request, "attempt": attempt, "limit": WINDOW}
-    seen = await transaction.rows(_SQL["usage"], asked)
-    last = (seen[-1]["request_id"], seen[-1]["attempt"]) if len(seen) == WINDOW else None
-    return [_item("usage", f"{row['request_id']}/{row['attempt']}", row) for row in seen if row["theirs"]], last
-
-
-async def _keys(transaction: Transaction, tenant: TenantId, subject: str, after: Json) -> Found:
-    seen, last = await _window(transaction, "keys", tenant, subject, after)
-    return [_item("key", minted("key", row["id"]), row) for row in seen], last
-
-
-async def _audit(transaction: Transaction, tenant: TenantId, subject: str, after: Json) -> Found:
-    seen, last = await _window(transaction, "audit", tenant, subject, after)
-    return [_item("audit", minted("aud", row["id"]), row) for row in seen if row["theirs"]], last
+async def _go_on(transaction: Transaction, asked: dict[str, Any], row: Row) -> Erasure:
+    """The next window of the stage that the tombstone names."""
+    stage, counts = str(row["stage"]), msgspec.convert(row["counts"], Counts)
+    if stage == _END:
+        return await _end(transaction, asked, counts, row["begun_at"])
+    removed, after = await _window(transaction, asked, stage, row["after"])
+    name = dict(_STAGES)[stage]
+    counts = replace(counts, **{name: getattr(counts, name) + removed})
+    if after is None:
+        place = _ORDER.index(stage) + 1
+        stage = _ORDER[place] if place < len(_ORDER) else _END
+    kept = {**asked, "stage": stage, "after": after, "counts": packed(msgspec.to_builtins(counts))}
+    [row] = await transaction.rows(_SQL["keep"], kept)
+    if stage == _END:
+        return await _end(transaction, asked, counts, row["begun_at"])
+    return _erasure(row)
 
 
 async def _window(
-    transaction: Transaction, name: str, tenant: TenantId, subject: str, after: Json
-) -> tuple[Sequence[Row], Json]:
-    asked = {"tenant": tenant, "subject": subject, "after": _place(after), "limit": WINDOW}
-    seen = await transaction.rows(_SQL[name], asked)
-    return seen, str(seen[-1]["id"]) if len(seen) == WINDOW else None
+    transaction: Transaction, asked: dict[str, Any], stage: str, after: str | None
+) -> tuple[int, str | None]:
+    """How many rows that were, and where to go on; None: they were the last."""
+    if stage in {"runs", "requests", "usage"}:
+        first = "" if stage == "usage" else _BEFORE_ALL
+        limit = RUNS if stage == "runs" else WINDOW
+        [row] = await transaction.rows(_SQL[f"erase_{stage}"], {**asked, "after": after or first, "limit": limit})
+        return row["removed"], None if row["last"] is None else str(row["last"])
+    if stage == "audit":
+        first_seq = int(after or 0) + 1
+        last_seq = first_seq + WINDOW - 1
+        [row] = await transaction.rows(_SQL["erase_audit"], {**asked, "first": first_seq, "last": last_seq})
+        return row["removed"], None if last_seq >= (row["head"] or 0) else str(last_seq)
+    [row] = await transaction.rows(_SQL["erase_rest"], {**asked, "stage": stage, "limit": WINDOW})
+    return row["removed"], None if row["removed"] < WINDOW else _BEFORE_ALL
 
 
-def _place(after: Json) -> uuid.UUID:
-    return _FIRST if after is None else msgspec.convert(after, uuid.UUID)
+async def _end(transaction: Transaction, asked: dict[str, Any], counts: Counts, begun: datetime) -> Erasure:
+    """Unless runs came in between the first call and the moment in which every process knew who was barred."""
+    [late] = await transaction.rows(_SQL["late"], {**asked, "begun": begun})
+    if late["late"]:
+        again = {"stage": _ORDER[0], "after": None, "counts": packed(msgspec.to_builtins(counts))}
+        [row] = await transaction.rows(_SQL["keep"], {**asked, **again})
+        return _erasure(row)
+    await transaction.rows(_SQL["end"], asked)
+    told = ", ".join(f"{name} {count}" for name, count in msgspec.structs.asdict(counts).items())
+    [row] = await transaction.rows(_SQL["done"], {**asked, "action": DONE, "detail": told})
+    return _erasure(row)
 
 
-def _item(kind: Kind, name: str, row: Row) -> Item:
-    return Item(kind=kind, id=name, data=dict(row["data"]))
+async def _known(transaction: Transaction, tenant: TenantId) -> None:
+    if await transaction.row(_SQL["known"], {"tenant": tenant}) is None:
+        raise no_tenant(tenant)
+
+
+async def _rules(transaction: Transaction, tenant: TenantId) -> dict[DataClass, int]:
+    await _known(transaction, tenant)
+    found = {row["class"]: row["days"] for row in await transaction.rows(_SQL["rules"], {"tenant": tenant})}
+    return {name: found[name] for name in CLASSES if name in found}
+
+
+def _check(auth: AuthContext, tenant: TenantId) -> None:
+    auth.require(ADMIN_PLATFORM)
+    if not is_tenant_id(tenant):
+        raise no_tenant(tenant)
+
+
+def _whose(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "namespace": auth.namespace,
+        "actor": auth.tenant,
+        "principal": auth.principal,
+        "correlation_id": auth.trace.correlation_id,
+    }
+
+
+def _erasure(row: Row) -> Erasure:
+    return Erasure(
+        name=row["name"],
+        status=row["status"],
+        begun_at=row["begun_at"],
+        erased_at=row["erased_at"],
+        counts=msgspec.convert(row["counts"], Counts),
+    )
 
 
 def _hold(row: Row) -> Hold:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from adapters.inproc import (
     administration,
+    audit,
     budget,
     event,
     maintenance,
@@ -28,6 +29,7 @@ from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.administration import Administration
+from ports.audit import AuditLog
 from ports.budget import BudgetLedger
 from ports.context import AuthContext
 from ports.errors import Conflict
@@ -174,9 +176,17 @@ class InprocPrivacyHarness(InprocHarness[PrivacyPort]):
     async def maintenance(self) -> MaintenancePort:
         return maintenance.InprocMaintenance(store.store(self.config.name), self.clock)
 
-    async def audit(self, auth: AuthContext) -> list[tuple[str, str]]:
-        noted = store.store(self.config.name).table(privacy.Holds).audit
-        return [(one.action, one.subject) for one in noted if one.tenant == auth.tenant]
+    async def memory(self) -> MemoryPort:
+        return memory.InprocMemory(store.store(self.config.name), self.clock)
+
+    async def replies(self) -> ReplyJournal:
+        return reply_journal.InprocReplyJournal(store.store(self.config.name), self.clock)
+
+    async def audit_log(self) -> AuditLog:
+        return audit.InprocAuditLog(store.store(self.config.name), self.clock)
+
+    async def administration(self) -> Administration:
+        return administration.InprocAdministration(store.store(self.config.name), self.clock)
 
 
 class InprocRequestLogHarness(InprocHarness[RequestLog]):

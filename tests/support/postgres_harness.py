@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -186,36 +186,47 @@ class PostgresMaintenanceHarness(PostgresHarness[MaintenancePort]):
 
 
 class PostgresPrivacyHarness(PostgresHarness[PrivacyPort]):
-    """On a database of its own to the end, like that of maintenance."""
+    """As the role of administration, beside ports of the services. On a database of its own to the end."""
 
     def __init__(self, database: Clone) -> None:
         super().__init__(privacy.SPEC, database)
+        self.services = self.config
+        self.config = self.control
+        self._opened: dict[str, Any] = {}
 
     async def runs(self) -> RunStatePort:
-        return await self._opened(run_state.SPEC)
+        return await self._port(run_state.SPEC)
 
     async def requests(self) -> RequestLog:
-        return await self._opened(request_log.SPEC)
+        return await self._port(request_log.SPEC)
 
     async def ledger(self) -> BudgetLedger:
-        return await self._opened(budget.SPEC)
+        return await self._port(budget.SPEC)
 
-    async def tenants(self) -> TenantDirectory:
-        return await self._opened(tenants.SPEC)
+    async def memory(self) -> MemoryPort:
+        return await self._port(memory.SPEC)
+
+    async def replies(self) -> ReplyJournal:
+        return await self._port(reply_journal.SPEC)
 
     async def maintenance(self) -> MaintenancePort:
-        return await self._opened(maintenance.SPEC)
+        return await self._port(maintenance.SPEC)
 
-    async def audit(self, auth: AuthContext) -> list[tuple[str, str]]:
-        rows = await fetch(
-            self.database.admin,
-            "SELECT action, subject FROM audit_log WHERE tenant_id = $1 AND action ~ '^(subject|hold)\\.' ORDER BY id",
-            auth.tenant,
-        )
-        return [(row["action"], row["subject"]) for row in rows]
+    async def tenants(self) -> TenantDirectory:
+        return await self._port(tenants.SPEC, self.control)
 
-    async def _opened(self, spec: AdapterSpec[PostgresConfig, OtherT]) -> OtherT:
-        return await self.closing.enter_async_context(spec.open(self.config, Given(clock=SystemClock())))
+    async def audit_log(self) -> AuditLog:
+        return await self._port(audit.SPEC, self.control)
+
+    async def administration(self) -> Administration:
+        return await self._port(administration.SPEC, self.control)
+
+    async def _port(self, spec: AdapterSpec[PostgresConfig, OtherT], config: PostgresConfig | None = None) -> OtherT:
+        name = spec.open.__module__
+        if name not in self._opened:
+            given = Given(clock=SystemClock())
+            self._opened[name] = await self.closing.enter_async_context(spec.open(config or self.services, given))
+        return cast(OtherT, self._opened[name])
 
     async def close(self) -> None:
         await self.closing.aclose()
