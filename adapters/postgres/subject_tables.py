@@ -38,7 +38,11 @@ NOT_A_SUBJECTS: Final[Mapping[str, str]] = {
     "legal_holds": "the platform's and its lawyers'; erased with the subject",
     "memory_words": "an index of memory_items, which goes with them",
     "model_replies": "sealed copies of answers, kept for retries for 7 days at most; erased with the subject",
+    "queue_turns": "sums",
     "retention_rules": "the tenant's",
+    "run_backlogs": "sums",
+    "run_rates": "sums",
+    "run_slots": "sums",
     "subject_tombstones": "what is left when all else is gone",
     "tenants": "the tenant's",
 }
