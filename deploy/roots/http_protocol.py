@@ -1,6 +1,7 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, bounded, and quick where an answer is there as a whole."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Final
@@ -11,6 +12,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch
 from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
@@ -19,13 +21,20 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
 SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
+MAX_FRAMING_BYTES: Final = 32 * 1024
+"""What may come around a body in chunks that is not the body: sizes, extensions, trailers. Beside it `FRAMING_SHARE`."""
+FRAMING_SHARE: Final = 8
+"""Bytes of framing to each byte of the body: the smallest chunk has five."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
 _MAX_KNOWN_URL: Final = 256
 _CLOSE: Final = (b"connection", b"close")
+_TOO_LARGE: Final = "the header block is too large"
+_NOWHERE: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
 
 
-class _HeadersTooLarge(Exception):
+class _Refused(Exception):
     """Raised inside the parser's callback, where it ends the connection with 400."""
 
 
@@ -77,6 +86,8 @@ def _target(url: bytes) -> tuple[str, bytes, bytes]:
 
 
 def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    if b"#" in url:
+        raise _Refused  # a fragment is the client's own; whoever checks paths before us may read on behind it
     parts = httptools.parse_url(url)
     raw = parts.path
     path = raw.decode("ascii")
@@ -87,7 +98,8 @@ _known_target = lru_cache(maxsize=256)(_split)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with two limits it doesn't have: on the header block, and on how slowly a request may come.
+    """uvicorn's protocol with limits it doesn't have: on the header block, on what comes around a body, and on how slowly a
+    request may come. Fields behind a body (trailers) are dropped: read as header fields they would be an injection.
 
     A request is due from the connection's first moment, or from its own first byte, to its last. Between requests the
     connection is idle, which is uvicorn's affair. And it can hang up on a client that doesn't read: the ASGI extension
@@ -104,8 +116,16 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     """When the last response was sent, while no other request has begun."""
     _idle_timer: asyncio.TimerHandle | None = None
+    _at_work: _Cycle | None = None
+    """Whose app runs or ran last; `cycle` is the newest that was read."""
+    _refused = False
+    """Nothing more of what comes is read."""
     _head_bytes = 0
     _in_head = True
+    _in_body = False
+    _wire_bytes = 0
+    """What came since the head, and what of it is body."""
+    _body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
@@ -125,34 +145,70 @@ class BoundedProtocol(HttpToolsProtocol):
             told()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        at = self.cycle if self._in_body else None
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self.send_400_response("The header block is too large.")
+            self.send_400_response(_TOO_LARGE)
+        # Where one body ended in `data` and another began, it is mostly the first one's.
+        if at is not None and self._in_body and at is self.cycle:
+            self._wire_bytes += len(data)
+            framing = self._wire_bytes - self._body_bytes
+            if framing > MAX_FRAMING_BYTES + FRAMING_SHARE * self._body_bytes and not self.transport.is_closing():
+                self.send_400_response("there is more around the body than in it")
         self._watch.received(len(data))
         if not self._watch.expecting and self._idle_since is None and self._answered():
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
             self._watch.expect()
 
+    def send_400_response(self, msg: str) -> None:
+        """To whoever sends no HTTP, in the envelope of all errors; the connection ends.
+
+        Where an earlier request still waits for its answer, that one is the last thing said: anything else would be taken
+        for it, or for a part of it.
+        """
+        self._refused = True
+        cycle, broken = self.cycle, self._in_body
+        if broken and self.pipeline:
+            # It waits behind others, and it will never be whole.
+            self.pipeline.popleft()
+            before = self.pipeline[0][0] if self.pipeline else self._at_work
+            assert before is not None, "somebody is waited for"
+            cycle, broken = before, False
+            self.cycle = cycle
+        if cycle is not None and not cycle.response_complete and not broken:
+            self._watch.rest()
+            self.flow.pause_reading()
+            cycle.keep_alive = False
+            return
+        if cycle is None or not broken or not cycle.response_started:
+            self.transport.write(refusal(msg, self.server_state.default_headers))
+        self.transport.close()
+
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._in_body, self._head_bytes = True, False, 0
         self._watch.expect()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
-            raise _HeadersTooLarge
-        if self.parser.should_upgrade() and self._should_upgrade():
-            return
+            raise _Refused
+        # Fields behind the body go nowhere. The request keeps its list, and reading a field costs what it did.
+        self.headers = _NOWHERE  # type: ignore[assignment]  # all that is done to it is append
         scope, version = self.scope, self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise _Refused
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["path"], scope["raw_path"], scope["query_string"] = _target(self.url)
         if version != "1.1":
             scope["http_version"] = version
+        self._in_body, self._wire_bytes, self._body_bytes = True, 0, 0
         before = self.cycle
-        self.cycle = _Cycle(
+        self.cycle = cycle = _Cycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -166,12 +222,24 @@ class BoundedProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._start_asgi_task(cycle, self.app)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _should_upgrade(self) -> bool:
+        """No WebSocket, whatever else is installed."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Every client may ask for it, as often as it likes: that is no line of a log."""
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_body = False
         self._watch.rest()
         super().on_message_complete()
 
@@ -217,7 +285,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         assert isinstance(cycle, _Cycle), "this protocol makes no others"
-        self._told = None
+        self._told, self._at_work = None, cycle
         extensions: dict[str, Any] = {
             HANG_UP: partial(self._hang_up, cycle),
             ON_DISCONNECT: self._on_disconnect,
