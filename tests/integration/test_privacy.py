@@ -310,7 +310,7 @@ def test_the_services_can_do_nothing_of_this(database: Clone) -> None:
                 port.holds(PLATFORM, ACME.tenant),
             ):
                 with pytest.raises(AgentOSError, match="SQLSTATE 42501"):
-                    await attempt  # type: ignore[misc]  # of different results
+                    await attempt
 
     asyncio.run(attempts())
     assert rows_of(database) == before

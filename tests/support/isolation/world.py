@@ -33,7 +33,7 @@ from ports.budget import Budget
 from ports.context import AuthContext
 from ports.http.body import Receive
 from ports.http.edge import App, Scope, Send
-from ports.ids import AgentId, TenantId, WorkerId
+from ports.ids import AgentId, PrincipalId, TenantId, WorkerId
 from ports.messages import Fault
 from ports.run_state import Change, NewEvent, NewRun, StepIntent, StepResult
 from ports.tenant import Entitlements
@@ -188,7 +188,7 @@ async def world(home: Path) -> AsyncIterator[World]:
         # The administration's role in the database is one that the other services have not.
         over_all = Environment(_variables(home, database.control, f"{upstream}/v1"))
         api = await stack.enter_async_context(open_ports(stack_a_root.defaults(env), API_NEEDS, clock=clock))
-        beside = dict.fromkeys(("tenant", "budget"))
+        beside = dict.fromkeys(("tenant", "budget", "privacy"))
         ports = {
             **api,
             **await stack.enter_async_context(open_ports(admin_root.defaults(over_all), beside, clock=clock)),
@@ -292,8 +292,10 @@ async def _holdings(made: World, who: str) -> Holdings:
     subject = TenantId(values["subject"])
     await made.ports["tenant"].create(PLATFORM, subject, name=secret, entitlements=Entitlements())
     await made.ports["budget"].set_budget(PLATFORM, subject, Budget(id=values["budget"], limit=1_000))
+    hold = await made.ports["privacy"].hold(PLATFORM, subject, PrincipalId("usr_held"), reason=secret)
+    values["hold"] = hold.id
     return Holdings(
-        values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget"))}
+        values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget", "hold"))}
     )
 
 
