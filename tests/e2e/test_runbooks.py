@@ -243,7 +243,7 @@ async def test_privacy_request_holds_hands_over_and_erases(node: NodeUnderTest, 
     tenant, subject = "tnt_private", "usr_ann"
     for made in (
         node.agentos("tenant", "create", tenant, "--sample-agent"),
-        node.agentos("key", "issue", "--tenant", tenant, "--principal", subject, "--scope", "runs:read"),
+        node.agentos("key", "issue", "--tenant", tenant, "--principal", subject, "--role", "viewer"),
     ):
         assert made.returncode == 0, made.stderr
     who = {"tenant": tenant, "subject": subject}
@@ -251,7 +251,8 @@ async def test_privacy_request_holds_hands_over_and_erases(node: NodeUnderTest, 
     looked = operator.follows(look, **who)
     placed = operator.follows(hold, **who, reason="case 17/26")
     held = operator.does(erase[2], **who)
-    released = operator.follows(release, tenant=tenant, hold=placed.split("hld_")[1].split()[0].join(("hld_", "")))
+    hold_id = next(word for word in placed.split() if word.startswith("hld_"))
+    released = operator.follows(release, tenant=tenant, hold=hold_id)
     file = operator.does(export, **who).stdout.strip()
     checked = operator.follows([verify], file=file)
     erased = operator.follows(erase, **who)
