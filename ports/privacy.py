@@ -28,7 +28,7 @@ Clauses (each has a test in `conformance.privacy`):
          it back. Upkeep removes what is older by a day; of usage and the audit it removes what they say, not that they are.
          A rule never keeps anything for longer than the node does.
 * PRI-10 Every call needs the scope `admin:platform`, names its tenant, and touches no other. A tenant that is not there
-         raises `NotFound`.
+         raises `NotFound`. One whose data may lie where an adapter does not look raises `Conflict`.
 * PRI-11 The audit tells of each change once: holds when they are placed and released, rules when they change.
 """
 
@@ -213,6 +213,13 @@ def runs_open(subject: str, runs: int) -> Conflict:
 
 def too_many_holds() -> Conflict:
     return Conflict(f"{MAX_HOLDS} holds are in force; release some", code="too_many_holds")
+
+
+def elsewhere(tenant: str) -> Conflict:
+    return Conflict(
+        f"{tenant} lives, or lived, in a home of its own, where nothing of this is known; all that is kept of it can be "
+        "exported and removed with the tenant only"
+    )
 
 
 def no_hold(hold: str) -> NotFound:

@@ -27,6 +27,7 @@ from ports.audit import (
     Wanted,
     check_note,
     looked,
+    no_home,
     require_reader,
 )
 from ports.audit_rules import FIRST_HASH, link, matches, ranges
@@ -64,6 +65,13 @@ class InprocAuditLog:
         self._chains = storage.table(Chains)
         self._holds = storage.table(Holds)
         self._clock = clock
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        return ()
+
+    def at(self, home: str) -> AuditLog:
+        raise no_home(home)
 
     async def note(self, auth: AuthContext, note: Note, *, tenant: TenantId | None = None) -> None:
         whose = auth.tenant if tenant is None else tenant
@@ -154,7 +162,7 @@ class InprocAuditLog:
             at=self._clock.now(),
             tenant=tenant,
             namespace=auth.namespace,
-            actor_tenant=auth.tenant,
+            actor_tenant=auth.actor_tenant,
             principal=auth.principal,
             correlation_id=auth.trace.correlation_id,
             action=note.action,

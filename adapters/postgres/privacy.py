@@ -38,6 +38,7 @@ from ports.privacy import (
     check_days,
     check_hold,
     check_subject,
+    elsewhere,
     erased_name,
     held,
     no_hold,
@@ -85,6 +86,8 @@ class PostgresPrivacy:
             [standing] = await transaction.rows(_SQL["standing"], asked)
             if not standing["known"]:
                 raise no_tenant(tenant)
+            if standing["elsewhere"]:
+                raise elsewhere(tenant)
             if standing["held"]:
                 raise held(repr(subject))
             row = await transaction.row(_SQL["tombstone"], asked)
@@ -114,11 +117,10 @@ class PostgresPrivacy:
         }  # fmt: skip
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock"], asked)
+            await _here(transaction, tenant)
             if len(await transaction.rows(_SQL["holds"], {**asked, "limit": MAX_HOLDS})) == MAX_HOLDS:
                 raise too_many_holds()
-            row = await transaction.row(_SQL["hold"], asked)
-            if row is None:
-                raise no_tenant(tenant)
+            [row] = await transaction.rows(_SQL["hold"], asked)
         return _hold(row)
 
     async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
@@ -150,6 +152,7 @@ class PostgresPrivacy:
         }
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock"], asked)
+            await _here(transaction, tenant)
             told = changes(await _rules(transaction, tenant), days)
             if told:
                 await transaction.rows(_SQL["retain"], asked)
@@ -216,6 +219,15 @@ async def _known(transaction: Transaction, tenant: TenantId) -> None:
         raise no_tenant(tenant)
 
 
+async def _here(transaction: Transaction, tenant: TenantId) -> None:
+    """What is removed where the tenant's home is looks for holds and rules there, and would find none."""
+    row = await transaction.row(_SQL["known"], {"tenant": tenant})
+    if row is None:
+        raise no_tenant(tenant)
+    if row["elsewhere"]:
+        raise elsewhere(tenant)
+
+
 async def _rules(transaction: Transaction, tenant: TenantId) -> dict[DataClass, int]:
     await _known(transaction, tenant)
     found = {row["class"]: row["days"] for row in await transaction.rows(_SQL["rules"], {"tenant": tenant})}
@@ -232,7 +244,7 @@ def _whose(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
     return {
         "tenant": tenant,
         "namespace": auth.namespace,
-        "actor": auth.tenant,
+        "actor": auth.actor_tenant,
         "principal": auth.principal,
         "correlation_id": auth.trace.correlation_id,
     }

@@ -28,6 +28,7 @@ OF_A_SUBJECT: Final[Mapping[str, str]] = {
 """What an export of a subject has: in the export of its tenant the same, with everybody's rows."""
 
 NOT_A_SUBJECTS: Final[Mapping[str, str]] = {
+    "acting_principals": "services of other tenants that may act for this one",
     "agents": "made for the tenant; an agent's spec is no one's record",
     "audit_chain": "hashes and numbers, which stay when entries go",
     "audit_heads": "hashes and numbers",

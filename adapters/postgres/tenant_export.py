@@ -3,14 +3,19 @@
 The file is a ZIP: `tables/<name>.ndjson` has a JSON object a line, a row each, and `manifest.json` says how many there are
 and what each file's SHA-256 is. It is a picture of one moment, bound to the tenant by row-level security as all reading is.
 Columns that hold secrets, or what was made of them, stay behind, and the manifest names them.
+
+Of a tenant that lives or lived in homes, `tables/<home>/<name>.ndjson` has what there is in each: a picture of its own
+moment, so export a tenant that is disabled when the two must agree.
 """
 
 import asyncio
 import hashlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final, TypeAlias
 
 import asyncpg
@@ -19,9 +24,9 @@ from msgspec import Struct
 
 from adapters.postgres.errors import translated
 from adapters.postgres.subject_tables import OF_A_SUBJECT
-from ports.errors import Conflict, InvalidArgument, NotFound
+from ports.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from ports.ids import PrincipalId, TenantId, is_tenant_id
-from ports.privacy import check_subject
+from ports.privacy import check_subject, elsewhere
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -87,14 +92,17 @@ def nobody(_table: str, _rows: int) -> None:
     pass
 
 
-async def export_tenant(dsn: str, tenant: TenantId, target: Path) -> Export:
+async def export_tenant(
+    dsn: str, tenant: TenantId, target: Path, homes: Mapping[str, str] = MappingProxyType({})
+) -> Export:
     """Write the file, readable by its owner only; it is there whole or not at all.
 
     Raises:
         NotFound: there is no such tenant.
         Conflict: there is a file already.
+        Unavailable: something of it is in a home that is not among `homes`, which are DSNs by name, or does not answer.
     """
-    return await _export(_Job(dsn=dsn, tenant=tenant), target)
+    return await _export(_Job(dsn=dsn, tenant=tenant, homes=homes), target)
 
 
 async def export_subject(
@@ -109,6 +117,7 @@ class _Job(Struct, frozen=True, kw_only=True):
     dsn: str
     tenant: TenantId
     subject: PrincipalId | None = None
+    homes: Mapping[str, str] = MappingProxyType({})
     opened: Open = as_it_is
     tell: Tell = nobody
 
@@ -157,27 +166,31 @@ def verified(path: Path) -> Manifest:
 
 async def _write(job: _Job, path: Path) -> Manifest:
     tenant = job.tenant
-    connection = await asyncpg.connect(
-        job.dsn,
-        timeout=10,
-        command_timeout=_STATEMENT_S,
-        server_settings={"search_path": "agentos", "timezone": "UTC", "application_name": "agentos-export"},
-    )
-    try:
-        await connection.execute(
-            f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL app.tenant_id = '{tenant}'"
-        )
+    async with _looking(job.dsn, tenant) as connection:
         if await connection.fetchval("SELECT 1 FROM tenants WHERE tenant_id = $1", tenant) is None:
             raise NotFound(f"there is no tenant {tenant!r}")
+        stays = [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]
+        if stays and job.subject is not None:
+            raise elsewhere(tenant)
         migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")
         tables: dict[str, Table] = {}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
-            for row in await connection.fetch(_TABLES):
-                if job.subject is not None and row["name"] not in OF_A_SUBJECT:
-                    continue
-                job.tell(row["name"], sum(table.rows for table in tables.values()))
-                columns = msgspec.json.decode(row["columns"], type=tuple[str, ...])
-                tables[row["name"]] = await _table(connection, packed, job, row["name"], columns)
+            for name, columns in await _tables(connection):
+                if job.subject is None or name in OF_A_SUBJECT:
+                    job.tell(name, sum(table.rows for table in tables.values()))
+                    tables[name] = await _table(connection, packed, job, name, columns)
+            for home in stays:
+                if home not in job.homes:
+                    raise Unavailable(
+                        f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to "
+                        "AGENTOS_HOMES and run `agentos redeploy`"
+                    )
+                async with _looking(job.homes[home], tenant) as there:
+                    for name, columns in await _tables(there):
+                        # Most are empty there, and some were never of any use there.
+                        if await there.fetchval(f'SELECT 1 FROM "{name}" WHERE tenant_id = $1 LIMIT 1', tenant):  # noqa: S608 - ours
+                            member = f"{home}/{name}"
+                            tables[member] = await _table(there, packed, job, name, columns, member=member)
             manifest = Manifest(
                 format=FORMAT,
                 tenant_id=tenant,
@@ -187,14 +200,41 @@ async def _write(job: _Job, path: Path) -> Manifest:
                 subject=job.subject,
             )
             packed.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2))
-        await connection.execute("COMMIT")
-    finally:
-        await connection.close(timeout=1)
     return manifest
 
 
+@asynccontextmanager
+async def _looking(dsn: str, tenant: TenantId) -> AsyncIterator[asyncpg.Connection]:
+    """At one moment, and at one tenant's rows."""
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=10,
+        command_timeout=_STATEMENT_S,
+        server_settings={"search_path": "agentos", "timezone": "UTC", "application_name": "agentos-export"},
+    )
+    try:
+        await connection.execute(
+            f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL app.tenant_id = '{tenant}'"
+        )
+        yield connection
+        await connection.execute("COMMIT")
+    finally:
+        await connection.close(timeout=1)
+
+
+async def _tables(connection: asyncpg.Connection) -> list[tuple[str, tuple[str, ...]]]:
+    rows = await connection.fetch(_TABLES)
+    return [(row["name"], msgspec.json.decode(row["columns"], type=tuple[str, ...])) for row in rows]
+
+
 async def _table(
-    connection: asyncpg.Connection, packed: zipfile.ZipFile, job: _Job, name: str, columns: tuple[str, ...]
+    connection: asyncpg.Connection,
+    packed: zipfile.ZipFile,
+    job: _Job,
+    name: str,
+    columns: tuple[str, ...],
+    *,
+    member: str = "",
 ) -> Table:
     omitted = tuple(column for column in columns if "secret" in column)
     shown = ", ".join(f'x."{column}"' for column in columns if column not in omitted)
@@ -205,7 +245,7 @@ async def _table(
         whose, arguments = f" AND ({OF_A_SUBJECT[name]})", [job.tenant, job.subject]
     query = f'SELECT to_json(y)::text FROM (SELECT {shown} FROM "{name}" x WHERE x.tenant_id = $1{whose}) y'  # noqa: S608
     cursor = await connection.cursor(query, *arguments)
-    with packed.open(_member(name), "w", force_zip64=True) as lines:
+    with packed.open(_member(member or name), "w", force_zip64=True) as lines:
         while page := await cursor.fetch(PAGE_ROWS):
             text = b"".join(_line(job, name, row[0]) + b"\n" for row in page)
             digest.update(text)

@@ -7,7 +7,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.markup import escape
 
-from deploy import bring_up, config, gateway_file, smoke, summary, tool_file
+from deploy import bring_up, config, gateway_file, issuers_file, smoke, summary, tool_file
 from deploy.action import Failed, Recorder, exclusive
 from deploy.catalogue import Service, catalogue
 from deploy.cli.io import FAILED, FINE, Io, TerminalProgress, show_failure
@@ -76,6 +76,7 @@ def run(options: Options, io: Io) -> int:
         *config.dangling(settings, io.environ),
         *tool_file.problems(settings, io.environ),
         *gateway_file.problems(settings, io.environ),
+        *issuers_file.problems(settings),
     ]:
         raise InvalidArgument("; ".join(found))
     _stay_in_prod(options, io)
@@ -90,7 +91,7 @@ def run(options: Options, io: Io) -> int:
             bring_up.check_machine(recorder, services, options.flags)
             bring_up.remember_flags(recorder, options.flags)
             bring_up.boot(recorder, services, io.environ, supervisor)
-            bring_up.migrate_database(recorder)
+            bring_up.migrate_database(recorder, io.environ)
             seeded = bring_up.seed(recorder)
             bring_up.wire(recorder, services, supervisor)
             smoke.validate(recorder, services, supervisor)

@@ -192,7 +192,7 @@ class PostgresPrivacyHarness(PostgresHarness[PrivacyPort]):
         super().__init__(privacy.SPEC, database)
         self.services = self.config
         self.config = self.control
-        self._opened: dict[str, Any] = {}
+        self._opened: dict[int, Any] = {}
 
     async def runs(self) -> RunStatePort:
         return await self._port(run_state.SPEC)
@@ -222,7 +222,7 @@ class PostgresPrivacyHarness(PostgresHarness[PrivacyPort]):
         return await self._port(administration.SPEC, self.control)
 
     async def _port(self, spec: AdapterSpec[PostgresConfig, OtherT], config: PostgresConfig | None = None) -> OtherT:
-        name = spec.open.__module__
+        name = id(spec)
         if name not in self._opened:
             given = Given(clock=SystemClock())
             self._opened[name] = await self.closing.enter_async_context(spec.open(config or self.services, given))

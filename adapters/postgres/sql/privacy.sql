@@ -8,7 +8,8 @@ SELECT ao_lock_holds(:tenant);
 -- name: standing
 SELECT EXISTS (SELECT FROM tenants t WHERE t.tenant_id = :tenant) AS known,
        ao_held(:tenant, :subject) AS held,
-       ao_open_runs_of(:subject) AS open_runs;
+       ao_open_runs_of(:subject) AS open_runs,
+       EXISTS (SELECT FROM ao_tenant_stays()) AS elsewhere;
 
 -- name: tombstone
 SELECT x.* FROM subject_tombstones x WHERE x.tenant_id = :tenant AND x.name = :name FOR UPDATE;
@@ -115,7 +116,7 @@ SELECT * FROM ended;
 SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.released_at IS NULL ORDER BY h.id LIMIT :limit;
 
 -- name: known
-SELECT t.tenant_id FROM tenants t WHERE t.tenant_id = :tenant;
+SELECT t.tenant_id, EXISTS (SELECT FROM ao_tenant_stays()) AS elsewhere FROM tenants t WHERE t.tenant_id = :tenant;
 
 -- name: rules
 SELECT r.class, r.days FROM retention_rules r WHERE r.tenant_id = :tenant;
