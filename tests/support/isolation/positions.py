@@ -166,7 +166,8 @@ MAP: Final[Mapping[Key, Row]] = {
     ),
     ("admin", "GET", _AUDIT + "/chain"): Row(
         ids={"query:tenant_id": "tenant"},
-        plain=("query:after", *_PAGE),
+        # A home's name is the node's.
+        plain=("query:after", "query:home", *_PAGE),
         above=("query:tenant_id",),
         tenant_wide=True,
     ),
