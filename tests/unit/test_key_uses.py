@@ -20,7 +20,7 @@ A, B = KeyId("key_a"), KeyId("key_b")
 
 class Notes:
     def __init__(self) -> None:
-        self.written: list[dict[str, datetime]] = []
+        self.written: list[dict[KeyId, datetime]] = []
         self.broken = False
 
     async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:
