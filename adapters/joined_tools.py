@@ -1,6 +1,7 @@
 """ToolPort over several others: an agent uses the tools of all of them, and doesn't know which is whose.
 
-A part is any installed tool adapter with its own configuration, opened here. It may need the memory port and no other.
+A part is any installed tool adapter with its own configuration, opened here. It may need the ports for memory
+and egress and no others.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -18,7 +19,7 @@ from ports.ids import PrincipalId, TenantId
 from ports.messages import Json
 from ports.tool import ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpec
 
-NEEDS: Final = ("memory",)
+NEEDS: Final = ("memory", "egress")
 
 _NOBODY: Final = AuthContext(tenant=TenantId("tnt_system"), principal=PrincipalId("svc_worker"))
 """Who asks at the start which names there are."""

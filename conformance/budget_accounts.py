@@ -439,6 +439,30 @@ class BudgetAccounts(Contract):
         assert await ledger.spent(GLOBEX, since=since) == ()
 
     @clause("BUD-17")
+    async def test_what_was_spent_is_told_by_agent_where_asked_to(self, harness: BudgetHarness) -> None:
+        ledger = await harness.open()
+        await fresh(harness, ledger)
+        since = await harness.now()
+        held = await hold(ledger, 500, 2_000, on=BOTH)
+        calls = (
+            replace(CALL, agent="agt_b"),
+            replace(CALL, attempt=2, agent="agt_a"),
+            replace(CALL, attempt=3, agent="agt_a", cost_nanousd=7),
+            replace(CALL, attempt=4, agent=""),
+        )
+        await ledger.book(ACME, [Booking(hold=held.id, events=calls)])
+
+        [whole] = await ledger.spent(ACME, since=since)
+        apart = await ledger.spent(ACME, since=since, by_agent=True)
+
+        assert (whole.agent, whole.calls) == ("", 4)
+        assert [(one.agent, one.calls, one.cost_nanousd) for one in apart] == [
+            ("", 1, CALL.cost_nanousd),
+            ("agt_a", 2, CALL.cost_nanousd + 7),
+            ("agt_b", 1, CALL.cost_nanousd),
+        ]
+
+    @clause("BUD-17")
     async def test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent(
         self, harness: BudgetHarness
     ) -> None:

@@ -9,8 +9,9 @@ import pytest
 from msgspec import Struct
 
 PORT_MODULES: Final = (
-    "agent", "auth", "budget", "clock", "event", "gateway_configuration", "maintenance", "memory", "model", "pii",
-    "provider", "queue", "reply_journal", "request_log", "run_intake", "run_state", "tenant", "tool",
+    "administration", "agent", "audit", "auth", "budget", "clock", "egress", "event", "gateway_configuration",
+    "maintenance", "memory", "model", "pii", "provider", "queue", "reply_journal", "request_log", "run_intake", "run_state",
+    "secrets", "tenant", "tool",
 )  # fmt: skip
 
 DEFERRED: Final[Mapping[str, str]] = {

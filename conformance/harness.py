@@ -14,11 +14,14 @@ from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
+from ports.administration import Administration
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.budget import BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
+from ports.egress import EgressPort
 from ports.event import EventPort
 from ports.gateway_configuration import GatewayConfigurations
 from ports.ids import RunId, TenantId
@@ -32,6 +35,7 @@ from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
+from ports.secrets import SecretsPort
 from ports.tenant import Entitlements, TenantDirectory
 from ports.tool import ToolCall, ToolPort
 
@@ -137,6 +141,9 @@ class MemoryHarness(StorageHarness[MemoryPort], Protocol):
 class BudgetHarness(StorageHarness[BudgetLedger], Protocol): ...
 
 
+class AuditHarness(StorageHarness[AuditLog], Protocol): ...
+
+
 class GatewayConfigurationHarness(StorageHarness[GatewayConfigurations], Protocol): ...
 
 
@@ -153,6 +160,22 @@ class AgentHarness(StorageHarness[AgentRegistry], Protocol): ...
 
 
 class TenantHarness(StorageHarness[TenantDirectory], Protocol): ...
+
+
+class AdministrationHarness(StorageHarness[Administration], Protocol):
+    async def directory(self) -> TenantDirectory:
+        """A port over the same storage."""
+        ...
+
+    async def runs(self) -> RunStatePort:
+        """A port over the same storage."""
+        ...
+
+    async def event_types(self, auth: AuthContext, run_id: RunId) -> Sequence[tuple[int, str]]:
+        """Back door, as in `RunStateHarness`."""
+        ...
+
+    async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json: ...
 
 
 class ToolSamples(Struct, frozen=True, kw_only=True):
@@ -278,6 +301,47 @@ class AuthHarness(Harness[TokenVerifier], Protocol):
 class PiiHarness(Harness[PiiDetector], Protocol):
     @property
     def declared(self) -> Struct: ...
+
+
+class EgressHarness(Harness[EgressPort], Protocol):
+    """Everything is said before `open`. Unless it is said otherwise names resolve to 127.0.0.1, and nothing is lifted."""
+
+    def resolves(self, *addresses: str, then: tuple[str, ...] = ()) -> None:
+        """What every name leads to; and `then`, from the second question for it on."""
+        ...
+
+    def lift(self, host: str, port: int) -> None:
+        """The operator allows this host and port although the address is not public."""
+        ...
+
+    def entitle(self, tenant: TenantId, *hosts: str) -> None:
+        """Tenants of `conformance.people` may go everywhere, unless it is said otherwise."""
+        ...
+
+    def asked(self) -> list[str]:
+        """Names that were resolved."""
+        ...
+
+    def reached(self) -> list[str]:
+        """Addresses that a connection was tried to."""
+        ...
+
+
+class SecretsHarness(Harness[SecretsPort], Protocol):
+    @property
+    def declared(self) -> Struct: ...
+
+    async def put(self, name: str, value: str, **fields: str) -> None:
+        """A new version of the secret. `fields` are given where the adapter declares fields."""
+        ...
+
+    async def remove(self, name: str) -> None: ...
+
+    async def go_away(self) -> None:
+        """From now on the store can't be asked."""
+        ...
+
+    async def advance(self, delta: timedelta) -> None: ...
 
 
 class ProviderHarness(Harness[ProviderPort], Protocol):

@@ -42,6 +42,9 @@ DIGEST: Final = hashlib.sha256(SECRET.encode()).digest()
 OTHER_DIGEST: Final = hashlib.sha256(b"another").digest()
 ABSENT: Final = KeyId("key_" + "0" * 32)
 HOUR: Final = timedelta(hours=1)
+PRINTER: Final = PrincipalId("svc_printer")
+VIEWER: Final = frozenset({"viewer"})
+READING: Final = frozenset({"runs:read"})
 
 
 async def directory_of_two(harness: TenantHarness) -> TenantDirectory:
@@ -348,6 +351,181 @@ class TenantContract(Contract):
         found = await reopened.find_key(key.id, DIGEST)
         assert found is not None
         assert found.key == key
+
+    @clause("TNT-9")
+    async def test_a_principal_is_kept_as_it_was_put_last(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        first = await directory.put_principal(PETER, PRINTER, status="active")
+        await harness.advance(HOUR)
+
+        put = await directory.put_principal(PETER, PRINTER, status="disabled", roles=VIEWER, scopes=READING)
+
+        assert (first.status, first.roles, first.scopes, first.tenant) == ("active", None, None, INITECH)
+        assert (put.status, put.roles, put.scopes) == ("disabled", VIEWER, READING)
+        assert put.created_at == first.created_at
+        assert await directory.get_principal(PETER, PRINTER) == put
+        assert (await (await harness.reopen()).list_principals(PETER, limit=10)).items == (put,)
+
+    @clause("TNT-9")
+    async def test_a_foreign_principal_is_not_found_like_one_never_put(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        put = await directory.put_principal(PETER, PRINTER, status="disabled")
+        texts = set()
+
+        for one in (PRINTER, PrincipalId("svc_nobody")):
+            with pytest.raises(NotFound) as refusal:
+                await directory.get_principal(GAVIN, one)
+            texts.add(refusal.value.message.replace(one, "…"))
+
+        assert len(texts) == 1
+        assert (await directory.list_principals(GAVIN, limit=10)).items == ()
+        await directory.put_principal(GAVIN, PRINTER, status="active")
+        assert await directory.get_principal(PETER, PRINTER) == put
+
+    @clause("TNT-9")
+    async def test_principals_need_the_scope_of_the_tenants_administration(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        await directory.put_principal(PETER, PRINTER, status="active")
+        worker = msgspec.structs.replace(PETER, scopes=READING)
+
+        for refused in (
+            directory.put_principal(worker, PRINTER, status="disabled"),
+            directory.get_principal(worker, PRINTER),
+            directory.list_principals(worker, limit=10),
+        ):
+            with pytest.raises(PermissionDenied):
+                await refused
+
+        assert (await directory.get_principal(PETER, PRINTER)).status == "active"
+
+    @clause("TNT-9")
+    @pytest.mark.parametrize(
+        ("roles", "scopes"), [(VIEWER, None), (None, READING), (VIEWER, frozenset({"queue:any-tenant"}))]
+    )
+    async def test_roles_come_with_their_scopes_and_no_others_than_clients_may_hold(
+        self, harness: TenantHarness, roles: frozenset[str] | None, scopes: frozenset[str] | None
+    ) -> None:
+        directory = await directory_of_two(harness)
+
+        with pytest.raises(InvalidArgument):
+            await directory.put_principal(PETER, PRINTER, status="active", roles=roles, scopes=scopes)
+        with pytest.raises(NotFound):
+            await directory.get_principal(PETER, PRINTER)
+
+    @clause("TNT-9")
+    async def test_a_listing_of_principals_comes_in_pages(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        names = [PrincipalId(f"svc_{letter}") for letter in "caebd"]
+        for name in names:
+            await directory.put_principal(PETER, name, status="active")
+        listed: list[str] = []
+
+        cursor: str | None = None
+        while True:
+            page = await directory.list_principals(PETER, limit=2, cursor=cursor)
+            listed += [one.id for one in page.items]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+
+        assert listed == sorted(names)
+
+    @clause("TNT-10")
+    async def test_a_key_and_a_caller_are_found_with_their_principal(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+        caller = msgspec.structs.replace(PETER, principal=PRINTER, scopes=frozenset())
+        unknown = await directory.find_key(key.id, DIGEST)
+        free = await directory.standing(caller)
+
+        put = await directory.put_principal(PETER, PRINTER, status="disabled", roles=VIEWER, scopes=READING)
+
+        assert unknown is not None
+        assert (unknown.holder, free.principal) == (None, None)
+        found = await directory.find_key(key.id, DIGEST)
+        assert found is not None
+        assert found.holder == put
+        assert (await directory.standing(caller)).principal == put
+        assert (await directory.standing(msgspec.structs.replace(GAVIN, principal=PRINTER))).principal is None
+
+    @clause("TNT-10")
+    async def test_a_standing_tells_the_tenants_status_and_needs_one(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        before = await directory.standing(PETER)
+
+        await directory.set_status(PLATFORM, INITECH, "disabled")
+
+        assert before.tenant_status == "active"
+        assert (await directory.standing(PETER)).tenant_status == "disabled"
+        with pytest.raises(NotFound):
+            await directory.standing(msgspec.structs.replace(PETER, tenant=NOBODY))
+
+    @clause("TNT-11")
+    async def test_a_rotated_key_overlaps_with_the_new_one_and_then_ends(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        old = await directory.issue_key(PETER, new_key())
+        grace = await harness.now() + HOUR
+
+        made = await directory.rotate_key(PETER, old.id, secret_sha256=OTHER_DIGEST, old_until=grace)
+
+        assert made.id != old.id
+        assert (made.principal, made.scopes, made.roles) == (old.principal, old.scopes, old.roles)
+        assert (made.namespace, made.label, made.expires_at) == (old.namespace, old.label, None)
+        overlapping = await directory.find_key(old.id, DIGEST)
+        assert overlapping is not None
+        assert overlapping.key.expires_at == grace
+        assert await directory.find_key(made.id, OTHER_DIGEST) is not None
+        assert await directory.find_key(made.id, DIGEST) is None
+        await harness.advance(2 * HOUR)
+        assert await directory.find_key(old.id, DIGEST) is None
+        assert await directory.find_key(made.id, OTHER_DIGEST) is not None
+
+    @clause("TNT-11")
+    async def test_a_rotation_never_makes_the_old_key_live_longer(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        ends = await harness.now() + HOUR
+        old = await directory.issue_key(PETER, msgspec.structs.replace(new_key(), expires_at=ends))
+
+        await directory.rotate_key(PETER, old.id, secret_sha256=OTHER_DIGEST, old_until=ends + 5 * HOUR)
+
+        found = await directory.find_key(old.id, DIGEST)
+        assert found is not None
+        assert found.key.expires_at == ends
+
+    @clause("TNT-11")
+    async def test_a_key_that_has_ended_is_not_rotated(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        now = await harness.now()
+        revoked = await directory.issue_key(PETER, new_key())
+        expired = await directory.issue_key(PETER, msgspec.structs.replace(new_key(), expires_at=now + HOUR))
+        await directory.revoke_key(PETER, revoked.id)
+        await harness.advance(2 * HOUR)
+
+        for key in (revoked, expired):
+            with pytest.raises(Conflict):
+                await directory.rotate_key(PETER, key.id, secret_sha256=OTHER_DIGEST, old_until=now + 9 * HOUR)
+
+        assert len((await directory.list_keys(PETER, limit=10)).items) == 2
+        assert await directory.find_key(revoked.id, DIGEST) is None
+        assert await directory.find_key(expired.id, DIGEST) is None
+
+    @clause("TNT-11")
+    async def test_rotation_is_for_the_tenants_own_administration(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+        until = await harness.now()
+        texts = set()
+
+        for key_id in (key.id, ABSENT, KeyId("not an id of ours")):
+            with pytest.raises(NotFound) as refusal:
+                await directory.rotate_key(GAVIN, key_id, secret_sha256=OTHER_DIGEST, old_until=until)
+            texts.add(refusal.value.message.replace(key_id, "…"))
+        worker = msgspec.structs.replace(PETER, scopes=READING)
+        with pytest.raises(PermissionDenied):
+            await directory.rotate_key(worker, key.id, secret_sha256=OTHER_DIGEST, old_until=until)
+
+        assert len(texts) == 1
+        assert await directory.find_key(key.id, DIGEST) is not None
 
 
 async def keys_of(directory: TenantDirectory, auth: AuthContext, *wanted: ApiKey) -> list[ApiKey]:

@@ -4,7 +4,7 @@ A route that a part serves and does not declare answers 403, as on every surface
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
 import msgspec
 from litestar import Litestar, Request, Response, get
@@ -14,7 +14,8 @@ from msgspec import Struct
 from observability.http import observer
 from observability.metrics import Metrics
 from ports.auth import TokenVerifier
-from ports.http.edge import App, Edge
+from ports.context import AuthContext
+from ports.http.edge import App, Denied, Edge, exchange, no_word
 from ports.http.health import OK, Probe, states_of
 from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
@@ -29,6 +30,9 @@ OWN_ROUTES: Final = (
     Route(method="GET", template="/openapi.json", access=PUBLIC),
     Route(method="GET", template="/metrics", access=LOOPBACK),
 )
+
+
+Asked: TypeAlias = Request[Any, Any, Any]  # Litestar's user, auth and state: the edge's exchange has them instead
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -65,8 +69,14 @@ OWN_OPERATIONS: Final = {
 
 
 def create_admin_app(
-    parts: Sequence[Part], *, verifier: TokenVerifier, metrics: Metrics, probes: Mapping[str, Probe]
+    parts: Sequence[Part],
+    *,
+    verifier: TokenVerifier,
+    metrics: Metrics,
+    probes: Mapping[str, Probe],
+    denied: Denied = no_word,
 ) -> App:
+    """`denied` is told of known callers who may not."""
     table = RouteTable((*(route for part in parts for route in part.routes), *OWN_ROUTES))
     operations = {key: one for part in parts for key, one in part.operations.items()}
     openapi = document(
@@ -87,20 +97,27 @@ def create_admin_app(
         openapi_config=None,
         logging_config=None,
     )
-    return Edge(cast(App, app), routes=table.with_denied(_served(app)), verifier=verifier, observe=observer(metrics))
+    return Edge(
+        cast(App, app),
+        routes=table.with_denied(_served(app)),
+        verifier=verifier,
+        observe=observer(metrics),
+        denied=denied,
+        denied_inside=denied,
+    )
 
 
 def _own_handlers(metrics: Metrics, probes: Mapping[str, Probe], openapi: bytes) -> list[HTTPRouteHandler]:
     @get("/healthz")
     async def healthz() -> Response[bytes]:
-        return _json(Health())
+        return json_answer(Health())
 
     @get("/readyz")
     async def readyz() -> Response[bytes]:
         states = await states_of(probes)
         ready = all(state == OK for state in states.values())
         view = Readiness(status=OK if ready else "unavailable", dependencies=states)
-        return _json(view, status=200 if ready else 503)
+        return json_answer(view, status=200 if ready else 503)
 
     @get("/openapi.json")
     async def openapi_json() -> Response[bytes]:
@@ -113,7 +130,7 @@ def _own_handlers(metrics: Metrics, probes: Mapping[str, Probe], openapi: bytes)
     return [healthz, readyz, openapi_json, metrics_text]
 
 
-def _json(view: Struct, *, status: int = 200) -> Response[bytes]:
+def json_answer(view: Struct, *, status: int = 200) -> Response[bytes]:
     return Response(msgspec.json.encode(view), media_type="application/json", status_code=status)
 
 
@@ -128,3 +145,7 @@ def _served(app: Litestar) -> list[tuple[str, str]]:
 
 def _raise(_: Request[Any, Any, Any], error: Exception) -> NoReturn:
     raise error
+
+
+def identity_of(request: Asked) -> AuthContext:
+    return exchange(request.scope).identity

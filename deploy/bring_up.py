@@ -84,6 +84,7 @@ def boot(
             _write_external_urls(recorder, environ)
         credentials.ensure_placeholder_key(node)
         credentials.ensure_record_keys(node)
+        credentials.ensure_audit_key(node)
         if ensure_issuer_key(node):
             done.append("made the signing key")
         if supervisor.start_daemon(services, environ):
@@ -278,7 +279,11 @@ async def _seed(recorder: Recorder) -> SeedResult:
 def _write_external_urls(recorder: Recorder, environ: Mapping[str, str]) -> None:
     """The services read addresses from files, so that a password never stands in an environment."""
     node, config = recorder.node, recorder.config
-    for field, name in (("database_url", credentials.APP_URL), ("database_owner_url", credentials.OWNER_URL)):
+    for field, name in (
+        ("database_url", credentials.APP_URL),
+        ("database_owner_url", credentials.OWNER_URL),
+        ("database_control_url", credentials.CONTROL_URL),
+    ):
         reference = getattr(config, field)
         url = settings.dereference(reference, environ)
         if not url:

@@ -140,6 +140,8 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
     own |= environment_of(config, environ) | _stored_secrets(node, config, environ)
     own |= {name: environ[name] for name in names_in(config.gateway_env) if name in environ}
+    # Where secrets are, and what the gateway gets them with: as files, so that nothing here is one.
+    own |= {"AGENTOS_SECRETS": config.secrets} if config.secrets else {}
     return _python_service(
         node,
         config,
@@ -197,6 +199,7 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
             "AGENTOS_RETENTION_DAYS": str(config.retention_days),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
             **_tools(config),
+            **({"AGENTOS_EGRESS": config.egress} if config.egress else {}),
             # The worker signs the tokens it calls Stack B with, on behalf of each run's requester; nobody else may sign.
             "AGENTOS_ISSUER_KEY_FILE": str(node.secret(credentials.ISSUER_KEY)),
         },
@@ -211,9 +214,16 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
     own = {
         "AGENTOS_ADMIN_HOST": config.admin_host,
         "AGENTOS_ADMIN_PORT": str(config.admin_port),
+        # Administration has a role of its own in the database.
+        "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.CONTROL_URL)),
+        "AGENTOS_EXPORTS_DIR": str(node.exports),
         # What a configuration must get along with, and what goes before it; no secret.
         "AGENTOS_BACKENDS": config.backends,
         "AGENTOS_GATEWAY_FILE": config.gateway_file,
+        # It signs the heads of the audit, and holds no other secret.
+        "AGENTOS_AUDIT_KEY_FILE": str(node.secret(credentials.AUDIT_KEY)),
+        "AGENTOS_AUDIT_DIR": str(node.audit),
+        "AGENTOS_AUDIT_COPY": config.audit_copy,
         **_stored_secrets(node, config, environ),
     }
     return _python_service(
@@ -260,6 +270,7 @@ def _python_service(
         "PYTHONUNBUFFERED": "1",
         "AGENTOS_MODE": config.mode,
         "AGENTOS_LOG_LEVEL": config.log_level.upper(),
+        "AGENTOS_REPLICAS": str(config.replicas),
         "AGENTOS_ISSUER": config.issuer,
         "AGENTOS_JWKS_FILE": str(node.secret(credentials.JWKS)),
         "AGENTOS_DATABASE_URL_FILE": str(node.secret(credentials.APP_URL)),

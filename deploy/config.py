@@ -13,8 +13,9 @@ from typing import Annotated, Final, Literal, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from deploy.roots.environment import resolve as secret_at
+from deploy.roots.secret_references import check_secret, secrets_of_a_node
 from ports.errors import InvalidArgument
+from ports.secrets import is_reference
 from stack_b.backends.demo import CHAT_MODEL
 from stack_b.backends.settings import KINDS, parse_settings
 
@@ -48,6 +49,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     admin_host: Annotated[str, Meta(min_length=1, description="Address the admin API listens on.")] = "127.0.0.1"
     admin_port: Annotated[Port, Meta(description="Port of the admin API.")] = 9080
     postgres_port: Annotated[Port, Meta(description="Port of the embedded PostgreSQL, on loopback.")] = 5433
+    replicas: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000,
+            description="Processes of each API, on all machines, that serve the same tenants: each gives away its part of"
+            " the quotas of requests and streams.",
+        ),
+    ] = 1
     worker_concurrency: Annotated[int, Meta(ge=1, le=256, description="Runs one worker executes at a time.")] = 32
     queue_ack: Annotated[
         Literal["accept", "complete"],
@@ -87,6 +97,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     database_owner_url: Annotated[
         str, Meta(description="The same database as role ao_owner, for migrations; a reference.", extra=_SECRET)
     ] = ""
+    database_control_url: Annotated[
+        str,
+        Meta(description="The same database as role ao_control, for administration; a reference.", extra=_SECRET),
+    ] = ""
     allow_embedded_postgres: Annotated[
         bool, Meta(description="Accept the embedded PostgreSQL in prod: one machine, no replica, backups are yours.")
     ] = False
@@ -117,6 +131,20 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "refer to as env:NAME; read when `up` runs."
         ),
     ] = ""
+    audit_copy: Annotated[
+        str,
+        Meta(
+            description="A directory, best on another machine's disk, where the audit's signed heads are added as well; "
+            "empty = only in the node's home."
+        ),
+    ] = ""
+    secrets: Annotated[
+        str,
+        Meta(
+            description='Where secret:name is read (docs/secrets.md): JSON such as {"adapter": "kv", "config": {"url": '
+            '"https://bao.example", "token_file": "/etc/agentos/token"}}; empty = files in .agentos/gateway-secrets/.'
+        ),
+    ] = ""
     gateway_limits: Annotated[
         str,
         Meta(
@@ -128,6 +156,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="What models cost, by version: path of a JSON list of {model, valid_from, prompt, completion, "
             "cache_read, cache_write, reasoning}, in US dollars per million tokens; empty = as the backends say."
+        ),
+    ] = ""
+    egress: Annotated[
+        str,
+        Meta(
+            description="Where calls made for tenants may go, beside the public web (docs/egress.md): JSON such as "
+            '{"allow_private": ["wiki.example:8443"], "ports": [80, 443]}; empty = nowhere.'
         ),
     ] = ""
     tools_file: Annotated[
@@ -252,16 +287,20 @@ def problems(config: Config) -> list[str]:
         for name in names_in(config.gateway_env)
         if not _NAME.fullmatch(name)
     ]
-    if bool(config.database_url) != bool(config.database_owner_url):
+    if len({bool(config.database_url), bool(config.database_owner_url), bool(config.database_control_url)}) > 1:
         found.append(
-            "an external database needs both AGENTOS_DATABASE_URL (role ao_app) and AGENTOS_DATABASE_OWNER_URL"
-            " (role ao_owner, for migrations); set both or neither"
+            "an external database needs AGENTOS_DATABASE_URL (role ao_app), AGENTOS_DATABASE_OWNER_URL (role ao_owner, for"
+            " migrations) and AGENTOS_DATABASE_CONTROL_URL (role ao_control, for administration); set all or none"
         )
     found += [
         f"{key_of(field)} must be a reference: write env:NAME or file:/path instead of the address and password"
-        for field in ("database_url", "database_owner_url")
+        for field in ("database_url", "database_owner_url", "database_control_url")
         if getattr(config, field) and not _REFERENCE.fullmatch(getattr(config, field))
     ]
+    try:
+        secrets_of_a_node(config.secrets, "")
+    except InvalidArgument as error:
+        found.append(error.message)
     found += _backend_problems(config.backends, prod=config.mode == "prod")
     if config.mode == "prod":
         found += _prod_problems(config)
@@ -274,7 +313,7 @@ def dangling(config: Config, environ: Mapping[str, str]) -> list[str]:
     for backend in parse_settings(config.backends):
         if backend.api_key:
             try:
-                secret_at(backend.api_key, environ)
+                check_secret(backend.api_key, environ)
             except InvalidArgument as error:
                 found.append(
                     f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r}: {error.message}; set it for this command"
@@ -309,7 +348,7 @@ def render_file(overrides: Mapping[str, str]) -> str:
     lines = [
         "# The settings of this node. Written by `./agentos up`, yours to edit; `./agentos up` applies what changed.",
         "# Order: command-line flags, then this file, then the defaults (shown here behind a #).",
-        "# Secrets are references, never values: env:NAME (read when `up` runs) or file:/path.",
+        "# Secrets are references, never values: env:NAME (read when `up` runs), file:/path; for backends secret:name.",
         "# `./agentos config explain` shows what is in force, and why.",
     ]
     for field in FIELDS:
@@ -364,7 +403,7 @@ def _shown(field: str, text: str) -> str:
     if is_secret(field) and text and not _REFERENCE.fullmatch(text):
         return MASK
     if field == "backends":
-        return re.sub(r'("api_key"\s*:\s*)"(?!env:|file:)[^"]*"', rf'\1"{MASK}"', text)
+        return re.sub(r'("api_key"\s*:\s*)"(?!env:|file:|secret:)[^"]*"', rf'\1"{MASK}"', text)
     if "://" in text:
         return re.sub(r"://[^/@]*@", f"://{MASK}@", text)
     return text
@@ -382,9 +421,9 @@ def _backend_problems(text: str, *, prod: bool) -> list[str]:
     except InvalidArgument as error:
         return [f"AGENTOS_BACKENDS: {error.message}"]
     found = [
-        f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r} must be a reference: env:NAME or file:/path"
+        f"AGENTOS_BACKENDS: the api_key of backend {backend.name!r} must be a reference: env:NAME, file:/path, secret:name"
         for backend in backends
-        if backend.api_key and not _REFERENCE.fullmatch(backend.api_key)
+        if backend.api_key and not is_reference(backend.api_key)
     ]
     found += [
         f"AGENTOS_BACKENDS: backend {backend.name!r} is the demo backend, which prod does not serve; remove it"

@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres.bootstrap import APP, DATABASE, OWNER, RolePasswords
+from adapters.postgres.bootstrap import APP, CONTROL, DATABASE, OWNER, RolePasswords
+from adapters.token_auth.issuer import generate_key
 from deploy.node import Node, write_private
 from stack_b.vault import new_line
 
@@ -20,10 +21,12 @@ _SECRET_BYTES: Final = 32
 DATABASE_PASSWORDS: Final = "postgres.json"
 APP_URL: Final = "database_url"
 OWNER_URL: Final = "database_owner_url"
+CONTROL_URL: Final = "database_control_url"
 ISSUER_KEY: Final = "issuer_key.pem"
 JWKS: Final = "jwks.json"
 PLACEHOLDER_KEY: Final = "placeholder_key"
 RECORD_KEYS: Final = "record_keys"
+AUDIT_KEY: Final = "audit_key.pem"
 TOKENS: Final = "tokens.json"
 
 
@@ -32,9 +35,11 @@ class DatabasePasswords(Struct, frozen=True, kw_only=True):
     owner: str
     app: str
     admin: str
+    control: str = ""
+    """Empty in a file of an older version; made at the next start."""
 
     def roles(self) -> RolePasswords:
-        return RolePasswords(owner=self.owner, app=self.app, admin=self.admin)
+        return RolePasswords(owner=self.owner, app=self.app, admin=self.admin, control=self.control)
 
     def __repr__(self) -> str:
         return "DatabasePasswords(…)"
@@ -62,7 +67,12 @@ def database_passwords(node: Node) -> DatabasePasswords:
     """The embedded database's passwords; made on the first call."""
     path = node.secret(DATABASE_PASSWORDS)
     if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=DatabasePasswords)
+        known = msgspec.json.decode(path.read_bytes(), type=DatabasePasswords)
+        if known.control:
+            return known
+        known = msgspec.structs.replace(known, control=secrets.token_urlsafe(_SECRET_BYTES))
+        write_private(path, msgspec.json.encode(known).decode())
+        return known
     made = DatabasePasswords(
         **{name: secrets.token_urlsafe(_SECRET_BYTES) for name in DatabasePasswords.__struct_fields__}
     )
@@ -84,6 +94,13 @@ def ensure_record_keys(node: Node) -> None:
         write_private(path, new_line())
 
 
+def ensure_audit_key(node: Node) -> None:
+    """What the heads of the audit are signed with."""
+    path = node.secret(AUDIT_KEY)
+    if not path.exists():
+        generate_key(path)
+
+
 def embedded_url(role: str, password: str, port: int, database: str = DATABASE) -> str:
     return f"postgresql://{role}:{password}@127.0.0.1:{port}/{database}"
 
@@ -91,6 +108,7 @@ def embedded_url(role: str, password: str, port: int, database: str = DATABASE) 
 def write_embedded_urls(node: Node, passwords: DatabasePasswords, port: int) -> None:
     """The files the services and the migrations connect by."""
     write_if_changed(node.secret(APP_URL), embedded_url(APP, passwords.app, port))
+    write_if_changed(node.secret(CONTROL_URL), embedded_url(CONTROL, passwords.control, port))
     write_if_changed(node.secret(OWNER_URL), embedded_url(OWNER, passwords.owner, port))
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from deploy.config import Config, names_in, referred_names
 from deploy.node import Node
-from deploy.roots.environment import resolve
 from deploy.roots.gateway_secrets import DIRECTORY, NAMES, check_reference
 from deploy.roots.provided import check_provided
+from deploy.roots.secret_references import check_secret
 from ports.errors import InvalidArgument
 from stack_b.backends.settings import check_settings, parse_settings
 from stack_b.configuration import Configuration, read_configuration
@@ -34,7 +34,7 @@ def checked(found: Configuration, config: Config, environ: Mapping[str, str]) ->
             raise InvalidArgument(f"backend {backend.name!r} is the demo backend, which prod does not serve; remove it")
         if backend.api_key:
             try:
-                resolve(backend.api_key, environ)
+                check_secret(backend.api_key, environ)
             except InvalidArgument as error:
                 raise InvalidArgument(f"the api_key of backend {backend.name!r}: {error.message}") from None
         check_provided(backend)
@@ -70,7 +70,7 @@ def origin(config: Config) -> str:
 
 
 def _found(reference: str, environ: Mapping[str, str]) -> None:
-    resolve(reference, environ)
+    check_secret(reference, environ)
 
 
 def problems(config: Config, environ: Mapping[str, str]) -> list[str]:

@@ -6,19 +6,23 @@ read this node's secrets directory.
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Final, cast
 
 from msgspec import Struct
 
+from adapters.postgres.tenant_export import Export, export_tenant
 from adapters.system_clock import SystemClock
 from deploy import credentials
+from deploy.administration.offboarding import export_path
+from deploy.administration.platform import Platform
 from deploy.config import Config
 from deploy.node import Node
-from deploy.roots.tools import tools_of_a_node
+from deploy.roots.tools import egress_of_a_node, tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenIssuer
-from ports.budget import BudgetLedger
 from ports.context import SCOPES, AuthContext
 from ports.errors import Unavailable
 from ports.gateway_configuration import GatewayConfigurations
@@ -77,18 +81,6 @@ async def open_request_log(node: Node) -> AsyncIterator[RequestLog]:
 
 
 @asynccontextmanager
-async def open_ledger(node: Node) -> AsyncIterator[BudgetLedger]:
-    """What was spent.
-
-    Raises:
-        Unavailable: as `open_directory`.
-    """
-    choice = Choice(adapter="postgres", config=_database_of(node))
-    async with open_ports({"budget": choice}, {"budget": None}, clock=SystemClock()) as ports:
-        yield cast("BudgetLedger", ports["budget"])
-
-
-@asynccontextmanager
 async def open_gateway_configurations(node: Node) -> AsyncIterator[GatewayConfigurations]:
     """The stored versions of the gateway's configuration; works while no service does, as long as the database answers.
 
@@ -98,6 +90,44 @@ async def open_gateway_configurations(node: Node) -> AsyncIterator[GatewayConfig
     choices = {"gateway_configuration": Choice(adapter="postgres", config=_database_of(node))}
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         yield cast("GatewayConfigurations", ports["gateway_configuration"])
+
+
+@asynccontextmanager
+async def open_platform(node: Node) -> AsyncIterator[Platform]:
+    """What the platform does to tenants; works while no service does, as long as the database answers.
+
+    Raises:
+        Unavailable: as `open_directory`.
+    """
+    config = _database_of(node)
+    names = ("tenant", "run_state", "budget", "request_log", "administration")
+    choices = {name: Choice(adapter="postgres", config=dict(config)) for name in names}
+
+    async def export(tenant: TenantId) -> Export:
+        target = export_path(node.exports, tenant, datetime.now(UTC))
+        return await export_tenant(str(config["dsn"]), tenant, target)
+
+    async with open_ports(choices, dict.fromkeys(names), clock=SystemClock()) as ports:
+        yield Platform(
+            tenants=ports["tenant"],
+            runs=ports["run_state"],
+            budget=ports["budget"],
+            requests=ports["request_log"],
+            administration=ports["administration"],
+            export=export,
+        )
+
+
+@asynccontextmanager
+async def open_audit(node: Node) -> AsyncIterator[AuditLog]:
+    """What was done and denied on this node; works while no service does, as long as the database answers.
+
+    Raises:
+        Unavailable: as `open_directory`.
+    """
+    choice = Choice(adapter="postgres", config=_database_of(node))
+    async with open_ports({"audit": choice}, {"audit": None}, clock=SystemClock()) as ports:
+        yield cast("AuditLog", ports["audit"])
 
 
 @asynccontextmanager
@@ -121,8 +151,10 @@ async def open_journals(node: Node, environ: Mapping[str, str], *, tools_file: s
         Unavailable: the node was never set up, or its database does not answer.
     """
     config = _database_of(node)
-    choices = {name: Choice(adapter="postgres", config=dict(config)) for name in ("run_state", "agent", "memory")}
-    choices["tool"] = tools_of_a_node(tools_file)
+    choices = {
+        name: Choice(adapter="postgres", config=dict(config)) for name in ("run_state", "agent", "memory", "tenant")
+    }
+    choices |= {"egress": egress_of_a_node(""), "tool": tools_of_a_node(tools_file)}
     # A worker has ports that nothing is to be replayed with.
     chosen = choices_from(environ.get(_ADAPTERS), {**dict.fromkeys(_WORKER_PORTS, Choice(adapter="")), **choices})
     needs = dict.fromkeys(("run_state", "agent", "tool"))
@@ -131,7 +163,7 @@ async def open_journals(node: Node, environ: Mapping[str, str], *, tools_file: s
 
 
 def _database_of(node: Node) -> dict[str, Json]:
-    path = node.secret(credentials.APP_URL)
+    path = node.secret(credentials.CONTROL_URL)
     if not path.exists():
-        raise Unavailable(f"there is no node at {node.home}; start one with ./agentos up")
+        raise Unavailable(f"there is no node at {node.home}, or one of an older version; start it with ./agentos up")
     return {"dsn": path.read_text(encoding="utf-8").strip()}

@@ -54,6 +54,16 @@ class Node:
         return self.home / "gateway-secrets"
 
     @property
+    def exports(self) -> Path:
+        """What there was of tenants that left."""
+        return self.home / "exports"
+
+    @property
+    def audit(self) -> Path:
+        """The signed heads of the audit."""
+        return self.home / "audit"
+
+    @property
     def lock_file(self) -> Path:
         return self.home / "lock"
 

@@ -17,7 +17,7 @@ from http.client import HTTPException
 from typing import Any, Final
 
 from msgspec import Struct
-from supervisor.xmlrpc import SupervisorTransport, UnixStreamHTTPConnection
+from supervisor.xmlrpc import Faults, SupervisorTransport, UnixStreamHTTPConnection
 
 from deploy.catalogue import (
     Service,
@@ -36,7 +36,6 @@ LOG_BACKUPS: Final = 5
 
 _READY_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
-_RUNNING: Final = frozenset({"RUNNING", "STARTING", "STOPPING", "BACKOFF"})
 
 
 class ServiceState(Struct, frozen=True, kw_only=True):
@@ -221,11 +220,17 @@ class Supervisor:
         self._call("startProcess", service.name, False)
 
     def stop(self, name: str) -> bool:
-        """Stop the service and wait until it is gone; False when it did not run."""
-        if self._call("getProcessInfo", name)["statename"] not in _RUNNING:
-            return False
-        self._call("stopProcess", name)
-        return True
+        """Stop the service and wait until it is gone; False when it did not run, or another stopped it."""
+        try:
+            self._call("stopProcess", name)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != Faults.NOT_RUNNING:
+                raise
+        else:
+            return True
+        while self._call("getProcessInfo", name)["statename"] == "STOPPING":
+            time.sleep(_POLL_SECONDS)
+        return False
 
     def shutdown(self) -> None:
         """End the daemon and everything it runs; returns at once, the caller waits for the processes."""

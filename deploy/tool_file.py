@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adapters.process_tools.declared import read_tools
 from deploy.config import Config
+from deploy.roots.tools import egress_of_a_node
 from deploy.seed import TOOLS
 from ports.errors import InvalidArgument
 
@@ -16,12 +17,14 @@ def offered(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def problems(config: Config, environ: Mapping[str, str]) -> list[str]:
-    """What would keep the worker from starting, with the place in the file; empty when all is well."""
-    try:
-        _declared(config, environ)
-    except InvalidArgument as error:
-        return [error.message]
-    return []
+    """What would keep the worker from starting, with the place; empty when all is well."""
+    found: list[str] = []
+    for check in (lambda: _declared(config, environ), lambda: egress_of_a_node(config.egress)):
+        try:
+            check()
+        except InvalidArgument as error:
+            found.append(error.message)
+    return found
 
 
 def _declared(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:

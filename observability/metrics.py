@@ -157,6 +157,12 @@ class Metrics:
 
     # Ports
 
+    def egress_denial(self, rule: str) -> None:
+        self._count(names.EGRESS_DENIALS, rule)
+
+    def secret_read(self, kind: str, code: str) -> None:
+        self._count(names.SECRET_READS, kind, code)
+
     def port_call(self, call: PortCall) -> None:
         """An `on_call` for `instrument`."""
         key = (call.port, call.method)

@@ -123,6 +123,18 @@ POLICY_REDACTIONS: Final = Metric(
 BUDGET_REFUSALS: Final = Metric(
     name="agentos_budget_refusals", kind="counter", help="Requests refused by a budget.", labels=("code",)
 )
+EGRESS_DENIALS: Final = Metric(
+    name="agentos_egress_denials",
+    kind="counter",
+    help="Calls made for a tenant that were not let out, by rule: form, port, name, address, tenant.",
+    labels=("rule",),
+)
+SECRET_READS: Final = Metric(
+    name="agentos_secret_reads",
+    kind="counter",
+    help="Reads of secrets by reference: its kind, and ok or the code of the error.",
+    labels=("kind", "code"),
+)
 GATEWAY_VERSION: Final = Metric(
     name="agentos_gateway_configuration_version",
     kind="gauge",
@@ -148,11 +160,14 @@ METRICS: Final = (
     HTTP_REQUESTS, HTTP_DURATION, AUTH_FAILURES, RUNS_CREATED, RUNS_REFUSED, RUNS_FINISHED, RUN_DURATION, RUN_WAIT,
     RUN_RECOVERIES, ACTIVE_RUNS, STEP_DURATION, TOOL_DURATION, TOOL_ERRORS, QUEUE_DEPTH, MODEL_REQUESTS,
     MODEL_DURATION, MODEL_ERRORS, MODEL_TOKENS, MODEL_COST, POLICY_BLOCKS, POLICY_REDACTIONS, BUDGET_REFUSALS,
-    GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
+    EGRESS_DENIALS, SECRET_READS, GATEWAY_VERSION, GATEWAY_REFUSED, PORT_DURATION, PORT_ERRORS,
 )  # fmt: skip
 
 # Log events, as `area.what`, and what each says. A test finds the ones that are logged and not listed.
 LOG_EVENTS: Final[Mapping[str, str]] = {
+    "audit.head_contradicts": "the audit of a tenant contradicts a head of it that was signed",
+    "audit.heads_damaged": "the file of signed heads contradicts itself; nothing is signed",
+    "audit.not_signed": "the heads of the audit could not be signed; it is tried again in a minute",
     "http.completed": "a request was answered",
     "http.failed": "a bug answered a request with 500",
     "events.closed": "an event stream ended before its run did",
@@ -191,6 +206,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "upkeep.failed": "old runs could not be removed now; the next round tries again",
     "backend.breaker": "a backend failed too often and is left alone, or is asked again",
     "canary.rolled_back": "a canary failed too often; its callers are back with the usual model",
+    "egress.denied": "a call made for a tenant was not let out",
     "gateway.configured": "a changed configuration of the gateway is in force",
     "gateway.configuration_refused": "a changed configuration can't be used; the one before stays in force",
     "gateway.following_failed": "a bug ended one look at the configuration; what is in force stays, the next look follows",
@@ -200,6 +216,8 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",
     "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
+    "secret.read": "a secret was read for the first time, or in another version",
+    "secret.unreadable": "a secret can't be read; what was opened with it before goes on",
     "telemetry.failed": "something could not be recorded; the work went on",
     "library.log": "a library spoke; only the pattern of what it said is repeated",
     "log.unnamed": "a record of ours without an event's name; its text is not repeated",
@@ -213,7 +231,7 @@ LOG_FIELDS: Final = frozenset(
         # which thing
         "run_id", "agent_id", "agent_version", "step", "sequence", "epoch", "worker_id", "event_id", "key_id", "hold_id",
         "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "digest", "mode", "address",
-        "pid", "experiment", "request_id",
+        "pid", "experiment", "request_id", "reference",
         # how it went
         "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
         # how much

@@ -34,7 +34,7 @@ Clauses (each has a test in `conformance.budget` or `conformance.budget_accounts
 * BUD-16 Budgets are the platform's to set and remove (scope `admin:platform`), the tenant's to read; setting one again
          replaces it, and its windows stay.
 * BUD-17 `spent` sums up all usage events since a moment, by day (UTC) and model, with what the end of a lease has counted
-         and what was taken back of it: whatever was settled since then is in it, once.
+         and what was taken back of it: whatever was settled since then is in it, once. Asked to, it tells agents apart.
 """
 
 from collections.abc import Sequence
@@ -172,6 +172,8 @@ class Spent(Struct, frozen=True, kw_only=True):
 
     day: date
     model: str
+    agent: str = ""
+    """Where agents are told apart; empty for calls of none."""
     calls: int
     """Attempts."""
     prompt_tokens: int
@@ -269,8 +271,9 @@ class BudgetLedger(Protocol):
         """The events of one request, by attempt."""
         ...
 
-    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
-        """By day, then by model. Looks at all of the tenant's events: for a person who asks, not for requests."""
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
+        """By day, then by model, then by agent where asked to. Adds up what was booked since: for people
+        who ask, not for requests."""
         ...
 
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:

@@ -25,6 +25,7 @@ SCOPES: Final = frozenset(
 QUEUE_ANY_TENANT: Final = "queue:any-tenant"
 RUNS_ANY_TENANT: Final = "runs:any-tenant"
 GATEWAY_FOLLOW: Final = "gateway:follow"
+EGRESS_NODE: Final = "egress:node"
 
 ADMIN_PLATFORM: Final = "admin:platform"
 

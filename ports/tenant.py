@@ -12,6 +12,13 @@ Clauses (each has a test in `conformance.tenant`):
 * TNT-8  `set_entitlements` replaces all of a tenant's entitlements and needs the scope `admin:platform`; there being no
          such tenant raises `NotFound`. Entitlements out of their bounds raise `InvalidArgument`, here and in `create`, and
          change nothing.
+* TNT-9  `put_principal` keeps, of a principal of the caller's tenant, whether it is welcome and what its keys and tokens
+         may do at most; it replaces what was kept. It, `get_principal` and `list_principals` need the scope `admin:tenant`
+         and see the caller's tenant only; one that was never put raises `NotFound`.
+* TNT-10 `find_key` and `standing` say what is kept of the key's or the caller's principal, and None of one never put.
+* TNT-11 `rotate_key` makes a key like the given one with another secret, and the given one ends with its grace, or before
+         where its own end comes first. One that is revoked or expired raises `Conflict`; foreign or absent, `NotFound`.
+         It needs the scope `admin:tenant`.
 """
 
 from datetime import datetime
@@ -19,8 +26,10 @@ from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from ports.context import DEFAULT_NAMESPACE, AuthContext
+from ports.context import DEFAULT_NAMESPACE, SCOPES, AuthContext
+from ports.egress import HostPattern
 from ports.errors import InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
@@ -32,6 +41,7 @@ ALL: Final = ("*",)
 
 
 MAX_KEPT_DAYS: Final = 90
+MAX_PRINCIPAL_CHARS: Final = 255
 
 
 class StorePrompts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +58,9 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     regions: tuple[str, ...] = ALL
     """Where its requests may be seen: at backends that declare their regions, and no others than these; `*` alone for
     anywhere."""
+    egress_hosts: Annotated[tuple[HostPattern, ...], Meta(max_length=256)] = ALL
+    """Hosts that calls made for it may go to, among those that the node allows: names, `*.` and a domain for all below it,
+    `*` for every public one. Empty: none."""
     policy: Policy = Policy()
     """Rules of its own, beside those of the node."""
     tokens_per_day: int = 1_000_000
@@ -56,6 +69,14 @@ class Entitlements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Runs running at a time; what is beyond waits in the queue."""
     runs_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
     """Creations: a bucket that holds a minute's worth of them and refills evenly."""
+    requests_per_minute: Annotated[int, Meta(ge=1, le=100_000_000)] = 600_000
+    """Requests of Stack A's API, and as many of the gateway: a bucket that holds a minute's worth and refills evenly."""
+    max_event_streams: Annotated[int, Meta(ge=1, le=100_000)] = 512
+    """Streams of runs' events that are open at a time."""
+    max_event_streams_per_principal: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    max_model_streams: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Streamed answers of models at a time."""
+    max_model_streams_per_principal: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_queued_runs: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
     weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
     """The tenant's share of the workers while several tenants wait for them, relative to the others' weights."""
@@ -106,9 +127,44 @@ class NewKey(Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
 
 
+class Principal(Struct, frozen=True, kw_only=True):
+    id: PrincipalId
+    tenant: TenantId
+    status: Literal["active", "disabled"]
+    roles: frozenset[str] | None = None
+    scopes: frozenset[str] | None = None
+    """What its keys and tokens may do at most, and by which roles; both None: as they were issued."""
+    created_at: datetime
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """Whether somebody is welcome."""
+
+    tenant_status: Literal["active", "disabled"]
+    principal: Principal | None
+
+
 class FoundKey(Struct, frozen=True, kw_only=True):
     key: ApiKey
     tenant_status: Literal["active", "disabled"]
+    holder: Principal | None = None
+
+
+def bounded(auth: AuthContext, principal: Principal | None) -> AuthContext:
+    """`auth` with no more than its principal may do. It never gains a scope."""
+    if principal is None or principal.scopes is None:
+        return auth
+    return replace(auth, scopes=auth.scopes & principal.scopes, roles=principal.roles or frozenset())
+
+
+def check_principal(roles: frozenset[str] | None, scopes: frozenset[str] | None, principal: PrincipalId) -> None:
+    """Raise `InvalidArgument` unless a directory can keep this."""
+    if not 0 < len(principal) <= MAX_PRINCIPAL_CHARS or not principal.isprintable():
+        raise InvalidArgument(f"a principal's name has 1 to {MAX_PRINCIPAL_CHARS} printable characters")
+    if (roles is None) != (scopes is None):
+        raise InvalidArgument("roles come with the scopes that they mean; give both or neither")
+    if scopes is not None and (unknown := scopes - SCOPES):
+        raise InvalidArgument(f"there is no scope {min(unknown)!r}")
 
 
 class TenantDirectory(Protocol):
@@ -135,5 +191,35 @@ class TenantDirectory(Protocol):
         ...
 
     async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None: ...
+
+    async def rotate_key(
+        self,
+        auth: AuthContext,
+        key_id: KeyId,
+        *,
+        secret_sha256: bytes,
+        old_until: datetime,
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        """Both happen or neither does. The new key lives until `expires_at`; None: for ever."""
+        ...
+
+    async def put_principal(
+        self,
+        auth: AuthContext,
+        principal: PrincipalId,
+        *,
+        status: Literal["active", "disabled"],
+        roles: frozenset[str] | None = None,
+        scopes: frozenset[str] | None = None,
+    ) -> Principal: ...
+
+    async def get_principal(self, auth: AuthContext, principal: PrincipalId) -> Principal: ...
+
+    async def list_principals(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Principal]: ...
+
+    async def standing(self, auth: AuthContext) -> Standing:
+        """Of the caller. Raises `NotFound` where there is no such tenant."""
+        ...
 
     async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]: ...

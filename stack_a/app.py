@@ -11,14 +11,18 @@ from litestar.handlers import HTTPRouteHandler
 from observability.http import observer
 from observability.metrics import Metrics
 from ports.context import QUEUE_ANY_TENANT, AuthContext
+from ports.http.audit import denials
 from ports.http.edge import App, Edge
 from ports.http.health import Probe
 from ports.http.openapi import document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
 from ports.ids import PrincipalId, TenantId
 from stack_a.deps import ApiDeps
+from stack_a.http.admission import Admission
 from stack_a.http.agents import get_agent, list_agents
+from stack_a.http.audit import query_audit
 from stack_a.http.health import health_routes
+from stack_a.http.permissions import my_permissions
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
 from stack_a.http.stream import OpenStreams
@@ -65,20 +69,26 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         shedder=shedder,
     )
     again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics, shedder=shedder)
+    admission = Admission(deps.tenant, deps.clock, share=deps.share)
+    streams = streams or OpenStreams(share=deps.share)
+    streams.caps_of = admission.streams_of
     family = Family(run_state=deps.run_state, queue=deps.queue)
     app = _litestar(
         [
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
-            list_agents, get_agent, openapi_json,
+            list_agents, get_agent, query_audit, openapi_json, my_permissions(ROUTES),
             *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams or OpenStreams()},
+        {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams},
     )  # fmt: skip
     return Edge(
         cast(App, app),
         routes=ROUTES.with_denied(_served(app)),
         verifier=deps.verifier,
         observe=observer(deps.metrics),
+        admit=admission.admit,
+        denied=(denied := denials(deps.audit)),
+        denied_inside=denied,
     )
 
 

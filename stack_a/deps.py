@@ -9,12 +9,14 @@ from msgspec import Struct
 
 from observability.metrics import Metrics
 from ports.agent import AgentRegistry
+from ports.audit import AuditLog
 from ports.auth import TokenVerifier
 from ports.clock import Clock
 from ports.event import EventCapabilities, EventPort
 from ports.model import ModelCapabilities, ModelPort
 from ports.queue import QueueCapabilities, QueuePort
 from ports.run_state import RunStateCapabilities, RunStatePort
+from ports.tenant import TenantDirectory
 from ports.tool import ToolCapabilities, ToolPort
 
 API_NEEDS: Final[Mapping[str, Struct | None]] = {
@@ -23,6 +25,8 @@ API_NEEDS: Final[Mapping[str, Struct | None]] = {
     "queue": QueueCapabilities(),
     "agent": None,
     "verifier": None,
+    "tenant": None,
+    "audit": None,
 }
 """By port; None where a port has no capabilities."""
 
@@ -55,9 +59,14 @@ class ApiDeps:
     event: EventPort
     queue: QueuePort
     agent: AgentRegistry
+    audit: AuditLog
     verifier: TokenVerifier
     metrics: Metrics
     shedding: Shedding = field(default_factory=Shedding)
+    tenant: TenantDirectory | None = None
+    """Without one every tenant has the default quotas of requests and streams."""
+    share: int = 1
+    """Processes that serve this API together: each gives away its part of those quotas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

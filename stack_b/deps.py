@@ -51,6 +51,8 @@ class StackBDeps:
     prices: Prices = field(default_factory=Prices)
     standing: Standing = field(default_factory=Standing)
     """Which configuration `catalog`, `router` and `prices` go by."""
+    share: int = 1
+    """Processes that serve these tenants together: each gives away its part of the quotas of requests and streams."""
     budget_in_chunks: bool = False
     """Hold more of a budget than a request needs, for those to come: where a call of the ledger costs something."""
     vault: Vault = field(default_factory=new_vault, repr=False)

@@ -12,6 +12,7 @@ from msgspec import Struct
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from ports.policy import Policy
+from ports.secrets import is_reference
 from stack_b.backends.settings import BackendSettings, check_settings, references
 from stack_b.budget.prices import PriceRow, check_price, check_prices
 from stack_b.configuration import Configuration
@@ -22,7 +23,6 @@ from stack_b.routing.rules import rule_problems
 MAX_DIAGNOSTICS: Final = 100
 MAX_CHANGES: Final = 500
 
-_REFERENCE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`$")
@@ -228,9 +228,9 @@ def _backend_problems(backends: Sequence[BackendSettings], facts: NodeFacts) -> 
 
 
 def _secret_problems(reference: str, path: str, facts: NodeFacts) -> Iterator[Diagnostic]:
-    if path.endswith(".api_key") and not _REFERENCE.fullmatch(reference):
+    if path.endswith(".api_key") and not is_reference(reference):
         # Never with what is there: it may be the secret.
-        hint = "write env:NAME or file:/path, and change the key if this document was shown to anybody"
+        hint = "write env:NAME, file:/path or secret:name, and change the key if this document was shown to anybody"
         yield _error("secret_in_plain", path, "a secret stands here in plain", hint)
         return
     try:

@@ -5,7 +5,7 @@ file that it refers to changes. A stream that has begun goes on under what it be
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -139,7 +139,7 @@ def stored(version: Version) -> Found:
 
 
 async def first(
-    source: FileSource | StoreSource, usable: Callable[[Found], FoundT]
+    source: FileSource | StoreSource, usable: Callable[[Found], Awaitable[FoundT]]
 ) -> tuple[Found, FoundT, Unusable | None]:
     """What a gateway begins with, what `usable` makes of it, and what was refused before that was found.
 
@@ -156,7 +156,7 @@ async def first(
         refused = error
     else:
         try:
-            return found, usable(found), None
+            return found, await usable(found), None
         except (InvalidArgument, OSError, ValueError) as error:
             if isinstance(source, StoreSource) and not found.version:
                 # Nothing is stored: it is the node's own settings that can't be used.
@@ -172,13 +172,18 @@ async def first(
         version = older.version
         try:
             found = stored(older)
-            return found, usable(found), refused
+            return found, await usable(found), refused
         except (InvalidArgument, OSError, ValueError):
             continue
     raise InvalidArgument(
         f"version {refused.version} of the gateway's configuration can't be used ({refused.message}), and none before it; "
         "store one that can (`agentos gateway apply`), or name a file in AGENTOS_GATEWAY_FILE, which goes before the store"
     )
+
+
+async def nothing_to_learn(_references: Sequence[str]) -> object:
+    """Of a gateway whose backends have no secrets."""
+    return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,6 +199,8 @@ class Applied:
     """All backends of the node, those that are not in the configuration included. Raises for what may not be."""
     prices_of: Callable[[Configuration], Prices] = field(default=lambda found: Prices(found.prices))
     """Raises like `settings`."""
+    learn: Callable[[Sequence[str]], Awaitable[object]] = nothing_to_learn
+    """Reads what references stand for, before backends are opened with it. Equal results mean that nothing changed."""
 
 
 class Following:
@@ -220,6 +227,7 @@ class Following:
         self._clock = clock
         self._metrics = metrics
         self._refers_to = referred_files(to.settings(in_force))
+        self._secrets = referred_secrets(to.settings(in_force))
         # Not of the files as they are now: they may have changed since they were read.
         self._mark: tuple[object, ...] | None = None
         standing.origin = source.origin
@@ -238,7 +246,7 @@ class Following:
                 logger.exception("gateway.following_failed")
 
     async def look(self) -> None:
-        """Apply what the source says if that, or a file it refers to, changed since the last look."""
+        """Apply what the source says if that, or a file or secret it refers to, changed since the last look."""
         try:
             news = await self._source.news()
         except Unusable as error:
@@ -249,7 +257,7 @@ class Following:
             self._unreachable(error.code)
             return
         self.standing.reachable = True
-        if news is None and self._mark == _mark(self._refers_to):
+        if news is None and self._mark == await self._marked():
             return
         if news is not None:
             self._newest = news
@@ -263,7 +271,7 @@ class Following:
         to = self._to
         try:
             settings = to.settings(found)
-            self._watch(settings)
+            await self._watch(settings)
             prices = to.prices_of(found.configuration)
             # Last: from here on nothing is refused any more.
             backends = to.opened.use(settings)
@@ -274,15 +282,25 @@ class Following:
         await self._apply(found, settings, backends, prices)
         return True
 
-    def _watch(self, settings: Sequence[BackendSettings]) -> None:
-        """Look at the files that these refer to, and at those of what is in force and of what the source says."""
+    async def _watch(self, settings: Sequence[BackendSettings]) -> None:
+        """Look at the files and secrets of these, and at those of what is in force and of what the source says."""
         both = (self._in_force, self._newest or self._in_force)
         files = (
             *referred_files(settings),
             *(file for one in both for file in referred_files(one.configuration.backends)),
         )
         self._refers_to = tuple(dict.fromkeys(files))
-        self._mark = _mark(self._refers_to)
+        theirs = (
+            *referred_secrets(settings),
+            *(key for one in both for key in referred_secrets(one.configuration.backends)),
+        )
+        self._secrets = tuple(dict.fromkeys(theirs))
+        self._mark = await self._marked()
+
+    async def _marked(self) -> tuple[object, ...]:
+        """Another one when a file or a secret changes."""
+        files = _mark(self._refers_to)
+        return files, await self._to.learn(self._secrets)
 
     async def _apply(
         self, found: Found, settings: Sequence[BackendSettings], backends: Sequence[Backend], prices: Prices
@@ -337,6 +355,10 @@ def referred_files(settings: Sequence[BackendSettings]) -> tuple[Path, ...]:
     """Where the secrets and certificates of these backends lie."""
     keys = (one.api_key.removeprefix(FILE) for one in settings if one.api_key.startswith(FILE))
     return tuple(Path(name) for name in (*keys, *(one.ca_file for one in settings if one.ca_file)))
+
+
+def referred_secrets(settings: Sequence[BackendSettings]) -> tuple[str, ...]:
+    return tuple(one.api_key for one in settings if one.api_key)
 
 
 def _mark(paths: Sequence[Path]) -> tuple[object, ...]:

@@ -44,7 +44,7 @@ class Pipeline:
         self._lease = deps.limits.lease
         self._tell = tell
         self._router = deps.router
-        self._tenants = TenantCache(deps.tenant, deps.clock)
+        self._tenants = TenantCache(deps.tenant, deps.clock, share=deps.share)
         self.balances = Balances(deps.budget, deps.clock)
         self.recorder = Recorder(deps, pii)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
@@ -96,7 +96,7 @@ class Pipeline:
         """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
         settles what was used."""
         trail = Trail(auth, self._clock, possible_duplicate=possible_duplicate)
-        async with self.recorder.recorded(trail, call):
+        async with self.recorder.recorded(trail, call), self._tenants.streaming(auth):
             with self._request(trail):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())
                 gathered = None if trail.texts is None else Gathered()

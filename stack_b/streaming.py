@@ -12,7 +12,8 @@ from typing import Final
 from ports.errors import Unavailable
 from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
-from stack_b.chunks import Piece, Run
+from stack_b.chunks import Piece, Run, index_of
+from stack_b.chunks import size_of as size_of_text
 from stack_b.usage import size_of
 
 _CHUNK: Final = "chat.completion.chunk"
@@ -52,7 +53,7 @@ class StreamShaper:
         ready: list[Piece] = []
         for piece in pieces:
             if isinstance(piece, Run):
-                ready.append(self._same(piece))
+                ready += self._go_on(piece)
             else:
                 ready += self.feed(piece)
         return ready
@@ -92,8 +93,20 @@ class StreamShaper:
         """Whether there is more to come of what has begun."""
         return any(choice.finish is None for choice in self._choices.values())
 
+    def _go_on(self, run: Run) -> list[Piece]:
+        """A run. What begins with it, the answer or a choice, begins with its first chunk."""
+        known = self._choices.get(index_of(run.chunk))
+        if known is None or not known.has_role:
+            first, *rest = run.texts
+            begun: list[Piece] = list(self.feed(run.with_text(first)))
+            return [*begun, self._same(Run(run.chunk, rest, run.size - size_of_text(first)))] if rest else begun
+        released: list[Piece] = [*self._preamble, self._same(run)]
+        # A run is of chunks like one that had a text.
+        self._begun, self._preamble = True, []
+        return released
+
     def _same(self, run: Run) -> Run:
-        """More of what was let through before: a run has the form of a chunk that was fed."""
+        """More of what was let through before, or is let through with it."""
         self.content_bytes += run.size
         if self._run is None or self._run[0] is not run.chunk:
             [choice] = run.chunk["choices"]

@@ -1,21 +1,19 @@
 """GET of a public URL, for its text. The response is data of unknown origin: bounded, decoded, never followed.
 
-Goes through the transport instead of a client, because a client keeps cookies from one tenant's call to the next, and
-may follow redirects or find a proxy in the environment.
+Where the call may go, and how, is the egress port's business.
 """
 
-import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from email.message import Message
 from typing import Final
 
-import httpx
 import msgspec
 
-from adapters.builtin_tools.egress import Destination, Guard, denied
 from adapters.builtin_tools.tool import Arguments, Tool, failed, object_schema
 from ports.context import AuthContext
+from ports.egress import EgressPort, Fetched
 from ports.errors import Unavailable
 from ports.messages import Json
 from ports.tool import MAX_OUTPUT_BYTES, ToolCall, ToolSpec
@@ -26,8 +24,7 @@ TIMEOUT: Final = timedelta(seconds=15)
 # Room for the other members of the output.
 _MAX_TEXT_BYTES: Final = MAX_OUTPUT_BYTES - 16 * 1024
 _MAX_LOCATION_CHARS: Final = 2_048
-_MAX_TRIED: Final = 4
-_CONNECT_SECONDS: Final = 5.0
+_HEADERS: Final = {"User-Agent": "agentos-http-get/1", "Accept": "application/json, text/*;q=0.9"}
 
 _TEXTUAL: Final = frozenset({"application/json", "application/xml", "application/xhtml+xml", "application/javascript"})
 
@@ -50,82 +47,32 @@ SPEC: Final = ToolSpec(
 )
 
 
-@asynccontextmanager
-async def open_http_get(guard: Guard, *, ca_file: str | None = None) -> AsyncIterator[Tool]:
-    """The tool, for as long as the block runs. `ca_file` replaces the public certificate authorities."""
-    context = ssl.create_default_context(cafile=ca_file) if ca_file else httpx.create_ssl_context(trust_env=False)
-    # No connection is kept: the pool knows addresses, not names, and would lend one host's TLS session to another.
-    limits = httpx.Limits(max_connections=100, max_keepalive_connections=0)
-    async with httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits) as transport:
+def http_get(egress: EgressPort) -> Tool:
+    async def act(auth: AuthContext, arguments: Arguments, _call: ToolCall) -> Json:
+        with _translated():
+            answer = await egress.fetch(
+                auth, arguments["url"], max_bytes=MAX_BODY_BYTES, timeout=TIMEOUT, headers=_HEADERS
+            )
+        return _told(answer)
 
-        async def act(_auth: AuthContext, arguments: Arguments, _call: ToolCall) -> Json:
-            destination = await guard.admit(arguments["url"])
-            with _translated():
-                return await _get(transport, destination)
-
-        yield Tool(spec=SPEC, act=act)
+    return Tool(spec=SPEC, act=act)
 
 
-async def _get(transport: httpx.AsyncBaseTransport, destination: Destination) -> dict[str, Json]:
-    response = await _first_answer(transport, destination)
-    try:
-        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        head: dict[str, Json] = {"status": response.status_code, "content_type": content_type[:100]}
-        if "location" in response.headers:
-            head["location"] = _clean(response.headers["location"])[:_MAX_LOCATION_CHARS]
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise failed("the server answered compressed although asked not to")
-        body, truncated = await _body(response)
-        if body and not is_textual(content_type):
-            raise failed("the answer is not text or JSON; this tool reads text only")
-        text, cut = fitting(_clean(decoded(body, response.charset_encoding)), max_bytes=_MAX_TEXT_BYTES)
-        return {**head, "text": text, "truncated": truncated or cut}
-    finally:
-        await response.aclose()
+def _told(answer: Fetched) -> dict[str, Json]:
+    content_type = answer.header("content-type").partition(";")[0].strip().lower()
+    head: dict[str, Json] = {"status": answer.status, "content_type": content_type[:100]}
+    if location := answer.header("location"):
+        head["location"] = _clean(location)[:_MAX_LOCATION_CHARS]
+    if answer.body and not is_textual(content_type):
+        raise failed("the answer is not text or JSON; this tool reads text only")
+    text, cut = fitting(_clean(decoded(answer.body, charset_of(answer))), max_bytes=_MAX_TEXT_BYTES)
+    return {**head, "text": text, "truncated": answer.truncated or cut}
 
 
-async def _first_answer(transport: httpx.AsyncBaseTransport, destination: Destination) -> httpx.Response:
-    """The response of the first address that takes the connection; the others are as good, all were checked."""
-    url = destination.url
-    tried = destination.addresses[:_MAX_TRIED]
-    for address in tried:
-        request = httpx.Request(
-            "GET",
-            httpx.URL(scheme=url.scheme, host=address, port=url.port, raw_path=url.target.encode("ascii")),
-            headers=_headers(url.authority),
-            extensions={
-                # The name for TLS, its verification included; the socket goes to the address.
-                "sni_hostname": url.host,
-                "timeout": {"connect": _CONNECT_SECONDS, "read": None, "write": None, "pool": None},
-            },
-        )
-        try:
-            return await transport.handle_async_request(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if address == tried[-1] or _concerns_tls(error):
-                raise
-    raise denied("the host has no address")
-
-
-def _headers(authority: str) -> Mapping[str, str]:
-    return {
-        "Host": authority,
-        "User-Agent": "agentos-http-get/1",
-        "Accept": "application/json, text/*;q=0.9",
-        # A few compressed bytes can become gigabytes; plain ones can be counted as they come.
-        "Accept-Encoding": "identity",
-        "Connection": "close",
-    }
-
-
-async def _body(response: httpx.Response) -> tuple[bytes, bool]:
-    """At most `MAX_BODY_BYTES` of the body, and whether there was more."""
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return bytes(body[:MAX_BODY_BYTES]), True
-    return bytes(body), False
+def charset_of(answer: Fetched) -> str | None:
+    message = Message()
+    message["content-type"] = answer.header("content-type")
+    return message.get_content_charset()
 
 
 def is_textual(content_type: str) -> bool:
@@ -154,23 +101,21 @@ def _clean(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def _concerns_tls(error: BaseException | None) -> bool:
-    """Whether an error of the TLS layer is what `error` goes back to."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+# By the reason of `upstream_error`; whatever else went wrong is `tool_failed`.
+_TLS: Final = "tls"
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """httpx's errors as ours, at the one door."""
+    """The port's errors in the words of a tool. What was denied stays `egress_denied`."""
     try:
         yield
-    except httpx.TimeoutException as error:
-        raise Unavailable("the server did not answer in time", code="tool_timeout") from error
-    except (httpx.TransportError, httpx.InvalidURL, httpx.StreamError) as error:
-        if _concerns_tls(error):
-            raise Unavailable("the server's certificate could not be verified", code="tool_tls_error") from error
-        raise failed("the server could not be reached, or broke the connection") from error
+    except Unavailable as error:
+        if error.code == "upstream_timeout":
+            raise Unavailable(error.message, code="tool_timeout") from error
+        if error.code != "upstream_error":
+            # Whether it may be fetched could not be asked.
+            raise
+        if error.details.get("reason") == _TLS:
+            raise Unavailable(error.message, code="tool_tls_error") from error
+        raise failed(error.message) from error

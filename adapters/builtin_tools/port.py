@@ -1,7 +1,6 @@
 """The built-in tools as one Tool port: arguments, time and size are checked here, once for all of them."""
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,8 +12,7 @@ from msgspec import Struct
 from adapters.builtin_tools.arguments import ArgumentCheck
 from adapters.builtin_tools.calculator import calculator
 from adapters.builtin_tools.clock import clock_tool
-from adapters.builtin_tools.egress import EgressRules, Guard, Network
-from adapters.builtin_tools.http_get import open_http_get
+from adapters.builtin_tools.http_get import http_get
 from adapters.builtin_tools.memory import memory_put, memory_search
 from adapters.builtin_tools.text_stats import text_stats
 from adapters.builtin_tools.tool import Tool
@@ -27,15 +25,6 @@ from ports.tool import ToolCall, ToolCapabilities, ToolPort, ToolResult, ToolSpe
 class BuiltinToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: tuple[str, ...] | None = None
     """Names of the tools to offer; None offers all."""
-
-    allow_private: tuple[str, ...] = ()
-    """`host:port` pairs that `http_get` may reach although they are not public, such as an intranet's API."""
-
-    deny_networks: tuple[str, ...] = ()
-    """Public networks that `http_get` may not reach: the operator's own, and its NAT64 prefix."""
-
-    ca_file: str | None = None
-    """Certificate authorities for `http_get` instead of the public ones."""
 
 
 class BuiltinTools:
@@ -98,38 +87,15 @@ def _size(name: str, output: object) -> int:
 @asynccontextmanager
 async def open_builtin_tools(config: BuiltinToolsConfig, given: Given) -> AsyncIterator[ToolPort]:
     memory = given.ports["memory"]
-    async with open_http_get(Guard(egress_rules(config)), ca_file=config.ca_file) as http_get:
-        tools = (
-            calculator(),
-            clock_tool(given.clock),
-            http_get,
-            memory_put(memory, with_result="memory" in given.committed_with_runs),
-            memory_search(memory),
-            text_stats(),
-        )
-        yield BuiltinTools(_chosen(tools, config.enabled))
-
-
-def egress_rules(config: BuiltinToolsConfig) -> EgressRules:
-    """The configured exceptions, checked. Raises `InvalidArgument` naming the entry that can't be read."""
-    return EgressRules(
-        private=frozenset(_pair(text) for text in config.allow_private),
-        deny=tuple(_network(text) for text in config.deny_networks),
+    tools = (
+        calculator(),
+        clock_tool(given.clock),
+        http_get(given.ports["egress"]),
+        memory_put(memory, with_result="memory" in given.committed_with_runs),
+        memory_search(memory),
+        text_stats(),
     )
-
-
-def _pair(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise InvalidArgument(f"allow_private: {text!r} is not host:port, for example 'intranet.example:8080'")
-    return host.strip("[]").lower(), int(port)
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise InvalidArgument(f"deny_networks: {text!r} is not a network, for example '203.0.113.0/24'") from error
+    yield BuiltinTools(_chosen(tools, config.enabled))
 
 
 def _chosen(tools: tuple[Tool, ...], enabled: tuple[str, ...] | None) -> tuple[Tool, ...]:
@@ -145,5 +111,5 @@ SPEC: Final = AdapterSpec(
     config=BuiltinToolsConfig,
     capabilities=lambda _config: ToolCapabilities(),
     open=open_builtin_tools,
-    needs=("memory",),
+    needs=("memory", "egress"),
 )

@@ -208,22 +208,23 @@ class InprocBudget:
         ]
         return tuple(sorted(found, key=lambda event: event.attempt))
 
-    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
-        sums: dict[tuple[date, str], list[UsageEvent]] = {}
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
+        sums: dict[tuple[date, str, str], list[UsageEvent]] = {}
         for where, (_, event) in self._books.events.items():
             at = self._books.booked_at[where]
             if where[0] == auth.tenant and at >= since:
-                sums.setdefault((at.date(), event.model), []).append(event)
+                sums.setdefault((at.date(), event.model, event.agent if by_agent else ""), []).append(event)
         return tuple(
             Spent(
                 day=day,
                 model=model,
+                agent=agent,
                 calls=sum(one.kind == "call" for one in events),
                 prompt_tokens=sum(one.fresh_tokens + one.cache_read_tokens + one.cache_write_tokens for one in events),
                 completion_tokens=sum(one.output_tokens + one.reasoning_tokens for one in events),
                 cost_nanousd=sum(one.cost_nanousd for one in events),
             )
-            for (day, model), events in sorted(sums.items())
+            for (day, model, agent), events in sorted(sums.items())
         )
 
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:

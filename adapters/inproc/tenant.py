@@ -4,6 +4,7 @@ import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -15,11 +16,24 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, InvalidArgument, NotFound
-from ports.ids import KeyId, TenantId, is_tenant_id
+from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id
 from ports.messages import Page
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory, check_entitlements
+from ports.tenant import (
+    ApiKey,
+    Entitlements,
+    FoundKey,
+    NewKey,
+    Principal,
+    Standing,
+    Tenant,
+    TenantDirectory,
+    check_entitlements,
+    check_principal,
+)
 
 _PLATFORM: Final = "admin:platform"
+_TENANT: Final = "admin:tenant"
+_PRINCIPAL_CURSOR: Final = "principals"
 _TENANT_CURSOR: Final = "tenants"
 _KEY_CURSOR: Final = "keys"
 _MAX_PAGE: Final = 200
@@ -36,6 +50,9 @@ class Tenants:
     rows: dict[TenantId, Tenant] = field(default_factory=dict)
     keys: dict[KeyId, tuple[ApiKey, bytes]] = field(default_factory=dict)
     """Each key with the SHA-256 of its secret."""
+    erased: dict[TenantId, str] = field(default_factory=dict)
+    """Ids that nobody gets again, with the export that was made before."""
+    principals: dict[tuple[TenantId, PrincipalId], Principal] = field(default_factory=dict)
 
     def entitlements(self, tenant: TenantId) -> Entitlements:
         """The tenant's, or the defaults where nobody created it here."""
@@ -56,6 +73,8 @@ class InprocTenants:
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't name a tenant; use tnt_ and lower-case letters, digits, _ or -")
         check_entitlements(entitlements)
+        if tenant in self._tenants.erased:
+            raise Conflict(f"there was a tenant {tenant!r}, which was erased; its id is not used again")
         if tenant in self._tenants.rows:
             raise Conflict(f"there is a tenant {tenant!r} already")
         made = Tenant(id=tenant, name=name, status="active", entitlements=entitlements, created_at=self._clock.now())
@@ -114,7 +133,8 @@ class InprocTenants:
         expired = key.expires_at is not None and key.expires_at <= self._clock.now()
         if not hmac.compare_digest(digest, secret_sha256) or expired or key.revoked_at is not None:
             return None
-        return FoundKey(key=key, tenant_status=self._row(key.tenant).status)
+        holder = self._tenants.principals.get((key.tenant, key.principal))
+        return FoundKey(key=key, tenant_status=self._row(key.tenant).status, holder=holder)
 
     async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
         known = self._tenants.keys.get(key_id)
@@ -123,6 +143,75 @@ class InprocTenants:
         key, digest = known
         if key.revoked_at is None:
             self._tenants.keys[key_id] = (replace(key, revoked_at=self._clock.now()), digest)
+
+    async def rotate_key(
+        self,
+        auth: AuthContext,
+        key_id: KeyId,
+        *,
+        secret_sha256: bytes,
+        old_until: datetime,
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        auth.require(_TENANT)
+        known = self._tenants.keys.get(key_id)
+        if known is None or known[0].tenant != auth.tenant:
+            raise NotFound(f"there is no key {key_id!r}")
+        old, digest = known
+        now = self._clock.now()
+        if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+            raise Conflict(f"the key {key_id!r} has ended; issue a new one")
+        made = replace(old, id=KeyId(self._store.mint("key", now)), created_at=now, expires_at=expires_at)
+        ends = old_until if old.expires_at is None else min(old_until, old.expires_at)
+        self._tenants.keys[key_id] = (replace(old, expires_at=ends), digest)
+        self._tenants.keys[made.id] = (made, secret_sha256)
+        return made
+
+    async def put_principal(
+        self,
+        auth: AuthContext,
+        principal: PrincipalId,
+        *,
+        status: Literal["active", "disabled"],
+        roles: frozenset[str] | None = None,
+        scopes: frozenset[str] | None = None,
+    ) -> Principal:
+        auth.require(_TENANT)
+        check_principal(roles, scopes, principal)
+        self._row(auth.tenant)
+        place = (auth.tenant, principal)
+        known = self._tenants.principals.get(place)
+        kept = Principal(
+            id=principal,
+            tenant=auth.tenant,
+            status=status,
+            roles=roles,
+            scopes=scopes,
+            created_at=self._clock.now() if known is None else known.created_at,
+        )
+        self._tenants.principals[place] = kept
+        return kept
+
+    async def get_principal(self, auth: AuthContext, principal: PrincipalId) -> Principal:
+        auth.require(_TENANT)
+        found = self._tenants.principals.get((auth.tenant, principal))
+        if found is None:
+            raise NotFound(f"there is no principal {principal!r}")
+        return found
+
+    async def list_principals(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Principal]:
+        auth.require(_TENANT)
+        size = page_size(limit, _MAX_PAGE)
+        after = "" if cursor is None else decode_cursor(_PRINCIPAL_CURSOR, cursor, tuple[str])[0]
+        mine = (one for (tenant, _), one in self._tenants.principals.items() if tenant == auth.tenant)
+        later = sorted((one for one in mine if one.id > after), key=lambda one: one.id)
+        shown = tuple(later[:size])
+        more = len(later) > size
+        return Page(items=shown, next_cursor=encode_cursor(_PRINCIPAL_CURSOR, (shown[-1].id,)) if more else None)
+
+    async def standing(self, auth: AuthContext) -> Standing:
+        known = self._tenants.principals.get((auth.tenant, auth.principal))
+        return Standing(tenant_status=self._row(auth.tenant).status, principal=known)
 
     async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)

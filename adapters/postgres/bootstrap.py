@@ -4,6 +4,8 @@ Runs as the server's administrator, and is the only thing that ever does. Repeat
 
 * `ao_owner`  owns the tables and migrates them; forced row-level security denies it their rows.
 * `ao_app`    what the services connect as: can neither bypass row-level security nor own anything.
+* `ao_control` what the admin API and the operator's commands connect as: all that `ao_app` may, as bound to one tenant at a
+               time, and beside it what only the platform does (tenants, budgets, the gateway's configuration, erasing).
 * `ao_admin`  for people and data migrations: bypasses row-level security. No service uses it.
 * `ao_def`    owns the few functions that must cross tenants; nobody can log in as it.
 """
@@ -23,6 +25,7 @@ DATABASE: Final = "agentos"
 SCHEMA: Final = "agentos"
 OWNER: Final = "ao_owner"
 APP: Final = "ao_app"
+CONTROL: Final = "ao_control"
 ADMIN: Final = "ao_admin"
 DEFINER: Final = "ao_def"
 
@@ -35,6 +38,7 @@ _SCRAM_ITERATIONS: Final = 4_096
 _ROLES: Final = {
     OWNER: "LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION",
     APP: "LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION",
+    CONTROL: "LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION",
     ADMIN: "LOGIN NOSUPERUSER BYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION",
     DEFINER: "NOLOGIN NOSUPERUSER BYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION",
 }
@@ -46,6 +50,8 @@ class RolePasswords(Struct, frozen=True, kw_only=True):
     owner: str
     app: str
     admin: str
+    control: str = ""
+    """Empty: nobody can log in as it."""
 
     def __repr__(self) -> str:
         return "RolePasswords(…)"
@@ -57,8 +63,12 @@ async def bootstrap(admin_dsn: str, passwords: RolePasswords, *, database: str =
     try:
         for role, attributes in _ROLES.items():
             await _ensure_role(server, role, attributes)
-        for role, password in ((OWNER, passwords.owner), (APP, passwords.app), (ADMIN, passwords.admin)):
-            await _ensure_password(server, role, password)
+        secrets_of = {OWNER: passwords.owner, APP: passwords.app, CONTROL: passwords.control, ADMIN: passwords.admin}
+        for role, password in secrets_of.items():
+            if password or role != CONTROL:
+                await _ensure_password(server, role, password)
+        # Its row-level security, and its rights on tables that later migrations make, are those of the services.
+        await server.execute(f"GRANT {APP} TO {CONTROL} WITH INHERIT TRUE, SET FALSE")
         # Migrations hand functions over to the definer role; membership by itself inherits nothing.
         await server.execute(f"GRANT {DEFINER} TO {OWNER} WITH INHERIT FALSE, SET TRUE")
         if await server.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database) is None:
@@ -89,7 +99,7 @@ async def bootstrap(admin_dsn: str, passwords: RolePasswords, *, database: str =
 async def restrict_database(server: asyncpg.Connection, database: str) -> None:
     """Let our own roles into `database`, and nobody else. PostgreSQL does not copy this to a clone."""
     await server.execute(f"REVOKE ALL ON DATABASE {_quoted(database)} FROM PUBLIC")
-    await server.execute(f"GRANT CONNECT ON DATABASE {_quoted(database)} TO {OWNER}, {APP}, {ADMIN}")
+    await server.execute(f"GRANT CONNECT ON DATABASE {_quoted(database)} TO {OWNER}, {APP}, {CONTROL}, {ADMIN}")
 
 
 async def _close_maintenance_databases(server: asyncpg.Connection) -> None:

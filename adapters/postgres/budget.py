@@ -191,9 +191,9 @@ class PostgresBudget:
         fields = [field for field in UsageEvent.__struct_fields__ if field != "request"]
         return tuple(UsageEvent(request=row["request_id"], **{field: row[field] for field in fields}) for row in rows)
 
-    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
         async with self._database.transaction(auth.tenant) as transaction:
-            rows = await transaction.rows(_SQL["spent"], {"tenant": auth.tenant, "since": since})
+            rows = await transaction.rows(_SQL["spent"], {"tenant": auth.tenant, "since": since, "by_agent": by_agent})
         return tuple(Spent(**dict(row)) for row in rows)
 
     async def deviations(self, auth: AuthContext) -> tuple[Deviation, ...]:
@@ -222,13 +222,24 @@ class PostgresBudget:
         require_platform(auth)
         check_budget(budget)
         async with self._database.transaction(tenant) as transaction:
-            await transaction.rows(_SQL["set_budget"], {"tenant": tenant, **msgspec.structs.asdict(budget)})
+            await transaction.rows(_SQL["set_budget"], {**_noted(auth, tenant), **msgspec.structs.asdict(budget)})
 
     async def remove_budget(self, auth: AuthContext, tenant: TenantId, budget: str) -> None:
         require_platform(auth)
         async with self._database.transaction(tenant) as transaction:
-            if await transaction.row(_SQL["remove_budget"], {"tenant": tenant, "id": budget}) is None:
+            if await transaction.row(_SQL["remove_budget"], {**_noted(auth, tenant), "id": budget}) is None:
                 raise NotFound(f"there is no budget {budget!r}")
+
+
+def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
+    """Whose budget it is, and who changes it."""
+    return {
+        "tenant": tenant,
+        "namespace": auth.namespace,
+        "actor": auth.tenant,
+        "principal": auth.principal,
+        "correlation_id": auth.trace.correlation_id,
+    }
 
 
 class _Locked:

@@ -31,7 +31,7 @@ _MAX_LEASED: Final = 1_000
 """Per call of `lease`."""
 _LEASE_POOL: Final = 2
 """Connections that take messages: a worker has one call of `lease` under way at a time."""
-_LOOKS_APART_S: Final = 0.01
+LOOKS_APART_S: Final = 0.01
 """Between two looks of this process for messages, at least."""
 _ACKS_GATHER_S: Final = 0.02
 """How long an acknowledgement waits for others to share its commit: nobody waits for it."""
@@ -122,7 +122,7 @@ class PostgresQueue:
         loop = asyncio.get_running_loop()
         if (left := self._look_at - loop.time()) > 0:
             await asyncio.sleep(left)
-        self._look_at = loop.time() + _LOOKS_APART_S
+        self._look_at = loop.time() + LOOKS_APART_S
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
         if QUEUE_ANY_TENANT in auth.scopes:

@@ -4,6 +4,7 @@ import hmac
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, Final, Literal
 
 import asyncpg
@@ -19,10 +20,23 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id, minted, uuid_of
 from ports.messages import Page
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory, check_entitlements
+from ports.tenant import (
+    ApiKey,
+    Entitlements,
+    FoundKey,
+    NewKey,
+    Principal,
+    Standing,
+    Tenant,
+    TenantDirectory,
+    check_entitlements,
+    check_principal,
+)
 
 _SQL: Final = load("tenant")
 _PLATFORM: Final = "admin:platform"
+_TENANT: Final = "admin:tenant"
+_PRINCIPAL_CURSOR: Final = "principals"
 _TENANT_CURSOR: Final = "tenants"
 _KEY_CURSOR: Final = "keys"
 _MAX_PAGE: Final = 200
@@ -51,7 +65,8 @@ class PostgresTenants:
                 if error.constraint_name == "tenants_pkey":
                     raise Conflict(f"there is a tenant {tenant!r} already") from error
                 raise
-        assert row is not None, "an insert returns its row"
+        if row is None:
+            raise Conflict(f"there was a tenant {tenant!r}, which was erased; its id is not used again")
         return _tenant(row)
 
     async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant:
@@ -102,13 +117,91 @@ class PostgresTenants:
             row = await transaction.row(_SQL["find_key"], {"key": found})
         if row is None or not hmac.compare_digest(row["secret_sha256"], secret_sha256):
             return None
-        return FoundKey(key=_key(row, revocable=False), tenant_status=row["tenant_status"])
+        return FoundKey(
+            key=_key(row, revocable=False),
+            tenant_status=row["tenant_status"],
+            holder=_principal(row, TenantId(row["tenant_id"]), PrincipalId(row["principal"])),
+        )
 
     async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
         asked = {**_noted(auth), "tenant": auth.tenant, "key": uuid_of("key", key_id) or uuid.UUID(int=0)}
         async with self._database.transaction(auth.tenant) as transaction:
             if await transaction.row(_SQL["revoke_key"], asked) is None:
                 raise NotFound(f"there is no key {key_id!r}")
+
+    async def rotate_key(
+        self,
+        auth: AuthContext,
+        key_id: KeyId,
+        *,
+        secret_sha256: bytes,
+        old_until: datetime,
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        auth.require(_TENANT)
+        asked = {
+            **_noted(auth),
+            "tenant": auth.tenant,
+            "key": uuid_of("key", key_id) or uuid.UUID(int=0),
+            "secret_sha256": secret_sha256,
+            "old_until": old_until,
+            "expires_at": expires_at,
+        }
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(_SQL["rotate_key"], asked)
+        if row is None:
+            raise NotFound(f"there is no key {key_id!r}")
+        if row["id"] is None:
+            raise Conflict(f"the key {key_id!r} has ended; issue a new one")
+        return _key(row, revocable=True)
+
+    async def put_principal(
+        self,
+        auth: AuthContext,
+        principal: PrincipalId,
+        *,
+        status: Literal["active", "disabled"],
+        roles: frozenset[str] | None = None,
+        scopes: frozenset[str] | None = None,
+    ) -> Principal:
+        auth.require(_TENANT)
+        check_principal(roles, scopes, principal)
+        asked = {
+            **_noted(auth),
+            "holder": principal,
+            "status": status,
+            "roles": None if roles is None else packed(sorted(roles)),
+            "scopes": None if scopes is None else packed(sorted(scopes)),
+        }
+        found = _principal(await self._one(auth.tenant, "put_principal", asked), auth.tenant, principal)
+        assert found is not None, "what was put is there"
+        return found
+
+    async def get_principal(self, auth: AuthContext, principal: PrincipalId) -> Principal:
+        auth.require(_TENANT)
+        asked = {"tenant": auth.tenant, "holder": principal}
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(_SQL["get_principal"], asked)
+        found = None if row is None else _principal(row, auth.tenant, principal)
+        if found is None:
+            raise NotFound(f"there is no principal {principal!r}")
+        return found
+
+    async def list_principals(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[Principal]:
+        auth.require(_TENANT)
+        size = page_size(limit, _MAX_PAGE)
+        after = "" if cursor is None else decode_cursor(_PRINCIPAL_CURSOR, cursor, tuple[str])[0]
+        asked = {"tenant": auth.tenant, "after": after, "limit": size + 1}
+        async with self._database.transaction(auth.tenant) as transaction:
+            rows = await transaction.rows(_SQL["list_principals"], asked)
+        found = (_principal(row, auth.tenant, PrincipalId(row["principal"])) for row in rows[:size])
+        shown = tuple(one for one in found if one is not None)
+        more = len(rows) > size
+        return Page(items=shown, next_cursor=encode_cursor(_PRINCIPAL_CURSOR, (shown[-1].id,)) if more else None)
+
+    async def standing(self, auth: AuthContext) -> Standing:
+        row = await self._one(auth.tenant, "standing", {"holder": auth.principal})
+        return Standing(tenant_status=row["tenant_status"], principal=_principal(row, auth.tenant, auth.principal))
 
     async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)
@@ -151,6 +244,21 @@ def _tenant(row: Row) -> Tenant:
         status=row["status"],
         entitlements=msgspec.convert(row["entitlements"], Entitlements),
         created_at=row["created_at"],
+    )
+
+
+def _principal(row: Row, tenant: TenantId, principal: PrincipalId) -> Principal | None:
+    """What is kept of it, in a row that has nothing of one never put."""
+    if row["holder_status"] is None:
+        return None
+    roles, scopes = row["holder_roles"], row["holder_scopes"]
+    return Principal(
+        id=principal,
+        tenant=tenant,
+        status=row["holder_status"],
+        roles=None if roles is None else frozenset(roles),
+        scopes=None if scopes is None else frozenset(scopes),
+        created_at=row["holder_created_at"],
     )
 
 

@@ -103,11 +103,9 @@ def load_key(path: Path) -> Ed25519PrivateKey:
             raise InvalidArgument(f"{str(path)!r} is open to others; run: chmod 600 {path}")
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise InvalidArgument(
-            f"the issuer's key {str(path)!r} can't be read as PEM; run 'agentos up' to make one"
-        ) from error
+        raise InvalidArgument(f"the key {str(path)!r} can't be read as PEM; run 'agentos up' to make one") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise InvalidArgument(f"the issuer's key {str(path)!r} is not an Ed25519 key")
+        raise InvalidArgument(f"the key {str(path)!r} is not an Ed25519 key")
     return key
 
 

@@ -21,7 +21,7 @@ from ports.auth import MAX_TOKEN_CHARS, TokenVerifier
 from ports.clock import Clock
 from ports.context import SCOPES, AuthContext
 from ports.errors import AgentOSError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
-from ports.tenant import TenantDirectory
+from ports.tenant import Principal, TenantDirectory, bounded
 
 MAX_CACHE_SECONDS: Final = 5.0
 
@@ -148,8 +148,7 @@ class TokenAuth:
         remaining = timedelta.max if key.expires_at is None else key.expires_at - self._clock.now()
         if key.revoked_at is not None or remaining <= timedelta(0):
             raise jwt.invalid()
-        if found.tenant_status != "active":
-            raise _disabled()
+        _check_welcome(found.tenant_status, found.holder)
         auth = AuthContext(
             tenant=key.tenant,
             principal=key.principal,
@@ -157,7 +156,7 @@ class TokenAuth:
             roles=key.roles,
             namespace=key.namespace,
         )
-        return auth, remaining
+        return bounded(auth, found.holder), remaining
 
     async def _access_token(self, token: str) -> tuple[AuthContext, timedelta]:
         now = self._clock.now().timestamp()
@@ -171,12 +170,11 @@ class TokenAuth:
         # Asked as a caller of that tenant without any scope: enough to see the tenant itself, and nothing else.
         asker = AuthContext(tenant=verified.auth.tenant, principal=verified.auth.principal)
         try:
-            tenant = await self._tenants.get(asker, verified.auth.tenant)
+            standing = await self._tenants.standing(asker)
         except NotFound as error:
             raise jwt.invalid() from error
-        if tenant.status != "active":
-            raise _disabled()
-        return verified.auth, timedelta(seconds=verified.expires_at - now)
+        _check_welcome(standing.tenant_status, standing.principal)
+        return bounded(verified.auth, standing.principal), timedelta(seconds=verified.expires_at - now)
 
 
 @asynccontextmanager
@@ -191,8 +189,12 @@ async def open_verifier(config: VerifierConfig, given: Given) -> AsyncIterator[T
         await auth.aclose()
 
 
-def _disabled() -> PermissionDenied:
-    return PermissionDenied("the tenant is disabled; ask its administrator", code="tenant_disabled")
+def _check_welcome(tenant_status: str, principal: Principal | None) -> None:
+    """Raises `PermissionDenied` for a disabled tenant, `Unauthenticated` for a disabled principal."""
+    if tenant_status != "active":
+        raise PermissionDenied("the tenant is disabled; ask its administrator", code="tenant_disabled")
+    if principal is not None and principal.status != "active":
+        raise jwt.invalid()
 
 
 def _again(error: AgentOSError) -> AgentOSError:

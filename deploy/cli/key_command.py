@@ -1,4 +1,4 @@
-"""`agentos key issue|list|revoke`: the API keys of a tenant."""
+"""`agentos key issue|list|rotate|revoke`: the API keys of a tenant."""
 
 import argparse
 from datetime import UTC, datetime, timedelta
@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from adapters.token_auth import keys
 from deploy.cli.access import principal_id, tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
 from deploy.credentials import SeededKey
@@ -20,9 +21,11 @@ MAX_DAYS: Final = 3_650
 
 _EPILOG: Final = """\
 rotate a key, with overlap:
-  ./agentos key issue --tenant tnt_acme --role service --principal svc_shop   the new one; shown once
-  ./agentos key list --tenant tnt_acme                                        find the old one's id
-  ./agentos key revoke key_… --tenant tnt_acme                                once nobody uses it; refused within 5 s"""
+  ./agentos key list --tenant tnt_acme                              find the old one's id
+  ./agentos key rotate key_… --tenant tnt_acme --grace-minutes 60   the new one, shown once; the old one ends in an hour
+  ./agentos key revoke key_… --tenant tnt_acme                      one that leaked; refused within 5 s"""
+
+MAX_GRACE_MINUTES: Final = 30 * 24 * 60
 
 
 class Issue(Struct, frozen=True, kw_only=True):
@@ -39,6 +42,14 @@ class ListKeys(Struct, frozen=True, kw_only=True):
     json: bool
 
 
+class Rotate(Struct, frozen=True, kw_only=True):
+    tenant: TenantId
+    key_id: KeyId
+    grace: timedelta
+    days: int | None
+    json: bool
+
+
 class Revoke(Struct, frozen=True, kw_only=True):
     tenant: str
     key_id: str
@@ -47,7 +58,7 @@ class Revoke(Struct, frozen=True, kw_only=True):
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "key",
-        help="issue, list and revoke API keys",
+        help="issue, list, rotate and revoke API keys",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -60,12 +71,21 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     issued.set_defaults(run=issue_key, options=_issue_options)
     listed = verbs.add_parser("list", help="the tenant's keys, without their secrets")
     listed.set_defaults(run=list_keys, options=lambda parsed: ListKeys(tenant=parsed.tenant, json=parsed.json))
+    rotated = verbs.add_parser(
+        "rotate", help="make a key like another one, which ends with its grace", allow_abbrev=False
+    )
+    rotated.add_argument("key_id", help="as `key list` shows it")
+    rotated.add_argument(
+        "--grace-minutes", type=int, default=24 * 60, help="how long the old one still works, 0 to 43200 (1440)"
+    )
+    rotated.add_argument("--days", type=int, help="how long the new one is valid; for ever, if not said")
+    rotated.set_defaults(run=rotate, options=_rotate_options)
     revoked = verbs.add_parser("revoke", help="end a key")
     revoked.add_argument("key_id", help="as `key list` shows it")
     revoked.set_defaults(run=revoke, options=lambda parsed: Revoke(tenant=parsed.tenant, key_id=parsed.key_id))
-    for verb in (issued, listed, revoked):
+    for verb in (issued, listed, rotated, revoked):
         verb.add_argument("--tenant", default=TENANT, help=f"whose ({TENANT})")
-    for verb in (issued, listed):
+    for verb in (issued, listed, rotated):
         verb.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -106,6 +126,47 @@ def issue_key(options: Issue, io: Io) -> int:
     else:
         io.out.write(f"{key.api_key}\n")
         io.say(f"The key of {key.principal} in {tenant} (id {key.key_id}); it is shown this once.")
+    return FINE
+
+
+def _rotate_options(parsed: argparse.Namespace) -> Rotate:
+    minutes = whole("--grace-minutes", parsed.grace_minutes, least=0, most=MAX_GRACE_MINUTES)
+    return Rotate(
+        tenant=tenant_id(parsed.tenant),
+        key_id=KeyId(parsed.key_id),
+        grace=timedelta(minutes=minutes),
+        days=None if parsed.days is None else whole("--days", parsed.days, least=1, most=MAX_DAYS),
+        json=parsed.json,
+    )
+
+
+def rotate(options: Rotate, io: Io) -> int:
+    env, now = io.config().mode, datetime.now(UTC)
+    secret = keys.new_secret()
+
+    async def act(directory: Directory) -> ApiKey:
+        return await directory.tenants.rotate_key(
+            operator_of(options.tenant),
+            options.key_id,
+            secret_sha256=keys.digest(secret),
+            old_until=now + options.grace,
+            expires_at=None if options.days is None else now + timedelta(days=options.days),
+        )
+
+    made = with_directory(io, act)
+    key = SeededKey(
+        principal=made.principal,
+        roles=tuple(sorted(made.roles)),
+        scopes=tuple(sorted(made.scopes)),
+        key_id=made.id,
+        api_key=keys.render(env, made.id, secret),
+    )
+    if options.json:
+        io.json(key)
+    else:
+        io.out.write(f"{key.api_key}\n")
+        io.say(f"The key of {key.principal} in {options.tenant} (id {key.key_id}); it is shown this once.")
+        io.say(f"The old one, {options.key_id}, works until {now + options.grace:%Y-%m-%d %H:%M} UTC at most.")
     return FINE
 
 

@@ -12,11 +12,14 @@ from typing import Final, TextIO
 
 from deploy.cli import (
     agent_command,
+    audit_command,
+    budget_command,
     config_command,
     gateway_command,
     key_command,
     logs_command,
     nuke_command,
+    principal_command,
     redeploy_command,
     replay_command,
     requests_command,
@@ -58,10 +61,13 @@ _COMMANDS: Final = (
     replay_command,
     tenant_command,
     agent_command,
+    budget_command,
+    principal_command,
     key_command,
     token_command,
     gateway_command,
     requests_command,
+    audit_command,
     test_command,
 )
 

@@ -2,24 +2,27 @@
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from deploy import credentials
+from deploy.administration.platform import Platform
+from deploy.administration.standing import first_moment, usage_of
+from deploy.administration.wire import UsageLine
 from deploy.cli.access import tenant_id, whole
 from deploy.cli.io import FINE, Io
+from deploy.cli.platform_access import with_platform
 from deploy.cli.run_command import money
-from deploy.internal import open_ledger, open_request_log, operator_of
-from ports.budget import Spent
+from deploy.internal import open_request_log, operator_of
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.ids import TenantId
 from ports.messages import Json
-from ports.request_log import MAX_PAGE, Counted, RequestLog, RequestRecord
+from ports.request_log import MAX_PAGE, RequestLog, RequestRecord
 from stack_b.records.recorder import CONTENT
 from stack_b.vault import Vault, parse_keys
 
@@ -31,7 +34,8 @@ examples:
   ./agentos requests list --tenant tnt_acme --denied         refused by policy or entitlement
   ./agentos requests show req_… --tenant tnt_acme
   ./agentos requests show req_… --tenant tnt_acme --texts    prompt and answer, where the tenant has them kept; audited
-  ./agentos usage tnt_acme --days 7                          by day and model"""
+  ./agentos usage tnt_acme --days 7                          by day and model
+  ./agentos usage tnt_acme --by-agent                        by day, model and agent"""
 
 ResultT = TypeVar("ResultT")
 
@@ -54,19 +58,8 @@ class Show(Struct, frozen=True, kw_only=True):
 class Usage(Struct, frozen=True, kw_only=True):
     tenant: str
     days: int
+    by_agent: bool = False
     json: bool
-
-
-class Used(Struct, frozen=True, kw_only=True):
-    """Of one day and model. Without a model: what was denied, and what was counted of calls that were lost."""
-
-    day: date
-    model: str
-    requests: int
-    denied: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_nanousd: int
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -102,8 +95,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     used.add_argument("tenant")
     used.add_argument("--days", type=int, default=30, help="today and the days before it, up to 366 (30)")
+    used.add_argument("--by-agent", action="store_true", help="tell agents apart; of what was paid only")
     used.add_argument("--json", action="store_true", help="print as JSON")
-    used.set_defaults(run=usage, options=lambda parsed: Usage(tenant=parsed.tenant, days=parsed.days, json=parsed.json))
+    used.set_defaults(
+        run=usage,
+        options=lambda parsed: Usage(
+            tenant=parsed.tenant, days=parsed.days, by_agent=parsed.by_agent, json=parsed.json
+        ),
+    )
 
 
 def list_requests(options: List, io: Io) -> int:
@@ -146,37 +145,23 @@ def show(options: Show, io: Io) -> int:
 
 def usage(options: Usage, io: Io) -> int:
     whole("--days", options.days, least=1, most=MAX_DAYS)
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    since = today - timedelta(days=options.days - 1)
-    tenant = tenant_id(options.tenant)
-    counted = _asked(io, tenant, lambda log, auth: log.counted(auth, since=since))
-    lines = used(counted, asyncio.run(_spent(io, tenant, since)))
+    since = first_moment(datetime.now(UTC), options.days)
+    name = tenant_id(options.tenant)
+
+    async def act(platform: Platform) -> tuple[UsageLine, ...]:
+        operator = operator_of(name)
+        tenant = await platform.tenants.get(operator, name)
+        return await usage_of(
+            platform.budget, platform.requests, operator, tenant, since=since, by_agent=options.by_agent
+        )
+
+    lines = with_platform(io, act)
     if options.json:
         io.json({"tenant_id": options.tenant, "since": since, "usage": lines})
         return FINE
-    io.columns(("DAY", "MODEL", "REQUESTS", "DENIED", "PROMPT", "COMPLETION", "COST"), map(_shown, lines))
+    counted = ("AGENT", "CALLS") if options.by_agent else ("REQUESTS", "DENIED")
+    io.columns(("DAY", "MODEL", *counted, "PROMPT", "COMPLETION", "COST"), map(_shown, lines))
     return FINE
-
-
-def used(counted: Iterable[Counted], spent: Iterable[Spent]) -> list[Used]:
-    """What was asked is the log's to say, what it has cost the ledger's: it has all that was booked, and nothing twice."""
-    asked = {(one.day, one.model): one for one in counted}
-    paid = {(one.day, one.model): one for one in spent}
-    lines: list[Used] = []
-    for day, model in sorted(asked.keys() | paid.keys()):
-        count, sums = asked.get((day, model)), paid.get((day, model))
-        lines.append(
-            Used(
-                day=day,
-                model=model,
-                requests=0 if count is None else count.requests,
-                denied=0 if count is None else count.denied,
-                prompt_tokens=0 if sums is None else sums.prompt_tokens,
-                completion_tokens=0 if sums is None else sums.completion_tokens,
-                cost_nanousd=0 if sums is None else sums.cost_nanousd,
-            )
-        )
-    return lines
 
 
 def _line(one: RequestRecord) -> tuple[str, ...]:
@@ -197,21 +182,18 @@ def _line(one: RequestRecord) -> tuple[str, ...]:
     )
 
 
-def _shown(one: Used) -> tuple[str, ...]:
+def _shown(one: UsageLine) -> tuple[str, ...]:
+    # Requests are null where agents are told apart.
+    agents = one.requests is None
+    counted = (one.agent or "(none)", f"{one.calls:,}") if agents else (f"{one.requests:,}", f"{one.denied:,}")
     return (
         f"{one.day:%Y-%m-%d}",
         one.model or "(none)",
-        f"{one.requests:,}",
-        f"{one.denied:,}",
+        *counted,
         f"{one.prompt_tokens:,}",
         f"{one.completion_tokens:,}",
         money(one.cost_nanousd),
     )
-
-
-async def _spent(io: Io, tenant: TenantId, since: datetime) -> tuple[Spent, ...]:
-    async with open_ledger(io.node) as ledger:
-        return await ledger.spent(operator_of(tenant), since=since)
 
 
 def _asked(io: Io, tenant: TenantId, act: Callable[[RequestLog, AuthContext], Awaitable[ResultT]]) -> ResultT:

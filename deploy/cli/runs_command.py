@@ -1,4 +1,4 @@
-"""`agentos runs list|show|cancel|retry|fork|resolve`: look at runs, and change their course."""
+"""`agentos runs list|show|cancel|kill|retry|fork|resolve`: look at runs, and change their course."""
 
 import argparse
 from collections.abc import Iterator
@@ -13,9 +13,12 @@ from deploy.catalogue import stack_a_url
 from deploy.cli.access import api_token
 from deploy.cli.io import FINE, Io
 from deploy.cli.run_command import answer, elapsed, fault, money, short
+from deploy.cli.runs_platform import add_verb as add_kill
+from deploy.cli.runs_platform import list_as_operator
 from deploy.client import Accepted, RunsClient
 from ports.errors import InvalidArgument
-from ports.run_state import MAX_PAGE, RunStatus
+from ports.ids import AgentId, RunId
+from ports.run_state import MAX_PAGE, RunFilter, RunStatus
 
 DECIDES: Final = "editor"
 """The least role that may decide about tool calls."""
@@ -24,6 +27,7 @@ _EPILOG: Final = """\
 examples:
   ./agentos runs list --status needs_operator
   ./agentos runs show run_…
+  ./agentos runs kill run_… --tenant tnt_acme           at once, whoever holds it; --all for every open one
   ./agentos runs list --parent run_…                    the runs of the agents that it handed work to
   ./agentos runs retry run_…                            a failed or cancelled run, from where it went wrong
   ./agentos runs fork run_… --from-step 3               a new run that begins with the steps 1 to 3 of this one
@@ -39,6 +43,7 @@ class ListRuns(Struct, frozen=True, kw_only=True):
     parent: str
     limit: int
     json: bool
+    as_operator: bool = False
 
 
 class One(Struct, frozen=True, kw_only=True):
@@ -61,7 +66,7 @@ class Resolve(Struct, frozen=True, kw_only=True):
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "runs",
-        help="list, show, cancel, retry, fork and resolve runs",
+        help="list, show, cancel, kill, retry, fork and resolve runs",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,7 +76,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     listed.add_argument("--agent", default="", help="only those of this agent")
     listed.add_argument("--parent", metavar="RUN_ID", default="", help="only those that this run made")
     listed.add_argument("--limit", type=int, default=20, help=f"at most so many, up to {MAX_PAGE} (20)")
+    listed.add_argument("--as-operator", action="store_true", help="from the store; also of a disabled tenant")
     listed.set_defaults(run=list_runs, options=_list_options)
+    add_kill(verbs)
     shown = verbs.add_parser("show", help="a run and its steps")
     cancelled = verbs.add_parser("cancel", help="end a run", allow_abbrev=False)
     cancelled.add_argument("--reason", default="", help="why; told in its last event")
@@ -102,6 +109,7 @@ def _list_options(parsed: argparse.Namespace) -> ListRuns:
         parent=parsed.parent,
         limit=parsed.limit,
         json=parsed.json,
+        as_operator=parsed.as_operator,
     )
 
 
@@ -124,6 +132,8 @@ def _resolve_options(parsed: argparse.Namespace) -> Resolve:
 def list_runs(options: ListRuns, io: Io) -> int:
     if not 1 <= options.limit <= MAX_PAGE:
         raise InvalidArgument(f"--limit must be 1 to {MAX_PAGE}, not {options.limit}")
+    if options.as_operator:
+        return _as_operator(options, io)
     with _client(io, options.tenant) as client:
         found = client.list_runs(limit=options.limit, status=options.status, agent=options.agent, parent=options.parent)
     if options.json:
@@ -131,6 +141,17 @@ def list_runs(options: ListRuns, io: Io) -> int:
         return FINE
     io.columns(("RUN", "STATUS", "AGENT", "CREATED", "TOOK", "TOKENS", "WHY"), (_line(run) for run in found))
     return FINE
+
+
+def _as_operator(options: ListRuns, io: Io) -> int:
+    if options.tenant is None:
+        raise InvalidArgument("say whose runs with --tenant tnt_<name>")
+    where = RunFilter(
+        status=msgspec.convert(options.status, RunStatus) if options.status else None,
+        agent_id=AgentId(options.agent) if options.agent else None,
+        parent=RunId(options.parent) if options.parent else None,
+    )
+    return list_as_operator(io, tenant=options.tenant, where=where, limit=options.limit, as_json=options.json)
 
 
 def _line(run: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`agentos tenant create|list|quota|policy|enable|disable`."""
+"""`agentos tenant create|list|quota|policy|enable|disable`; the other verbs are in `tenant_life`."""
 
 import argparse
 from typing import Any, Final, Literal, get_args
@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
+from deploy.cli.tenant_life import add_verbs as add_life
 from deploy.cli.tenant_policy import add_verb as add_policy
 from deploy.config import MAX_TOKENS_PER_DAY, Config
 from deploy.credentials import SeededKey
@@ -27,12 +28,18 @@ _QUOTA: Final = {
     "max_active_runs": "runs running at a time; others wait",
     "runs_per_minute": "creations of runs; a minute's worth may come at once",
     "max_queued_runs": "runs waiting to be started",
+    "requests_per_minute": "requests of the API, and as many of the gateway; a minute's worth may come at once",
+    "max_event_streams": "streams of runs' events open at a time",
+    "max_event_streams_per_principal": "the same, of each of its principals",
+    "max_model_streams": "streamed answers of models at a time",
+    "max_model_streams_per_principal": "the same, of each of its principals",
     "weight": "share of the workers while tenants wait for them, relative to the others' weights",
 }
 _NAMES: Final = {
     "tiers": "tiers it may ask for",
     "backends": "backends that may see its requests",
     "regions": "where its requests may be seen, by what backends declare",
+    "egress_hosts": "hosts that calls made for it may go to: names, or *.example.com for all below",
 }
 _MODES: Final = get_args(PiiMode)
 _PII: Final = f"what becomes of personal data, by class: {', '.join(_MODES)}"
@@ -47,8 +54,13 @@ examples:
   ./agentos tenant quota tnt_acme --pii email=reversible,secret=block
   ./agentos tenant quota tnt_acme --store-prompts 30     keep prompts and answers for 30 days, redacted and sealed; 0: none
   ./agentos tenant quota tnt_acme --backends eu-1,eu-2 --regions eu --tiers standard
+  ./agentos tenant quota tnt_acme --egress-hosts api.example.com,*.example.org     where calls made for it may go
   ./agentos tenant policy tnt_acme --file policy.json     see docs/policies.md
-  ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s"""
+  ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s
+  ./agentos tenant show tnt_acme          the same and what it is, in one
+  ./agentos tenant entitle tnt_acme max_active_runs=7 models='["m-1"]'     members of the entitlements, as JSON
+  ./agentos tenant export tnt_acme        all that there is of it, in one file
+  ./agentos tenant delete tnt_acme --confirm tnt_acme     exports a disabled tenant, and removes it for good"""
 
 
 class Create(Struct, frozen=True, kw_only=True):
@@ -81,7 +93,7 @@ class SetStatus(Struct, frozen=True, kw_only=True):
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "tenant",
-        help="create, list, entitle, enable and disable tenants",
+        help="create, list, show, entitle, enable, disable, export and delete tenants",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -105,6 +117,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     quota_of.add_argument("--json", action="store_true", help="print as JSON")
     quota_of.set_defaults(run=quota, options=_quota_options)
     add_policy(verbs)
+    add_life(verbs)
     for verb, status in (("enable", "active"), ("disable", "disabled")):
         changed = verbs.add_parser(verb, help=f"make a tenant {status}")
         changed.add_argument("tenant")
@@ -118,7 +131,7 @@ def _add_quota(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
     parser.add_argument("--store-prompts", type=int, metavar="DAYS", help=_STORE)
     for name, meaning in _NAMES.items():
-        parser.add_argument(f"--{name}", metavar="NAME,…", help=f"{meaning}; * for all")
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="NAME,…", help=f"{meaning}; * for all")
     parser.add_argument("--pii", metavar="CLASS=MODE,…", help=_PII)
 
 
@@ -128,7 +141,7 @@ def _quota_given(parsed: argparse.Namespace) -> dict[str, Any]:
         whole("--tokens-per-day", given["tokens_per_day"], least=0, most=MAX_TOKENS_PER_DAY)
     for name in _NAMES:
         if (told := getattr(parsed, name)) is not None:
-            given[name] = _listed(f"--{name}", told)
+            given[name] = _listed(f"--{name.replace('_', '-')}", told)
     if parsed.pii is not None:
         given["pii"] = _pii(parsed.pii)
     if parsed.store_prompts is not None:

@@ -31,10 +31,14 @@ _FAULTS: Final = "faults"
 _DEFAULT_MINUTES: Final = 5.0
 _EXAMPLES: Final = "2000"
 _SLOW: Final = ("tests/e2e", "tests/integration", "tests/bench")
-_ALONE: Final = "tests/e2e"
-"""Tests that have the machine to themselves, as what they see of it is measured in seconds."""
-_BESIDE: Final = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-"""All others: a test per processor at a time. Each process has a database server of its own."""
+_NODES: Final = "tests/e2e"
+_BESIDE: Final = ("-n", "auto", "--maxprocesses", "4", "--dist")
+"""A test per processor at a time. Each process has a database server of its own."""
+_TESTS: Final = (*_BESIDE, "worksteal")
+_WHOLE_FILES: Final = (*_BESIDE, "loadfile", "-m", "not alone")
+"""Tests of whole stacks and nodes: those of a file share one."""
+_ALONE: Final = ("-m", "alone")
+"""Those that have the machine to themselves, as what they see of it is measured in seconds."""
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -106,9 +110,15 @@ def _test_steps(options: Options, pytest: tuple[str, ...]) -> tuple[Step, ...]:
         return (Step(name="tests", command=(*pytest, *options.pytest, *ignored), shown=True),)
     # Why something was skipped is always said.
     usual = (*pytest, "-q", "-rs")
-    beside = (*usual, *_BESIDE, *(ignored or (f"--ignore={_ALONE}",)))
+    beside = (*usual, *_TESTS, *(ignored or (f"--ignore={_NODES}",)))
     tests = Step(name="tests", command=beside, shown=True)
-    return (tests,) if options.fast else (tests, Step(name="nodes", command=(*usual, _ALONE), shown=True))
+    if options.fast:
+        return (tests,)
+    return (
+        tests,
+        Step(name="nodes", command=(*usual, *_WHOLE_FILES, _NODES), shown=True),
+        Step(name="alone", command=(*usual, *_ALONE, _NODES), shown=True),
+    )
 
 
 def _fault_steps(minutes: float, seed: int | None, python: str) -> tuple[Step, ...]:

@@ -3,10 +3,20 @@
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from adapters.postgres.tenant_export import Export, export_tenant
 from adapters.system_clock import SystemClock
+from adapters.token_auth.issuer import load_key
+from deploy import audit_surface
 from deploy.admin_surface import Part, create_admin_app
+from deploy.administration import part as administration
+from deploy.administration.offboarding import Exporter, export_path
+from deploy.administration.platform import Platform
+from deploy.audit_heads import HeadsFile
+from deploy.audit_signer import Signer, signing
 from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
@@ -15,8 +25,11 @@ from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
+from ports.audit import AuditLog
 from ports.clock import Clock
 from ports.context import ADMIN_PLATFORM, AuthContext
+from ports.errors import Unsupported
+from ports.http.audit import denials
 from ports.http.edge import App
 from ports.ids import PrincipalId, TenantId
 from stack_b.administration import Administration
@@ -25,7 +38,7 @@ from stack_b.diagnosis import NodeFacts
 from stack_b.http import admin as gateway
 
 AUDIENCE = "admin"
-STORED = ("tenant", "gateway_configuration")
+STORED = ("tenant", "gateway_configuration", "run_state", "budget", "request_log", "administration", "audit")
 
 _SELF = AuthContext(
     tenant=TenantId("tnt_system"), principal=PrincipalId("svc_admin"), scopes=frozenset({ADMIN_PLATFORM})
@@ -62,6 +75,18 @@ def remark_on(file: str) -> str:
     return f"this node's gateway follows the file {file}; to follow the store, empty AGENTOS_GATEWAY_FILE and run `up`"
 
 
+def exporter(stored: Choice, folder: Path | None) -> Exporter:
+    """Writes what there is of a tenant to a file on this machine."""
+
+    async def export(tenant: TenantId) -> Export:
+        dsn = stored.config.get("dsn")
+        if folder is None or not isinstance(dsn, str):
+            raise Unsupported("this node has nowhere to export a tenant to; name a directory in AGENTOS_EXPORTS_DIR")
+        return await export_tenant(dsn, tenant, export_path(folder, tenant, datetime.now(UTC)))
+
+    return export
+
+
 @asynccontextmanager
 async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Clock) -> AsyncIterator[App]:
     """The admin API over the chosen adapters, for as long as the block runs."""
@@ -79,8 +104,35 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             limits=gateway.LIMITS,
             handlers=gateway.handlers(Administration(store, facts(env)), overridden_by=overridden_by(env)),
         )
+        tenants = administration.part(
+            Platform(
+                tenants=ports["tenant"],
+                runs=ports["run_state"],
+                budget=ports["budget"],
+                requests=ports["request_log"],
+                administration=ports["administration"],
+                export=exporter(choices["tenant"], env.path("EXPORTS_DIR")),
+            )
+        )
         probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}
-        yield create_admin_app((part,), verifier=ports["verifier"], metrics=metrics, probes=probes)
+        parts = (part, tenants, audit_surface.part(ports["audit"]))
+        app = create_admin_app(
+            parts, verifier=ports["verifier"], metrics=metrics, probes=probes, denied=denials(ports["audit"])
+        )
+        async with signing_of(env, ports["audit"], clock):
+            yield app
+
+
+@asynccontextmanager
+async def signing_of(env: Environment, log: AuditLog, clock: Clock) -> AsyncIterator[None]:
+    """Signs the heads of the audit where this process was given a key."""
+    key, directory = env.path("AUDIT_KEY_FILE"), env.path("AUDIT_DIR")
+    if key is None or directory is None:
+        yield
+        return
+    file = HeadsFile(directory, load_key(key), copy=env.path("AUDIT_COPY"))
+    async with signing(Signer(log, file, clock)):
+        yield
 
 
 async def main(variables: Mapping[str, str]) -> None:

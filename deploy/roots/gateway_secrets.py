@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.roots.environment import PREFIX, resolve
+from deploy.roots.secret_references import check_secret
 from ports.errors import InvalidArgument
 from stack_b.backends.settings import references
 from stack_b.configuration import Configuration
@@ -46,4 +47,5 @@ def check_reference(reference: str, variables: Mapping[str, str]) -> None:
             )
         resolve(reference, variables)
     else:
-        raise InvalidArgument("a secret must be a reference; write env:NAME or file:/path")
+        # A name in the store: what it may read there is what its token, or the directory, lets it.
+        check_secret(reference, variables)

@@ -26,7 +26,7 @@ def defaults(env: Environment) -> dict[str, Choice]:
     return {
         **{
             port: Choice(adapter="postgres", config=database)
-            for port in ("run_state", "event", "queue", "agent", "tenant")
+            for port in ("run_state", "event", "queue", "agent", "tenant", "audit")
         },
         "verifier": Choice(adapter="tokens", config=tokens),
     }
@@ -49,8 +49,10 @@ async def main(variables: Mapping[str, str]) -> None:
 
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     async with open_ports(choices, API_NEEDS, clock=clock, wrap=watched) as ports:
-        streams = OpenStreams()
-        app = create_app(ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), **ports), streams)
+        share = env.number("REPLICAS", 1, least=1, most=1_000)
+        streams = OpenStreams(share=share)
+        deps = ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), share=share, **ports)
+        app = create_app(deps, streams)
         host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
         # Readers of events resume elsewhere: nobody waits for them.
         await serve(app, host=host, port=port, on_leaving=streams.close, handover=env.path("HANDOVER"))

@@ -12,8 +12,9 @@ import anyio
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment
 from deploy.roots.server import run, serve
-from deploy.roots.tools import tools_of_a_node
+from deploy.roots.tools import egress_of_a_node, tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
+from observability.egress import WatchedEgress
 from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
@@ -38,10 +39,11 @@ def defaults(env: Environment) -> dict[str, Choice]:
     return {
         **{
             port: Choice(adapter="postgres", config=database)
-            for port in ("run_state", "queue", "agent", "memory", "maintenance")
+            for port in ("run_state", "queue", "agent", "memory", "maintenance", "tenant")
         },
         "issuer": Choice(adapter="tokens", config=issuer),
         "model": Choice(adapter="stack_b", config={"base_url": env.required("STACK_B_URL")}),
+        "egress": egress_of_a_node(env.text("EGRESS")),
         "tool": tools_of_a_node(env.text("TOOLS_FILE")),
     }
 
@@ -60,7 +62,8 @@ async def main(variables: Mapping[str, str]) -> None:
     clock, metrics = SystemClock(), Metrics()
 
     def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
-        return instrument(name, port, metrics.port_call)
+        told = WatchedEgress(port, metrics.egress_denial) if name == "egress" else port
+        return instrument(name, told, metrics.port_call)
 
     choices = choices_from(env.text("ADAPTERS"), defaults(env))
     retention = timedelta(days=env.number("RETENTION_DAYS", 90, least=MIN_RETENTION.days, most=3_650))

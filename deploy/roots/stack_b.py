@@ -9,24 +9,38 @@ from typing import Any
 
 from adapters.system_clock import SystemClock
 from deploy.roots.environment import Environment, resolve
-from deploy.roots.gateway_secrets import check_stored
+from deploy.roots.gateway_secrets import DIRECTORY, check_stored
+from deploy.roots.secret_references import References, secrets_of_a_node
 from deploy.roots.server import run, serve
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
+from observability.secrets import WatchedReads
 from ports.clock import Clock
 from ports.errors import InvalidArgument
 from ports.http.edge import App
 from stack_b.app import open_app
 from stack_b.backends.catalog import Catalog
+from stack_b.backends.known_secrets import KnownSecrets
 from stack_b.backends.opened import OpenedBackends
 from stack_b.backends.protocol import Backend
 from stack_b.backends.settings import BackendSettings, check_settings, discovered, merged, parse_settings
 from stack_b.budget.prices import Prices, overlaid, parse_rows
 from stack_b.configuration import Configuration
 from stack_b.deps import NEEDS, StackBDeps
-from stack_b.following import Applied, FileSource, Following, Found, Standing, StoreSource, first, reaches_of
+from stack_b.following import (
+    FOLLOWER,
+    Applied,
+    FileSource,
+    Following,
+    Found,
+    Standing,
+    StoreSource,
+    first,
+    reaches_of,
+    referred_secrets,
+)
 from stack_b.limits import parse_limits
 from stack_b.policies.desk import Policies
 from stack_b.redaction.rules import new_key
@@ -49,6 +63,7 @@ def defaults(env: Environment) -> dict[str, Choice]:
         "pii_patterns": Choice(adapter="regex"),
         # Loads what it needs when a backend of such a kind is configured.
         "provider": Choice(adapter="litellm"),
+        "secrets": secrets_of_a_node(env.text("SECRETS"), env.variables.get(DIRECTORY, "")),
     }
 
 
@@ -111,13 +126,15 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         return instrument(name, port, metrics.port_call)
 
     async with AsyncExitStack() as stack:
-        needs = {**NEEDS, "provider": None, "gateway_configuration": None}
+        needs = {**NEEDS, "provider": None, "gateway_configuration": None, "secrets": None}
         ports = await stack.enter_async_context(open_ports(choices, needs, clock=clock, wrap=watched))
         caps = parse_limits(env.text("GATEWAY_LIMITS"))
+        reads = References(env.variables, ports.pop("secrets"), FOLLOWER)
+        known = KnownSecrets(WatchedReads(reads.read, FOLLOWER, metrics.secret_read).read)
         opened = await stack.enter_async_context(
             OpenedBackends(
                 clock,
-                secret=lambda reference: resolve(reference, env.variables),
+                secret=known,
                 demo=env.mode() != "prod",
                 lingering=caps.deadline,
                 provider=ports.pop("provider"),
@@ -131,9 +148,10 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 check_stored(found.configuration, env.variables)
             return backends(env, found.configuration)
 
-        def usable(found: Found) -> tuple[tuple[Backend, ...], Prices]:
-            costs = prices(env, found.configuration)
-            return opened.use(settings(found)), costs
+        async def usable(found: Found) -> tuple[tuple[Backend, ...], Prices]:
+            costs, chosen = prices(env, found.configuration), settings(found)
+            await known.learn(referred_secrets(chosen))
+            return opened.use(chosen), costs
 
         found, (served, costs), refused = await first(source, usable)
         catalog = Catalog(served, clock)
@@ -151,6 +169,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 prices=costs,
                 settings=settings,
                 prices_of=lambda configuration: prices(env, configuration),
+                learn=known.learn,
             ),
             standing=standing,
             clock=clock,
@@ -165,6 +184,7 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             router=router,
             policies=policies,
             limits=caps,
+            share=env.number("REPLICAS", 1, least=1, most=1_000),
             prices=costs,
             standing=standing,
             # A ledger in this process is as quick as a chunk of it.

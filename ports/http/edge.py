@@ -30,7 +30,7 @@ from ports.http import envelope, strict_json
 from ports.http.body import Disconnected, Receive, read_body
 from ports.http.extensions import WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
-from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
 from ports.messages import Json
 
@@ -99,6 +99,10 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
 
 
+Admit: TypeAlias = Callable[[AuthContext], Awaitable[None]]
+"""Asked once per request of a known caller; raises when it is one too many."""
+
+
 async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
     return None
 
@@ -129,12 +133,18 @@ class Edge:
         endpoints: Mapping[tuple[str, str], EdgeApp] | None = None,
         headers: MoreHeaders = no_headers,
         denied: Denied = no_word,
+        admit: Admit | None = None,
+        denied_inside: Denied = no_word,
     ) -> None:
-        """`body` is for clients that expect another envelope; `key_header` for those that send their key there."""
+        """`denied` is told of callers who may not use the route, `denied_inside` of those whom the endpoint refuses.
+
+        `body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
         self._endpoints = endpoints or {}
         self._more_headers = headers
         self._denied = denied
+        self._admit = admit
+        self._denied_inside = denied_inside
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
@@ -157,7 +167,7 @@ class Edge:
         except Disconnected:
             pass
         except AgentOSError as error:
-            await self._refuse(reply, error, found)
+            await self._refuse(reply, await self._told(error, found), found)
         except Exception as error:
             refusal = _framework_refusal(error)
             if refusal is None:
@@ -179,6 +189,8 @@ class Edge:
             found.auth = scope["auth"] = await self._caller(headers, found.trace, route)
             # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
             found.reauthorize = partial(self._caller, headers, found.trace, route)
+            if self._admit is not None:
+                await self._admit(found.auth)
         if route.query is not None and scope["query_string"]:
             _check_query(scope["query_string"], route.query)
         if route.mutation:
@@ -234,6 +246,16 @@ class Edge:
             raise
         return auth
 
+    async def _told(self, error: AgentOSError, found: Exchange) -> AgentOSError:
+        """What to answer: `error`, or why nobody could be told of it."""
+        # Without an identity it was told where the caller was turned away.
+        if isinstance(error, PermissionDenied) and found.auth is not None:
+            try:
+                await self._denied_inside(found.auth, found.template, error)
+            except AgentOSError as failed:
+                return failed
+        return error
+
     async def _refuse(self, send: "Answering", error: AgentOSError, found: Exchange) -> None:
         found.refusal = error.code
         if send.status is not None:
@@ -288,9 +310,9 @@ class Answering:
 
 def _authorize(auth: AuthContext, headers: Headers, route: Route) -> None:
     """Raises `PermissionDenied`."""
-    if route.access not in auth.scopes:
-        if route.access == DENIED:
-            raise PermissionDenied("this route has no declared scope and is closed")
+    if route.access == DENIED:
+        raise PermissionDenied("this route has no declared scope and is closed")
+    if route.access != IDENTIFIED:
         auth.require(route.access)
     if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
         raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ports.http.envelope import STATUS
-from ports.http.routes import DENIED, LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.messages import Json
 
 OPENAPI_VERSION: Final = "3.1.0"
@@ -142,7 +142,7 @@ def _operation(
         "summary": operation.summary,
         "parameters": _parameters(route, operation),
         "responses": answers,
-        "security": [] if route.access in {PUBLIC, LOOPBACK} else [{"bearer": [route.access]}],
+        "security": [] if route.access in {PUBLIC, LOOPBACK} else [{"bearer": _scopes(route.access)}],
         "x-agentos-access": route.access,
     }
     if operation.description:
@@ -234,3 +234,7 @@ def _error_schema(members: Mapping[str, Json]) -> dict[str, Json]:
         },
     }
     return {"type": "object", "required": ["error"], "properties": {"error": error}}
+
+
+def _scopes(access: str) -> list[str]:
+    return [] if access == IDENTIFIED else [access]

@@ -15,6 +15,8 @@ from ports.context import SCOPES
 PUBLIC: Final = "public"
 LOOPBACK: Final = "loopback"
 DENIED: Final = "denied"
+IDENTIFIED: Final = "identified"
+"""Whoever has a valid token, whatever it may do."""
 
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -27,7 +29,7 @@ class Route(Struct, frozen=True, kw_only=True):
     method: Method
     template: str
     access: str
-    """A scope, `public`, or `loopback` (peers on this machine only; others see 404)."""
+    """A scope, `public`, `identified`, or `loopback` (peers on this machine only; others see 404)."""
     mutation: bool = False
     """Needs an `Idempotency-Key`."""
     max_body_bytes: int = 1024 * 1024
@@ -58,7 +60,7 @@ class RouteTable:
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_template: dict[str, dict[str, Route]] = {}
         for route in self.routes:
-            if route.access not in SCOPES | {PUBLIC, LOOPBACK, DENIED}:
+            if route.access not in SCOPES | {PUBLIC, LOOPBACK, DENIED, IDENTIFIED}:
                 raise ValueError(f"{route.template}: {route.access!r} is not a scope")
             by_template.setdefault(route.template, {})[route.method] = route
         for template, methods in by_template.items():

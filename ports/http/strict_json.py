@@ -24,7 +24,7 @@ _INT64_CHARS: Final = 20
 # read twice: the time stays linear for whatever is sent.
 _TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
-_PLAIN: Final = bytes(set(range(256)) - set(b"[{\\0123456789"))
+_DIGITS: Final = b"0123456789"
 _FEWEST_DIGITS: Final = 19
 """Of an integer that does not fit 64 bits."""
 
@@ -37,25 +37,20 @@ def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     """
     if raw.startswith(b"\xef\xbb\xbf"):
         raise _refused("the body starts with a byte-order mark; send plain UTF-8")
-    # What is to be counted, found in one pass.
-    told = raw.translate(None, _PLAIN)
-    opened, escapes = told.count(b"[") + told.count(b"{"), told.count(b"\\")
-    if opened > max_depth and _depth(raw) > max_depth:
+    if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
         raise _refused(f"the body is nested deeper than {max_depth} levels")
-    if len(told) - opened - escapes < _FEWEST_DIGITS and not (escapes and b"\\u" in raw):
-        value = _plainly(raw)
-        if value is not None:
-            return value
-    return _thoroughly(raw)
+    value = _plainly(raw)
+    return _thoroughly(raw) if value is None else value
 
 
 def _plainly(raw: bytes) -> Json:
     """The value in most bodies, at once; None where only a thorough look can tell.
 
     What our encoder makes of the value is the body itself: so there is no member twice, and nothing that another parser
-    could read in another way. What is left are numbers that are too large, and characters that are escaped: a body with
-    such is not to be given here.
+    could read in another way. What is left are numbers that are too large, and characters that are escaped.
     """
+    if b"\\u" in raw or len(raw) - len(raw.translate(None, _DIGITS)) >= _FEWEST_DIGITS:
+        return None
     try:
         value: Json = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):

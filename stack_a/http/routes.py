@@ -2,11 +2,13 @@
 
 from typing import Final
 
+from ports.audit import READ
+from ports.http.audit import DESCRIPTION, OWN, PARAMETERS, QUERY, EntryPage
 from ports.http.openapi import Operation, Parameter
-from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.routes import IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
 from ports.run_state import MAX_PAGE
-from stack_a.http import stream, wire
+from stack_a.http import permissions, stream, wire
 from stack_a.runs.start import MAX_ALLOWLIST
 
 _PAGE: Final = ("limit", "cursor")
@@ -27,6 +29,8 @@ ROUTES: Final = RouteTable(
         Route(method="POST", template="/v1/runs/{run_id}:resolve", access="approvals:decide", mutation=True, query=()),
         Route(method="GET", template="/v1/runs/{run_id}/steps", access="runs:read", query=_PAGE),
         Route(method="GET", template="/v1/runs/{run_id}/events", access="runs:read", query=("after",)),
+        Route(method="GET", template=OWN, access=READ, query=QUERY),
+        Route(method="GET", template="/v1/me/permissions", access=IDENTIFIED, query=()),
         Route(method="GET", template="/healthz", access=PUBLIC),
         Route(method="GET", template="/readyz", access=PUBLIC),
         Route(method="GET", template="/openapi.json", access=PUBLIC),
@@ -56,6 +60,11 @@ _PAGING: Final = (
 )
 
 OPERATIONS: Final = {
+    ("GET", "/v1/me/permissions"): Operation(
+        summary="What the caller may do here, and which scope each route wants",
+        tag="identity",
+        response=permissions.Permissions,
+    ),
     ("POST", "/v1/agents/{agent_id}/runs"): Operation(
         summary="Create a run",
         description=(
@@ -71,6 +80,13 @@ OPERATIONS: Final = {
         response=wire.RunAccepted,
         status=202,
         codes=("not_found", "rate_limited", "concurrency_limited"),
+    ),
+    ("GET", OWN): Operation(
+        summary="What was done and denied in the caller's tenant, newest first",
+        description=DESCRIPTION,
+        tag="audit",
+        response=EntryPage,
+        parameters=PARAMETERS,
     ),
     ("GET", "/v1/agents"): Operation(summary="List agents", tag="agents", response=wire.AgentPage, parameters=_PAGING),
     ("GET", "/v1/agents/{agent_id}"): Operation(

@@ -6,7 +6,6 @@ A reader that is slower than the run costs a page of events and the server's wri
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import timedelta
@@ -19,10 +18,12 @@ from litestar.types import Message, Receive, Send
 
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError, ResourceExhausted, Unavailable
+from ports.errors import AgentOSError, Unavailable
 from ports.event import Event
 from ports.http import sse
 from ports.http.edge import Exchange
+from ports.quota_rules import StreamPlaces
+from ports.tenant import Entitlements
 
 logger = logging.getLogger("agentos.http")
 
@@ -33,21 +34,28 @@ LAGGED_AFTER: Final = timedelta(seconds=30)
 """How long a reader may leave the server's write buffer full."""
 STALLED_AFTER: Final = timedelta(seconds=1)
 """The same once the process is leaving."""
-MAX_PER_PRINCIPAL: Final = 64
-MAX_PER_TENANT: Final = 512
+MAX_PER_PRINCIPAL: Final = Entitlements().max_event_streams_per_principal
+MAX_PER_TENANT: Final = Entitlements().max_event_streams
+"""Unless a tenant is entitled to others."""
+
+
+def defaults_of(_: AuthContext) -> tuple[int, int]:
+    return MAX_PER_TENANT, MAX_PER_PRINCIPAL
 
 
 class OpenStreams:
-    """Counts the streams of this process, and refuses more than the published caps."""
+    """Counts the streams of this process, and refuses more than a tenant may have."""
 
-    def __init__(self) -> None:
-        self._open: Counter[tuple[str, ...]] = Counter()
+    def __init__(self, *, share: int = 1) -> None:
+        self._places = StreamPlaces(kind="event streams", share=share)
         self.closing = asyncio.Event()
+        self.caps_of: Callable[[AuthContext], tuple[int, int]] = defaults_of
+        """Of the caller's tenant, and of each of its principals."""
 
     @property
     def count(self) -> int:
         """How many are open."""
-        return sum(number for who, number in self._open.items() if len(who) == 1)
+        return self._places.count
 
     def close(self) -> None:
         """End every stream now, and take no new one: the process is leaving, and clients resume elsewhere."""
@@ -62,20 +70,8 @@ class OpenStreams:
         """
         if self.closing.is_set():
             raise Unavailable("this process is shutting down; connect again", retry_after=timedelta(seconds=1))
-        caps = {(auth.tenant,): MAX_PER_TENANT, (auth.tenant, auth.principal): MAX_PER_PRINCIPAL}
-        if any(self._open[who] >= cap for who, cap in caps.items()):
-            raise ResourceExhausted(
-                f"too many open event streams; the caps are {MAX_PER_PRINCIPAL} per principal, {MAX_PER_TENANT} per tenant",
-                code="concurrency_limited",
-                retry_after=timedelta(seconds=1),
-            )
-        self._open.update(caps.keys())
-
-        def give_back() -> None:
-            self._open.subtract(caps.keys())
-            self._open += Counter()  # drops the zeros
-
-        return give_back
+        per_tenant, per_principal = self.caps_of(auth)
+        return self._places.take(auth, per_tenant=per_tenant, per_principal=per_principal)
 
 
 async def frames(

@@ -43,6 +43,14 @@ class Template:
         self._after = after + _END
         self._between = self._after + self._before
 
+    def first(self) -> Run | None:
+        """The chunk it was learned from, as the beginning of a run; None where it says more than the next ones will."""
+        delta: dict[str, Json] = self.chunk["choices"][0]["delta"]
+        if len(delta) > 1:
+            return None
+        text: str = delta["content"]
+        return Run(self.chunk, [text], size_of(text))
+
     def take(self, data: bytes, at: int) -> tuple[Run | None, int]:
         """The whole chunks of this form that follow each other in `data` from `at` on, and where they end."""
         if not data.startswith(self._before, at):
@@ -89,7 +97,7 @@ class ChunkReader:
                 run, at = self._template.take(data, at)
                 if run is not None:
                     self._learned = 0
-                    pieces.append(run)
+                    _append(pieces, run)
                     continue
             end = data.find(_END, at)
             raw = data[at:] if end < 0 else data[at : end + len(_END)]
@@ -121,13 +129,24 @@ class ChunkReader:
                 self.done = True
                 return
             chunk = self._decode(event)
-            pieces.append(chunk)
+            piece: Piece = chunk
             # What came in another form of the same event, or in parts, teaches nothing.
             if self._learned < MAX_LEARNED and len(raw) == len(event) + len(_DATA) + len(_END):
                 learned = learn(event, chunk)
                 if learned is not None:
                     self._learned += 1
                     self._template = learned
+                    piece = learned.first() or chunk
+            pieces.append(piece)
+
+
+def _append(pieces: list[Piece], run: Run) -> None:
+    """To the run before it, where it goes on."""
+    last = pieces[-1] if pieces else None
+    if isinstance(last, Run) and last.chunk is run.chunk:
+        pieces[-1] = Run(run.chunk, last.texts + run.texts, last.size + run.size)
+    else:
+        pieces.append(run)
 
 
 def learn(event: bytes, chunk: dict[str, Json]) -> Template | None:

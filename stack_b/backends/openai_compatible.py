@@ -36,6 +36,8 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Json])
 
 # Of a 4xx, what is the client's to repair. Everything else is between us and the backend.
 _REQUEST_REFUSED: Final = frozenset({400, 413, 422})
+_MAX_WORD_CHARS: Final = 24
+"""Of a word in the name of an error or a member; keys are longer."""
 _COME_LATER: Final = frozenset({429, 503})
 
 
@@ -308,7 +310,10 @@ def _identifiers(refused: dict[str, Json]) -> dict[str, Json]:
 
 
 def _is_name(text: str) -> bool:
-    return len(text) <= 64 and text.isascii() and text.replace("_", "").replace(".", "").isalnum()  # noqa: PLR2004 - a name, not prose
+    """Words, and not something that could be a key: a provider may quote the one it was called with."""
+    return len(text) <= 64 and all(  # noqa: PLR2004 - a name, not prose
+        word.isascii() and word.isalnum() and len(word) <= _MAX_WORD_CHARS for word in text.replace(".", "_").split("_")
+    )
 
 
 def _card(model: str) -> ModelCard:

@@ -18,6 +18,7 @@ from stack_b.backends.dial import split_url, tls_context
 from stack_b.backends.dialects import Azure, Dialect, Tgi, Vllm
 from stack_b.backends.money import nanousd_of
 from stack_b.backends.openai_compatible import OpenAiCompatible
+from stack_b.backends.plain_secrets import plain_secrets
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 from stack_b.backends.provided import ProvidedBackend
 from stack_b.backends.reach import USUAL, Reach
@@ -67,7 +68,7 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: Kind = "openai_compatible"
     base_url: str = ""
     api_key: str = ""
-    """A reference, `env:NAME` or `file:/path`; empty for a backend without one."""
+    """A reference, `env:NAME`, `file:/path` or `secret:name`; empty for a backend without one."""
     models: tuple[ModelSettings, ...] = ()
     """Empty: what the backend lists."""
     timeout_s: Seconds = 300.0
@@ -96,7 +97,7 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def references(backend: BackendSettings) -> Iterator[tuple[str, str]]:
-    """What it refers to outside of the configuration: the member, and `env:NAME` or `file:/path`."""
+    """What it refers to outside of the configuration: the member, and `env:NAME`, `file:/path` or `secret:name`."""
     if backend.api_key:
         yield "api_key", backend.api_key
     if backend.ca_file:
@@ -241,7 +242,7 @@ def _check_kind(backend: BackendSettings) -> None:
 def _of_provided(backend: BackendSettings) -> Iterator[str]:
     # Which options it needs is the adapter's to say, when it is opened.
     if not backend.api_key:
-        yield f"{backend.kind} needs an api_key, as env:NAME or file:/path"
+        yield f"{backend.kind} needs an api_key, as env:NAME, file:/path or secret:name"
     if backend.ca_file or backend.max_tokens_member:
         yield f"ca_file and max_tokens_member are not for {backend.kind}; leave them out"
 
@@ -257,6 +258,13 @@ def _of_direct(backend: BackendSettings) -> Iterator[str]:
 def _of_any(backend: BackendSettings) -> Iterator[str]:
     if (backend.kind in PROVIDED or backend.kind == "azure") and not backend.models:
         yield f"{backend.kind} does not list its models; name them in `models`"
+    found = (*plain_secrets(backend.members, "members"), *plain_secrets(backend.options, "options"))
+    if found:
+        # Where, and never what: it would be shown once more.
+        yield (
+            f"{', '.join(found)} looks like a secret in plain, and a configuration is shown to many; give it as the "
+            "api_key, by reference, and change it if this document was shown to anybody"
+        )
     if taken := sorted(backend.members.keys() & _STEERED):
         yield f"members {taken} are the gateway's own to say; leave them out"
 

@@ -28,6 +28,7 @@ LAST_HEAD: Final = HEAD.union(RECEIPT)
 """The same where the receipt is."""
 _PLAIN_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "message"})
 _PLAIN_MESSAGE: Final = frozenset({"role", "content"})
+_BEGINNING: Final = frozenset({"role", "content"})
 _BLOCKED: Final = "content_filter"
 _TEXT: Final = "content"
 
@@ -74,12 +75,15 @@ class Answer:
         for piece in pieces:
             if not isinstance(piece, Run):
                 released += await self._chunk(piece)
-            elif index_of(piece.chunk) in self._leads:
-                released += await self._chunk(piece.with_text("".join(piece.texts)))
-            else:
-                index, form = index_of(piece.chunk), await self._form(piece.chunk)
-                self._last[index] = form
-                if shown := await self._choice(index).more(piece.texts):
+                continue
+            index, texts = index_of(piece.chunk), piece.texts
+            while texts and index in self._leads:
+                # With the first words that are shown goes what was said before them.
+                released += await self._chunk(piece.with_text(texts[0]))
+                texts = texts[1:]
+            if texts:
+                form = self._last[index] = await self._form(piece.chunk)
+                if shown := await self._choice(index).more(texts):
                     released.append(Run(form, shown, 0))
         return released
 
@@ -90,6 +94,9 @@ class Answer:
         index = choice.get("index") or 0
         one = self._choice(index)
         self._last[index] = chunk
+        if one.untouched and _says_nothing(choice):
+            # How nearly all answers begin.
+            return [chunk]
         released: list[dict[str, Json]] = []
         for delta in await one.feed(choice["delta"]):
             lead = self._leads.pop(index, {}) | delta
@@ -197,6 +204,11 @@ class _Choice:
         self._held: dict[str, Json] = {}
         self.blocked = False
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it has said nothing yet."""
+        return not self._texts and not self._held and not self.blocked
+
     async def feed(self, delta: dict[str, Json]) -> list[dict[str, Json]]:
         """What may be shown of it now, in order. Of a choice that was blocked, nothing."""
         shown: dict[str, Json] = {}
@@ -292,6 +304,14 @@ class _Choice:
         self._findings += shown.kinds
         self.blocked = self.blocked or shown.blocked
         return shown.text
+
+
+def _says_nothing(choice: dict[str, Json]) -> bool:
+    """Whether it is a role and an empty text, as they stand before the first words."""
+    delta = choice["delta"]
+    return (
+        len(delta) == len(_BEGINNING) and delta.keys() == _BEGINNING and not delta[_TEXT] and not choice.get("logprobs")
+    )
 
 
 def _up_to(length: int, texts: list[str]) -> list[str]:

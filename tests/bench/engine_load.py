@@ -143,7 +143,8 @@ class Load:
 @asynccontextmanager
 async def open_load(server: Server, callers: Sequence[AuthContext] = (CALLER,)) -> AsyncIterator[Load]:
     """The API's side of the engine, with its agent published. Runs are of `callers` in turn, who have what `CALLER` has."""
-    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in (*_STORED, "tenant")}
+    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in _STORED}
+    choices["tenant"] = Choice(adapter="postgres", config={"dsn": server.dsn("ao_control")})
     needs = {port: API_NEEDS.get(port) for port in choices}
     async with open_ports(choices, needs, clock=SystemClock()) as ports:
         with suppress(Conflict):  # there from an earlier phase

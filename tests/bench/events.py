@@ -93,7 +93,7 @@ class EventsBench:
 
     async def _drive(self, count: int, api: psutil.Process, port: int) -> Figures:
         options = self._options
-        async with open_runs(self._server.dsn("ao_app")) as runs:
+        async with open_runs(self._server) as runs:
             to = await targets(runs, count)
             before_streams = api.memory_info().rss
             arrivals = Arrivals()
@@ -118,7 +118,7 @@ class EventsBench:
         options = self._options
 
         async def drive(api: psutil.Process, port: int) -> Figures:
-            async with open_runs(self._server.dsn("ao_app")) as runs:
+            async with open_runs(self._server) as runs:
                 [target] = await targets(runs, 1)
                 arrivals = Arrivals()
                 several = [

@@ -19,6 +19,7 @@ from ports.run_state import Change, NewEvent, NewRun, Run, RunStatePort
 from ports.tenant import Entitlements
 from stack_a.lease import LEASE, RENEW_EVERY
 from tests.bench.events_server import identity
+from tests.support.postgres import Server
 
 _PER_PRINCIPAL: Final = 50
 # For as many streams as are asked for.
@@ -117,9 +118,10 @@ class Reader(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def open_runs(dsn: str) -> AsyncIterator[RunStatePort]:
+async def open_runs(server: Server) -> AsyncIterator[RunStatePort]:
     """The writer's side, as a worker has it, with a live lease."""
-    choices = {port: Choice(adapter="postgres", config={"dsn": dsn}) for port in ("run_state", "tenant")}
+    roles = {"run_state": "ao_app", "tenant": "ao_control"}
+    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn(role)}) for port, role in roles.items()}
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         for number in range(_TENANTS):
             with suppress(Conflict):  # there from an earlier part

@@ -20,7 +20,7 @@ from stack_a.app import create_app
 from stack_a.deps import API_NEEDS, ApiDeps
 from stack_a.http.stream import OpenStreams
 
-_STORED: Final = ("run_state", "event", "queue", "agent")
+_STORED: Final = ("run_state", "event", "queue", "agent", "audit")
 
 
 class Believing:

@@ -250,7 +250,12 @@ class FairnessBench:
         return RunRequest(agent_id=AGENT, input="Probe once.", idempotency=idempotency)
 
     def _choices(self) -> dict[str, Choice]:
-        return {port: Choice(adapter="postgres", config={"dsn": self._server.dsn("ao_app")}) for port in _STORED}
+        return {
+            port: Choice(
+                adapter="postgres", config={"dsn": self._server.dsn("ao_control" if port == "tenant" else "ao_app")}
+            )
+            for port in _STORED
+        }
 
     @contextmanager
     def _worker(self) -> Iterator[None]:

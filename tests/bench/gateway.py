@@ -114,7 +114,9 @@ class GatewayBench:
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
         half = [
-            (f"{target.name}, half load", self._half_part(target)) for target in self._targets if target.name in _HALF
+            (f"{target.name}, half load", self._half_part(target))
+            for target in self._targets
+            if target.name in _HALF and self._options.only != "streams"
         ]
         return [*wholes, *half, *streams, ("start", self._start), ("memory and ratios", self.rest)]
 
@@ -242,7 +244,9 @@ def request_body(model: str, *, stream: bool = False) -> str:
 
 async def seed(server: Server) -> str:
     """A tenant with a budget that no bench exhausts; its API key."""
-    choices = {port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_app")}) for port in ("tenant", "agent")}
+    choices = {
+        port: Choice(adapter="postgres", config={"dsn": server.dsn("ao_control")}) for port in ("tenant", "agent")
+    }
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         directory = Directory(tenants=ports["tenant"], agents=ports["agent"])
         entitlements = Entitlements(models=(INSTANT, PACED), tokens_per_day=10**15)

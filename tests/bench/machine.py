@@ -49,7 +49,12 @@ def database(home: Path) -> Iterator[Server]:
     process = embedded.start(layout, port)
     try:
         embedded.wait_ready(port)
-        passwords = RolePasswords(owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8))
+        passwords = RolePasswords(
+            owner=secrets.token_hex(8),
+            app=secrets.token_hex(8),
+            admin=secrets.token_hex(8),
+            control=secrets.token_hex(8),
+        )
         server = Server(layout=layout, port=port, superuser_password=password, passwords=passwords)
         embedded.set_up_database(server.dsn("postgres", "postgres"), server.dsn("ao_owner"), passwords)
         yield server

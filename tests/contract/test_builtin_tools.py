@@ -21,6 +21,7 @@ from conformance.tool import ToolContract
 from ports.adapter import Given
 from ports.memory import MAX_MATCHES, MemoryPort
 from ports.tool import ToolCall, ToolPort
+from tests.support.egress import guarded
 from tests.support.http_origin import Origin, serving
 from tests.support.postgres import free_port
 
@@ -38,9 +39,7 @@ class BuiltinToolsHarness:
         self._origin = origin
         self._memory = remembered
         self._nobody = free_port()
-        self._config = BuiltinToolsConfig(
-            allow_private=tuple(f"127.0.0.1:{port}" for port in (origin.port, self._nobody))
-        )
+        self._config = BuiltinToolsConfig()
         self._clock = ManualClock()
         self._committed = committed
 
@@ -65,7 +64,10 @@ class BuiltinToolsHarness:
         )
 
     async def open(self) -> ToolPort:
-        given = Given(clock=self._clock, ports={"memory": self._memory}, committed_with_runs=self._committed)
+        private = {("127.0.0.1", port) for port in (self._origin.port, self._nobody)}
+        egress = await self._closing.enter_async_context(guarded(private=private))
+        ports = {"memory": self._memory, "egress": egress}
+        given = Given(clock=self._clock, ports=ports, committed_with_runs=self._committed)
         return await self._closing.enter_async_context(SPEC.open(self._config, given))
 
     async def advance(self, delta: timedelta) -> None:

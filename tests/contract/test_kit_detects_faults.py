@@ -18,6 +18,8 @@ from conformance.machines.queue import queue_machine
 from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
+    administrations,
+    audits,
     detectors,
     directories,
     events,
@@ -38,9 +40,11 @@ from tests.contract.broken import (
     run_order,
     run_states,
     run_verbs,
+    secret_stores,
     tools,
     unfair_queues,
     upkeeps,
+    ways_out,
 )
 from tests.contract.broken.mutant import Mutant
 from tests.contract.broken.queues import BrokenQueueHarness
@@ -49,6 +53,7 @@ from tests.support.inproc import closing
 
 ROOT: Final = Path(__file__).parents[2]
 SUITES: Final = {
+    "administration": administrations,
     "queue": queues,
     "unfair_queues": unfair_queues,
     "run_state": run_states,
@@ -66,11 +71,14 @@ SUITES: Final = {
     "reply_journal": replies,
     "request_log": request_logs,
     "gateway_configuration": gateway_configurations,
+    "audit": audits,
     "model": models,
     "tool": tools,
     "agent": registries,
     "tenant": directories,
     "pii": detectors,
+    "secrets": secret_stores,
+    "egress": ways_out,
     "provider": providers,
 }
 _PARTS: Final = {

@@ -8,11 +8,11 @@ from adapters.postgres import gateway_configuration
 from conformance.gateway_configuration import GatewayConfigurationContract
 from ports.gateway_configuration import GatewayConfigurations
 from tests.support.postgres import borrow
-from tests.support.postgres_harness import PostgresHarness, closing
+from tests.support.postgres_harness import PlatformHarness, closing
 
 
 class TestPostgresGatewayConfiguration(GatewayConfigurationContract):
     @pytest.fixture
-    async def harness(self) -> AsyncIterator[PostgresHarness[GatewayConfigurations]]:
-        async with closing(PostgresHarness(gateway_configuration.SPEC, await borrow())) as harness:
+    async def harness(self) -> AsyncIterator[PlatformHarness[GatewayConfigurations]]:
+        async with closing(PlatformHarness(gateway_configuration.SPEC, await borrow())) as harness:
             yield harness

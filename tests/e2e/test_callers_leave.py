@@ -20,7 +20,7 @@ from tests.support.rough_backend import LAST_CHUNK, SSE, RoughBackend, Stall, St
 from tests.support.scripted_upstream import completion, delta, usage
 from tests.support.stack_b import StackB, stack_b, upstream_at
 
-pytestmark = [pytest.mark.anyio]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 SOON_S: Final = 0.25
 """How long a call upstream may outlive its caller."""

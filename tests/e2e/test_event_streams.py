@@ -19,7 +19,7 @@ from stack_a.http.stream import OpenStreams
 from tests.support.http_server import served
 from tests.support.stack_a import StackA, events_of, stack_a
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 HOUR = timedelta(hours=1)
 TEXT = "x" * 8_000

@@ -22,7 +22,7 @@ from tests.support.dripping_backend import MODEL, WORDS, DrippingBackend
 from tests.support.http_server import served
 from tests.support.node import NodeUnderTest
 
-pytestmark = [pytest.mark.anyio]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 STREAMS: Final = 200
 VERSIONS: Final = 20

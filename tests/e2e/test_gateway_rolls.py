@@ -103,7 +103,7 @@ async def opened(home: Path) -> AsyncIterator[Place]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(cloned())
         dsn.write_text(database.app)
-        given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.app)
+        given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.control)
         tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
         agents = await stack.enter_async_context(agent.SPEC.open(config, given))
         entitlements = Entitlements(models=("*",), tokens_per_day=LIMIT)

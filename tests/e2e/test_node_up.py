@@ -121,6 +121,7 @@ class TestUp:
         references = {
             "AGENTOS_DATABASE_URL": node.node.secret("database_url"),
             "AGENTOS_DATABASE_OWNER_URL": node.node.secret("database_owner_url"),
+            "AGENTOS_DATABASE_CONTROL_URL": node.node.secret("database_control_url"),
         }
         prod.node.env_file.write_text("".join(f"{key}=file:{path}\n" for key, path in references.items()))
         try:

@@ -3,6 +3,7 @@
 `needs-operator` is followed in `test_node_operator.py`, where runs wait for an operator.
 """
 
+import json
 import os
 import signal
 import uuid
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import asyncpg
 import psutil
 import pytest
 
+from deploy import credentials
 from deploy.cli.gateway_check import OPERATOR
 from deploy.internal import open_gateway_configurations
 from ports.errors import ResourceExhausted
@@ -203,6 +206,103 @@ async def test_gateway_configuration_that_can_not_be_used_or_is_wrong(
     assert (before.returncode, "newest configuration" in before.stderr) == (1, True)
     assert "+ $.routing.aliases.better" in said
     assert "in force" in said
+
+
+async def test_tenant_offboarding_hands_over_what_there_is_and_leaves_nothing(
+    node: NodeUnderTest, operator: Operator
+) -> None:
+    look, (disable, kill, export, verify), delete, after = blocks("tenant-offboarding")
+    tenant = "tnt_leaver"
+    made = node.agentos("tenant", "create", tenant, "--admin-key", "--sample-agent")
+    assert made.returncode == 0, made.stderr
+    done = node.agentos("run", "agt_demo", QUESTION, "--tenant", tenant)
+    assert done.returncode == 0, done.stderr
+
+    looked = operator.follows(look, tenant=tenant)
+    early = operator.does(delete[0], tenant=tenant)
+    operator.follows([disable, kill], tenant=tenant)
+    file = operator.does(export, tenant=tenant).stdout.strip()
+    checked = operator.follows([verify], file=file)
+    said = operator.follows(delete, tenant=tenant)
+    again = operator.follows(delete, tenant=tenant)
+    listed = operator.follows(after)
+
+    assert "succeeded" in looked
+    assert (early.returncode, "disable it first" in early.stderr) == (1, True)
+    assert "every row is as it was written" in checked
+    assert f"{tenant} is deleted" in said
+    assert "0 rows removed" in again
+    assert tenant not in listed
+    assert TENANT in listed
+    anew = node.agentos("tenant", "create", tenant)
+    assert (anew.returncode, "not used again" in anew.stderr) == (1, True)
+
+
+async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Operator) -> None:
+    """Not a runbook of its own: what several of them use."""
+    with silent_gateway(node):
+        [run_id] = created(node)
+        await until(lambda: asked(node, run_id))
+        killed = node.agentos("runs", "kill", run_id, "--tenant", TENANT, "--reason", "wild")
+        status = status_of(node, run_id)
+    made = node.agentos("budget", "set", TENANT, "each-key", "--limit", "900", "--scope", "key", "--mode", "soft")
+    listed = operator.follows([f"./agentos budget list {TENANT}"])
+    shown = node.agentos("budget", "show", TENANT, "each-key", "--scope-id", "svc_x", "--json")
+    removed = node.agentos("budget", "remove", TENANT, "each-key")
+    granted = node.agentos("tenant", "entitle", TENANT, "max_active_runs=55", "--json")
+    used = node.agentos("usage", TENANT, "--by-agent")
+
+    assert (killed.returncode, killed.stdout) == (0, f"{run_id} is cancelled\n")
+    assert status == "cancelled", "whoever held it"
+    assert (made.returncode, removed.returncode, used.returncode) == (0, 0, 0)
+    assert "tokens_per_day" in listed
+    assert "key (each)" in listed
+    assert json.loads(shown.stdout)["window"]["left"] == 900
+    assert json.loads(granted.stdout)["entitlements"]["max_active_runs"] == 55
+
+
+async def test_audit_mismatch_after_somebody_edited_an_entry(
+    node: NodeUnderTest, operator: Operator, tmp_path: Path
+) -> None:
+    (verify, one, log), (export, offline) = blocks("audit-mismatch")
+    created(node)
+    # The admin service signs by itself, once a minute; what was noted since then is signed now.
+    await until((node.node.audit / "heads.jsonl").exists, 90)
+    assert node.agentos("audit", "sign").returncode == 0
+    before = operator.does(verify)
+    passwords = credentials.database_passwords(node.node)
+    dsn = credentials.embedded_url("postgres", passwords.superuser, node.ports["postgres"])
+    number = await edited(dsn)
+
+    after, told, logged = (operator.does(line, tenant=TENANT) for line in (verify, one, log))
+    kept = operator.does(export, tenant=TENANT, export=str(tmp_path / "audit.jsonl"))
+    elsewhere = operator.does(offline, export=str(tmp_path / "audit.jsonl"))
+
+    assert (before.returncode, after.returncode) == (0, 2)
+    assert f"number {number}: the entry, its place or the hash before it is not what was noted" in after.stderr
+    assert json.loads(told.stdout)["tenants"][0]["bad"] == number
+    assert (logged.returncode, kept.returncode, elsewhere.returncode) == (0, 0, 2)
+    assert f"number {number}:" in elsewhere.stderr
+
+
+async def edited(dsn: str) -> int:
+    """Somebody with the database's superuser gives a run to another principal."""
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": "agentos"})
+    try:
+        number: int = await connection.fetchval(
+            "SELECT c.seq FROM audit_chain c JOIN audit_log a ON a.tenant_id = c.tenant_id AND a.id = c.entry "
+            "WHERE c.tenant_id = $1 AND a.action = 'run.create' ORDER BY c.seq LIMIT 1",
+            TENANT,
+        )
+        await connection.execute(
+            "UPDATE audit_log a SET principal = 'usr_else' FROM audit_chain c "
+            "WHERE c.tenant_id = $1 AND c.seq = $2 AND a.tenant_id = c.tenant_id AND a.id = c.entry",
+            TENANT,
+            number,
+        )
+    finally:
+        await connection.close()
+    return number
 
 
 async def stored(node: NodeUnderTest, document: Json) -> int:

@@ -306,16 +306,6 @@ async def test_an_event_id_that_is_not_of_this_stream_is_400(node: StackA, curso
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
 
 
-async def test_the_streams_of_one_principal_are_capped(node: StackA, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stack_a.http.stream.MAX_PER_PRINCIPAL", 0)
-    run_id = await node.created()
-
-    response = await node.get(f"/v1/runs/{run_id}/events")
-
-    assert (response.status_code, response.json()["error"]["code"]) == (429, "concurrency_limited")
-    assert int(response.headers["retry-after"]) >= 1
-
-
 async def test_agents_are_shown_with_their_version_and_digest(node: StackA) -> None:
     await node.api.agent.publish(ACME, AgentSpec(id=AGENT.id, model="other"))
 

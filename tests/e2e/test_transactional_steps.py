@@ -59,7 +59,9 @@ class Refusing:
 async def memory_tools(node: StackA) -> AsyncIterator[ToolPort]:
     """The built-in tools, over the memory that the node's run store writes to; the agent has them."""
     await node.api.agent.publish(ACME, replace(AGENT, tools=("memory_put", "memory_search")))
-    given = Given(clock=node.clock, ports={"memory": node.memory}, committed_with_runs=frozenset({"memory"}))
+    given = Given(
+        clock=node.clock, ports={"memory": node.memory, "egress": None}, committed_with_runs=frozenset({"memory"})
+    )
     async with SPEC.open(BuiltinToolsConfig(), given) as tools:
         yield tools
 

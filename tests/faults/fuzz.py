@@ -96,7 +96,7 @@ async def opened(draw: random.Random) -> AsyncIterator[Rig]:
         database = await stack.enter_async_context(cloned())
         upstream = Upstream(draw)
         url = await stack.enter_async_context(listening(upstream))
-        given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.app)
+        given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.control)
         key, public, dsn = home / "issuer.pem", home / "jwks.json", home / "dsn"
         public.write_text(json.dumps(issuer.jwks(issuer.generate_key(key))))
         dsn.write_text(database.app)

@@ -155,7 +155,7 @@ def main() -> int:
         return Mortal(instrument(name, port, on_call), fate)
 
     # The root's own wiring, with one more layer; inspected so that a root that wires otherwise is noticed.
-    assert "instrument(name, port, metrics.port_call)" in inspect.getsource(stack_a_worker.main)
+    assert "return instrument(name, told, metrics.port_call)" in inspect.getsource(stack_a_worker.main)
     setattr(stack_a_worker, "instrument", mortal)  # noqa: B010 - the name is not the root's to export
     while True:
         child = os.fork()

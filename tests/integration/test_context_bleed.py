@@ -20,8 +20,11 @@ SEED: Final = 20_261_120
 ROUNDS: Final = 400
 TENANTS: Final = tuple(TenantId(f"tnt_{name}") for name in ("acme", "globex", "initech"))
 
-INSERT: Final = statement("INSERT INTO tenants (tenant_id, name, entitlements) VALUES (:tenant, 'x', '{}')")
-SEEN: Final = statement("SELECT tenant_id FROM tenants")
+INSERT: Final = statement(
+    "INSERT INTO memory_items (tenant_id, namespace, key, value, metadata, words, updated_at) "
+    "VALUES (:tenant, 'default', 'x', '{}', '{}', 0, now())"
+)
+SEEN: Final = statement("SELECT tenant_id FROM memory_items")
 BOUND: Final = statement("SELECT current_setting('app.tenant_id', true) AS tenant")
 BROKEN: Final = statement("SELECT 1 / 0")
 SLOW: Final = statement("SELECT pg_sleep(1)")

@@ -40,12 +40,12 @@ class TestHardening:
         assert {rule[-1] for rule in rules} == {"scram-sha-256"}
 
     async def test_a_wrong_password_is_refused(self, node: Node) -> None:
-        for role in ("postgres", "ao_app", "ao_owner", "ao_admin"):
+        for role in ("postgres", "ao_app", "ao_owner", "ao_control", "ao_admin"):
             with pytest.raises(asyncpg.InvalidPasswordError):
                 await asyncpg.connect(f"postgresql://{role}:wrong@127.0.0.1:{node.server.port}/agentos")
 
     @pytest.mark.parametrize("database", ["postgres", "template1"])
-    @pytest.mark.parametrize("role", ["ao_app", "ao_owner", "ao_admin"])
+    @pytest.mark.parametrize("role", ["ao_app", "ao_owner", "ao_control", "ao_admin"])
     async def test_our_roles_get_into_no_database_but_their_own(self, node: Node, role: str, database: str) -> None:
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="CONNECT"):
             await asyncpg.connect(node.server.dsn(role, database))
@@ -82,7 +82,7 @@ class TestHardening:
     async def test_passwords_are_stored_as_verifiers_only(self, node: Node) -> None:
         rows = await fetch(node.server.dsn("postgres"), "SELECT rolname, rolpassword FROM pg_authid WHERE rolcanlogin")
 
-        assert {row["rolname"] for row in rows} == {"postgres", "ao_owner", "ao_app", "ao_admin"}
+        assert {row["rolname"] for row in rows} == {"postgres", "ao_owner", "ao_app", "ao_control", "ao_admin"}
         assert all(row["rolpassword"].startswith("SCRAM-SHA-256$") for row in rows)
 
 

@@ -22,6 +22,7 @@ from ports.errors import InvalidArgument
 from ports.tenant import Entitlements, Tenant
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
+from stack_b.backends.protocol import Backend
 from stack_b.backends.settings import BackendSettings
 from stack_b.budget.prices import Prices
 from stack_b.configuration import MAX_FILE_BYTES, parse_configuration, read_configuration
@@ -81,8 +82,12 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 async def followed(path: Path, opened: OpenedBackends) -> tuple[Following, Applied]:
     """What follows the file, and what it is applied to."""
+
+    async def usable(found: Found) -> tuple[Backend, ...]:
+        return opened.use(found.configuration.backends)
+
     source, clock = FileSource(path), SystemClock()
-    found, backends, _ = await first(source, lambda found: opened.use(found.configuration.backends))
+    found, backends, _ = await first(source, usable)
     catalog = Catalog(backends, clock)
     to = Applied(
         catalog=catalog,

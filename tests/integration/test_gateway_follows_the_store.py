@@ -24,6 +24,7 @@ from ports.errors import InvalidArgument, Unavailable
 from ports.gateway_configuration import Draft, Version
 from stack_b.backends.catalog import Catalog
 from stack_b.backends.opened import OpenedBackends
+from stack_b.backends.protocol import Backend
 from stack_b.backends.settings import BackendSettings
 from stack_b.budget.prices import Prices
 from stack_b.following import LOOK_EVERY, Applied, Following, Found, Standing, StoreSource, first
@@ -99,8 +100,11 @@ def settings(found: Found) -> tuple[BackendSettings, ...]:
 
 
 async def started(store: Deaf, opened: OpenedBackends, clock: Clock | None = None) -> Gateway:
+    async def usable(found: Found) -> tuple[Backend, ...]:
+        return opened.use(settings(found))
+
     source, clock, metrics = StoreSource(store), clock or SystemClock(), Metrics()
-    found, backends, refused = await first(source, lambda found: opened.use(settings(found)))
+    found, backends, refused = await first(source, usable)
     catalog = Catalog(backends, clock)
     to = Applied(
         catalog=catalog,

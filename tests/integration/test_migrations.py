@@ -7,15 +7,18 @@ from datetime import timedelta
 import anyio
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
-from adapters.postgres import run_state
+from adapters.postgres import audit, run_state
 from adapters.postgres.bootstrap import bootstrap
 from adapters.postgres.engine import PostgresConfig, open_database
 from adapters.postgres.migrate import Migration, migrate, packaged, pending
 from adapters.system_clock import SystemClock
 from conformance.factories import SUCCEEDED, new_run
 from conformance.people import ACME, NODE
+from deploy.audit_check import checked
 from ports.adapter import Given
+from ports.audit import READ, Note
 from ports.errors import Conflict, Unavailable
 from ports.ids import WorkerId
 from ports.run_state import RunFilter, RunStatePort
@@ -135,6 +138,26 @@ class TestMigrations:
         after = {(row["relname"], row["relfilenode"]) for row in await fetch(empty.owner, query)}
         assert len(before) > 10
         assert before - after == set()
+
+    async def test_what_was_noted_before_there_was_a_chain_is_its_beginning(self, empty: Clone) -> None:
+        await migrate(empty.owner, tuple(one for one in packaged() if one.name < "0013"))
+        noted = (
+            "INSERT INTO agentos.audit_log "
+            "(tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id) "
+            "SELECT 'tnt_' || t, 'default', 'tnt_acme', 'usr_ann', 'thing.do', CAST(n AS text), '' "
+            "FROM unnest(ARRAY['acme', 'globex']) t, generate_series(1, 3) n"
+        )
+        await execute(empty.superuser, noted)
+        await migrate(empty.owner)
+        reader = replace(ACME, scopes=frozenset({READ}))
+
+        async with audit.SPEC.open(PostgresConfig(dsn=empty.app), Given(clock=SystemClock())) as log:
+            await log.note(ACME, Note(action="thing.later", subject="x"))
+            verdict = await checked(log, reader, ACME.tenant, {})
+
+        assert (verdict.bad, verdict.checked) == (None, 4)
+        rows = await fetch(empty.superuser, "SELECT tenant_id, seq FROM audit_heads ORDER BY tenant_id")
+        assert [(row["tenant_id"], row["seq"]) for row in rows] == [("tnt_acme", 4), ("tnt_globex", 3)]
 
     async def test_while_a_migration_waits_for_a_lock_nobody_waits_behind_it(self) -> None:
         wider = Migration(name="9998_wider", sql="ALTER TABLE runs ADD COLUMN wider integer")

@@ -5,17 +5,20 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Final
 
+import anyio
 import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from adapters.postgres import agent, gateway_configuration, run_state, tenant
+from adapters.postgres import agent, audit, gateway_configuration, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import idempotency, intent, new_run
-from conformance.people import ACME, NODE, PLATFORM
+from conformance.people import ACME, GLOBEX, NODE, PLATFORM
+from deploy.audit_check import checked
 from ports.adapter import Given
 from ports.agent import AgentSpec
+from ports.audit import READ
 from ports.errors import AgentOSError
 from ports.gateway_configuration import Draft
 from ports.ids import AgentId, PrincipalId, WorkerId
@@ -36,7 +39,7 @@ class TestAudit:
             yield clone
 
     async def test_each_change_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
-        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        config, given = PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         async with AsyncExitStack() as stack:
             tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
             agents = await stack.enter_async_context(agent.SPEC.open(config, given))
@@ -89,7 +92,7 @@ class TestAudit:
     async def test_a_policy_that_changes_is_noted_with_its_version(self, clone: Clone) -> None:
         """Which rules held when can be told, and a change of anything else is no change of them."""
         one, two = (Policy(rules=(Rule(id=name, effect="deny"),)) for name in ("one", "two"))
-        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        config, given = PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         async with tenant.SPEC.open(config, given) as tenants:
             await tenants.create(PLATFORM, ACME.tenant, name="Acme", entitlements=Entitlements())
             for policy in (Policy(), one, one, two, Policy()):
@@ -112,7 +115,7 @@ class TestAudit:
 
     async def test_a_change_of_the_gateway_leaves_one_line_and_a_repeat_none(self, clone: Clone) -> None:
         async with gateway_configuration.SPEC.open(
-            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+            PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         ) as configurations:
             draft = Draft(document={}, digest="d")
             for _ in range(2):
@@ -129,18 +132,75 @@ class TestAudit:
     async def test_a_change_of_the_gateway_that_can_not_be_noted_does_not_happen(self, clone: Clone) -> None:
         await execute(clone.owner, "REVOKE INSERT ON agentos.audit_log FROM ao_def")
         async with gateway_configuration.SPEC.open(
-            PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+            PostgresConfig(dsn=clone.control), Given(clock=SystemClock())
         ) as configurations:
             with pytest.raises(AgentOSError):
                 await configurations.put(PLATFORM, Draft(document={}, digest="d"), if_match=None, key="k")
 
             assert await configurations.current(PLATFORM) is None
 
-    @pytest.mark.parametrize("change", ["UPDATE agentos.audit_log SET action = 'x'", "DELETE FROM agentos.audit_log"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "UPDATE agentos.audit_log SET action = 'x'",
+            "DELETE FROM agentos.audit_log",
+            "TRUNCATE agentos.audit_log",
+            "INSERT INTO agentos.audit_chain VALUES ('tnt_acme', 1, gen_random_uuid(), sha256('x'))",
+            "UPDATE agentos.audit_chain SET seq = seq",
+            "DELETE FROM agentos.audit_chain",
+            "UPDATE agentos.audit_heads SET seq = seq",
+            "DELETE FROM agentos.audit_heads",
+            "ALTER TABLE agentos.audit_log DISABLE TRIGGER linked",
+            "SET session_replication_role = replica",
+            "SELECT agentos.ao_audit_link()",
+        ],
+    )
     async def test_the_audit_can_not_be_changed_by_services_or_people(self, clone: Clone, change: str) -> None:
         for dsn in (clone.app, clone.admin):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await execute(dsn, change)
+
+    async def test_what_several_transactions_note_at_once_is_one_chain_per_tenant(self, clone: Clone) -> None:
+        """Those that note for two tenants in opposite orders, and after their other work, included."""
+        insert = (
+            "INSERT INTO agentos.audit_log "
+            "(tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id) "
+            "SELECT t, 'default', t, 'usr_ann', 'thing.do', '', '' FROM unnest(ARRAY[{}]) t"
+        )
+        both = ("'tnt_acme', 'tnt_globex'", "'tnt_acme', 'tnt_globex', 'tnt_acme'")
+        async with anyio.create_task_group() as group:
+            for n in range(20):
+                group.start_soon(execute, clone.superuser, insert.format(both[n % 2]))
+
+        config, given = PostgresConfig(dsn=clone.app), Given(clock=SystemClock())
+        async with audit.SPEC.open(config, given) as log:
+            for auth, many in ((ACME, 30), (GLOBEX, 20)):
+                reader = replace(auth, scopes=frozenset({READ}))
+                verdict = await checked(log, reader, auth.tenant, {})
+                assert (verdict.bad, verdict.checked) == (None, many)
+
+    async def test_a_transaction_that_is_given_up_takes_no_number(self, clone: Clone) -> None:
+        noting = (
+            "INSERT INTO agentos.audit_log "
+            "(tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id) "
+            "VALUES ('tnt_acme', 'default', 'tnt_acme', 'usr_ann', '{}', '', '');"
+        )
+        given_up = f"BEGIN; {noting.format('given.up')} ROLLBACK;"
+        savepoints = (
+            f"BEGIN; {noting.format('one')} SAVEPOINT s; {noting.format('gone')} ROLLBACK TO s; "
+            f"SAVEPOINT t; {noting.format('two')} RELEASE t; {noting.format('three')} COMMIT;"
+        )
+        for statements in (given_up, savepoints):
+            await execute(clone.superuser, statements)
+
+        rows = await fetch(
+            clone.admin,
+            "SELECT c.seq, a.action FROM audit_chain c JOIN audit_log a ON a.tenant_id = c.tenant_id AND a.id = c.entry "
+            "ORDER BY c.seq",
+        )
+        assert [row["seq"] for row in rows] == [1, 2, 3]
+        # What a savepoint held comes behind what was noted outside of one.
+        assert {row["action"] for row in rows} == {"one", "two", "three"}
 
     async def test_a_traced_request_is_named(self, clone: Clone) -> None:
         asker = ACME.traced(replace(ACME.trace, correlation_id="corr-42"))

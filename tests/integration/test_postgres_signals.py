@@ -125,6 +125,18 @@ class TestSignals:
 
         assert [one.body for one in got] == [b"while the line is built", b"over the line"]
 
+    async def test_a_process_looks_for_messages_no_more_often_than_it_may(self, two: tuple[Process, Process]) -> None:
+        here, there = two
+        await here.queue.lease(NODE, limit=1, duration=HOUR)
+        await there.queue.enqueue(ACME, b"one")
+        began = anyio.current_time()
+
+        for _ in range(4):
+            await here.queue.lease(NODE, limit=1, duration=HOUR)
+
+        # The first of them may go at once, by when it comes.
+        assert anyio.current_time() - began >= 3 * queue.LOOKS_APART_S
+
     async def test_lost_wake_ups_cost_a_moment_and_nothing_else(
         self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
     ) -> None:

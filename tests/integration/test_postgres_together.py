@@ -78,8 +78,7 @@ async def clone() -> AsyncIterator[Clone]:
 async def database(clone: Clone) -> AsyncIterator[Database]:
     async with open_database(PostgresConfig(dsn=clone.app)) as database:
         for tenant in (ACME.tenant, GLOBEX.tenant):
-            async with database.transaction(tenant) as transaction:
-                await transaction.rows(INSERT, {"tenant": tenant})
+            await fetch(clone.admin, INSERT.sql, tenant)
         yield database
 
 
@@ -124,9 +123,8 @@ async def test_what_comes_while_the_lanes_are_busy_goes_in_one_batch(database: D
     assert [len(batch) for batch in asked.batches] == [1] * LANES + [10]
 
 
-async def test_a_batch_sees_the_tenants_that_are_in_it(database: Database) -> None:
-    async with database.transaction(OTHER) as transaction:
-        await transaction.rows(INSERT, {"tenant": OTHER})
+async def test_a_batch_sees_the_tenants_that_are_in_it(clone: Clone, database: Database) -> None:
+    await fetch(clone.admin, INSERT.sql, OTHER)
     asked = Asked()
     together = Together(database, asked)
 
@@ -186,10 +184,9 @@ async def test_a_lock_that_one_call_waits_for_in_vain_is_told_to_that_call(datab
     assert outcomes == [ACME.tenant, "unavailable", GLOBEX.tenant]
 
 
-async def test_a_tenant_at_its_limit_takes_no_creation_of_another_along(database: Database) -> None:
+async def test_a_tenant_at_its_limit_takes_no_creation_of_another_along(clone: Clone, database: Database) -> None:
     runs = PostgresRunState(database, for_leases=database)
-    async with database.transaction(ACME.tenant) as transaction:
-        await transaction.rows(LIMITED, {"tenant": ACME.tenant})
+    await fetch(clone.admin, LIMITED.sql, ACME.tenant)
     outcomes: dict[str, list[object]] = {ACME.tenant: [], GLOBEX.tenant: []}
 
     async def create(auth: AuthContext) -> None:

@@ -131,12 +131,15 @@ class TestCommands:
     async def environ(self, tmp_path: Path, database: Clone) -> dict[str, str]:
         node = Node.locate({"AGENTOS_HOME": str(tmp_path / "home")})
         node.create()
-        write_private(node.secret(credentials.APP_URL), database.app)
+        write_private(node.secret(credentials.CONTROL_URL), database.control)
         write_private(node.secret(credentials.RECORD_KEYS), KEY)
+        environ = {"AGENTOS_HOME": str(tmp_path / "home")}
+        created = await self.said(environ, "tenant", "create", ACME.tenant)
+        assert created.code == 0, created.err
         async with gateway(database, keep=7) as gate:
             await ask(gate)
             await gate.post(CHAT, {"model": "no", "messages": [{"role": "user", "content": "x"}]})
-        return {"AGENTOS_HOME": str(tmp_path / "home")}
+        return environ
 
     @staticmethod
     async def said(environ: dict[str, str], *arguments: str) -> Said:
@@ -225,7 +228,7 @@ class TestCommands:
 async def test_a_tenants_texts_are_kept_by_command(database: Clone, tmp_path: Path) -> None:
     node = Node.locate({"AGENTOS_HOME": str(tmp_path / "home")})
     node.create()
-    write_private(node.secret(credentials.APP_URL), database.app)
+    write_private(node.secret(credentials.CONTROL_URL), database.control)
     environ = {"AGENTOS_HOME": str(tmp_path / "home")}
 
     def run(*arguments: str) -> Said:

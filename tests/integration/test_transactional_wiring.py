@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from adapters.system_clock import SystemClock
 from conformance.factories import intent, new_run, result
 from conformance.people import ACME, NODE
-from deploy.roots.tools import tools_of_a_node
+from deploy.roots.tools import egress_of_a_node, tools_of_a_node
 from deploy.roots.wiring import Choice, open_ports
 from observability.instrument import instrument
 from observability.metrics import Metrics
@@ -23,6 +23,7 @@ async def test_on_a_node_memory_put_is_transactional_and_its_write_is_made_by_th
     clone, metrics = await borrow(), Metrics()
     database = Choice(adapter="postgres", config={"dsn": clone.app})
     choices = {"run_state": database, "memory": database, "tool": tools_of_a_node("")}
+    choices |= {"tenant": database, "egress": egress_of_a_node("")}
     worker = WorkerId("wrk_wiring")
 
     needs = {"run_state": None, "tool": None, "memory": None}

@@ -131,7 +131,7 @@ async def without_row_level_security(database: Clone) -> None:
         database.superuser,
         "SELECT relname, relispartition FROM pg_class WHERE relnamespace = 'agentos'::regnamespace AND relrowsecurity",
     )
-    assert sum(not table["relispartition"] for table in tables) == 25
+    assert sum(not table["relispartition"] for table in tables) == 29
     for table in tables:
         await execute(database.owner, f"ALTER TABLE agentos.{table['relname']} DISABLE ROW LEVEL SECURITY")
 
@@ -369,10 +369,10 @@ class TestTwoWalls:
 
     @pytest.fixture
     async def ports(self, database: Clone) -> AsyncIterator[Ports]:
-        config = PostgresConfig(dsn=database.app)
+        app, control = PostgresConfig(dsn=database.app), PostgresConfig(dsn=database.control)
         async with AsyncExitStack() as stack:
 
-            async def opened(spec: AdapterSpec[PostgresConfig, PortT]) -> PortT:
+            async def opened(spec: AdapterSpec[PostgresConfig, PortT], config: PostgresConfig = app) -> PortT:
                 return await stack.enter_async_context(spec.open(config, Given(clock=SystemClock())))
 
             yield Ports(
@@ -381,8 +381,8 @@ class TestTwoWalls:
                 queue=await opened(queue.SPEC),
                 agents=await opened(agent.SPEC),
                 memory=await opened(memory.SPEC),
-                budget=await opened(budget.SPEC),
-                tenants=await opened(tenant.SPEC),
+                budget=await opened(budget.SPEC, control),
+                tenants=await opened(tenant.SPEC, control),
                 replies=await opened(reply_journal.SPEC),
                 requests=await opened(request_log.SPEC),
             )

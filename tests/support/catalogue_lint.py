@@ -65,6 +65,35 @@ RULES: Final[dict[str, str]] = {
         UNION ALL
         SELECT 'member of ' || m.roleid::regrole FROM pg_auth_members m WHERE m.member = 'ao_app'::regrole
     """,
+    "ao_control is ao_app and nobody else, and not above row-level security": """
+        SELECT 'attributes' FROM pg_roles r
+        WHERE r.rolname = 'ao_control'
+          AND (r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication)
+        UNION ALL
+        SELECT 'owns ' || c.relname FROM pg_class c WHERE c.relowner = 'ao_control'::regrole
+        UNION ALL
+        SELECT 'member of ' || m.roleid::regrole FROM pg_auth_members m
+        WHERE m.member = 'ao_control'::regrole AND m.roleid <> 'ao_app'::regrole
+    """,
+    "what only the platform does is closed to the services": """
+        SELECT c.relname || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN ('tenants', 'budgets', 'tenant_tombstones')
+          AND (has_table_privilege('ao_app', c.oid, privilege)
+               OR privilege <> 'DELETE' AND has_any_column_privilege('ao_app', c.oid, privilege))
+        UNION ALL
+        SELECT p.proname FROM pg_proc p
+        WHERE p.pronamespace = 'agentos'::regnamespace
+          AND p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_erase_rows', 'ao_audit_erase', 'ao_audit_heads')
+          AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
+    """,
+    "neither services nor administration can take anything out of the audit": """
+        SELECT c.relname || ' ' || role || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['ao_app', 'ao_control']) AS role,
+             unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname = 'audit_log'
+          AND has_table_privilege(role, c.oid, privilege)
+    """,
     "ao_app can not call set_config": """
         SELECT p.proname FROM pg_proc p
         WHERE p.proname = 'set_config' AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
@@ -79,9 +108,22 @@ RULES: Final[dict[str, str]] = {
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
         WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname ~
-              '^(run_events|agents$|audit_log$|usage_events$|request_records|request_contents$|gateway_configurations$)'
+              '^(run_events|agents$|audit_(log|chain|heads)$|usage_events$|request_records|request_contents$|gateway_configurations$)'
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege('ao_app', c.oid, privilege))
+    """,
+    "the audit's links and heads are written by its trigger only": """
+        SELECT c.relname || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege,
+             unnest(ARRAY['ao_app', 'ao_admin']) AS role
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN ('audit_chain', 'audit_heads')
+          AND has_table_privilege(role, c.oid, privilege)
+        UNION ALL
+        SELECT 'no trigger that waits for the commit' WHERE NOT EXISTS (
+            SELECT FROM pg_trigger t
+            WHERE t.tgrelid = 'agentos.audit_log'::regclass AND t.tgname = 'linked' AND t.tgenabled = 'O'
+              AND t.tgdeferrable AND t.tginitdeferred
+        )
     """,
     "the gateway's configuration is changed by its function only": """
         SELECT c.relname || ' ' || privilege
@@ -130,6 +172,9 @@ BREAKAGES: Final[dict[str, str]] = {
         CREATE TABLE mine (id integer);
         ALTER TABLE mine OWNER TO ao_app;
     """,
+    "ao_control is ao_app and nobody else, and not above row-level security": "GRANT ao_def TO ao_control",
+    "what only the platform does is closed to the services": "GRANT UPDATE (status) ON tenants TO ao_app",
+    "neither services nor administration can take anything out of the audit": "GRANT DELETE ON audit_log TO ao_control",
     "ao_app can not call set_config": """
         GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO ao_app;
     """,
@@ -137,6 +182,7 @@ BREAKAGES: Final[dict[str, str]] = {
     "events, agents' versions, the gateway's, usage and the audit are only ever added to": """
         GRANT UPDATE (data) ON run_events TO ao_app
     """,
+    "the audit's links and heads are written by its trigger only": "GRANT INSERT ON audit_chain TO ao_app",
     "the gateway's configuration is changed by its function only": "GRANT INSERT ON gateway_configurations TO ao_app",
     "partitions are reached through their parent only": "GRANT SELECT ON run_events_default TO ao_app",
     "nobody but our roles may connect": "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO PUBLIC', "

@@ -8,13 +8,24 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from adapters.inproc import event, maintenance, memory, reply_journal, request_log, run_state, runs, store
+from adapters.inproc import (
+    administration,
+    event,
+    maintenance,
+    memory,
+    reply_journal,
+    request_log,
+    run_state,
+    runs,
+    store,
+)
 from adapters.inproc.store import InprocConfig
 from adapters.inproc.tenant import InprocTenants
 from conformance.clock import ManualClock
 from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
+from ports.administration import Administration
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -25,7 +36,7 @@ from ports.messages import Json
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, TenantDirectory
 
 PortT = TypeVar("PortT")
 HOUR = timedelta(hours=1)
@@ -63,15 +74,6 @@ class InprocHarness(Generic[PortT]):
         except Conflict:
             await directory.set_entitlements(PLATFORM, tenant, entitlements)
 
-    async def close(self) -> None:
-        await self.closing.aclose()
-        store.drop(self.config.name)
-
-
-class InprocRunStateHarness(InprocHarness[RunStatePort]):
-    def __init__(self) -> None:
-        super().__init__(run_state.SPEC)
-
     async def event_types(self, auth: AuthContext, run_id: RunId) -> list[tuple[int, str]]:
         row = store.store(self.config.name).table(runs.Runs).row(auth, run_id)
         return [(one.sequence, one.type) for one in row.events]
@@ -79,6 +81,26 @@ class InprocRunStateHarness(InprocHarness[RunStatePort]):
     async def event_data(self, auth: AuthContext, run_id: RunId, sequence: int) -> Json:
         row = store.store(self.config.name).table(runs.Runs).row(auth, run_id)
         return row.events[sequence - 1].data
+
+    async def close(self) -> None:
+        await self.closing.aclose()
+        store.drop(self.config.name)
+
+
+class InprocAdministrationHarness(InprocHarness[Administration]):
+    def __init__(self) -> None:
+        super().__init__(administration.SPEC)
+
+    async def directory(self) -> TenantDirectory:
+        return InprocTenants(store.store(self.config.name), self.clock)
+
+    async def runs(self) -> RunStatePort:
+        return await self.closing.enter_async_context(run_state.SPEC.open(self.config, Given(clock=self.clock)))
+
+
+class InprocRunStateHarness(InprocHarness[RunStatePort]):
+    def __init__(self) -> None:
+        super().__init__(run_state.SPEC)
 
     async def memory(self) -> MemoryPort:
         return memory.InprocMemory(store.store(self.config.name), self.clock)

@@ -29,8 +29,8 @@ CHILDREN_FIRST: Final = (
     "gateway_configurations",
     "idempotency", "steps", "run_events", "blob_refs", "blobs", "runs", "run_slots", "run_rates", "run_backlogs", "workers",
     "queue_messages", "queue_turns", "memory_words", "memory_items", "model_replies", "request_contents", "request_records",
-    "usage_events", "budget_hold_windows", "budget_holds", "budget_windows", "budgets", "agents", "api_keys", "tenants",
-    "audit_log",
+    "usage_events", "budget_hold_windows", "budget_holds", "budget_windows", "budgets", "agents", "principals", "api_keys",
+    "tenants", "audit_chain", "audit_heads", "audit_log", "tenant_tombstones",
 )  # fmt: skip
 _NEW_EPOCH: Final = "UPDATE agentos.node SET stream_epoch = substr(md5(gen_random_uuid()::text), 1, 12)"
 _COUNTER: Final = itertools.count(1)
@@ -49,6 +49,7 @@ class Server:
             "ao_owner": self.passwords.owner,
             "ao_app": self.passwords.app,
             "ao_admin": self.passwords.admin,
+            "ao_control": self.passwords.control,
         }[role]
         return f"postgresql://{role}:{secret}@127.0.0.1:{self.port}/{database}"
 
@@ -63,6 +64,11 @@ class Clone:
     @property
     def app(self) -> str:
         return self.server.dsn("ao_app", self.name)
+
+    @property
+    def control(self) -> str:
+        """For administration: what the services' role may, and what only the platform does."""
+        return self.server.dsn("ao_control", self.name)
 
     @property
     def owner(self) -> str:
@@ -106,7 +112,9 @@ def server() -> Server:
 
     atexit.register(end)
     embedded.wait_ready(port)
-    passwords = RolePasswords(owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8))
+    passwords = RolePasswords(
+        owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8), control=secrets.token_hex(8)
+    )
     made = Server(layout=layout, port=port, superuser_password=password, passwords=passwords)
     embedded.set_up_database(made.dsn("postgres", "postgres"), made.dsn("ao_owner"), passwords)
     return made

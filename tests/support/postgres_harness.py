@@ -8,13 +8,15 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import event, maintenance, memory, reply_journal, request_log, run_state
+from adapters.postgres import administration, audit, event, maintenance, memory, reply_journal, request_log, run_state
 from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
+from ports.administration import Administration
+from ports.audit import AuditLog
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -25,7 +27,7 @@ from ports.messages import Json
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, TenantDirectory
 from tests.support.postgres import Clone, borrow, drop, fetch, give_back, shift_time
 
 PortT = TypeVar("PortT")
@@ -39,6 +41,8 @@ class PostgresHarness(Generic[PortT]):
         self.spec = spec
         self.database = database
         self.config = PostgresConfig(dsn=database.app, pool_size=20)
+        self.control = PostgresConfig(dsn=database.control)
+        """For what only the platform may."""
         self.closing = AsyncExitStack()
         self.shift = timedelta(0)
 
@@ -62,20 +66,11 @@ class PostgresHarness(Generic[PortT]):
         return now
 
     async def entitle(self, tenant: TenantId, entitlements: Entitlements) -> None:
-        directory = await self.closing.enter_async_context(tenants.SPEC.open(self.config, Given(clock=SystemClock())))
+        directory = await self.closing.enter_async_context(tenants.SPEC.open(self.control, Given(clock=SystemClock())))
         try:
             await directory.create(PLATFORM, tenant, name=tenant, entitlements=entitlements)
         except Conflict:
             await directory.set_entitlements(PLATFORM, tenant, entitlements)
-
-    async def close(self) -> None:
-        await self.closing.aclose()
-        await give_back(self.database)
-
-
-class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
-    def __init__(self, database: Clone) -> None:
-        super().__init__(run_state.SPEC, database)
 
     async def event_types(self, auth: AuthContext, run_id: RunId) -> list[tuple[int, str]]:
         rows = await fetch(
@@ -96,8 +91,33 @@ class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
         )
         return msgspec.json.decode(row["data"])
 
+    async def close(self) -> None:
+        await self.closing.aclose()
+        await give_back(self.database)
+
+
+class PlatformHarness(PostgresHarness[PortT]):
+    """For ports of which the platform's part needs a role of its own."""
+
+    def __init__(self, spec: AdapterSpec[PostgresConfig, PortT], database: Clone) -> None:
+        super().__init__(spec, database)
+        self.config = PostgresConfig(dsn=database.control, pool_size=20)
+
+
+class PostgresRunStateHarness(PostgresHarness[RunStatePort]):
+    def __init__(self, database: Clone) -> None:
+        super().__init__(run_state.SPEC, database)
+
     async def memory(self) -> MemoryPort:
         return await self.closing.enter_async_context(memory.SPEC.open(self.config, Given(clock=SystemClock())))
+
+
+class PostgresAuditHarness(PostgresHarness[AuditLog]):
+    """As the role of administration: only it erases, and hears of every tenant's head."""
+
+    def __init__(self, database: Clone) -> None:
+        super().__init__(audit.SPEC, database)
+        self.config = self.control
 
 
 class PostgresEventHarness(PostgresHarness[EventPort]):
@@ -160,6 +180,18 @@ class PostgresRequestLogHarness(PostgresHarness[RequestLog]):
             self.database.admin, "SELECT action, subject FROM audit_log WHERE tenant_id = $1 ORDER BY id", auth.tenant
         )
         return [(row["action"], row["subject"]) for row in rows]
+
+
+class PostgresAdministrationHarness(PlatformHarness[Administration]):
+    def __init__(self, database: Clone) -> None:
+        super().__init__(administration.SPEC, database)
+
+    async def directory(self) -> TenantDirectory:
+        return await self.closing.enter_async_context(tenants.SPEC.open(self.control, Given(clock=SystemClock())))
+
+    async def runs(self) -> RunStatePort:
+        config = PostgresConfig(dsn=self.database.app)
+        return await self.closing.enter_async_context(run_state.SPEC.open(config, Given(clock=SystemClock())))
 
 
 HarnessT = TypeVar("HarnessT", bound=PostgresHarness[Any])

@@ -13,7 +13,12 @@ class Node:
     """One embedded server that a test may kill and start again."""
 
     def __init__(self, home: Path) -> None:
-        passwords = RolePasswords(owner=secrets.token_hex(8), app=secrets.token_hex(8), admin=secrets.token_hex(8))
+        passwords = RolePasswords(
+            owner=secrets.token_hex(8),
+            app=secrets.token_hex(8),
+            admin=secrets.token_hex(8),
+            control=secrets.token_hex(8),
+        )
         self.server = Server(
             layout=embedded.Layout(home), port=free_port(), superuser_password=secrets.token_hex(8), passwords=passwords
         )

@@ -200,7 +200,7 @@ class RealStacks:
         async def opened(spec: Any, config: Any, given: Given = given) -> Any:  # any port, by its spec
             return await stack.enter_async_context(spec.open(config, given))
 
-        self.tenants = await opened(tenant.SPEC, config)
+        self.tenants = await opened(tenant.SPEC, PostgresConfig(dsn=self.database.control))
         self.budget = await opened(budget.SPEC, config)
         self.runs = await opened(run_state.SPEC, config)
         self.queue = await opened(queue.SPEC, config)

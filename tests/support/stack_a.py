@@ -12,7 +12,7 @@ import anyio
 import httpx
 from msgspec.structs import replace
 
-from adapters.inproc import agent, event, memory, queue, run_state, store, tenant
+from adapters.inproc import agent, audit, event, memory, queue, run_state, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME, ACME_BEN, GLOBEX, PLATFORM
@@ -146,11 +146,19 @@ async def stack_a(
         opened = {
             name: wrap(name, await stack.enter_async_context(spec.open(config, given)))
             for name, spec in {
-                "run_state": run_state.SPEC, "event": event.SPEC, "queue": queue.SPEC, "agent": agent.SPEC
+                "run_state": run_state.SPEC, "event": event.SPEC, "queue": queue.SPEC, "agent": agent.SPEC,
+                "audit": audit.SPEC,
             }.items()
         }  # fmt: skip
-        api = ApiDeps(clock=given.clock, verifier=tokens, metrics=Metrics(), shedding=shedding or Shedding(), **opened)
         tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
+        api = ApiDeps(
+            clock=given.clock,
+            verifier=tokens,
+            metrics=Metrics(),
+            shedding=shedding or Shedding(),
+            tenant=tenants,
+            **opened,
+        )
         remembered = await stack.enter_async_context(memory.SPEC.open(config, given))
         for owner in (ACME, GLOBEX):
             await api.agent.publish(owner, AGENT)

@@ -25,8 +25,8 @@ from ports.adapter import Given
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.context import AuthContext
 from ports.errors import Unavailable
-from ports.ids import KeyId, PrincipalId, TenantId
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory
+from ports.ids import KeyId, PrincipalId
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Standing, TenantDirectory
 
 ISSUER: Final = "https://node.example"
 AUDIENCE: Final = "stack-a"
@@ -89,9 +89,9 @@ class Directory:
         if self.broken:
             raise Unavailable("the tenant directory does not answer")
 
-    async def get(self, auth: AuthContext, name: TenantId) -> Tenant:
+    async def standing(self, auth: AuthContext) -> Standing:
         self._ask()
-        return await self.inner.get(auth, name)
+        return await self.inner.standing(auth)
 
     async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
         self._ask()

@@ -112,10 +112,10 @@ class Node:
 @asynccontextmanager
 async def open_node() -> AsyncIterator[Node]:
     async with cloned() as database, AsyncExitStack() as stack:
-        config, given = PostgresConfig(dsn=database.app), Given(clock=SystemClock())
+        app, control = PostgresConfig(dsn=database.app), PostgresConfig(dsn=database.control)
 
-        async def opened(spec: Any) -> Any:  # a spec of any port
-            return await stack.enter_async_context(spec.open(config, given))
+        async def opened(spec: Any, config: PostgresConfig = app) -> Any:  # a spec of any port
+            return await stack.enter_async_context(spec.open(config, Given(clock=SystemClock())))
 
         yield Node(
             database=database,
@@ -123,5 +123,5 @@ async def open_node() -> AsyncIterator[Node]:
             events=await opened(event.SPEC),
             queue=await opened(queue.SPEC),
             agents=await opened(agent.SPEC),
-            tenants=await opened(tenant.SPEC),
+            tenants=await opened(tenant.SPEC, control),
         )

@@ -1,6 +1,7 @@
 """Chunks that differ in their text alone are read, shaped, looked at and written as runs: what comes out is the same as
 chunk by chunk, wherever the bytes are split."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -251,3 +252,70 @@ async def test_a_run_is_shown_as_its_chunks_are(text: str, length: int) -> None:
     assert "ann@example.com" not in together
     assert "4111" not in together
     assert "hunter22" not in together
+
+
+def test_a_run_begins_with_the_first_words() -> None:
+    pieces, _ = read(stream_of(["a", "b", "c"], compact))
+
+    assert [piece.texts for piece in pieces if isinstance(piece, Run)] == [["a", "b", "c"]]
+
+
+def test_what_was_held_for_the_first_words_goes_out_before_a_run() -> None:
+    shaper = StreamShaper("m")
+    [role, run, *_], _ = read(stream_of(["a", "b"], compact))
+
+    assert isinstance(run, Run)
+    assert shaper.take([role]) == []
+    assert [chunk["choices"][0]["delta"] for chunk in written_out(shaper.take([run]))] == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"content": "b"},
+    ]
+
+
+FRAMES = st.one_of(
+    st.builds(lambda text: delta(content=text), st.text("ab @.1", max_size=4)),
+    st.builds(lambda text, index: delta(content=text, index=index), st.text("ab ", max_size=3), st.integers(0, 1)),
+    st.sampled_from(
+        [
+            delta(role="assistant", content=""),
+            delta(role="assistant"),
+            delta(role="assistant", content="ab "),
+            delta(content=None),
+            delta(refusal="no "),
+            delta(reasoning_content="hm "),
+            delta(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{}"}}]),
+            {"choices": []},
+        ]
+    ),
+)
+
+
+@pytest.mark.anyio
+@given(st.lists(FRAMES, max_size=12), st.lists(st.integers(0, 2_000), max_size=4), st.booleans())
+@settings(max_examples=150, deadline=None)
+async def test_any_frames_in_any_pieces_are_shown_as_one_by_one(
+    frames: list[dict[str, Any]], cuts: list[int], found: bool
+) -> None:
+    data = "".join(f"data: {compact(frame)}\n\n" for frame in frames).encode()
+    rules = PiiRules(modes={} if found else dict.fromkeys(RegexPii().capabilities.classes, "allow"), key=b"k")
+
+    async def shown(reads: list[list[Piece]]) -> tuple[dict[tuple[int, str], str], tuple[int, int]]:
+        shaper = StreamShaper("m")
+        answer = Answer(Lens(RegexPii(), ACME, rules, Placeholders(rules)))
+        released = [one for some in reads for one in await answer.pieces(shaper.take(some))]
+        told: dict[tuple[int, str], str] = {}
+        for chunk in written_out([*released, *await answer.rest()]):
+            [choice] = chunk["choices"]
+            for name, member in choice["delta"].items():
+                if isinstance(member, str) and member:
+                    # A role that a backend repeats with every text may be said once.
+                    before = "" if name == "role" else told.get((choice["index"], name), "")
+                    told[choice["index"], name] = before + member
+        return told, shaper.written
+
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    reader = ChunkReader(decoded)
+    reads = [reader.feed(data[begin:end]) for begin, end in itertools.pairwise(edges)]
+
+    assert await shown(reads) == await shown([[frame] for frame in one_by_one(data)])

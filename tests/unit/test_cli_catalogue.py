@@ -35,7 +35,9 @@ class TestCatalogue:
         assert seen == {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
     def test_an_external_database_is_nobody_s_service_here(self, node: Node) -> None:
-        services = by_name(node, Config(database_url="env:DB", database_owner_url="env:OWNER"))
+        services = by_name(
+            node, Config(database_url="env:DB", database_owner_url="env:OWNER", database_control_url="env:CONTROL")
+        )
 
         assert "postgres" not in services
         assert all("postgres" not in service.depends_on for service in services.values())

@@ -18,7 +18,7 @@ from tests.support.cli import agentos
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
-    "token", "gateway", "requests", "usage", "test",
+    "token", "gateway", "requests", "usage", "audit", "test",
 )  # fmt: skip
 
 
@@ -105,9 +105,12 @@ class TestWithoutANode:
         assert (options.tenant, options.quota, options.models) == ("tnt_a", {"max_active_runs": 7}, ("m", "n"))
 
     def test_names_that_a_tenant_is_kept_to_are_told_with_commas(self) -> None:
-        parsed = parser().parse_args(["tenant", "quota", "tnt_a", "--tiers", "small, large", "--regions", "eu"])
+        parsed = parser().parse_args(
+            ["tenant", "quota", "tnt_a", "--tiers", "small, large", "--regions", "eu", "--egress-hosts", "*.a.b"]
+        )
 
-        assert parsed.options(parsed).quota == {"tiers": ("small", "large"), "regions": ("eu",)}
+        quota = {"tiers": ("small", "large"), "regions": ("eu",), "egress_hosts": ("*.a.b",)}
+        assert parsed.options(parsed).quota == quota
 
     def test_every_problem_of_a_policy_is_told_and_nothing_is_looked_for(
         self, environ: dict[str, str], tmp_path: Path
@@ -319,13 +322,14 @@ class TestTestCommand:
     def test_every_check_is_part_of_it(self) -> None:
         planned = steps(Options(), Path("/bin"))
 
-        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests", "nodes"]
+        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests", "nodes", "alone"]
 
     def test_every_test_is_run_once(self) -> None:
-        beside, alone = steps(Options(), Path("/bin"))[-2:]
+        beside, nodes, alone = steps(Options(), Path("/bin"))[-3:]
 
         assert "--ignore=tests/e2e" in beside.command
-        assert alone.command[-1] == "tests/e2e"
+        assert nodes.command[-3:] == ("-m", "not alone", "tests/e2e")
+        assert alone.command[-3:] == ("-m", "alone", "tests/e2e")
         assert "-n" not in alone.command
 
     def test_fast_leaves_out_what_starts_servers(self) -> None:

@@ -182,10 +182,12 @@ class TestProblems:
 
         assert "AGENTOS_STACK_A_PORT and AGENTOS_STACK_B_PORT are both 8080" in problem
 
-    def test_an_external_database_needs_both_roles_by_reference(self) -> None:
-        assert "both AGENTOS_DATABASE_URL" in config.problems(settings(database_url="env:DB"))[0]
+    def test_an_external_database_needs_its_roles_by_reference(self) -> None:
+        assert "needs AGENTOS_DATABASE_URL" in config.problems(settings(database_url="env:DB"))[0]
         plain = "postgresql://ao_app:secret@db/agentos"
-        [problem] = config.problems(settings(database_url=plain, database_owner_url="env:OWNER"))
+        [problem] = config.problems(
+            settings(database_url=plain, database_owner_url="env:OWNER", database_control_url="env:CONTROL")
+        )
         assert "must be a reference" in problem
         assert "secret" not in problem
 

@@ -27,11 +27,25 @@ def test_files_of_the_directory_and_listed_variables_are_fine(variables: dict[st
     check_reference("env:LISTED", variables)
 
 
+def test_a_name_in_the_store_is_fine_and_is_not_looked_up_here(variables: dict[str, str]) -> None:
+    """What may be read there is for the store to say; nobody but the gateway asks it."""
+    found = BackendSettings(name="a", base_url="http://a", api_key="secret:team/openai#key@2")
+
+    check_stored(Configuration(backends=(found,)), variables)
+    told = diagnosed(
+        {"backends": [{"name": "a", "base_url": "http://a", "api_key": found.api_key}]},
+        NodeFacts(check_secret=lambda reference: check_reference(reference, variables)),
+    )
+
+    assert told.diagnostics == ()
+
+
 @pytest.mark.parametrize(
     "reference",
     [
         "file:{dir}/../issuer_key.pem", "file:{dir}/link", "file:/etc/passwd", "file:{dir}/absent", "file:{dir}/empty",
         "file:{dir}", "file:", "file:gateway-secrets/key", "env:UNLISTED", "env:", "env:LISTED,OTHER", "sk-plain", "",
+        "secret:", "secret:../issuer_key.pem", "secret:/etc/passwd", "secret:a b",
     ],
 )  # fmt: skip
 def test_whatever_else_is_refused_and_no_content_is_told(variables: dict[str, str], reference: str) -> None:

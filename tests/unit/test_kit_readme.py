@@ -56,4 +56,4 @@ def test_the_readme_names_every_contract() -> None:
 
     for module, name in re.findall(r"`conformance\.(\w+)\.(\w+Contract)`", text):
         assert hasattr(__import__(f"conformance.{module}", fromlist=[name]), name)
-    assert len(re.findall(r"`conformance\.\w+\.\w+Contract`", text)) == 16
+    assert len(re.findall(r"`conformance\.\w+\.\w+Contract`", text)) == 20

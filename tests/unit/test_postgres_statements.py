@@ -15,7 +15,7 @@ ACROSS_TENANTS: Final = {
     "run_state.renew", "run_state.retire", "run_state.orphans", "run_state.adrift", "queue.lease_any", "queue.depth_any",
     "tenant.list", "tenant.find_key", "event.stream_epoch", "reply_journal.forget", "maintenance.make_event_days",
     "maintenance.make_request_days",
-    "maintenance.drop_request_days", "maintenance.forget_requests",
+    "audit.heads", "maintenance.drop_request_days", "maintenance.forget_requests",
     "maintenance.forget_runs", "maintenance.drop_event_days",
     # The node's, and no tenant's.
     "gateway_configuration.current", "gateway_configuration.newest", "gateway_configuration.get",
@@ -23,8 +23,8 @@ ACROSS_TENANTS: Final = {
 }  # fmt: skip
 
 TABLES: Final = (
-    "tenants|api_keys|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
-    "budget_holds|budget_hold_windows|budgets|usage_events|audit_log|model_replies|request_records|request_contents|blobs|blob_refs|budgets|budget_hold_windows|usage_events|run_slots|run_rates|"
+    "tenants|api_keys|principals|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
+    "budget_holds|budget_hold_windows|budgets|usage_events|audit_log|audit_chain|audit_heads|model_replies|request_records|request_contents|blobs|blob_refs|budgets|budget_hold_windows|usage_events|run_slots|run_rates|"
     "run_backlogs|queue_turns"
 )
 _READ: Final = re.compile(rf"\b(?:FROM|JOIN|UPDATE|DELETE FROM)\s+(?:{TABLES})\b(?:\s+(?:AS\s+)?(\w+))?")

@@ -62,6 +62,10 @@ def adapters(monkeypatch: pytest.MonkeyPatch, **needs: tuple[str, ...]) -> Adapt
     return made
 
 
+EGRESS = {"tenant": Choice(adapter="inproc"), "egress": Choice(adapter="guarded")}
+"""What the built-in tools need besides."""
+
+
 def chosen(*ports: str, **config: Any) -> dict[str, Choice]:
     return {port: Choice(adapter="x", config=config) for port in ports}
 
@@ -142,6 +146,7 @@ async def test_a_tool_is_transactional_only_where_run_store_and_memory_are_one_s
         "run_state": Choice(adapter="inproc", config={"name": "wiring"}),
         "memory": memory,
         "tool": Choice(adapter="builtin"),
+        **EGRESS,
     }
 
     async with open_ports(choices, {"run_state": None, "tool": None}, clock=SystemClock()) as ports:
@@ -153,7 +158,7 @@ async def test_a_tool_is_transactional_only_where_run_store_and_memory_are_one_s
 async def test_tools_joined_with_others_are_transactional_where_they_are_alone() -> None:
     one_store = Choice(adapter="inproc", config={"name": "wiring"})
     joined = Choice(adapter="joined", config={"parts": [{"adapter": "builtin"}]})
-    choices = {"run_state": one_store, "memory": one_store, "tool": joined}
+    choices = {"run_state": one_store, "memory": one_store, "tool": joined, **EGRESS}
 
     async with open_ports(choices, {"run_state": None, "tool": None}, clock=SystemClock()) as ports:
         put = await ports["tool"].describe(ACME, "memory_put")
@@ -162,7 +167,7 @@ async def test_tools_joined_with_others_are_transactional_where_they_are_alone()
 
 
 async def test_without_a_run_store_no_tool_is_transactional() -> None:
-    choices = {"memory": Choice(adapter="inproc"), "tool": Choice(adapter="builtin")}
+    choices = {"memory": Choice(adapter="inproc"), **EGRESS, "tool": Choice(adapter="builtin")}
 
     async with open_ports(choices, {"tool": None}, clock=SystemClock()) as ports:
         put = await ports["tool"].describe(ACME, "memory_put")

@@ -121,6 +121,18 @@ async def test_a_refusal_of_the_request_names_the_member_but_quotes_nothing() ->
     assert "ann@" not in refused.value.message
 
 
+@pytest.mark.parametrize("member", ["code", "param"])
+async def test_a_refusal_that_gives_the_nodes_key_for_a_name_is_not_repeated(member: str) -> None:
+    key = "9f2c4e71" * 4
+    told = {"error": {"code": "unsupported_value", "param": "temperature", member: f"key_{key}"}}
+    async with backend_before(ScriptedUpstream([Whole(told, status=400)]), api_key=key) as backend:
+        with pytest.raises(InvalidArgument) as refused:
+            await backend.chat("m-1", BODY, 5)
+
+    assert key not in refused.value.message + repr(refused.value.details)
+    assert len(refused.value.details) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

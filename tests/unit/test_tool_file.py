@@ -99,6 +99,9 @@ class TestCommands:
         assert "line 2" in said.err
 
 
+GIVEN = Given(clock=ManualClock(), ports={"memory": None, "egress": None})
+
+
 @pytest.mark.anyio
 class TestJoined:
     async def test_a_node_offers_both(self, tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ class TestJoined:
         choice = tools_of_a_node(str(file))
         joined = JoinedToolsConfig(parts=tuple(Part(**part) for part in choice.config["parts"]))
 
-        async with joined_tools.SPEC.open(joined, Given(clock=ManualClock(), ports={"memory": None})) as tools:
+        async with joined_tools.SPEC.open(joined, GIVEN) as tools:
             names = [spec.name for spec in await tools.list_tools(ACME)]
             call = ToolCall(name="calculator", arguments={"expression": "2 + 2"}, key="k")
             result = await tools.invoke(ACME, call, timeout=TIMEOUT)
@@ -125,7 +128,7 @@ class TestJoined:
         )
 
         with pytest.raises(InvalidArgument, match="both 'builtin' and 'commands' offer a tool 'clock'"):
-            async with joined_tools.SPEC.open(joined, Given(clock=ManualClock(), ports={"memory": None})):
+            async with joined_tools.SPEC.open(joined, GIVEN):
                 pass
 
     @pytest.mark.parametrize(

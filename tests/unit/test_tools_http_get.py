@@ -10,31 +10,24 @@ import anyio.lowlevel
 import msgspec
 import pytest
 
-from adapters.builtin_tools.egress import EgressRules, Guard
-from adapters.builtin_tools.http_get import MAX_BODY_BYTES, decoded, fitting, is_textual, open_http_get
+from adapters.builtin_tools.http_get import MAX_BODY_BYTES, decoded, fitting, http_get, is_textual
 from adapters.builtin_tools.port import BuiltinTools
 from conformance.people import ACME
 from ports.errors import AgentOSError, Unavailable
 from ports.messages import Json
 from ports.tool import ToolCall
+from tests.support.egress import guarded, resolve_to
 from tests.support.http_origin import Origin, answer, serving
 from tests.support.pki import new_authority
 
 LONG = timedelta(seconds=20)
 
 
-async def loopback(_host: str, _port: int) -> tuple[str, ...]:
-    return ("127.0.0.1",)
-
-
 @asynccontextmanager
-async def tool_for(
-    origin: Origin, host: str = "shop.example", *, ca_file: str | None = None
-) -> AsyncIterator[BuiltinTools]:
-    rules = EgressRules(private=frozenset({(host, origin.port)}))
+async def tool_for(origin: Origin, host: str = "shop.example", *, ca_file: str = "") -> AsyncIterator[BuiltinTools]:
     with anyio.fail_after(30):
-        async with open_http_get(Guard(rules, loopback), ca_file=ca_file) as tool:
-            yield BuiltinTools([tool])
+        async with guarded(private={(host, origin.port)}, ca_file=ca_file) as egress:
+            yield BuiltinTools([http_get(egress)])
 
 
 async def get(tools: BuiltinTools, url: str, *, timeout: timedelta = LONG) -> Json:
@@ -149,13 +142,10 @@ class TestHttpGet:
         assert timeout.value.code == "tool_timeout"
 
     async def test_another_address_is_tried_when_the_first_refuses(self) -> None:
-        async def resolve(_host: str, _port: int) -> tuple[str, ...]:
-            return ("127.0.0.2", "127.0.0.1")
-
         async with serving({"/": answer(b"x", content_type="text/plain")}) as origin:
-            rules = EgressRules(private=frozenset({("shop.example", origin.port)}))
-            async with open_http_get(Guard(rules, resolve)) as tool:
-                output = await get(BuiltinTools([tool]), f"http://shop.example:{origin.port}/")
+            both = resolve_to("127.0.0.2", "127.0.0.1")
+            async with guarded(both, private={("shop.example", origin.port)}) as egress:
+                output = await get(BuiltinTools([http_get(egress)]), f"http://shop.example:{origin.port}/")
 
         assert output["text"] == "x"
 

@@ -4,9 +4,8 @@ from datetime import timedelta
 
 import anyio
 import pytest
-from msgspec import convert
 
-from adapters.builtin_tools.port import SPEC, BuiltinTools, BuiltinToolsConfig, egress_rules
+from adapters.builtin_tools.port import SPEC, BuiltinTools, BuiltinToolsConfig
 from adapters.builtin_tools.tool import Act, Arguments, Tool, object_schema
 from conformance.clock import ManualClock
 from conformance.people import ACME
@@ -76,7 +75,7 @@ class TestInvoke:
 
 @pytest.mark.anyio
 async def test_the_six_tools_are_there_and_can_be_chosen_among() -> None:
-    given = Given(clock=ManualClock(), ports={"memory": None})
+    given = Given(clock=ManualClock(), ports={"memory": None, "egress": None})
 
     async with SPEC.open(BuiltinToolsConfig(), given) as tools:
         every = [spec.name for spec in await tools.list_tools(ACME)]
@@ -91,31 +90,10 @@ async def test_the_six_tools_are_there_and_can_be_chosen_among() -> None:
 async def test_a_tool_that_does_not_exist_can_not_be_enabled() -> None:
     with pytest.raises(InvalidArgument, match="shell"):
         async with SPEC.open(
-            BuiltinToolsConfig(enabled=("shell",)), Given(clock=ManualClock(), ports={"memory": None})
+            BuiltinToolsConfig(enabled=("shell",)), Given(clock=ManualClock(), ports={"memory": None, "egress": None})
         ):
             pytest.fail("opened")
 
 
 def test_the_adapter_is_found_by_name() -> None:
     assert find("tool", "builtin") is SPEC
-
-
-def test_exceptions_to_the_egress_rule_are_read_from_the_configuration() -> None:
-    config = convert(
-        {"allow_private": ["Intranet:8080", "[::1]:80"], "deny_networks": ["203.0.113.0/24"]}, BuiltinToolsConfig
-    )
-
-    rules = egress_rules(config)
-
-    assert rules.private == {("intranet", 8080), ("::1", 80)}
-    assert str(rules.deny[0]) == "203.0.113.0/24"
-
-
-@pytest.mark.parametrize(
-    "config",
-    [BuiltinToolsConfig(allow_private=("intranet",)), BuiltinToolsConfig(allow_private=(":80",)),
-     BuiltinToolsConfig(allow_private=("a:b",)), BuiltinToolsConfig(deny_networks=("203.0.113.1/24",))],
-)  # fmt: skip
-def test_an_exception_that_can_not_be_read_is_refused(config: BuiltinToolsConfig) -> None:
-    with pytest.raises(InvalidArgument):
-        egress_rules(config)

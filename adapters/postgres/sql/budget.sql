@@ -223,14 +223,15 @@ LEFT JOIN due ON due.account = w.account AND due.window_start = w.window_start;
 SELECT u.* FROM usage_events u WHERE u.tenant_id = :tenant AND u.request_id = :request ORDER BY u.attempt;
 
 -- name: spent
-SELECT CAST(u.at AT TIME ZONE 'UTC' AS date) AS day, u.model, count(*) FILTER (WHERE u.kind = 'call') AS calls,
+SELECT CAST(u.at AT TIME ZONE 'UTC' AS date) AS day, u.model, CASE WHEN CAST(:by_agent AS boolean) THEN u.agent ELSE '' END AS agent,
+       count(*) FILTER (WHERE u.kind = 'call') AS calls,
        CAST(sum(u.fresh_tokens + u.cache_read_tokens + u.cache_write_tokens) AS bigint) AS prompt_tokens,
        CAST(sum(u.output_tokens + u.reasoning_tokens) AS bigint) AS completion_tokens,
        CAST(sum(u.cost_nanousd) AS bigint) AS cost_nanousd
 FROM usage_events u
 WHERE u.tenant_id = :tenant AND u.at >= CAST(:since AS timestamptz)
-GROUP BY 1, 2
-ORDER BY 1, u.model COLLATE "C";
+GROUP BY 1, 2, 3
+ORDER BY 1, u.model COLLATE "C", 3;
 
 -- name: deviations
 SELECT w.account, w.window_start, w.settled, w.held, CAST(found.events AS bigint) AS events,
@@ -256,11 +257,26 @@ ORDER BY w.account, w.window_start;
 SELECT b.* FROM budgets b WHERE b.tenant_id = :tenant ORDER BY b.id;
 
 -- name: set_budget
+-- What is so already is not noted.
+WITH changed AS (
 INSERT INTO budgets AS b (tenant_id, id, scope, scope_id, unit, amount_limit, period, tz, mode)
 VALUES (:tenant, :id, :scope, :scope_id, :unit, CAST(:limit AS bigint), :period, :tz, :mode)
 ON CONFLICT (tenant_id, id) DO UPDATE
 SET scope = excluded.scope, scope_id = excluded.scope_id, unit = excluded.unit, amount_limit = excluded.amount_limit,
-    period = excluded.period, tz = excluded.tz, mode = excluded.mode;
+    period = excluded.period, tz = excluded.tz, mode = excluded.mode
+WHERE (b.scope, b.scope_id, b.unit, b.amount_limit, b.period, b.tz, b.mode) IS DISTINCT FROM
+      (excluded.scope, excluded.scope_id, excluded.unit, excluded.amount_limit, excluded.period, excluded.tz, excluded.mode)
+RETURNING b.id
+)
+INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+SELECT :tenant, :namespace, :actor, :principal, 'budget.set', changed.id, :correlation_id FROM changed;
 
 -- name: remove_budget
-DELETE FROM budgets b WHERE b.tenant_id = :tenant AND b.id = :id RETURNING b.id;
+WITH gone AS (
+    DELETE FROM budgets b WHERE b.tenant_id = :tenant AND b.id = :id RETURNING b.id
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'budget.remove', gone.id, :correlation_id FROM gone
+)
+SELECT gone.id FROM gone;

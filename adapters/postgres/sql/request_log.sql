@@ -24,8 +24,9 @@ added AS (
     ON CONFLICT (tenant_id, id) DO NOTHING
     RETURNING id, namespace, principal, correlation_id, denied
 )
-INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-SELECT :tenant, a.namespace, :tenant, a.principal, :action, 'req_' || replace(CAST(a.id AS text), '-', ''), a.correlation_id
+INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, outcome)
+SELECT :tenant, a.namespace, :tenant, a.principal, :action, 'req_' || replace(CAST(a.id AS text), '-', ''), a.correlation_id,
+       'denied'
 FROM added a
 WHERE a.denied;
 

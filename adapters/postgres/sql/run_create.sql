@@ -63,6 +63,8 @@ noted AS (
            a.correlation_id
     FROM taken
     JOIN asked a ON a.id = taken.run_id
+    -- Heads of several tenants are locked in this order.
+    ORDER BY a.tenant, a.place
 )
 SELECT a.place, made.* FROM made JOIN asked a ON a.id = made.id;
 

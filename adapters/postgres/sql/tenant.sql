@@ -1,9 +1,11 @@
 -- Statements of the tenant directory. What the platform does to a tenant runs bound to that tenant.
 
 -- name: create
+-- No row: there was one, which was erased.
 WITH made AS (
     INSERT INTO tenants (tenant_id, name, entitlements)
-    VALUES (:tenant, :name, CAST(:entitlements AS json))
+    SELECT :tenant, :name, CAST(:entitlements AS json)
+    WHERE NOT EXISTS (SELECT FROM tenant_tombstones x WHERE x.tenant_id = :tenant)
     RETURNING *
 ),
 noted AS (
@@ -77,7 +79,7 @@ SELECT * FROM made;
 
 -- name: find_key
 -- Before anybody is known: the key says which tenant it is.
-SELECT * FROM ao_find_key(:key);
+SELECT * FROM ao_find_key_holder(:key);
 
 -- name: revoke_key
 WITH ended AS (
@@ -98,3 +100,81 @@ FROM api_keys k
 WHERE k.tenant_id = :tenant AND k.id > coalesce(CAST(:after AS uuid), CAST('00000000-0000-0000-0000-000000000000' AS uuid))
 ORDER BY k.id
 LIMIT :limit;
+
+-- name: rotate_key
+-- No row: there is no such key. A row without an id: it has ended.
+WITH asked AS MATERIALIZED (
+    SELECT k.* FROM api_keys k WHERE k.tenant_id = :tenant AND k.id = :key FOR UPDATE
+),
+old AS (
+    UPDATE api_keys k SET expires_at = least(k.expires_at, CAST(:old_until AS timestamptz))
+    FROM asked
+    WHERE k.tenant_id = asked.tenant_id AND k.id = asked.id AND asked.revoked_at IS NULL
+      AND (asked.expires_at IS NULL OR asked.expires_at > ao_now())
+    RETURNING k.*
+),
+made AS (
+    INSERT INTO api_keys (tenant_id, namespace, principal, scopes, roles, label, secret_sha256, expires_at)
+    SELECT old.tenant_id, old.namespace, old.principal, old.scopes, old.roles, old.label, CAST(:secret_sha256 AS bytea),
+           CAST(:expires_at AS timestamptz)
+    FROM old
+    RETURNING *
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal, 'key.rotate', 'key_' || replace(CAST(old.id AS text), '-', ''),
+           :correlation_id
+    FROM old
+    UNION ALL
+    SELECT :tenant, :namespace, :actor, :principal, 'key.issue', 'key_' || replace(CAST(made.id AS text), '-', ''),
+           :correlation_id
+    FROM made
+)
+SELECT made.* FROM asked LEFT JOIN made ON true;
+
+-- name: put_principal
+-- No row: there is no such tenant. What is so already is not noted.
+WITH put AS (
+    INSERT INTO principals AS p (tenant_id, id, status, roles, scopes)
+    SELECT t.tenant_id, :holder, :status, CAST(:roles AS json), CAST(:scopes AS json)
+    FROM tenants t WHERE t.tenant_id = :tenant
+    ON CONFLICT (tenant_id, id) DO UPDATE
+        SET status = excluded.status, roles = excluded.roles, scopes = excluded.scopes
+        WHERE (p.status, CAST(p.roles AS text), CAST(p.scopes AS text))
+              IS DISTINCT FROM (excluded.status, CAST(excluded.roles AS text), CAST(excluded.scopes AS text))
+    RETURNING p.*
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT :tenant, :namespace, :actor, :principal,
+           CASE put.status WHEN 'active' THEN 'principal.put' ELSE 'principal.disable' END, put.id, :correlation_id
+    FROM put
+),
+shown AS (
+    SELECT * FROM put
+    UNION ALL
+    SELECT p.* FROM principals p WHERE p.tenant_id = :tenant AND p.id = :holder AND NOT EXISTS (SELECT FROM put)
+)
+SELECT shown.status AS holder_status, shown.roles AS holder_roles, shown.scopes AS holder_scopes,
+       shown.created_at AS holder_created_at
+FROM shown;
+
+-- name: get_principal
+SELECT p.status AS holder_status, p.roles AS holder_roles, p.scopes AS holder_scopes, p.created_at AS holder_created_at
+FROM principals p WHERE p.tenant_id = :tenant AND p.id = :holder;
+
+-- name: list_principals
+SELECT p.id AS principal, p.status AS holder_status, p.roles AS holder_roles, p.scopes AS holder_scopes,
+       p.created_at AS holder_created_at
+FROM principals p
+WHERE p.tenant_id = :tenant AND p.id > :after COLLATE "C"
+ORDER BY p.id COLLATE "C"
+LIMIT :limit;
+
+-- name: standing
+-- No row: there is no such tenant.
+SELECT t.status AS tenant_status, p.status AS holder_status, p.roles AS holder_roles, p.scopes AS holder_scopes,
+       p.created_at AS holder_created_at
+FROM tenants t
+LEFT JOIN principals p ON p.tenant_id = t.tenant_id AND p.id = :holder
+WHERE t.tenant_id = :tenant;

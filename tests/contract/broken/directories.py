@@ -1,6 +1,7 @@
 """Broken tenant directories."""
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import ClassVar, Literal
 
 import pytest
@@ -13,9 +14,9 @@ from conformance.people import PLATFORM
 from conformance.tenant import TenantContract
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, InvalidArgument, NotFound
-from ports.ids import KeyId, TenantId
+from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Tenant, TenantDirectory
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Principal, Tenant, TenantDirectory
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocHarness, closing
 
@@ -96,10 +97,11 @@ class TestInventsTenants(BrokenTenants):
     caught_by = frozenset(
         {
             "test_a_caller_gets_its_own_tenant_or_not_found",
-            "test_what_concerns_others_needs_the_platforms_scope",
-            "test_the_platform_disables_and_enables_a_tenant",
-            "test_entitling_needs_the_platforms_scope_and_an_existing_tenant",
+            "test_a_standing_tells_the_tenants_status_and_needs_one",
             "test_entitlements_out_of_their_bounds_are_refused",
+            "test_entitling_needs_the_platforms_scope_and_an_existing_tenant",
+            "test_the_platform_disables_and_enables_a_tenant",
+            "test_what_concerns_others_needs_the_platforms_scope",
         }
     )
 
@@ -165,8 +167,9 @@ class TestDisablesNobody(BrokenTenants):
     broken = DisablesNobody
     caught_by = frozenset(
         {
-            "test_the_platform_disables_and_enables_a_tenant",
             "test_a_disabled_tenants_key_is_found_and_says_so",
+            "test_a_standing_tells_the_tenants_status_and_needs_one",
+            "test_the_platform_disables_and_enables_a_tenant",
         }
     )
 
@@ -199,6 +202,7 @@ class TestFindsByIdAlone(BrokenTenants):
     broken = FindsByIdAlone
     caught_by = frozenset(
         {
+            "test_a_rotated_key_overlaps_with_the_new_one_and_then_ends",
             "test_another_digest_or_an_absent_id_finds_nothing",
         }
     )
@@ -214,6 +218,8 @@ class TestFindsExpiredKeys(BrokenTenants):
     broken = FindsExpiredKeys
     caught_by = frozenset(
         {
+            "test_a_key_that_has_ended_is_not_rotated",
+            "test_a_rotation_never_makes_the_old_key_live_longer",
             "test_an_expired_key_is_not_found",
         }
     )
@@ -230,9 +236,7 @@ class RevokesNothing(InprocTenants):
 class TestRevokesNothing(BrokenTenants):
     broken = RevokesNothing
     caught_by = frozenset(
-        {
-            "test_a_revoked_key_is_not_found_and_revoking_again_is_a_no_op",
-        }
+        {"test_a_key_that_has_ended_is_not_rotated", "test_a_revoked_key_is_not_found_and_revoking_again_is_a_no_op"}
     )
 
 
@@ -304,9 +308,7 @@ class TestTakesAnyCursor(BrokenTenants):
 class TestLosesEverythingAtReopen(BrokenTenants):
     forgetful = True
     caught_by = frozenset(
-        {
-            "test_tenants_and_keys_are_there_for_a_directory_opened_anew",
-        }
+        {"test_a_principal_is_kept_as_it_was_put_last", "test_tenants_and_keys_are_there_for_a_directory_opened_anew"}
     )
 
 
@@ -376,5 +378,70 @@ class TestClampsEntitlements(BrokenTenants):
     caught_by = frozenset(
         {
             "test_entitlements_out_of_their_bounds_are_refused",
+        }
+    )
+
+
+class KeepsTheFirstPrincipal(InprocTenants):
+    async def put_principal(
+        self,
+        auth: AuthContext,
+        principal: PrincipalId,
+        *,
+        status: Literal["active", "disabled"],
+        roles: frozenset[str] | None = None,
+        scopes: frozenset[str] | None = None,
+    ) -> Principal:
+        put = await super().put_principal(auth, principal, status=status, roles=roles, scopes=scopes)
+        self._tenants.principals[auth.tenant, principal] = replace(put, status="active")
+        return put
+
+
+class TestKeepsTheFirstPrincipal(BrokenTenants):
+    broken = KeepsTheFirstPrincipal
+    caught_by = frozenset(
+        {
+            "test_a_principal_is_kept_as_it_was_put_last",
+            "test_a_foreign_principal_is_not_found_like_one_never_put",
+            "test_a_key_and_a_caller_are_found_with_their_principal",
+        }
+    )
+
+
+class FindsNoHolder(InprocTenants):
+    async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
+        found = await super().find_key(key_id, secret_sha256)
+        return None if found is None else replace(found, holder=None)
+
+
+class TestFindsNoHolder(BrokenTenants):
+    broken = FindsNoHolder
+    caught_by = frozenset({"test_a_key_and_a_caller_are_found_with_their_principal"})
+
+
+class RotatesForEver(InprocTenants):
+    async def rotate_key(
+        self,
+        auth: AuthContext,
+        key_id: KeyId,
+        *,
+        secret_sha256: bytes,
+        old_until: datetime,
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        made = await super().rotate_key(
+            auth, key_id, secret_sha256=secret_sha256, old_until=old_until, expires_at=expires_at
+        )
+        old, digest = self._tenants.keys[key_id]
+        self._tenants.keys[key_id] = (replace(old, expires_at=None), digest)
+        return made
+
+
+class TestRotatesForEver(BrokenTenants):
+    broken = RotatesForEver
+    caught_by = frozenset(
+        {
+            "test_a_rotated_key_overlaps_with_the_new_one_and_then_ends",
+            "test_a_rotation_never_makes_the_old_key_live_longer",
         }
     )

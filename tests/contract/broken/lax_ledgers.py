@@ -495,8 +495,8 @@ class TestSharesBudgets(BrokenBudget):
 
 
 class SumsUpAllThatWasEverSpent(InprocBudget):
-    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
-        return await super().spent(auth, since=since - timedelta(days=9))
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
+        return await super().spent(auth, since=since - timedelta(days=9), by_agent=by_agent)
 
 
 class TestSumsUpAllThatWasEverSpent(BrokenBudget):
@@ -505,10 +505,21 @@ class TestSumsUpAllThatWasEverSpent(BrokenBudget):
 
 
 class SumsUpCallsOnly(InprocBudget):
-    async def spent(self, auth: AuthContext, *, since: datetime) -> tuple[Spent, ...]:
-        return tuple(one for one in await super().spent(auth, since=since) if one.calls)
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
+        return tuple(one for one in await super().spent(auth, since=since, by_agent=by_agent) if one.calls)
 
 
 class TestSumsUpCallsOnly(BrokenBudget):
     broken = SumsUpCallsOnly
     caught_by = frozenset({"test_what_a_lapse_counted_and_what_was_taken_back_is_in_what_was_spent"})
+
+
+class MixesAgents(InprocBudget):
+    async def spent(self, auth: AuthContext, *, since: datetime, by_agent: bool = False) -> tuple[Spent, ...]:
+        found = await super().spent(auth, since=since, by_agent=by_agent)
+        return tuple(replace(one, agent="") for one in found)
+
+
+class TestMixesAgents(BrokenBudget):
+    broken = MixesAgents
+    caught_by = frozenset({"test_what_was_spent_is_told_by_agent_where_asked_to"})

@@ -1,0 +1,115 @@
+"""Administration over PostgreSQL, as the role `ao_control`: no other may change tenants, and erase what is theirs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.rows import Row, packed, trace_of
+from adapters.postgres.run_reads import absent, loaded, run_scope, whole_run
+from adapters.postgres.statements import load
+from ports.adapter import AdapterSpec, Given
+from ports.administration import Administration, Erased, check_erasing, check_reason, still_active, still_running
+from ports.context import ADMIN_PLATFORM, AuthContext
+from ports.errors import NotFound
+from ports.ids import RunId, TenantId, is_tenant_id
+from ports.run_rules import INTERRUPTED, interrupted
+from ports.run_state import NewEvent, Run
+
+_SQL: Final = load("administration")
+
+
+class AdministrationCapabilities(Struct, frozen=True, kw_only=True):
+    """The port has no abilities to choose among."""
+
+
+class PostgresAdministration:
+    """Satisfies `Administration`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def kill(
+        self, auth: AuthContext, tenant: TenantId, run_id: RunId, *, reason: str, namespace: str = "default"
+    ) -> Run:
+        auth.require(ADMIN_PLATFORM)
+        check_reason(reason)
+        if not is_tenant_id(tenant):
+            raise absent(run_id)
+        acting = replace(auth, tenant=tenant, namespace=namespace)
+        scope = run_scope(acting, run_id)
+        async with self._database.transaction(tenant) as transaction:
+            if await transaction.row(_SQL["hold"], scope) is None:
+                raise absent(run_id)
+            events = [
+                event
+                for step in await transaction.rows(_SQL["begun"], {"tenant": tenant, "run": scope["run"]})
+                for event in interrupted(step["n"], step["kind"], step["name"])[1]
+            ]
+            events.append(NewEvent(type="run.cancelled", data={"reason": reason}))
+            rows = [
+                {"place": place, "type": event.type, "data": packed(event.data)}
+                for place, event in enumerate(events, start=1)
+            ]
+            told = {"event_count": len(events), "events": packed(rows), "interrupted": packed(INTERRUPTED)}
+            whose = {"actor": auth.tenant, "principal": auth.principal}
+            row = await transaction.row(_SQL["kill"], {**scope, **trace_of(auth), **whose, **told})
+            if row is None:
+                return await loaded(transaction, acting, run_id)
+            run = await whole_run(transaction, tenant, row)
+        self._database.signals.tell(run_id)
+        return run
+
+    async def erase(self, auth: AuthContext, tenant: TenantId, *, export_sha256: str, limit: int) -> Erased:
+        check_erasing(auth, limit)
+        if not is_tenant_id(tenant):
+            raise NotFound(f"there is no tenant {tenant!r}")
+        noted = {
+            "tenant": tenant,
+            "namespace": auth.namespace,
+            "actor": auth.tenant,
+            "principal": auth.principal,
+            "correlation_id": auth.trace.correlation_id,
+        }
+        async with self._database.transaction(tenant) as transaction:
+            standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
+            assert standing is not None, "a row of counts"
+            if standing["erasing"] is None:
+                await _begin(transaction, tenant, standing, {**noted, "export_sha256": export_sha256})
+            [row] = await transaction.rows(_SQL["erase_rows"], {"tenant": tenant, "limit": limit})
+            done = row["removed"] < limit
+            if done:
+                await transaction.rows(_SQL["end_erasing"], noted)
+        return Erased(removed=row["removed"], done=done)
+
+    async def exported(self, auth: AuthContext, tenant: TenantId) -> str | None:
+        auth.require(ADMIN_PLATFORM)
+        if not is_tenant_id(tenant):
+            return None
+        async with self._database.transaction(tenant) as transaction:
+            row = await transaction.row(_SQL["exported"], {"tenant": tenant})
+        return None if row is None else str(row["export_sha256"])
+
+
+async def _begin(transaction: Transaction, tenant: TenantId, standing: Row, noted: dict[str, Any]) -> None:
+    if standing["status"] is None:
+        raise NotFound(f"there is no tenant {tenant!r}")
+    if standing["status"] == "active":
+        raise still_active(tenant)
+    if standing["open_runs"]:
+        raise still_running(tenant, standing["open_runs"])
+    await transaction.rows(_SQL["begin_erasing"], noted)
+
+
+@asynccontextmanager
+async def open_administration(config: PostgresConfig, _given: Given) -> AsyncIterator[Administration]:
+    async with open_database(config) as database:
+        yield PostgresAdministration(database)
+
+
+SPEC: Final[AdapterSpec[PostgresConfig, Administration]] = AdapterSpec(
+    config=PostgresConfig, capabilities=lambda _: AdministrationCapabilities(), open=open_administration
+)

@@ -1,0 +1,179 @@
+"""All that there is of a tenant, in one file: what offboarding and requests for one's data hand over.
+
+The file is a ZIP: `tables/<name>.ndjson` has a JSON object a line, a row each, and `manifest.json` says how many there are
+and what each file's SHA-256 is. It is a picture of one moment, bound to the tenant by row-level security as all reading is.
+Columns that hold secrets, or what was made of them, stay behind, and the manifest names them.
+"""
+
+import asyncio
+import hashlib
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Final
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from adapters.postgres.errors import translated
+from ports.errors import Conflict, InvalidArgument, NotFound
+from ports.ids import TenantId, is_tenant_id
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+PAGE_ROWS: Final = 500
+"""Read, written and hashed at a time."""
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+_STATEMENT_S: Final = 120.0
+
+_TABLES: Final = """
+SELECT CAST(c.relname AS text) AS name,
+       array_to_json(array_agg(CAST(a.attname AS text) ORDER BY a.attnum))::text AS columns
+FROM pg_class c
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = CAST('agentos' AS regnamespace) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+  AND c.relname <> 'tenant_tombstones'
+GROUP BY c.relname
+HAVING bool_or(a.attname = 'tenant_id')
+ORDER BY c.relname
+"""
+
+
+class Table(Struct, frozen=True, kw_only=True):
+    rows: int
+    sha256: str
+    """Of the file with its rows."""
+    omitted: tuple[str, ...] = ()
+    """Columns that stay behind."""
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    format: int
+    tenant_id: TenantId
+    made_at: datetime
+    migration: str
+    """The last one of the database, which says what the rows mean."""
+    tables: dict[str, Table]
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables.values())
+
+
+class Export(Struct, frozen=True, kw_only=True):
+    path: str
+    sha256: str
+    """Of the whole file."""
+    manifest: Manifest
+
+
+async def export_tenant(dsn: str, tenant: TenantId, target: Path) -> Export:
+    """Write the file, readable by its owner only; it is there whole or not at all.
+
+    Raises:
+        NotFound: there is no such tenant.
+        Conflict: there is a file already.
+    """
+    if not is_tenant_id(tenant):
+        raise NotFound(f"there is no tenant {tenant!r}")
+    if await asyncio.to_thread(target.exists):
+        raise Conflict(f"there is a file {target} already; name another one")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    try:
+        with translated():
+            manifest = await _write(dsn, tenant, unfinished)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Export(path=str(target), sha256=await asyncio.to_thread(_sha256_of, target), manifest=manifest)
+
+
+def verified(path: Path) -> Manifest:
+    """The manifest of an export, each row of which is there as it was written.
+
+    Raises:
+        InvalidArgument: this is no export, or not what was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if packed.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
+                raise InvalidArgument(f"{path}: the manifest is too long to be one of ours")
+            manifest = msgspec.json.decode(packed.read(MANIFEST), type=Manifest)
+            expected = {_member(name): table for name, table in manifest.tables.items()}
+            if set(packed.namelist()) != {MANIFEST, *expected}:
+                raise InvalidArgument(f"{path}: other files are there than the manifest names")
+            for name, table in expected.items():
+                with packed.open(name) as lines:
+                    if _counted(lines) != (table.rows, table.sha256):
+                        raise InvalidArgument(f"{path}: {name} is not what was written")
+    except (OSError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
+        raise InvalidArgument(f"{path} is not an export of a tenant: {error}") from None
+    return manifest
+
+
+async def _write(dsn: str, tenant: TenantId, path: Path) -> Manifest:
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=10,
+        command_timeout=_STATEMENT_S,
+        server_settings={"search_path": "agentos", "timezone": "UTC", "application_name": "agentos-export"},
+    )
+    try:
+        await connection.execute(
+            f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL app.tenant_id = '{tenant}'"
+        )
+        if await connection.fetchval("SELECT 1 FROM tenants WHERE tenant_id = $1", tenant) is None:
+            raise NotFound(f"there is no tenant {tenant!r}")
+        migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")
+        tables: dict[str, Table] = {}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
+            for row in await connection.fetch(_TABLES):
+                columns = msgspec.json.decode(row["columns"], type=tuple[str, ...])
+                tables[row["name"]] = await _table(connection, packed, tenant, row["name"], columns)
+            manifest = Manifest(
+                format=FORMAT, tenant_id=tenant, made_at=datetime.now(UTC), migration=migration, tables=tables
+            )
+            packed.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2))
+        await connection.execute("COMMIT")
+    finally:
+        await connection.close(timeout=1)
+    return manifest
+
+
+async def _table(
+    connection: asyncpg.Connection, packed: zipfile.ZipFile, tenant: TenantId, name: str, columns: tuple[str, ...]
+) -> Table:
+    omitted = tuple(column for column in columns if "secret" in column)
+    shown = ", ".join(f'x."{column}"' for column in columns if column not in omitted)
+    digest, rows = hashlib.sha256(), 0
+    # The names are those of our own catalogue.
+    query = f'SELECT to_json(y)::text FROM (SELECT {shown} FROM "{name}" x WHERE x.tenant_id = $1) y'  # noqa: S608
+    cursor = await connection.cursor(query, tenant)
+    with packed.open(_member(name), "w", force_zip64=True) as lines:
+        while page := await cursor.fetch(PAGE_ROWS):
+            text = b"".join(row[0].encode() + b"\n" for row in page)
+            digest.update(text)
+            await asyncio.to_thread(lines.write, text)
+            rows += len(page)
+    return Table(rows=rows, sha256=f"sha256:{digest.hexdigest()}", omitted=omitted)
+
+
+def _member(table: str) -> str:
+    return f"tables/{table}.ndjson"
+
+
+def _counted(lines: IO[bytes]) -> tuple[int, str]:
+    digest, rows = hashlib.sha256(), 0
+    for line in lines:
+        digest.update(line)
+        rows += 1
+    return rows, f"sha256:{digest.hexdigest()}"
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

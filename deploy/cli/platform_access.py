@@ -1,0 +1,19 @@
+"""Administration for commands: what the admin API works on, opened by the operator and without a service."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from deploy.administration.platform import Platform
+from deploy.cli.io import Io
+from deploy.internal import open_platform
+
+ResultT = TypeVar("ResultT")
+
+
+def with_platform(io: Io, act: Callable[[Platform], Awaitable[ResultT]]) -> ResultT:
+    async def acted() -> ResultT:
+        async with open_platform(io.node) as platform:
+            return await act(platform)
+
+    return asyncio.run(acted())

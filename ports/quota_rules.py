@@ -1,0 +1,98 @@
+"""How often a tenant may ask and how many streams it may have at once: decided in this process, from its entitlements.
+
+Exact within a process, whatever happens at the same time: a decision is made between two awaits. It costs two look-ups and
+no round trip, so that it can be asked of every request. A node has one process of each surface; where several share the
+work, each takes its part (`share`), and the tenant gets no more than the whole.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from ports.clock import Clock
+from ports.context import AuthContext
+from ports.errors import ResourceExhausted
+from ports.ids import TenantId
+
+WINDOW_SECONDS: Final = 60.0
+"""A bucket holds a minute's worth of requests, and refills evenly."""
+MAX_TENANTS: Final = 100_000
+"""Of those that asked last; who is forgotten begins with a full bucket."""
+STREAM_RETRY_AFTER: Final = timedelta(seconds=1)
+
+
+def part_of(limit: int, share: int) -> int:
+    """What one of `share` processes may give away of a limit; with fewer than there are processes, one each."""
+    return max(1, limit // share)
+
+
+class RequestRates:
+    """One bucket a tenant: when it will be full again."""
+
+    def __init__(self, clock: Clock, *, share: int = 1) -> None:
+        self._clock = clock
+        self._share = share
+        self._used_until: OrderedDict[TenantId, float] = OrderedDict()
+
+    def take(self, tenant: TenantId, per_minute: int) -> None:
+        """Count a request.
+
+        Raises:
+            ResourceExhausted: `rate_limited`, with when there is room again. A refused one is not counted.
+        """
+        now = self._clock.monotonic()
+        used_until = max(self._used_until.get(tenant, now), now) + WINDOW_SECONDS / part_of(per_minute, self._share)
+        # A billionth of the window: sums of steps are not exact.
+        if used_until > now + WINDOW_SECONDS * (1 + 1e-9):
+            raise ResourceExhausted(
+                f"too many requests; this tenant may send {per_minute} a minute",
+                retry_after=timedelta(seconds=used_until - now - WINDOW_SECONDS),
+                details={"requests_per_minute": per_minute},
+            )
+        self._used_until[tenant] = used_until
+        self._used_until.move_to_end(tenant)
+        if len(self._used_until) > MAX_TENANTS:
+            self._used_until.popitem(last=False)
+
+
+class StreamPlaces:
+    """The streams that are open in this process, of each tenant and each of its principals."""
+
+    def __init__(self, *, kind: str, share: int = 1) -> None:
+        """`kind` says in a refusal what they are."""
+        self._kind = kind
+        self._share = share
+        self._open: Counter[tuple[str, ...]] = Counter()
+
+    @property
+    def count(self) -> int:
+        return sum(number for who, number in self._open.items() if len(who) == 1)
+
+    def take(self, auth: AuthContext, *, per_tenant: int, per_principal: int) -> Callable[[], None]:
+        """Take a place; the result gives it back, once.
+
+        Raises:
+            ResourceExhausted: `concurrency_limited`, there is none.
+        """
+        caps = {(auth.tenant,): per_tenant, (auth.tenant, auth.principal): per_principal}
+        if any(self._open[who] >= part_of(cap, self._share) for who, cap in caps.items()):
+            raise ResourceExhausted(
+                f"too many open {self._kind}; the caps are {per_principal} per principal, {per_tenant} per tenant",
+                code="concurrency_limited",
+                retry_after=STREAM_RETRY_AFTER,
+                details={"per_principal": per_principal, "per_tenant": per_tenant},
+            )
+        self._open.update(caps.keys())
+        taken = True
+
+        def give_back() -> None:
+            nonlocal taken
+            if taken:
+                taken = False
+                for who in caps:
+                    self._open[who] -= 1
+                    if not self._open[who]:
+                        del self._open[who]
+
+        return give_back

@@ -1,0 +1,219 @@
+"""What the audit's chain costs: `python -m tests.bench.audit`.
+
+Runs are created and entries noted by many callers at once, of one tenant and of sixteen, with the chain and without its
+trigger, in turn; then a chain is checked. Each call waits for its commit, and those that come together are committed
+together, as in a service.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import msgspec
+import uvloop
+from msgspec import Struct
+from msgspec.structs import replace
+from rich.console import Console
+
+from adapters.postgres import audit, run_state, tenant
+from adapters.postgres.engine import PostgresConfig
+from adapters.system_clock import SystemClock
+from conformance.factories import new_run
+from conformance.people import ACME, PLATFORM
+from deploy.audit_check import checked
+from ports.adapter import Given
+from ports.audit import READ, AuditLog, Note
+from ports.context import AuthContext
+from ports.errors import Conflict
+from ports.ids import TenantId
+from ports.run_state import RunStatePort
+from ports.tenant import Entitlements
+from tests.bench import machine
+from tests.bench.figures import ratio
+from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
+from tests.support.postgres import Server, execute
+
+T = TypeVar("T")
+
+MANY_TENANTS: Final = 16
+_UNBOUNDED: Final = Entitlements(runs_per_minute=1_000_000, max_queued_runs=1_000_000)
+_READER: Final = replace(ACME, scopes=ACME.scopes | {READ})
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    calls: int = 3_000
+    concurrency: int = 64
+    rounds: int = 5
+    json: str | None = None
+
+
+SMOKE: Final = Options(calls=64, concurrency=8, rounds=1)
+
+_LINES: Final = (
+    Line("entries noted, one tenant"),
+    Line("with the chain", "noted_one", "/s"),
+    Line("without it", "noted_one_bare", "/s"),
+    Line("one at a time, with the chain", "noted_alone", "/s"),
+    Line(f"entries noted, {MANY_TENANTS} tenants"),
+    Line("with the chain", "noted_many", "/s"),
+    Line("without it", "noted_many_bare", "/s"),
+    Line("runs created, one tenant"),
+    Line("with the chain", "runs_one", "/s"),
+    Line("without it", "runs_one_bare", "/s"),
+    Line("with / without", "runs_one_share", ""),
+    Line(f"runs created, {MANY_TENANTS} tenants"),
+    Line("with the chain", "runs_many", "/s"),
+    Line("without it", "runs_many_bare", "/s"),
+    Line("with / without", "runs_many_share", ""),
+    Line("a chain is checked"),
+    Line("entries read and hashed", "verified", "/s"),
+)
+
+
+def callers(many: int) -> list[AuthContext]:
+    return [replace(ACME, tenant=TenantId(f"tnt_bench-{number}")) for number in range(many)]
+
+
+class AuditBench:
+    def __init__(self, server: Server, options: Options) -> None:
+        self._server = server
+        self._options = options
+
+    def parts(self) -> list[tuple[str, Part]]:
+        kinds: list[tuple[str, Callable[..., Coroutine[Any, Any, float]], int]] = [
+            ("noted_one", self._noted, 1),
+            ("noted_many", self._noted, MANY_TENANTS),
+            ("runs_one", self._created, 1),
+            ("runs_many", self._created, MANY_TENANTS),
+        ]
+        both = [
+            (f"{name}{'' if chained else '_bare'}", partial(self._measured, name, act, many, chained=chained))
+            for name, act, many in kinds
+            for chained in (True, False)
+        ]
+        return [*both, ("noted_alone", self._alone), ("verified", self._verified)]
+
+    def _measured(
+        self,
+        name: str,
+        act: Callable[..., Coroutine[Any, Any, float]],
+        many: int,
+        so_far: Mapping[str, float],
+        *,
+        chained: bool,
+    ) -> Figures:
+        state = "ENABLE" if chained else "DISABLE"
+        asyncio.run(execute(self._server.dsn("ao_owner"), f"ALTER TABLE agentos.audit_log {state} TRIGGER linked"))
+        try:
+            found = _on_uvloop(act(many))
+        finally:
+            asyncio.run(execute(self._server.dsn("ao_owner"), "ALTER TABLE agentos.audit_log ENABLE TRIGGER linked"))
+        if chained:
+            return {name: found}
+        return {f"{name}_bare": found, f"{name}_share": ratio(so_far[name], found)}
+
+    async def _noted(self, many: int) -> float:
+        async with AsyncExitStack() as stack:
+            log = await self._open(stack)
+            whom = callers(many)
+
+            async def note(number: int) -> None:
+                await log.note(whom[number % many], Note(action="bench.note", subject=str(number)))
+
+            return await self._per_second(note, self._options.concurrency)
+
+    def _alone(self, _: Mapping[str, float]) -> Figures:
+        async def measured() -> float:
+            async with AsyncExitStack() as stack:
+                log = await self._open(stack)
+                return await self._per_second(
+                    lambda n: log.note(callers(1)[0], Note(action="bench.note", subject=str(n))), 1
+                )
+
+        return {"noted_alone": _on_uvloop(measured())}
+
+    async def _created(self, many: int) -> float:
+        async with AsyncExitStack() as stack:
+            given, config = Given(clock=SystemClock()), PostgresConfig(dsn=self._server.dsn("ao_app"))
+            control = PostgresConfig(dsn=self._server.dsn("ao_control"))
+            tenants = await stack.enter_async_context(tenant.SPEC.open(control, given))
+            runs: RunStatePort = await stack.enter_async_context(run_state.SPEC.open(config, given))
+            whom = callers(many)
+            for one in whom:
+                try:
+                    await tenants.create(PLATFORM, one.tenant, name="Bench", entitlements=_UNBOUNDED)
+                except Conflict:
+                    continue
+
+            async def create(number: int) -> None:
+                await runs.create(whom[number % many], new_run())
+
+            return await self._per_second(create, self._options.concurrency)
+
+    def _verified(self, _: Mapping[str, float]) -> Figures:
+        async def measured() -> float:
+            async with AsyncExitStack() as stack:
+                log = await self._open(stack)
+                auth = replace(_READER, tenant=TenantId("tnt_verify"))
+                notes = [log.note(auth, Note(action="bench.note", subject=str(n))) for n in range(self._options.calls)]
+                await asyncio.gather(*notes)
+                began = time.perf_counter()
+                verdict = await checked(log, auth, auth.tenant, {})
+                took = time.perf_counter() - began
+                assert verdict.good, verdict.why
+                return verdict.checked / took
+
+        return {"verified": _on_uvloop(measured())}
+
+    async def _open(self, stack: AsyncExitStack) -> AuditLog:
+        config = PostgresConfig(dsn=self._server.dsn("ao_app"))
+        return await stack.enter_async_context(audit.SPEC.open(config, Given(clock=SystemClock())))
+
+    async def _per_second(self, act: Callable[[int], Awaitable[None]], concurrency: int) -> float:
+        numbers = iter(range(self._options.calls if concurrency > 1 else max(32, self._options.calls // 10)))
+
+        async def some() -> int:
+            done = 0
+            for number in numbers:
+                await act(number)
+                done += 1
+            return done
+
+        began = time.perf_counter()
+        done = await asyncio.gather(*(some() for _ in range(concurrency)))
+        return sum(done) / (time.perf_counter() - began)
+
+
+def _on_uvloop(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.audit", description=__doc__)
+    for name, text in {"calls": "per figure", "concurrency": "callers at once", "rounds": "interleaved rounds"}.items():
+        parser.add_argument(
+            f"--{name}", type=at_least_one, default=getattr(Options(), name), help=f"{text} (%(default)s)"
+        )
+    parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        return msgspec.structs.replace(SMOKE, json=given.json)
+    return Options(calls=given.calls, concurrency=given.concurrency, rounds=given.rounds, json=given.json)
+
+
+def main(options: Options) -> None:
+    with machine.workplace() as home, machine.database(home) as server:
+        told = conditions(options, postgres=_on_uvloop(machine.settings(server)))
+        rounds = interleaved(options.rounds, AuditBench(server, options).parts(), Console(stderr=True))
+    report(record_of("audit", told, rounds), _LINES, json=options.json)
+
+
+if __name__ == "__main__":
+    main(parse(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""What the runtime promises of the processes it keeps, shown with a real daemon."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from deploy.catalogue import HttpReady, Listening, Resources, Service
+from deploy.node import Node
+from deploy.supervision import Supervisor
+
+STUBBORN: Final = """
+import pathlib, signal, sys
+began, leave = map(pathlib.Path, sys.argv[1:])
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+began.touch()
+while not leave.exists():
+    signal.sigtimedwait({signal.SIGTERM}, 0.02)
+"""
+"""Ends when it is let, and no sooner."""
+
+
+@pytest.fixture
+def began(tmp_path: Path) -> Path:
+    return tmp_path / "began"
+
+
+@pytest.fixture
+def leave(tmp_path: Path) -> Path:
+    return tmp_path / "leave"
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, began: Path, leave: Path) -> Iterator[Supervisor]:
+    node = Node.locate({"AGENTOS_HOME": str(tmp_path / "home")})
+    node.create()
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+    supervisor = Supervisor(node)
+    supervisor.start_daemon(
+        [
+            Service(
+                name="stubborn",
+                title="ends when it is let",
+                command=(sys.executable, str(script), str(began), str(leave)),
+                environment={},
+                listens=Listening(field="", host="127.0.0.1", number=0),
+                health=HttpReady(url=""),
+                resources=Resources(memory_mib=16, cpu_millis=100),
+            )
+        ],
+        {},
+    )
+    try:
+        yield supervisor
+    finally:
+        leave.touch()
+        supervisor.shutdown()
+        wait_until(lambda: not supervisor.alive())
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def state(supervisor: Supervisor) -> str:
+    return supervisor.states()["stubborn"].state
+
+
+def test_who_stops_what_another_is_stopping_waits_until_it_is_gone(
+    supervisor: Supervisor, began: Path, leave: Path
+) -> None:
+    assert supervisor.start("stubborn")
+    wait_until(began.exists)
+    with ThreadPoolExecutor() as others:
+        first = others.submit(supervisor.stop, "stubborn")
+        wait_until(lambda: state(supervisor) == "stopping")
+        second = others.submit(supervisor.stop, "stubborn")
+        assert not second.done()
+        leave.touch()
+        stopped = (first.result(30), second.result(30))
+
+    assert stopped == (True, False)
+    assert state(supervisor) == "stopped"
+    assert supervisor.stop("stubborn") is False
