@@ -1,14 +1,14 @@
 """One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from logging import Logger
 from typing import Final
 from urllib.parse import unquote
 
 import httptools
-from uvicorn._types import ASGIReceiveEvent, HTTPScope
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -18,6 +18,7 @@ _CLOSE: Final = b"connection: close\r\n\r\n"
 _BREAKS: Final = b"\r\n\0"
 _MAX_KNOWN_URL: Final = 256
 _OURS: Final = frozenset({b"connection", b"transfer-encoding"})
+_WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 class Cycle(RequestResponseCycle):
@@ -100,13 +101,8 @@ class Cycle(RequestResponseCycle):
     def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
             return False
-        names, values = zip(*self.default_headers, *headers, strict=True)
-        lines = _lines(names)
-        if lines is None:
-            return False
-        head = lines % values
-        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        if len(head) - len(head.translate(None, _BREAKS)) != len(_LINE_END) * len(names):
+        head = self._head(headers)
+        if head is None:
             return False
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
@@ -117,6 +113,47 @@ class Cycle(RequestResponseCycle):
             self.transport.close()
         self.on_response()
         return True
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """uvicorn's, without a look at each header, for a stream: its length isn't said, and its pieces come one by one."""
+        if self.flow.write_paused or self.disconnected:
+            await super().send(message)
+        elif message["type"] == "http.response.start":
+            if not self._begun(message["status"], message["headers"]):
+                await super().send(message)
+        elif message["type"] == "http.response.body" and self.chunked_encoding and not self.response_complete:
+            if body := message["body"]:
+                self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            if not message.get("more_body", False):
+                self.expected_content_length = 0
+                await super().send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await super().send(message)
+
+    def _begun(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the head of a stream was sent. Of what has a length, or has no body at all, it is not."""
+        fields = list(headers)
+        if self.response_started or self.scope["method"] == "HEAD" or status in _WITHOUT_BODY:
+            return False
+        head = None if any(name == b"content-length" for name, _ in fields) else self._head(fields)
+        if head is None:
+            return False
+        self.response_started = self.chunked_encoding = True
+        self.waiting_for_100_continue = False
+        end = _LINE_END if self.keep_alive else _CLOSE
+        self.transport.write(b"%b%btransfer-encoding: chunked\r\n%b" % (STATUS_LINE[status], head, end))
+        return True
+
+    def _head(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """The fields of a response; None where that takes a longer look."""
+        names, values = zip(*self.default_headers, *headers, strict=True)
+        lines = _lines(names)
+        if lines is None:
+            return None
+        head = lines % values
+        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
+        whole = len(head) - len(head.translate(None, _BREAKS)) == len(_LINE_END) * len(names)
+        return head if whole else None
 
 
 def target(url: bytes) -> tuple[str, bytes, bytes]:

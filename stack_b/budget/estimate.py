@@ -37,6 +37,11 @@ class Ask(Struct, frozen=True, kw_only=True):
     body_bytes: int = 0
     """Of the JSON that a backend reads."""
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether `amount` is for all that may be written, and not for a slice of it."""
+        return self.amount >= self.prompt_bound + self.choices * self.max_tokens
+
 
 def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     """Those that may write as much as is asked for.

@@ -57,20 +57,25 @@ def texts(value: Json) -> list[str]:
 
 
 def _gather(value: Json, found: list[str], *, depth: int) -> None:
-    if isinstance(value, str):
-        if len(value) >= SHORTEST and value not in PROTOCOL and not is_media(value):
-            found.append(value)
-    elif isinstance(value, dict):
-        for name, member in value.items():
-            if len(name) >= SHORTEST and name not in PROTOCOL:
-                _gather(name, found, depth=depth)
-            if not isinstance(member, str) or len(member) >= SHORTEST:
+    if isinstance(value, dict):
+        found += filter(_counts, value)
+        for member in value.values():
+            if not isinstance(member, str):
                 _gather(member, found, depth=depth + 1)
+            elif _counts(member):
+                found.append(member)
+    elif isinstance(value, str):
+        if _counts(value):
+            found.append(value)
     elif isinstance(value, list):
         for item in value:
             _gather(item, found, depth=depth + 1)
     elif depth > 1 and _is_long(value):
         found.append(str(value))
+
+
+def _counts(text: str) -> bool:
+    return len(text) >= SHORTEST and text not in PROTOCOL and not is_media(text)
 
 
 def rewritten(value: Json, replacements: Mapping[str, str], *, depth: int = 0) -> Json:
