@@ -46,6 +46,8 @@ _WHOSE: Final = Parameter(
     description="Whose audit; not sent, the caller's. Another's needs `admin:platform`, and that audit notes the look.",
 )
 
+_NO_TENANT: Final = ("not_found",)
+
 
 class ChainView(Struct, frozen=True, kw_only=True):
     items: tuple[Link, ...]
@@ -69,6 +71,7 @@ OPERATIONS: Final = {
         tag=_TAG,
         response=EntryPage,
         parameters=(*PARAMETERS, _WHOSE),
+        codes=_NO_TENANT,
     ),
     ("GET", CHAIN): Operation(
         summary="A tenant's chain as it was written, oldest first, to keep or to check elsewhere",
@@ -88,6 +91,7 @@ OPERATIONS: Final = {
                 schema={"type": "integer", "minimum": 1, "maximum": MAX_STRETCH, "default": DEFAULT_STRETCH},
             ),
         ),
+        codes=_NO_TENANT,
     ),
     ("GET", VERIFICATION): Operation(
         summary="Whether a tenant's chain holds, and if not, the first number that contradicts",
@@ -98,6 +102,7 @@ OPERATIONS: Final = {
         tag=_TAG,
         response=VerdictView,
         parameters=(_WHOSE,),
+        codes=_NO_TENANT,
     ),
 }
 

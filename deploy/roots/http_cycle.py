@@ -21,6 +21,10 @@ _OURS: Final = frozenset({b"connection", b"transfer-encoding"})
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 
+class Refused(Exception):
+    """Raised inside the parser's callback, where it ends the connection with 400."""
+
+
 class Cycle(RequestResponseCycle):
     """uvicorn's, with less to be made for each request, and the ASGI extensions `WHOLE_REQUEST` and `WHOLE_RESPONSE`."""
 
@@ -157,11 +161,13 @@ class Cycle(RequestResponseCycle):
 
 
 def target(url: bytes) -> tuple[str, bytes, bytes]:
-    """Path, raw path and query. What is asked for is mostly the same."""
+    """Path, raw path and query. What is asked for is mostly the same. Raises `Refused`."""
     return _known_target(url) if len(url) <= _MAX_KNOWN_URL else _split(url)
 
 
 def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    if b"#" in url:
+        raise Refused  # a fragment is the client's own; whoever checks paths before us may read on behind it
     parts = httptools.parse_url(url)
     raw = parts.path
     path = raw.decode("ascii")

@@ -1,16 +1,17 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, bounded, and quick where an answer is there as a whole."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
-import httptools
-from uvicorn._types import ASGI3Application, HTTPScope
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from deploy.roots.http_cycle import Cycle, target
+from deploy.roots.http_cycle import Cycle, Refused, target
+from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch, WatchedFlow
 from ports.http.extensions import ON_DISCONNECT, WHOLE_REQUEST, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
@@ -19,16 +20,20 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
 SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
+MAX_FRAMING_BYTES: Final = 32 * 1024
+"""What may come around a body in chunks that is not the body: sizes, extensions, trailers. Beside it `FRAMING_SHARE`."""
+FRAMING_SHARE: Final = 8
+"""Bytes of framing to each byte of the body: the smallest chunk has five."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
-
-
-class _HeadersTooLarge(Exception):
-    """Raised inside the parser's callback, where it ends the connection with 400."""
+_TOO_LARGE: Final = "the header block is too large"
+_NOWHERE: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with two limits it doesn't have: on the header block, and on how slowly a request may come.
+    """uvicorn's protocol with limits it doesn't have: on the header block, on what comes around a body, and on how slowly a
+    request may come. Fields behind a body (trailers) are dropped: read as header fields they would be an injection.
 
     A request is due from the connection's first moment, or from its own first byte, to its last. Between requests the
     connection is idle, which is uvicorn's affair. And it can hang up on a client that doesn't read: the ASGI extension
@@ -45,17 +50,18 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     """When the last response was sent, while no other request has begun."""
     _idle_timer: asyncio.TimerHandle | None = None
-    _came = 0
-    """Bytes, at last."""
-    _head_bytes = 0
-    """Of a head that was not whole at once."""
-    _in_head = True
     cycle: Cycle
-    """The last request."""
-    _due: Literal["begun", "more", "nothing"] = "nothing"
-    """Of the request that comes: it has begun with the bytes at hand, or there is more of it to come."""
-    _next: Cycle | None = None
-    """The request to be started."""
+    """The newest that was read."""
+    _at_work: Cycle | None = None
+    """Whose app runs or ran last."""
+    _refused = False
+    """Nothing more of what comes is read."""
+    _head_bytes = 0
+    _in_head = True
+    _in_body = False
+    _wire_bytes = 0
+    """What came since the head, and what of it is body."""
+    _body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
@@ -75,69 +81,69 @@ class BoundedProtocol(HttpToolsProtocol):
             told()
 
     def data_received(self, data: bytes) -> None:
-        self._idle_since = None
-        self._came = len(data)
+        if self._refused:
+            return
+        at = self.cycle if self._in_body else None
         if self._in_head:
             self._head_bytes += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._next = None
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("Invalid HTTP request received.")
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
-        if self._next is not None:
-            # Whoever has a body that is still to come is told what is wrong with its head already.
-            self._start_asgi_task(self._next, self.app)
+        super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self.send_400_response("The header block is too large.")
-        if self._due != "nothing" or self.cycle is None or self.cycle.response_complete:
-            self._watch_sender(len(data))
-
-    def _watch_sender(self, received: int) -> None:
-        watch = self._watch
-        if self._due == "begun":
-            self._due = "more"
-            watch.expect()
-        elif self._due == "nothing" and watch.opened is None and self._idle_since is None:
+            self.send_400_response(_TOO_LARGE)
+        # Where one body ended in `data` and another began, it is mostly the first one's.
+        if at is not None and self._in_body and at is self.cycle:
+            self._wire_bytes += len(data)
+            framing = self._wire_bytes - self._body_bytes
+            if framing > MAX_FRAMING_BYTES + FRAMING_SHARE * self._body_bytes and not self.transport.is_closing():
+                self.send_400_response("there is more around the body than in it")
+        self._watch.received(len(data))
+        if self._watch.opened is None and self._idle_since is None and self._answered():
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
-            watch.expect()
-        watch.received(received)
+            self._watch.expect()
 
-    # The parser's callbacks.
+    def send_400_response(self, msg: str) -> None:
+        """To whoever sends no HTTP, in the envelope of all errors; the connection ends.
+
+        Where an earlier request still waits for its answer, that one is the last thing said: anything else would be taken
+        for it, or for a part of it.
+        """
+        self._refused = True
+        cycle, broken = self.cycle, self._in_body
+        if broken and self.pipeline:
+            # It waits behind others, and it will never be whole.
+            self.pipeline.popleft()
+            before = self.pipeline[0][0] if self.pipeline else self._at_work
+            assert isinstance(before, Cycle), "somebody is waited for, and this protocol makes no others"
+            cycle, broken = before, False
+            self.cycle = cycle
+        if cycle is not None and not cycle.response_complete and not broken:
+            self._watch.rest()
+            self.flow.pause_reading()
+            cycle.keep_alive = False
+            return
+        if cycle is None or not broken or not cycle.response_started:
+            self.transport.write(refusal(msg, self.server_state.default_headers))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
-        self._in_head, self._head_bytes = True, 0
-        self._due = "begun"
+        self._in_head, self._in_body, self._head_bytes = True, False, 0
+        self._watch.expect()
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        # Most come in one small piece; of others, or of what came behind another request, the size is to be found out.
-        if (self._head_bytes or self._came > MAX_HEADER_BYTES) and self._head_size() > MAX_HEADER_BYTES:
-            raise _HeadersTooLarge
-        parser, before = self.parser, self.cycle
-        version = parser.get_http_version()
-        path, raw_path, query = target(self.url)
-        scope: HTTPScope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme or "http",
-            "root_path": self.root_path,
-            "method": parser.get_method().decode("ascii"),
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "headers": self.headers,
-            "state": self.app_state.copy(),
-            "extensions": {},
-        }
+        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
+            raise Refused
+        # Fields behind the body go nowhere. The request keeps its list, and reading a field costs what it did.
+        self.headers = _NOWHERE  # type: ignore[assignment]  # all that is done to it is append
+        scope, version = self.scope, self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise Refused
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"], scope["raw_path"], scope["query_string"] = target(self.url)
+        if version != "1.1":
+            scope["http_version"] = version
+        self._in_body, self._wire_bytes, self._body_bytes = True, 0, 0
+        before = self.cycle
         self.cycle = cycle = Cycle(
             scope,
             self.transport,
@@ -145,16 +151,24 @@ class BoundedProtocol(HttpToolsProtocol):
             self.logger,
             self.server_state,
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._next = cycle
+            self._start_asgi_task(cycle, self.app)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
+    def _should_upgrade(self) -> bool:
+        """No WebSocket, whatever else is installed."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Every client may ask for it, as often as it likes: that is no line of a log."""
+
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.add(body)
@@ -162,13 +176,10 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
-        self._due = "nothing"
-        if self._watch.opened is not None:
-            self._watch.rest()
+        self._in_body = False
+        self._watch.rest()
         if not self.cycle.response_complete:
             self.cycle.ended()
-        if self._next is not None:
-            self._start_asgi_task(self._next, self.app)
 
     # uvicorn's keep-alive, with a timer that is armed once in its time and not with every response.
 
@@ -178,8 +189,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        if self.flow.read_paused:
-            self.flow.resume_reading()
+        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
@@ -200,8 +210,8 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._idle_timer = self.loop.call_later(left, self._look_if_idle)
 
-    def _head_size(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+    def _answered(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete
 
     def _too_slow(self) -> None:
         if self.cycle is not None and self.cycle.waiting_for_100_continue:
@@ -213,12 +223,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         assert isinstance(cycle, Cycle), "this protocol makes no others"
-        self._told = self._next = None
-        extensions: dict[str, Any] = cycle.scope["extensions"]  # none of them is one of ASGI's own
-        extensions[HANG_UP] = partial(self._hang_up, cycle)
-        extensions[ON_DISCONNECT] = self._on_disconnect
-        extensions[WHOLE_REQUEST] = cycle.taken
-        extensions[WHOLE_RESPONSE] = cycle.whole
+        self._told, self._at_work = None, cycle
+        extensions: dict[str, Any] = {
+            HANG_UP: partial(self._hang_up, cycle),
+            ON_DISCONNECT: self._on_disconnect,
+            WHOLE_REQUEST: cycle.taken,
+            WHOLE_RESPONSE: cycle.whole,
+        }
+        cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
 
         def over(task: asyncio.Task[None]) -> None:
             self.tasks.discard(task)
@@ -235,12 +247,12 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._told = call
 
-    def _hang_up(self, cycle: RequestResponseCycle, last: bytes) -> None:
+    def _hang_up(self, cycle: Cycle, last: bytes) -> None:
         """End a chunked response with `last` behind what the client has not read yet, waiting for nothing."""
         if cycle.response_complete or self.transport.is_closing():
             return
         cycle.response_complete = True
-        cycle.message_event.set()
+        cycle.woken()
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
         # Closes once all is written, which a client that never reads again would put off for ever.
         self.transport.close()

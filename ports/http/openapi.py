@@ -32,6 +32,9 @@ _MUTATION_CODES: Final = ("idempotency_key_required", "idempotency_in_progress",
 _EVERY_CODE: Final = ("invalid_request", "internal", "unavailable")
 _LATER: Final = frozenset({429, 503})
 """Statuses that may say when to try again."""
+_TEXT: Final = {"type": "string"}
+_EVENT: Final = {"type": "object", "required": ["data"], "properties": {"id": _TEXT, "event": _TEXT, "data": _TEXT}}
+"""One event of a stream, which is what a schema of `text/event-stream` is about before OpenAPI 3.2."""
 _CORRELATED: Final = {
     name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Correlation-Id", "X-Request-Id", "traceparent")
 }
@@ -134,7 +137,7 @@ def _operation(
     elif operation.media_type != "application/json":
         content[operation.media_type] = {"schema": {"type": "string"}}
     if stream is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-data": stream}
+        content["text/event-stream"] = {"schema": _EVENT, "x-event-data": stream}
     answers: dict[str, Json] = {str(operation.status): _answer(operation.summary, content)}
     answers.update(_refusals(_codes(route, operation)))
     document: dict[str, Json] = {

@@ -1,13 +1,14 @@
 """The route table of Stack A's public API: every route with its scope, and what the OpenAPI document says of it."""
 
-from typing import Final
+from typing import Final, get_args
 
 from ports.audit import READ
 from ports.http.audit import DESCRIPTION, OWN, PARAMETERS, QUERY, EntryPage
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
-from ports.run_state import MAX_PAGE
+from ports.messages import Json
+from ports.run_state import MAX_PAGE, RunStatus
 from stack_a.http import permissions, stream, wire
 from stack_a.runs.start import MAX_ALLOWLIST
 
@@ -59,6 +60,10 @@ _PAGING: Final = (
     Parameter(name="cursor", description="`next_cursor` of the page before."),
 )
 
+_AGENT_ID: Final[dict[str, Json]] = {"type": "string", "pattern": "^agt_[a-z0-9][a-z0-9_-]{0,59}$"}
+_RUN_ID: Final[dict[str, Json]] = {"type": "string", "pattern": "^run_[0-9a-f]{32}$"}
+_EVENT_ID: Final[dict[str, Json]] = {"type": "string", "pattern": r"^[a-z0-9]{1,32}\.(0|[1-9][0-9]{0,17})$"}
+
 OPERATIONS: Final = {
     ("GET", "/v1/me/permissions"): Operation(
         summary="What the caller may do here, and which scope each route wants",
@@ -108,9 +113,13 @@ OPERATIONS: Final = {
         response=wire.RunPage,
         parameters=(
             *_PAGING,
-            Parameter(name="status", description="Only runs in this status."),
-            Parameter(name="agent_id", description="Only runs of this agent."),
-            Parameter(name="parent_run_id", description="Only runs that this run made."),
+            Parameter(
+                name="status",
+                description="Only runs in this status.",
+                schema={"type": "string", "enum": list(get_args(RunStatus))},
+            ),
+            Parameter(name="agent_id", description="Only runs of this agent.", schema=_AGENT_ID),
+            Parameter(name="parent_run_id", description="Only runs that this run made.", schema=_RUN_ID),
         ),
     ),
     ("GET", "/v1/runs/{run_id}"): Operation(
@@ -184,8 +193,8 @@ OPERATIONS: Final = {
         tag="runs",
         stream=wire.EventData,
         parameters=(
-            Parameter(name="Last-Event-ID", where="header", description="Resume after this event."),
-            Parameter(name="after", description="The same, for clients that can't set headers."),
+            Parameter(name="Last-Event-ID", where="header", description="Resume after this event.", schema=_EVENT_ID),
+            Parameter(name="after", description="The same, for clients that can't set headers.", schema=_EVENT_ID),
         ),
         codes=("not_found", "concurrency_limited"),
     ),

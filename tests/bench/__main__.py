@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-BENCHES: Final = ("audit", "engine", "engine_dbos", "scale", "fairness", "events", "waiting", "gateway")
+BENCHES: Final = ("audit", "isolation", "engine", "engine_dbos", "scale", "fairness", "events", "waiting", "gateway")
 
 
 def says(bench: str) -> str:

@@ -9,13 +9,12 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
-import uvloop
 from msgspec import Struct
 from msgspec.structs import replace
 from rich.console import Console
@@ -24,16 +23,15 @@ from adapters.postgres import audit, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
-from conformance.people import ACME, PLATFORM
+from conformance.people import ACME
 from deploy.audit_check import checked
 from ports.adapter import Given
 from ports.audit import READ, AuditLog, Note
-from ports.context import AuthContext
-from ports.errors import Conflict
 from ports.ids import TenantId
 from ports.run_state import RunStatePort
-from ports.tenant import Entitlements
 from tests.bench import machine
+from tests.bench.calls import callers, make_tenants, per_second
+from tests.bench.engine import on_uvloop
 from tests.bench.figures import ratio
 from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
 from tests.support.postgres import Server, execute
@@ -41,7 +39,6 @@ from tests.support.postgres import Server, execute
 T = TypeVar("T")
 
 MANY_TENANTS: Final = 16
-_UNBOUNDED: Final = Entitlements(runs_per_minute=1_000_000, max_queued_runs=1_000_000)
 _READER: Final = replace(ACME, scopes=ACME.scopes | {READ})
 
 
@@ -75,10 +72,6 @@ _LINES: Final = (
 )
 
 
-def callers(many: int) -> list[AuthContext]:
-    return [replace(ACME, tenant=TenantId(f"tnt_bench-{number}")) for number in range(many)]
-
-
 class AuditBench:
     def __init__(self, server: Server, options: Options) -> None:
         self._server = server
@@ -110,7 +103,7 @@ class AuditBench:
         state = "ENABLE" if chained else "DISABLE"
         asyncio.run(execute(self._server.dsn("ao_owner"), f"ALTER TABLE agentos.audit_log {state} TRIGGER linked"))
         try:
-            found = _on_uvloop(act(many))
+            found = on_uvloop(act(many))
         finally:
             asyncio.run(execute(self._server.dsn("ao_owner"), "ALTER TABLE agentos.audit_log ENABLE TRIGGER linked"))
         if chained:
@@ -125,17 +118,19 @@ class AuditBench:
             async def note(number: int) -> None:
                 await log.note(whom[number % many], Note(action="bench.note", subject=str(number)))
 
-            return await self._per_second(note, self._options.concurrency)
+            return await per_second(note, self._options.calls, self._options.concurrency)
 
     def _alone(self, _: Mapping[str, float]) -> Figures:
         async def measured() -> float:
             async with AsyncExitStack() as stack:
                 log = await self._open(stack)
-                return await self._per_second(
-                    lambda n: log.note(callers(1)[0], Note(action="bench.note", subject=str(n))), 1
+                return await per_second(
+                    lambda n: log.note(callers(1)[0], Note(action="bench.note", subject=str(n))),
+                    max(32, self._options.calls // 10),
+                    1,
                 )
 
-        return {"noted_alone": _on_uvloop(measured())}
+        return {"noted_alone": on_uvloop(measured())}
 
     async def _created(self, many: int) -> float:
         async with AsyncExitStack() as stack:
@@ -144,16 +139,12 @@ class AuditBench:
             tenants = await stack.enter_async_context(tenant.SPEC.open(control, given))
             runs: RunStatePort = await stack.enter_async_context(run_state.SPEC.open(config, given))
             whom = callers(many)
-            for one in whom:
-                try:
-                    await tenants.create(PLATFORM, one.tenant, name="Bench", entitlements=_UNBOUNDED)
-                except Conflict:
-                    continue
+            await make_tenants(tenants, whom)
 
             async def create(number: int) -> None:
                 await runs.create(whom[number % many], new_run())
 
-            return await self._per_second(create, self._options.concurrency)
+            return await per_second(create, self._options.calls, self._options.concurrency)
 
     def _verified(self, _: Mapping[str, float]) -> Figures:
         async def measured() -> float:
@@ -168,30 +159,11 @@ class AuditBench:
                 assert verdict.good, verdict.why
                 return verdict.checked / took
 
-        return {"verified": _on_uvloop(measured())}
+        return {"verified": on_uvloop(measured())}
 
     async def _open(self, stack: AsyncExitStack) -> AuditLog:
         config = PostgresConfig(dsn=self._server.dsn("ao_app"))
         return await stack.enter_async_context(audit.SPEC.open(config, Given(clock=SystemClock())))
-
-    async def _per_second(self, act: Callable[[int], Awaitable[None]], concurrency: int) -> float:
-        numbers = iter(range(self._options.calls if concurrency > 1 else max(32, self._options.calls // 10)))
-
-        async def some() -> int:
-            done = 0
-            for number in numbers:
-                await act(number)
-                done += 1
-            return done
-
-        began = time.perf_counter()
-        done = await asyncio.gather(*(some() for _ in range(concurrency)))
-        return sum(done) / (time.perf_counter() - began)
-
-
-def _on_uvloop(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -210,7 +182,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(options: Options) -> None:
     with machine.workplace() as home, machine.database(home) as server:
-        told = conditions(options, postgres=_on_uvloop(machine.settings(server)))
+        told = conditions(options, postgres=on_uvloop(machine.settings(server)))
         rounds = interleaved(options.rounds, AuditBench(server, options).parts(), Console(stderr=True))
     report(record_of("audit", told, rounds), _LINES, json=options.json)
 

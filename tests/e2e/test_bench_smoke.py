@@ -22,6 +22,10 @@ pytestmark = pytest.mark.alone
             "audit",
             {"noted_one", "noted_many", "noted_alone", "runs_one", "runs_one_share", "runs_many_share", "verified"},
         ),
+        (
+            "isolation",
+            {"created_both", "created_audit", "created_share", "created_cpu_ratio", "read_share", "read_bare"},
+        ),
         ("engine", {"runs_per_s", "commits_per_run", "claim_p50_ms", "claim_p99_ms", "worker_cpu_ms", "ratio"}),
         ("engine_dbos", {"ours_4_1", "ours_4_1_cpu_ms", "ours_4_1_server_ms", "ours_4_1_writes"}),
         ("events", {"p50_ms_1", "p99_ms_100", "p99_ms_fan", "cpu_us_fan", "mib_per_1000", "reference_p50_ms", "ratio"}),

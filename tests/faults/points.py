@@ -34,7 +34,7 @@ _MOST: Final = {"intent": 4, "call": 6, "result": 4, "ack": 1}
 _CALL_S: Final = 0.1
 """Of each call: longer than an intent may wait for company, so that it is committed first."""
 _AT_ONCE: Final = 8
-_END_S: Final = 60.0
+_END_S: Final = 300.0
 """For one kill and what follows it, at most, however many others are under way."""
 
 

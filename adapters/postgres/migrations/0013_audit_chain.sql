@@ -50,37 +50,23 @@ GRANT SELECT, INSERT, DELETE ON audit_log TO ao_def;
 GRANT SELECT, INSERT ON audit_chain TO ao_def;
 GRANT SELECT, INSERT, UPDATE ON audit_heads TO ao_def;
 
--- The first of a transaction's entries links all of them that are its tenant's, in the order in which they were written. What
--- was written inside a savepoint has a number of its own, and is linked when its turn comes.
+-- Each entry links itself, in the order in which they were written. An entry costs the same whether the transaction's others are
+-- of its tenant or not.
 CREATE FUNCTION ao_audit_link() RETURNS trigger LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = agentos, pg_temp
 AS $$
 DECLARE
-    head  audit_heads;
-    entry audit_log;
-    mine  xid;
+    form CONSTANT bytea := ao_audit_form(NEW);
+    head audit_heads;
 BEGIN
-    IF EXISTS (SELECT FROM audit_chain c WHERE c.tenant_id = NEW.tenant_id AND c.entry = NEW.id) THEN
-        RETURN NULL;
-    END IF;
-    SELECT * INTO head FROM audit_heads h WHERE h.tenant_id = NEW.tenant_id FOR UPDATE;
-    IF NOT FOUND THEN
+    LOOP
+        UPDATE audit_heads h SET seq = h.seq + 1, hash = sha256(h.hash || int8send(h.seq + 1) || form)
+        WHERE h.tenant_id = NEW.tenant_id RETURNING h.* INTO head;
+        EXIT WHEN FOUND;
         INSERT INTO audit_heads (tenant_id, seq, hash) VALUES (NEW.tenant_id, 0, decode(repeat('00', 32), 'hex'))
             ON CONFLICT DO NOTHING;
-        SELECT * INTO head FROM audit_heads h WHERE h.tenant_id = NEW.tenant_id FOR UPDATE;
-    END IF;
-    SELECT a.xmin INTO mine FROM audit_log a WHERE a.tenant_id = NEW.tenant_id AND a.id = NEW.id;
-    FOR entry IN
-        SELECT a.* FROM audit_log a
-        WHERE a.tenant_id = NEW.tenant_id AND a.id >= NEW.id AND a.xmin = mine
-          AND NOT EXISTS (SELECT FROM audit_chain c WHERE c.tenant_id = a.tenant_id AND c.entry = a.id)
-        ORDER BY a.id
-    LOOP
-        head.seq := head.seq + 1;
-        head.hash := sha256(head.hash || int8send(head.seq) || ao_audit_form(entry));
-        INSERT INTO audit_chain (tenant_id, seq, entry, hash) VALUES (NEW.tenant_id, head.seq, entry.id, head.hash);
     END LOOP;
-    UPDATE audit_heads h SET seq = head.seq, hash = head.hash WHERE h.tenant_id = NEW.tenant_id;
+    INSERT INTO audit_chain (tenant_id, seq, entry, hash) VALUES (NEW.tenant_id, head.seq, NEW.id, head.hash);
     RETURN NULL;
 END
 $$;
