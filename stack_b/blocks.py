@@ -63,7 +63,7 @@ class Reserved:
 
     async def __aenter__(self) -> Spending:
         ready, trail = self._ready, self._trail
-        trail.balance = await self._balances.current(ready.auth, limit=ready.limit)
+        trail.standing = await self._balances.standing(ready.auth, limit=ready.limit)
         try:
             self._spending = trail.spending = await self._reservation.__aenter__()
         except InvalidArgument as error:

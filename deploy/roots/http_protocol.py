@@ -56,7 +56,10 @@ class BoundedProtocol(HttpToolsProtocol):
     """Whose app runs or ran last."""
     _refused = False
     """Nothing more of what comes is read."""
-    _head_bytes = 0
+    _read_bytes = 0
+    """Of the last read."""
+    _head_bytes = _head_most = 0
+    """Of this head, without the read it began in; and of all reads with something of it."""
     _in_head = True
     _in_body = False
     _wire_bytes = 0
@@ -84,8 +87,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         at = self.cycle if self._in_body else None
+        self._read_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
+            self._head_most += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(_TOO_LARGE)
@@ -125,13 +130,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._in_head, self._in_body, self._head_bytes = True, False, 0
+        self._in_head, self._in_body, self._head_bytes, self._head_most = True, False, 0, self._read_bytes
         self._watch.expect()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
+        # Most heads come in one small read, and are no larger than that.
+        if self._head_most > MAX_HEADER_BYTES and self._head_size() > MAX_HEADER_BYTES:
             raise Refused
         # Fields behind the body go nowhere. The request keeps its list, and reading a field costs what it did.
         self.headers = _NOWHERE  # type: ignore[assignment]  # all that is done to it is append
@@ -159,6 +165,9 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _should_upgrade(self) -> bool:
         """No WebSocket, whatever else is installed."""

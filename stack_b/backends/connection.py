@@ -285,7 +285,6 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._empty_talk += len(data)
-        self._expect(self._loop.time() + self._next_s)
         try:
             self._parser.feed_data(data)
             self._take()
@@ -295,8 +294,11 @@ class Connection(asyncio.Protocol):
             self._spoiled = True
             if not answer.complete:
                 self.fail(Broken("what it answers is not HTTP"))
-        if self._empty_talk > MAX_HEAD_BYTES and not answer.complete:
-            self.fail(TooLarge("the head of its answer is too large"))
+        if not answer.complete:
+            if self._empty_talk > MAX_HEAD_BYTES:
+                self.fail(TooLarge("the head of its answer is too large"))
+            elif not self._paused and not self._spoiled:
+                self._expect(self._loop.time() + self._next_s)
         if self._spoiled and self._answer is None:
             # Given back by the answer's end, with something behind it.
             self.abort()

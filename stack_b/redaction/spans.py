@@ -19,6 +19,9 @@ PROTOCOL: Final = frozenset(
 )  # fmt: skip
 """Words of the dialect itself. Nobody's data, and nothing but these exact words is spared a look."""
 
+_NAMES: Final = PROTOCOL | {"id", "n", "name", "role", "seed", "stop", "text", "type", "user"}
+"""With names that are too short to be anything."""
+
 _LONG_NUMBER: Final = 10**8
 
 # Media travel as base64. Its alphabet has no '@', '.', '-' or space, so no text hides in it, and a detector that took
@@ -57,16 +60,14 @@ def texts(value: Json) -> list[str]:
 
 
 def _gather(value: Json, found: list[str], *, depth: int) -> None:
-    if isinstance(value, dict):
-        found += filter(_counts, value)
-        for member in value.values():
-            if not isinstance(member, str):
-                _gather(member, found, depth=depth + 1)
-            elif _counts(member):
-                found.append(member)
-    elif isinstance(value, str):
-        if _counts(value):
+    if isinstance(value, str):
+        if len(value) >= SHORTEST and _counts(value):
             found.append(value)
+    elif isinstance(value, dict):
+        if not value.keys() <= _NAMES:
+            found += filter(_counts, value)
+        for member in value.values():
+            _gather(member, found, depth=depth + 1)
     elif isinstance(value, list):
         for item in value:
             _gather(item, found, depth=depth + 1)
