@@ -66,13 +66,16 @@ class Attempts:
                     raise
                 failure = error
                 continue
+            reported = answer.get("usage")
+            # Where the backend has counted what it wrote, nobody else needs to.
+            counted = reported is not None and reported.get("completion_tokens") is not None
             usage = usage_of(
-                answer.get("usage"),
+                reported,
                 prompt_bytes=ready.sent_bytes,
-                content_bytes=written(answer),
+                content_bytes=0 if counted else written(answer),
                 price=candidate.card.price,
             )
-            spending.add(usage, _in_kinds(served, answer.get("usage")))
+            spending.add(usage, _in_kinds(served, reported))
             self._tell.attempted(candidate, trail.paid(usage))
             if slices is not None:
                 trail.limited_by = slices.limited_by

@@ -66,7 +66,7 @@ class Spending:
     def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
         """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
         self._assumed, self._assumed_of = usage, of
-        self.total = self._sum()
+        self.total = self._sum() if self._known else usage
 
     def add(self, usage: Usage, of: Served = _NOBODY) -> None:
         """The call's own count, in place of what was assumed."""
@@ -79,8 +79,6 @@ class Spending:
         return [*self._known, *([(self._assumed, self._assumed_of)] if self._assumed != _NOTHING_USED else [])]
 
     def _sum(self) -> Usage:
-        if not self._known:
-            return self._assumed
         total = self._known[0][0]
         for usage, _ in self._known[1:]:
             total = total.plus(usage)
