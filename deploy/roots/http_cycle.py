@@ -1,7 +1,7 @@
 """One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from logging import Logger
 from typing import Final
@@ -108,38 +108,42 @@ class Cycle(RequestResponseCycle):
         head = self._head(headers)
         if head is None:
             return False
-        self.response_started = self.response_complete = True
+        self.response_started = True
         self.waiting_for_100_continue = False
         end = _LINE_END if self.keep_alive else _CLOSE
-        self.transport.write(b"%b%b%b%b" % (STATUS_LINE[status], head, end, body))
+        self._ended(b"%b%b%b%b" % (STATUS_LINE[status], head, end, body))
+        return True
+
+    def _ended(self, last: bytes) -> None:
+        self.response_complete = True
+        self.transport.write(last)
         self.woken()
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
-        return True
 
     async def send(self, message: ASGISendEvent) -> None:
         """uvicorn's, without a look at each header, for a stream: its length isn't said, and its pieces come one by one."""
-        if self.flow.write_paused or self.disconnected:
+        if self.flow.write_paused or self.disconnected or self.scope["method"] == "HEAD":
             await super().send(message)
         elif message["type"] == "http.response.start":
-            if not self._begun(message["status"], message["headers"]):
+            if not self._begun(message["status"], list(message["headers"])):
                 await super().send(message)
         elif message["type"] == "http.response.body" and self.chunked_encoding and not self.response_complete:
-            if body := message["body"]:
-                self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-            if not message.get("more_body", False):
-                self.expected_content_length = 0
-                await super().send({"type": "http.response.body", "body": b"", "more_body": False})
+            body = message["body"]
+            framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if message.get("more_body", False):
+                self.transport.write(framed)
+            else:
+                self._ended(framed + b"0\r\n\r\n")
         else:
             await super().send(message)
 
-    def _begun(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    def _begun(self, status: int, headers: Collection[tuple[bytes, bytes]]) -> bool:
         """Whether the head of a stream was sent. Of what has a length, or has no body at all, it is not."""
-        fields = list(headers)
-        if self.response_started or self.scope["method"] == "HEAD" or status in _WITHOUT_BODY:
+        if self.response_started or status in _WITHOUT_BODY:
             return False
-        head = None if any(name == b"content-length" for name, _ in fields) else self._head(fields)
+        head = None if b"content-length" in dict(headers) else self._head(headers)
         if head is None:
             return False
         self.response_started = self.chunked_encoding = True
