@@ -14,7 +14,7 @@ from conformance.people import ACME, GLOBEX, PLATFORM
 from ports.audit import MAX_DETAIL_CHARS, MAX_TEXT_CHARS, READ, SIGN, AuditLog, Entry, Head, Link, Note, Wanted
 from ports.audit_rules import FIRST_HASH, Check, link
 from ports.context import AuthContext
-from ports.errors import InvalidArgument, PermissionDenied
+from ports.errors import InvalidArgument, NotFound, PermissionDenied
 from ports.ids import PrincipalId
 
 READER: Final = replace(ACME, scopes=frozenset({READ}))
@@ -275,3 +275,27 @@ class AuditContract(Contract):
         again = await harness.reopen()
 
         assert await every_link(again) == await every_link(log) != []
+
+    @clause("AUD-11")
+    async def test_each_storage_that_is_read_has_chains_of_its_own_and_no_other_is_read(
+        self, harness: AuditHarness
+    ) -> None:
+        log = await harness.open()
+        await noted(log, "thing.1")
+        own = await every_link(log)
+
+        for home in log.homes:
+            there = log.at(home)
+            await noted(there, "elsewhere.1", "elsewhere.2")
+            links = await every_link(there)
+            assert [(one.seq, one.home) for one in links] == [(1, home), (2, home)]
+            assert await there.head(READER, ACME.tenant) == Head(
+                tenant=ACME.tenant, seq=2, hash=links[-1].hash, home=home
+            )
+            assert await there.heads(SIGNER, limit=1) == (await there.head(READER, ACME.tenant),)
+        for name in ("", "none-such", "x" * 200):
+            with pytest.raises(NotFound):
+                log.at(name)
+
+        assert await every_link(log) == own
+        assert [one.home for one in own] == [""]

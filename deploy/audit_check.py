@@ -7,9 +7,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from deploy.audit_signer import SIGNER
+from deploy.audit_signer import all_heads
 from ports.audit import MAX_STRETCH, AuditLog, Head, Link
-from ports.audit_rules import Check, Verdict
+from ports.audit_rules import Check, Verdict, chain_name, chain_named
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.ids import TenantId
@@ -45,11 +45,29 @@ async def checked(log: AuditLog, auth: AuthContext, tenant: TenantId, signed: Ma
     return check.verdict(head)
 
 
-async def tenants_of(log: AuditLog) -> list[TenantId]:
-    found: list[TenantId] = []
-    while part := await log.heads(SIGNER, after=found[-1] if found else None, limit=MAX_STRETCH):
-        found += (one.tenant for one in part)
-    return found
+async def checked_chains(
+    log: AuditLog, auth: AuthContext, tenant: TenantId | None, signed: Mapping[str, Mapping[int, str]]
+) -> list[Verdict]:
+    """Of every chain there is or ever was signed, in every storage of `log`; of one tenant, if it is named."""
+    storages = (log, *map(log.at, log.homes))
+    if tenant is None:
+        heads = [head for storage in storages for head in await all_heads(storage)]
+    else:
+        heads = [head for storage in storages if (head := await storage.head(auth, tenant)).seq or not head.home]
+    # One that is gone altogether is still named by what was signed.
+    names = {chain_name(head.tenant, head.home) for head in heads}
+    names |= {name for name in signed if tenant is None or chain_named(name)[0] == tenant}
+    return [await _checked_chain(log, auth, name, signed.get(name, {})) for name in sorted(names)]
+
+
+async def _checked_chain(log: AuditLog, auth: AuthContext, name: str, signed: Mapping[int, str]) -> Verdict:
+    tenant, home = chain_named(name)
+    if home and home not in log.homes:
+        why = f"the home {home!r} is not configured here, so that its chain can't be checked; add it to AGENTOS_HOMES"
+        return Verdict(
+            tenant=tenant, home=home, checked=0, erased=0, signed=max(signed, default=0), head=0, bad=1, why=why
+        )
+    return await checked(log.at(home) if home else log, auth, tenant, signed)
 
 
 async def exported(log: AuditLog, auth: AuthContext, tenant: TenantId, now: datetime) -> AsyncIterator[bytes]:
@@ -74,9 +92,10 @@ def checked_export(lines: Iterable[bytes], signed: Mapping[str, Mapping[int, str
     """Of an export, without the storage. What was signed after it was made says nothing of it."""
     rest = iter(lines)
     opening = opening_of(next(rest, b""))
+    name = chain_name(opening.tenant, opening.head.home)
     check = Check(
         opening.tenant,
-        {seq: hash_ for seq, hash_ in signed.get(opening.tenant, {}).items() if seq <= opening.head.seq},
+        {seq: hash_ for seq, hash_ in signed.get(name, {}).items() if seq <= opening.head.seq},
     )
     number = 0
     for number, line in enumerate(rest, start=1):

@@ -29,6 +29,7 @@ from msgspec.structs import replace
 
 from adapters.token_auth.issuer import load_key
 from ports.audit import Head
+from ports.audit_rules import chain_name
 from ports.errors import InvalidArgument, Unavailable
 
 FILE: Final = "heads.jsonl"
@@ -42,7 +43,7 @@ class Statement(Struct, frozen=True, kw_only=True):
     """SHA-256 of the line before, without its end; empty for the first."""
     key: str
     heads: tuple[tuple[str, int, str], ...]
-    """Tenant, number, hash."""
+    """Name of the chain (`audit_rules.chain_name`), number, hash."""
 
 
 class _Line(Struct, frozen=True, kw_only=True):
@@ -54,7 +55,7 @@ class Signed(Struct, frozen=True, kw_only=True):
     """What a file of heads vouches for."""
 
     heads: dict[str, dict[int, str]]
-    """Hashes by number, by tenant."""
+    """Hashes by number, by the name of the chain."""
     lines: int
     newest: datetime | None
     last: str
@@ -62,8 +63,8 @@ class Signed(Struct, frozen=True, kw_only=True):
     bad: str = ""
     """What contradicts in the file itself; empty when nothing does. What comes after it is not believed."""
 
-    def newest_of(self, tenant: str) -> tuple[int, str]:
-        known = self.heads.get(tenant, {})
+    def newest_of(self, name: str) -> tuple[int, str]:
+        known = self.heads.get(name, {})
         seq = max(known, default=0)
         return seq, known.get(seq, "")
 
@@ -93,7 +94,7 @@ def signed_line(key: Ed25519PrivateKey, at: datetime, previous: str, heads: Sequ
         at=at,
         previous=previous,
         key=key_id(key.public_key()),
-        heads=tuple((one.tenant, one.seq, one.hash) for one in heads),
+        heads=tuple((chain_name(one.tenant, one.home), one.seq, one.hash) for one in heads),
     )
     raw = msgspec.json.encode(statement)
     signature = base64.b64encode(key.sign(raw)).decode()

@@ -15,9 +15,10 @@ from msgspec import Struct
 
 from deploy.audit_heads import HeadsFile, Signed
 from ports.audit import MAX_STRETCH, SIGN, AuditLog, Head
+from ports.audit_rules import chain_name, chain_named
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.errors import AgentOSError
+from ports.errors import AgentOSError, Unavailable
 from ports.ids import PrincipalId, TenantId
 
 EVERY: Final = timedelta(minutes=1)
@@ -30,21 +31,23 @@ logger = logging.getLogger("agentos.audit")
 class Plan(Struct, frozen=True, kw_only=True):
     sign: tuple[Head, ...]
     refused: tuple[str, ...]
-    """Tenants whose head contradicts what was signed before."""
+    """Chains whose head contradicts what was signed before."""
+    silent: tuple[str, ...] = ()
+    """Homes that did not answer: of their chains nothing is said."""
 
 
-def plan(signed: Signed, heads: list[Head]) -> Plan:
+def plan(signed: Signed, heads: list[Head], silent: tuple[str, ...] = ()) -> Plan:
     """Which heads have moved on, and which have moved where none can: back, or aside."""
     sign, refused = [], []
-    there = {head.tenant for head in heads}
-    for head in heads:
-        seq, known = signed.newest_of(head.tenant)
+    there = {chain_name(head.tenant, head.home): head for head in heads}
+    for name, head in there.items():
+        seq, known = signed.newest_of(name)
         if head.seq > seq:
             sign.append(head)
         elif head.seq < seq or head.hash != known:
-            refused.append(str(head.tenant))
-    refused += sorted(tenant for tenant in signed.heads if tenant not in there)
-    return Plan(sign=tuple(sign), refused=tuple(refused))
+            refused.append(name)
+    refused += sorted(name for name in signed.heads if name not in there and chain_named(name)[1] not in silent)
+    return Plan(sign=tuple(sign), refused=tuple(refused), silent=silent)
 
 
 class Signer:
@@ -63,19 +66,25 @@ class Signer:
                 # Adding to it would only bury what happened.
                 logger.error("audit.heads_damaged", extra={"reason": signed.bad})
                 return None
-            decided = plan(signed, await self._heads())
-            for tenant in decided.refused:
-                logger.error("audit.head_contradicts", extra={"tenant_id": tenant})
+            decided = plan(signed, *await self._heads())
+            for name in decided.refused:
+                logger.error("audit.head_contradicts", extra={"tenant_id": name})
+            for home in decided.silent:
+                logger.warning("audit.not_signed", extra={"reason": f"the home {home!r} does not answer"})
             if decided.sign:
                 await asyncio.to_thread(self._file.append, self._clock.now(), signed.last, decided.sign)
             await asyncio.to_thread(self._file.copy)
             return decided
 
-    async def _heads(self) -> list[Head]:
-        found: list[Head] = []
-        while part := await self._log.heads(SIGNER, after=found[-1].tenant if found else None, limit=MAX_STRETCH):
-            found += part
-        return found
+    async def _heads(self) -> tuple[list[Head], tuple[str, ...]]:
+        """And the homes that did not answer: the others' heads are signed all the same."""
+        found, silent = await all_heads(self._log), []
+        for home in self._log.homes:
+            try:
+                found += await all_heads(self._log.at(home))
+            except Unavailable:
+                silent.append(home)
+        return found, tuple(silent)
 
     async def run(self) -> None:
         while True:
@@ -84,6 +93,14 @@ class Signer:
             except (AgentOSError, OSError) as error:
                 logger.warning("audit.not_signed", extra={"reason": str(error)})
             await self._clock.sleep(EVERY)
+
+
+async def all_heads(log: AuditLog) -> list[Head]:
+    """Of one storage."""
+    found: list[Head] = []
+    while part := await log.heads(SIGNER, after=found[-1].tenant if found else None, limit=MAX_STRETCH):
+        found += part
+    return found
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 
 from deploy.admin_surface import Asked, Part, identity_of, json_answer
-from deploy.audit_check import checked
+from deploy.audit_check import checked_chains
 from ports.audit import MAX_PAGE, MAX_STRETCH, READ, AuditLog, Head, Link
 from ports.audit_rules import Verdict
 from ports.context import AuthContext
@@ -34,7 +34,7 @@ After: TypeAlias = Annotated[int, QueryParameter(ge=0, le=2**62)]
 
 ROUTES: Final = (
     Route(method="GET", template=ENTRIES, access=READ, query=(*QUERY, "tenant_id")),
-    Route(method="GET", template=CHAIN, access=READ, query=("tenant_id", "after", "limit")),
+    Route(method="GET", template=CHAIN, access=READ, query=("tenant_id", "home", "after", "limit")),
     Route(method="GET", template=VERIFICATION, access=READ, query=("tenant_id",)),
 )
 
@@ -60,6 +60,9 @@ class ChainView(Struct, frozen=True, kw_only=True):
 class VerdictView(Struct, frozen=True, kw_only=True):
     good: bool
     verdict: Verdict
+    """Of the first chain that does not hold, or of the tenant's own."""
+    homes: tuple[Verdict, ...]
+    """Of its chains in homes that it lives or lived in."""
     tenant_id: str
     correlation_id: str
 
@@ -81,6 +84,10 @@ OPERATIONS: Final = {
         parameters=(
             _WHOSE,
             Parameter(
+                name="home",
+                description="Which of its chains: that of a home which it lives or lived in; not sent, the node's.",
+            ),
+            Parameter(
                 name="after",
                 description="The number behind which it begins.",
                 schema={"type": "integer", "minimum": 0, "default": 0},
@@ -94,7 +101,7 @@ OPERATIONS: Final = {
         codes=_NO_TENANT,
     ),
     ("GET", VERIFICATION): Operation(
-        summary="Whether a tenant's chain holds, and if not, the first number that contradicts",
+        summary="Whether a tenant's chains hold, and if not, the first number that contradicts",
         description=(
             f"Of chains of at most {MAX_VERIFIED:,} entries, against themselves only: the signed heads lie beyond what "
             "this surface can reach, and `agentos audit verify` compares with them."
@@ -130,11 +137,13 @@ def _handlers(log: AuditLog) -> list[HTTPRouteHandler]:
         after: After = 0,
         limit: Stretch = DEFAULT_STRETCH,
         tenant_id: FromQuery[str | None] = None,
+        home: FromQuery[str] = "",
     ) -> Response[bytes]:
         auth = identity_of(request)
         tenant = _tenant(tenant_id, auth)
-        head = await log.head(auth, tenant)
-        links = await log.chain(auth, tenant, after=after, limit=limit)
+        storage = log.at(home) if home else log
+        head = await storage.head(auth, tenant)
+        links = await storage.chain(auth, tenant, after=after, limit=limit)
         correlation_id = auth.trace.correlation_id
         return json_answer(ChainView(items=links, head=head, tenant_id=tenant, correlation_id=correlation_id))
 
@@ -142,15 +151,20 @@ def _handlers(log: AuditLog) -> list[HTTPRouteHandler]:
     async def verification(request: Asked, tenant_id: FromQuery[str | None] = None) -> Response[bytes]:
         auth = identity_of(request)
         tenant = _tenant(tenant_id, auth)
-        if (await log.head(auth, tenant)).seq > MAX_VERIFIED:
+        heads = [await storage.head(auth, tenant) for storage in (log, *map(log.at, log.homes))]
+        if sum(head.seq for head in heads) > MAX_VERIFIED:
             raise InvalidArgument(
-                f"this chain has more than {MAX_VERIFIED:,} entries; check it with: agentos audit verify --tenant {tenant}"
+                f"this audit has more than {MAX_VERIFIED:,} entries; check it with: agentos audit verify --tenant {tenant}"
             )
-        verdict = await checked(log, auth, tenant, {})
-        correlation_id = auth.trace.correlation_id
-        return json_answer(
-            VerdictView(good=verdict.good, verdict=verdict, tenant_id=tenant, correlation_id=correlation_id)
+        own, *others = await checked_chains(log, auth, tenant, {})
+        view = VerdictView(
+            good=all(one.good for one in (own, *others)),
+            verdict=next((one for one in (own, *others) if not one.good), own),
+            homes=tuple(others),
+            tenant_id=tenant,
+            correlation_id=auth.trace.correlation_id,
         )
+        return json_answer(view)
 
     return [entries, chain, verification]
 

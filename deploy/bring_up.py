@@ -15,6 +15,7 @@ from deploy.credentials import write_if_changed
 from deploy.embedded_postgres import SUPERUSER
 from deploy.handover import keeper
 from deploy.health import Health, probe
+from deploy.homes import prepare_homes
 from deploy.internal import open_directory
 from deploy.node import write_private
 from deploy.preflight import preflight
@@ -103,7 +104,7 @@ def boot(
     return applied
 
 
-def migrate_database(recorder: Recorder) -> None:
+def migrate_database(recorder: Recorder, environ: Mapping[str, str]) -> None:
     node, config = recorder.node, recorder.config
     with recorder.phase("migrate") as notes:
         owner_url = node.secret(credentials.OWNER_URL).read_text(encoding="utf-8").strip()
@@ -114,6 +115,7 @@ def migrate_database(recorder: Recorder) -> None:
             admin = credentials.embedded_url(SUPERUSER, passwords.superuser, config.postgres_port, SUPERUSER)
             applied = embedded_postgres.set_up_database(admin, owner_url, passwords.roles())
         asyncio.run(make_event_days(owner_url))
+        applied += prepare_homes(node, config, environ)
         notes.changed = bool(applied)
         notes.summary = f"applied {len(applied)}: {', '.join(applied)}" if applied else "the schema is up to date"
 

@@ -16,6 +16,9 @@ from msgspec import Struct
 from deploy import credentials, embedded_postgres
 from deploy.config import Config, dereference, names_in, referred_names
 from deploy.gateway_file import environment_of
+from deploy.home_settings import Home, parse_homes
+from deploy.homes import control_url_file, url_file
+from deploy.homes import environment_of as environment_of_homes
 from deploy.node import Node
 
 # Set for everything a node starts, so that its processes can be told from all others, orphans included.
@@ -78,7 +81,8 @@ def catalogue(node: Node, config: Config, environ: Mapping[str, str]) -> tuple[S
     stack_a = _stack_a(node, config, environ, database)
     worker = _worker(node, config, environ, (*database, stack_b.name))
     admin = _admin(node, config, environ, database)
-    return (*services, stack_b, stack_a, worker, admin)
+    of_homes = (_worker_of(home, worker, node) for home in parse_homes(config.homes))
+    return (*services, stack_b, stack_a, worker, *of_homes, admin)
 
 
 def layout_of(node: Node) -> embedded_postgres.Layout:
@@ -174,6 +178,7 @@ def _stack_a(node: Node, config: Config, environ: Mapping[str, str], database: t
             "AGENTOS_MAX_QUEUE_DEPTH": str(config.max_queue_depth),
             "AGENTOS_SLOW_DATABASE_MS": str(config.slow_database_ms),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
+            **environment_of_homes(node, config),
         },
         listens=Listening(field="stack_a_port", host=config.stack_a_host, number=config.stack_a_port),
         url=stack_a_url(config),
@@ -210,6 +215,22 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
     )
 
 
+def _worker_of(home: Home, worker: Service, node: Node) -> Service:
+    """The worker of a home: as the node's, over another database."""
+    own = {
+        "AGENTOS_WORKER_PORT": str(home.worker_port),
+        "AGENTOS_DATABASE_URL_FILE": str(node.secret(url_file(home.name))),
+    }
+    return msgspec.structs.replace(
+        worker,
+        name=f"{worker.name}-{home.name}",
+        title=f"{worker.title}, of the home {home.name}",
+        environment=worker.environment | own,
+        listens=Listening(field="homes", host="127.0.0.1", number=home.worker_port),
+        health=HttpReady(url=f"{_url('127.0.0.1', home.worker_port)}/readyz"),
+    )
+
+
 def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: tuple[str, ...]) -> Service:
     own = {
         "AGENTOS_ADMIN_HOST": config.admin_host,
@@ -225,6 +246,7 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
         "AGENTOS_AUDIT_DIR": str(node.audit),
         "AGENTOS_AUDIT_COPY": config.audit_copy,
         **_stored_secrets(node, config, environ),
+        **environment_of_homes(node, config, file=control_url_file),
     }
     return _python_service(
         node,

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from deploy.home_settings import problems_of as home_problems
 from deploy.roots.secret_references import check_secret, secrets_of_a_node
 from ports.errors import InvalidArgument
 from ports.secrets import is_reference
@@ -169,6 +170,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),
     ] = ""
+    homes: Annotated[
+        str,
+        Meta(
+            description="Databases that tenants may live in beside the node's (docs/homes.md): "
+            "<name>=<port of its worker>,<reference for ao_app>,<reference for ao_owner>,<reference for ao_control>, or "
+            "<name>=<port>,embedded; several apart by ;"
+        ),
+    ] = ""
 
 
 class Effective(Struct, frozen=True, kw_only=True):
@@ -297,6 +306,7 @@ def problems(config: Config) -> list[str]:
         for field in ("database_url", "database_owner_url", "database_control_url")
         if getattr(config, field) and not _REFERENCE.fullmatch(getattr(config, field))
     ]
+    found += home_problems(config.homes, taken, external=bool(config.database_url))
     try:
         secrets_of_a_node(config.secrets, "")
     except InvalidArgument as error:

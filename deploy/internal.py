@@ -17,7 +17,9 @@ from deploy import credentials
 from deploy.administration.offboarding import export_path
 from deploy.administration.platform import Platform
 from deploy.config import Config
+from deploy.homes import control_url_file, homes_set_up
 from deploy.node import Node
+from deploy.roots.databases import homes_in
 from deploy.roots.tools import egress_of_a_node, tools_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from ports.agent import AgentRegistry
@@ -105,7 +107,7 @@ async def open_platform(node: Node) -> AsyncIterator[Platform]:
 
     async def export(tenant: TenantId) -> Export:
         target = export_path(node.exports, tenant, datetime.now(UTC))
-        return await export_tenant(str(config["dsn"]), tenant, target)
+        return await export_tenant(str(config["dsn"]), tenant, target, homes_in(config))
 
     async with open_ports(choices, dict.fromkeys(names), clock=SystemClock()) as ports:
         yield Platform(
@@ -166,4 +168,9 @@ def _database_of(node: Node) -> dict[str, Json]:
     path = node.secret(credentials.CONTROL_URL)
     if not path.exists():
         raise Unavailable(f"there is no node at {node.home}, or one of an older version; start it with ./agentos up")
-    return {"dsn": path.read_text(encoding="utf-8").strip()}
+    database: dict[str, Json] = {"dsn": path.read_text(encoding="utf-8").strip()}
+    # As `up` has written them: settings that have changed since are not in force yet.
+    homes: list[Json] = [
+        [name, node.secret(control_url_file(name)).read_text(encoding="utf-8").strip()] for name in homes_set_up(node)
+    ]
+    return {**database, "homes": homes} if homes else database

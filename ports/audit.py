@@ -23,6 +23,9 @@ Clauses (each has a test in `conformance.audit`):
 * AUD-8  `heads` gives the newest number and hash of every tenant, and needs the scope `audit:sign`.
 * AUD-9  What is longer than its limit, or no text that can be stored, raises `InvalidArgument` and adds nothing.
 * AUD-10 What was noted is there for a log opened anew on the same storage.
+* AUD-11 A log may read storages beside its own, and a tenant has a chain of its own in each: `homes` names them, `at` gives
+         the log of one, and raises `NotFound` for any other name. `query` gives entries of all of them, and each link and
+         head says where it is from.
 """
 
 from datetime import datetime
@@ -31,7 +34,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from ports.context import ADMIN_PLATFORM, AuthContext
-from ports.errors import InvalidArgument
+from ports.errors import InvalidArgument, NotFound
 from ports.ids import PrincipalId, TenantId
 from ports.messages import Page
 
@@ -73,18 +76,21 @@ class Entry(Note, frozen=True, kw_only=True):
     correlation_id: str
 
 
-class Link(Struct, frozen=True, kw_only=True):
+class Link(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seq: int
     hash: str
     """Hexadecimal."""
     entry: Entry | None
     """None: erased."""
+    home: str = ""
+    """The storage that has it; empty: the log's own."""
 
 
-class Head(Struct, frozen=True, kw_only=True):
+class Head(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tenant: TenantId
     seq: int
     hash: str
+    home: str = ""
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -102,6 +108,15 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
 class AuditLog(Protocol):
     """See the module docstring for the clauses. Safe to call concurrently from many processes."""
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        """Storages that are read beside its own; most logs have none."""
+        ...
+
+    def at(self, home: str) -> "AuditLog":
+        """The log of one of `homes`, alone."""
+        ...
 
     async def note(self, auth: AuthContext, note: Note, *, tenant: TenantId | None = None) -> None:
         """In the audit of `tenant`, or of the caller's own. Returns once it would survive a crash of this process.
@@ -145,6 +160,10 @@ def check_note(note: Note) -> None:
     ):
         if len(text) > most or "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise InvalidArgument(f"{name} of the audit has at most {most} characters, no NUL and no lone surrogate")
+
+
+def no_home(home: str) -> NotFound:
+    return NotFound(f"this audit reads no home {home[:64]!r}")
 
 
 def looked(tenant: TenantId) -> Note:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from ports.audit import ERASED, Entry, Head, Link, Wanted
 from ports.errors import InvalidArgument
+from ports.ids import TenantId
 
 FIRST_HASH: Final = "00" * 32
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -75,10 +76,22 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in islands)
 
 
+def chain_name(tenant: str, home: str) -> str:
+    """How signed heads and checks call a tenant's chain: `tnt_acme`, or `tnt_acme@eu1` in the home `eu1`."""
+    return f"{tenant}@{home}" if home else tenant
+
+
+def chain_named(name: str) -> tuple[TenantId, str]:
+    """Tenant and home of a `chain_name`."""
+    tenant, _, home = name.partition("@")
+    return TenantId(tenant), home
+
+
 class Verdict(Struct, frozen=True, kw_only=True):
     """What a check of one tenant's chain has found."""
 
     tenant: str
+    home: str = ""
     checked: int
     """Links looked at."""
     erased: int
@@ -141,6 +154,7 @@ class Check:
         bad = self._bad or self._unexplained() or self._cut(head, signed)
         return Verdict(
             tenant=self._tenant,
+            home=head.home,
             checked=self._checked,
             erased=len(self._missing),
             signed=signed,

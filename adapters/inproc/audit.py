@@ -24,6 +24,7 @@ from ports.audit import (
     Wanted,
     check_note,
     looked,
+    no_home,
     require_reader,
 )
 from ports.audit_rules import FIRST_HASH, link, matches, ranges
@@ -57,6 +58,13 @@ class InprocAuditLog:
     def __init__(self, storage: Store, clock: Clock) -> None:
         self._chains = storage.table(Chains)
         self._clock = clock
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        return ()
+
+    def at(self, home: str) -> AuditLog:
+        raise no_home(home)
 
     async def note(self, auth: AuthContext, note: Note, *, tenant: TenantId | None = None) -> None:
         whose = auth.tenant if tenant is None else tenant

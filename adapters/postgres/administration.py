@@ -1,13 +1,16 @@
 """Administration over PostgreSQL, as the role `ao_control`: no other may change tenants, and erase what is theirs."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from adapters.postgres.administration_homes import AdministrationOfHomes
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.homes import Homes, each_home
+from adapters.postgres.move_tables import SHARED
 from adapters.postgres.rows import Row, packed, trace_of
 from adapters.postgres.run_reads import absent, loaded, run_scope, whole_run
 from adapters.postgres.statements import load
@@ -63,22 +66,24 @@ class PostgresAdministration:
         self._database.signals.tell(run_id)
         return run
 
+    async def check_quiet(self, tenant: TenantId) -> None:
+        async with self._database.transaction(tenant) as transaction:
+            standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
+        assert standing is not None, "a row of counts"
+        if standing["erasing"] is None:
+            _check_quiet(tenant, standing)
+
+    async def begin_erasing(self, auth: AuthContext, tenant: TenantId, *, export_sha256: str) -> None:
+        async with self._database.transaction(tenant) as transaction:
+            await _begin(transaction, tenant, {**_noted(auth, tenant), "export_sha256": export_sha256})
+
     async def erase(self, auth: AuthContext, tenant: TenantId, *, export_sha256: str, limit: int) -> Erased:
         check_erasing(auth, limit)
         if not is_tenant_id(tenant):
             raise NotFound(f"there is no tenant {tenant!r}")
-        noted = {
-            "tenant": tenant,
-            "namespace": auth.namespace,
-            "actor": auth.tenant,
-            "principal": auth.principal,
-            "correlation_id": auth.trace.correlation_id,
-        }
+        noted = _noted(auth, tenant)
         async with self._database.transaction(tenant) as transaction:
-            standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
-            assert standing is not None, "a row of counts"
-            if standing["erasing"] is None:
-                await _begin(transaction, tenant, standing, {**noted, "export_sha256": export_sha256})
+            await _begin(transaction, tenant, {**noted, "export_sha256": export_sha256})
             [row] = await transaction.rows(_SQL["erase_rows"], {"tenant": tenant, "limit": limit})
             done = row["removed"] < limit
             if done:
@@ -94,20 +99,51 @@ class PostgresAdministration:
         return None if row is None else str(row["export_sha256"])
 
 
-async def _begin(transaction: Transaction, tenant: TenantId, standing: Row, noted: dict[str, Any]) -> None:
+def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "namespace": auth.namespace,
+        "actor": auth.tenant,
+        "principal": auth.principal,
+        "correlation_id": auth.trace.correlation_id,
+    }
+
+
+async def _begin(transaction: Transaction, tenant: TenantId, noted: dict[str, Any]) -> None:
+    """Once; whoever finds it begun goes on."""
+    standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
+    assert standing is not None, "a row of counts"
+    if standing["erasing"] is None:
+        _check_quiet(tenant, standing)
+        await transaction.rows(_SQL["begin_erasing"], noted)
+
+
+def _check_quiet(tenant: TenantId, standing: Row) -> None:
     if standing["status"] is None:
         raise NotFound(f"there is no tenant {tenant!r}")
     if standing["status"] == "active":
         raise still_active(tenant)
     if standing["open_runs"]:
         raise still_running(tenant, standing["open_runs"])
-    await transaction.rows(_SQL["begin_erasing"], noted)
 
 
 @asynccontextmanager
 async def open_administration(config: PostgresConfig, _given: Given) -> AsyncIterator[Administration]:
-    async with open_database(config) as database:
-        yield PostgresAdministration(database)
+    shared = replace(config, homes=())
+    async with AsyncExitStack() as stack:
+
+        async def opened(one: PostgresConfig) -> Database:
+            return await stack.enter_async_context(open_database(one))
+
+        if not config.homes:
+            yield PostgresAdministration(await opened(shared))
+            return
+        routed = {name: PostgresAdministration(await opened(one)) for name, one in each_home(config).items()}
+        databases = {SHARED: await opened(shared)}
+        databases |= {name: await opened(replace(shared, dsn=dsn)) for name, dsn in config.homes}
+        plain = {name: PostgresAdministration(database) for name, database in databases.items()}
+        homes = Homes(await stack.enter_async_context(open_database(shared, apart="homes")))
+        yield AdministrationOfHomes(routed, plain, databases, homes)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, Administration]] = AdapterSpec(

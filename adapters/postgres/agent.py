@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.homes import at_homes
 from adapters.postgres.rows import Row, by_place, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
@@ -100,5 +101,5 @@ async def open_agent(config: PostgresConfig, _given: Given) -> AsyncIterator[Age
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, AgentRegistry]] = AdapterSpec(
-    config=PostgresConfig, capabilities=lambda _: AgentCapabilities(), open=open_agent
+    config=PostgresConfig, capabilities=lambda _: AgentCapabilities(), open=at_homes(open_agent)
 )

@@ -1,12 +1,14 @@
 """AuditLog over PostgreSQL. A trigger links what was noted at the end of its transaction; nobody else writes links."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from adapters.postgres.audit_homes import AuditOfHomes
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.rows import Row, packed, page_size
 from adapters.postgres.statements import load
@@ -24,6 +26,7 @@ from ports.audit import (
     Wanted,
     check_note,
     looked,
+    no_home,
     require_reader,
 )
 from ports.audit_rules import FIRST_HASH
@@ -56,10 +59,18 @@ class _Ask(Struct, frozen=True, kw_only=True):
 class PostgresAuditLog:
     """Satisfies `AuditLog`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, home: str = "") -> None:
         self._database = database
+        self._home = home
         # Denials come in floods.
         self._noted: Together[_Ask, None] = Together(database, _note)
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        return ()
+
+    def at(self, home: str) -> AuditLog:
+        raise no_home(home)
 
     async def note(self, auth: AuthContext, note: Note, *, tenant: TenantId | None = None) -> None:
         whose = auth.tenant if tenant is None else tenant
@@ -72,12 +83,21 @@ class PostgresAuditLog:
         self, auth: AuthContext, tenant: TenantId, wanted: Wanted, *, limit: int, cursor: str | None = None
     ) -> Page[Link]:
         size = page_size(limit, MAX_PAGE)
-        before = _MOST if cursor is None else _bounded(decode_cursor(_CURSOR, cursor, tuple[int])[0])
+        before = None if cursor is None else decode_cursor(_CURSOR, cursor, tuple[int])[0]
+        found = await self.newest(auth, tenant, wanted, before=before, limit=size + 1)
+        shown = tuple(found[:size])
+        more = len(found) > size
+        return Page(items=shown, next_cursor=encode_cursor(_CURSOR, (shown[-1].seq,)) if more else None)
+
+    async def newest(
+        self, auth: AuthContext, tenant: TenantId, wanted: Wanted, *, before: int | None, limit: int
+    ) -> list[Link]:
+        """Of the entries before that number."""
         action = wanted.action
         prefix = action is not None and action.endswith("*")
         asked = {
             "tenant": tenant,
-            "before": before,
+            "before": _MOST if before is None else _bounded(before),
             "action": None if prefix else _text(action),
             "prefix": _text(action.removesuffix("*")) if action is not None and prefix else None,
             "principal": _text(wanted.principal),
@@ -85,32 +105,33 @@ class PostgresAuditLog:
             "outcome": wanted.outcome,
             "since": wanted.since,
             "until": wanted.until,
-            "limit": size + 1,
+            "limit": limit,
         }
         async with self._looking(auth, tenant) as transaction:
             rows = await transaction.rows(_SQL["query"], asked)
-        more = len(rows) > size
-        shown = tuple(_link(row) for row in rows[:size])
-        return Page(items=shown, next_cursor=encode_cursor(_CURSOR, (shown[-1].seq,)) if more else None)
+        return [_link(row, self._home) for row in rows]
 
     async def chain(self, auth: AuthContext, tenant: TenantId, *, after: int, limit: int) -> tuple[Link, ...]:
         asked = {"tenant": tenant, "after": _bounded(after), "limit": page_size(limit, MAX_STRETCH)}
         async with self._looking(auth, tenant) as transaction:
             rows = await transaction.rows(_SQL["chain"], asked)
-        return tuple(_link(row) for row in rows)
+        return tuple(_link(row, self._home) for row in rows)
 
     async def head(self, auth: AuthContext, tenant: TenantId) -> Head:
         require_reader(auth, tenant)
         async with self._database.transaction(tenant) as transaction:
             row = await transaction.row(_SQL["head"], {"tenant": tenant})
         if row is None:
-            return Head(tenant=tenant, seq=0, hash=FIRST_HASH)
-        return Head(tenant=tenant, seq=row["seq"], hash=row["hash"].hex())
+            return Head(tenant=tenant, seq=0, hash=FIRST_HASH, home=self._home)
+        return Head(tenant=tenant, seq=row["seq"], hash=row["hash"].hex(), home=self._home)
 
     async def heads(self, auth: AuthContext, *, after: TenantId | None = None, limit: int) -> tuple[Head, ...]:
         auth.require(SIGN)
         rows = await self._database.once(_SQL["heads"], {"after": after or "", "limit": page_size(limit, MAX_STRETCH)})
-        return tuple(Head(tenant=TenantId(row["tenant"]), seq=row["seq"], hash=row["hash"].hex()) for row in rows)
+        return tuple(
+            Head(tenant=TenantId(row["tenant"]), seq=row["seq"], hash=row["hash"].hex(), home=self._home)
+            for row in rows
+        )
 
     async def erase(
         self, auth: AuthContext, tenant: TenantId, *, first: int, last: int, principal: PrincipalId | None = None
@@ -171,9 +192,9 @@ def _text(asked: str | None) -> str | None:
     return "\x01"
 
 
-def _link(row: Row) -> Link:
+def _link(row: Row, home: str) -> Link:
     gone = row["id"] is None
-    return Link(seq=row["seq"], hash=row["hash"].hex(), entry=None if gone else _entry(row))
+    return Link(seq=row["seq"], hash=row["hash"].hex(), entry=None if gone else _entry(row), home=home)
 
 
 def _entry(row: Row) -> Entry:
@@ -194,8 +215,18 @@ def _entry(row: Row) -> Entry:
 
 @asynccontextmanager
 async def open_audit(config: PostgresConfig, _given: Given) -> AsyncIterator[AuditLog]:
-    async with open_database(config) as database:
-        yield PostgresAuditLog(database)
+    shared = replace(config, homes=())
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(shared))
+        if not config.homes:
+            yield PostgresAuditLog(database)
+            return
+        # Without a look for moves: what is noted of a tenant stays where it was written, and is read there for good.
+        logs = {
+            home: PostgresAuditLog(await stack.enter_async_context(open_database(replace(shared, dsn=dsn))), home)
+            for home, dsn in config.homes
+        }
+        yield AuditOfHomes(PostgresAuditLog(database), logs, database)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, AuditLog]] = AdapterSpec(

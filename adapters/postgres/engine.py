@@ -57,6 +57,10 @@ class PostgresConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`postgresql://user:password@host:port/database`, of the role `ao_app`."""
     pool_size: int = 10
     """Connections at most; shared by the ports of this process that are configured alike."""
+    homes: tuple[tuple[str, str], ...] = ()
+    """Names and DSNs of databases that tenants may live in beside this one, see `adapters.postgres.homes`."""
+    looks_for_moves: bool = False
+    """Refuse tenants that have moved from this database when they are only read, too. Set where there are homes."""
 
     def __repr__(self) -> str:
         return f"PostgresConfig(dsn=…, pool_size={self.pool_size})"
@@ -105,6 +109,7 @@ class Database:
         self.signals = Signals(self._connect)
         self._checked = False
         self._checking = asyncio.Lock()
+        self._looks_for_moves = config.looks_for_moves
 
     async def check(self) -> None:
         """Refuse a role that could see every tenant, and a database that is not migrated. Asks once."""
@@ -122,7 +127,7 @@ class Database:
 
         With several it sees those tables only whose policies admit a batch.
         """
-        begin = _begin(tenants)
+        begin = _begin(tenants, looks_for_moves=self._looks_for_moves)
         with translated():
             async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 try:
@@ -199,13 +204,14 @@ async def open_database(config: PostgresConfig, *, apart: str = "", flushed: boo
             await database.close()
 
 
-def _begin(tenants: Iterable[TenantId]) -> str:
+def _begin(tenants: Iterable[TenantId], *, looks_for_moves: bool) -> str:
     """One message: it can't happen that a transaction is open and not bound."""
     for tenant in tenants:
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't be a tenant's id")
     # Safe as a literal, and apart by spaces: `is_tenant_id` allows letters, digits, - and _ only.
-    return f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
+    begin = f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
+    return f"{begin}; SELECT ao_still_here()" if looks_for_moves else begin
 
 
 async def _prepare(connection: Connection) -> None:

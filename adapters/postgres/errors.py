@@ -68,6 +68,10 @@ _CODES: Final[Mapping[str, type[AgentOSError]]] = {
     "42501": Internal,  # row-level security refused a row: wall one has a hole
 }
 
+_MOVED: Final = "AO001"
+_ELSEWHERE: Final = "AO002"
+"""Both raised by our own functions, see migration 0016."""
+
 _TEXTS: Final[Mapping[type[AgentOSError], str]] = {
     InvalidArgument: "a text holds what can't be stored: a NUL or half of a surrogate pair",
     Conflict: "somebody else made the same thing first",
@@ -110,9 +114,27 @@ def error_class(kind: type[BaseException]) -> type[AgentOSError] | None:
     return Internal if issubclass(kind, asyncpg.PostgresError) else None
 
 
+class Moved(Conflict):
+    """The tenant does not live in this database any more; nothing was done. A worker is fenced by it."""
+
+    default_code = "fenced"
+
+    @property
+    def home(self) -> str:
+        """Where it went from here."""
+        return str(self.details["home"])
+
+
 def translate(error: BaseException) -> AgentOSError | None:
     """Our error for `error`; None when it isn't the database's."""
     sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate == _MOVED:
+        return Moved(
+            "the tenant lives in another database; nothing was done here",
+            details={"home": getattr(error, "detail", None) or ""},
+        )
+    if sqlstate == _ELSEWHERE:
+        return Conflict("the tenant lives in another database, or is on its way to one; move it to 'shared' first")
     ours = error_class(type(error))
     if isinstance(error, asyncpg.PostgresError) and sqlstate is not None:
         ours = _CODES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Internal)

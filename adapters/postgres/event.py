@@ -1,11 +1,13 @@
 """EventPort over PostgreSQL: the store is read beyond the cursor, a wake-up says when to look again."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from adapters.postgres.blobs import leading, whole
 from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.errors import Moved
+from adapters.postgres.homes import Routed, at_homes
 from adapters.postgres.rows import event_of, page_size, position, scope_of
 from adapters.postgres.shared_pages import Page, SharedPages
 from adapters.postgres.statements import load
@@ -83,6 +85,36 @@ class PostgresEvents:
                     await waiter.wait()
 
 
+class RoutedEvents(Routed):
+    """Follows a run from home to home. `stream_epoch` is the shared database's: what a client resumes from stays good."""
+
+    async def follow(self, auth: AuthContext, run_id: RunId, *, after: int = 0) -> AsyncIterator[Event]:
+        cursor = after
+        while True:
+            port = await self.at_home(auth.tenant, _itself)
+            try:
+                async with aclosing(port.follow(auth, run_id, after=cursor)) as events:
+                    async for event in events:
+                        yield event
+                        cursor = event.sequence
+            except Moved:
+                # On to where it lives now. That it reads there says `at_home` as well, which waits for that.
+                await self.at_home(auth.tenant, _reads(auth, run_id, cursor))
+            else:
+                return
+
+
+async def _itself(port: EventPort) -> EventPort:
+    return port
+
+
+def _reads(auth: AuthContext, run_id: RunId, after: int) -> Callable[[EventPort], Awaitable[None]]:
+    async def read(port: EventPort) -> None:
+        await port.read(auth, run_id, after=after, limit=1)
+
+    return read
+
+
 def _absent(run_id: RunId) -> NotFound:
     return NotFound(f"there is no run {run_id!r}")
 
@@ -97,5 +129,5 @@ async def open_event(config: PostgresConfig, _given: Given) -> AsyncIterator[Eve
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, EventPort]] = AdapterSpec(
-    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_event
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=at_homes(open_event, RoutedEvents)
 )

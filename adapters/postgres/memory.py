@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.homes import at_homes
 from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from adapters.postgres.words import words, words_in
@@ -79,5 +80,5 @@ async def open_memory(config: PostgresConfig, _given: Given) -> AsyncIterator[Me
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, MemoryPort]] = AdapterSpec(
-    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_memory
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=at_homes(open_memory)
 )

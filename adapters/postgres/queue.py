@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.homes import at_homes
 from adapters.postgres.rows import Row, by_place, packed, page_size, positive, scope_of
 from adapters.postgres.signals import QUEUE
 from adapters.postgres.statements import load
@@ -187,5 +188,5 @@ async def open_queue(config: PostgresConfig, _given: Given) -> AsyncIterator[Que
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, QueuePort]] = AdapterSpec(
-    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_queue
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=at_homes(open_queue)
 )

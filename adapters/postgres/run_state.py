@@ -11,6 +11,7 @@ import msgspec
 
 from adapters.postgres.blobs import Outgoing, whole
 from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.homes import at_homes
 from adapters.postgres.rows import (
     RUN_BODIES,
     STEP_BODIES,
@@ -285,5 +286,5 @@ async def open_run_state(config: PostgresConfig, _given: Given) -> AsyncIterator
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, RunStatePort]] = AdapterSpec(
-    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=open_run_state
+    config=PostgresConfig, capabilities=lambda _: _CAPABILITIES, open=at_homes(open_run_state)
 )

@@ -14,6 +14,7 @@ from msgspec import Struct
 from adapters.postgres.engine import Database, PostgresConfig, open_database
 from adapters.postgres.rows import Row, packed, page_size
 from adapters.postgres.statements import load
+from adapters.postgres.tenant_homes import copied_to_homes
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.cursor import decode_cursor, encode_cursor
@@ -285,5 +286,5 @@ async def open_tenant(config: PostgresConfig, _given: Given) -> AsyncIterator[Te
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, TenantDirectory]] = AdapterSpec(
-    config=PostgresConfig, capabilities=lambda _: TenantCapabilities(), open=open_tenant
+    config=PostgresConfig, capabilities=lambda _: TenantCapabilities(), open=copied_to_homes(open_tenant)
 )

@@ -3,13 +3,19 @@
 The file is a ZIP: `tables/<name>.ndjson` has a JSON object a line, a row each, and `manifest.json` says how many there are
 and what each file's SHA-256 is. It is a picture of one moment, bound to the tenant by row-level security as all reading is.
 Columns that hold secrets, or what was made of them, stay behind, and the manifest names them.
+
+Of a tenant that lives or lived in homes, `tables/<home>/<name>.ndjson` has what there is in each: a picture of its own
+moment, so export a tenant that is disabled when the two must agree.
 """
 
 import asyncio
 import hashlib
 import zipfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Final
 
 import asyncpg
@@ -17,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.errors import translated
-from ports.errors import Conflict, InvalidArgument, NotFound
+from ports.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from ports.ids import TenantId, is_tenant_id
 
 FORMAT: Final = 1
@@ -68,12 +74,15 @@ class Export(Struct, frozen=True, kw_only=True):
     manifest: Manifest
 
 
-async def export_tenant(dsn: str, tenant: TenantId, target: Path) -> Export:
+async def export_tenant(
+    dsn: str, tenant: TenantId, target: Path, homes: Mapping[str, str] = MappingProxyType({})
+) -> Export:
     """Write the file, readable by its owner only; it is there whole or not at all.
 
     Raises:
         NotFound: there is no such tenant.
         Conflict: there is a file already.
+        Unavailable: something of it is in a home that is not among `homes`, which are DSNs by name, or does not answer.
     """
     if not is_tenant_id(tenant):
         raise NotFound(f"there is no tenant {tenant!r}")
@@ -85,7 +94,7 @@ async def export_tenant(dsn: str, tenant: TenantId, target: Path) -> Export:
     unfinished.touch(mode=0o600)
     try:
         with translated():
-            manifest = await _write(dsn, tenant, unfinished)
+            manifest = await _write(dsn, tenant, unfinished, homes)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -115,7 +124,37 @@ def verified(path: Path) -> Manifest:
     return manifest
 
 
-async def _write(dsn: str, tenant: TenantId, path: Path) -> Manifest:
+async def _write(dsn: str, tenant: TenantId, path: Path, homes: Mapping[str, str]) -> Manifest:
+    async with _looking(dsn, tenant) as connection:
+        if await connection.fetchval("SELECT 1 FROM tenants WHERE tenant_id = $1", tenant) is None:
+            raise NotFound(f"there is no tenant {tenant!r}")
+        migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")
+        tables: dict[str, Table] = {}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
+            for name, columns in await _tables(connection):
+                tables[name] = await _table(connection, packed, tenant, name, columns)
+            for home in [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]:
+                if home not in homes:
+                    raise Unavailable(
+                        f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to "
+                        "AGENTOS_HOMES and run `agentos redeploy`"
+                    )
+                async with _looking(homes[home], tenant) as there:
+                    for name, columns in await _tables(there):
+                        # Most are empty there, and some were never of any use there.
+                        if await there.fetchval(f'SELECT 1 FROM "{name}" WHERE tenant_id = $1 LIMIT 1', tenant):  # noqa: S608 - ours
+                            member = f"{home}/{name}"
+                            tables[member] = await _table(there, packed, tenant, name, columns, member=member)
+            manifest = Manifest(
+                format=FORMAT, tenant_id=tenant, made_at=datetime.now(UTC), migration=migration, tables=tables
+            )
+            packed.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2))
+    return manifest
+
+
+@asynccontextmanager
+async def _looking(dsn: str, tenant: TenantId) -> AsyncIterator[asyncpg.Connection]:
+    """At one moment, and at one tenant's rows."""
     connection = await asyncpg.connect(
         dsn,
         timeout=10,
@@ -126,26 +165,25 @@ async def _write(dsn: str, tenant: TenantId, path: Path) -> Manifest:
         await connection.execute(
             f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL app.tenant_id = '{tenant}'"
         )
-        if await connection.fetchval("SELECT 1 FROM tenants WHERE tenant_id = $1", tenant) is None:
-            raise NotFound(f"there is no tenant {tenant!r}")
-        migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")
-        tables: dict[str, Table] = {}
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
-            for row in await connection.fetch(_TABLES):
-                columns = msgspec.json.decode(row["columns"], type=tuple[str, ...])
-                tables[row["name"]] = await _table(connection, packed, tenant, row["name"], columns)
-            manifest = Manifest(
-                format=FORMAT, tenant_id=tenant, made_at=datetime.now(UTC), migration=migration, tables=tables
-            )
-            packed.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2))
+        yield connection
         await connection.execute("COMMIT")
     finally:
         await connection.close(timeout=1)
-    return manifest
+
+
+async def _tables(connection: asyncpg.Connection) -> list[tuple[str, tuple[str, ...]]]:
+    rows = await connection.fetch(_TABLES)
+    return [(row["name"], msgspec.json.decode(row["columns"], type=tuple[str, ...])) for row in rows]
 
 
 async def _table(
-    connection: asyncpg.Connection, packed: zipfile.ZipFile, tenant: TenantId, name: str, columns: tuple[str, ...]
+    connection: asyncpg.Connection,
+    packed: zipfile.ZipFile,
+    tenant: TenantId,
+    name: str,
+    columns: tuple[str, ...],
+    *,
+    member: str = "",
 ) -> Table:
     omitted = tuple(column for column in columns if "secret" in column)
     shown = ", ".join(f'x."{column}"' for column in columns if column not in omitted)
@@ -153,7 +191,7 @@ async def _table(
     # The names are those of our own catalogue.
     query = f'SELECT to_json(y)::text FROM (SELECT {shown} FROM "{name}" x WHERE x.tenant_id = $1) y'  # noqa: S608
     cursor = await connection.cursor(query, tenant)
-    with packed.open(_member(name), "w", force_zip64=True) as lines:
+    with packed.open(_member(member or name), "w", force_zip64=True) as lines:
         while page := await cursor.fetch(PAGE_ROWS):
             text = b"".join(row[0].encode() + b"\n" for row in page)
             digest.update(text)

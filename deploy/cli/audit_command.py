@@ -14,7 +14,7 @@ from msgspec import Struct
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import load_key
 from deploy import credentials
-from deploy.audit_check import checked, checked_export, exported, tenants_of
+from deploy.audit_check import checked_chains, checked_export, exported
 from deploy.audit_heads import FILE, NOTHING, HeadsFile, Signed, public_key, read_heads
 from deploy.audit_signer import Signer
 from deploy.cli.access import tenant_id, whole
@@ -22,7 +22,7 @@ from deploy.cli.gateway_check import OPERATOR
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.internal import open_audit
 from ports.audit import MAX_PAGE, AuditLog, Link, Outcome, Wanted
-from ports.audit_rules import Verdict, moment
+from ports.audit_rules import Verdict, chain_name, chain_named, moment
 from ports.errors import InvalidArgument, Unavailable
 from ports.ids import TenantId
 
@@ -32,7 +32,7 @@ CONTRADICTED: Final = 2
 _EPILOG: Final = """\
   ./agentos audit query --tenant tnt_acme --action 'key.*'       newest first; --denied, --principal, --since, --until
   ./agentos audit verify                                         every tenant's chain, against the signed heads
-  ./agentos audit export --tenant tnt_acme --out acme.jsonl      the whole chain, to keep or to hand over
+  ./agentos audit export --tenant tnt_acme --out acme.jsonl      the whole chain, to hand over (--home: of a home)
   ./agentos audit verify --export acme.jsonl --heads heads.jsonl --key public_key.pem     elsewhere, without the node
   ./agentos audit sign                                           sign the heads now; the admin service does it every minute
 
@@ -62,6 +62,7 @@ class Verify(Struct, frozen=True, kw_only=True):
 
 class Export(Struct, frozen=True, kw_only=True):
     tenant: TenantId
+    home: str
     out: str
 
 
@@ -89,7 +90,7 @@ def verify(options: Verify, io: Io) -> int:
         with Path(options.export).open("rb") as file:
             verdicts = [checked_export(file, signed.heads)]
     else:
-        verdicts = _with_log(io, lambda log: _checked(log, options.tenant, signed))
+        verdicts = _with_log(io, lambda log: checked_chains(log, OPERATOR, options.tenant, signed.heads))
     good = not signed.bad and all(one.good for one in verdicts)
     if options.json:
         io.json(
@@ -115,7 +116,8 @@ def export(options: Export, io: Io) -> int:
         )
         size = 0
         with os.fdopen(handle, "wb", closefd=bool(options.out)) as file:
-            async for lines in exported(log, OPERATOR, options.tenant, datetime.now(UTC)):
+            storage = log.at(options.home) if options.home else log
+            async for lines in exported(storage, OPERATOR, options.tenant, datetime.now(UTC)):
                 file.write(lines)
                 size += len(lines)
         return size
@@ -139,25 +141,25 @@ def sign(options: Sign, io: Io) -> int:
         io.json(decided)
     else:
         io.say(f"{len(decided.sign)} heads have moved and were signed")
-        for tenant in decided.refused:
-            io.say(f"{tenant}: its head contradicts what was signed; ./agentos audit verify --tenant {tenant}")
+        for name in decided.refused:
+            tenant = chain_named(name)[0]
+            io.say(f"{name}: its head contradicts what was signed; ./agentos audit verify --tenant {tenant}")
+        for home in decided.silent:
+            io.say(f"the home {home!r} does not answer: its heads were not signed")
     return CONTRADICTED if decided.refused else FINE
-
-
-async def _checked(log: AuditLog, tenant: TenantId | None, signed: Signed) -> list[Verdict]:
-    if tenant is not None:
-        every: Sequence[TenantId] = [tenant]
-    else:
-        # One whose chain is gone altogether is still named by what was signed.
-        every = sorted({*await tenants_of(log), *map(TenantId, signed.heads)})
-    return [await checked(log, OPERATOR, one, signed.heads.get(one, {})) for one in every]
 
 
 def _tell(io: Io, signed: Signed, verdicts: Sequence[Verdict]) -> None:
     io.columns(
         ("TENANT", "ENTRIES", "ERASED", "SIGNED UP TO", "RESULT"),
         (
-            (one.tenant, str(one.checked), str(one.erased), str(one.signed), "ok" if one.good else f"bad at {one.bad}")
+            (
+                chain_name(one.tenant, one.home),
+                str(one.checked),
+                str(one.erased),
+                str(one.signed),
+                "ok" if one.good else f"bad at {one.bad}",
+            )
             for one in verdicts
         ),
     )
@@ -167,7 +169,7 @@ def _tell(io: Io, signed: Signed, verdicts: Sequence[Verdict]) -> None:
         io.say("no signed heads are at hand: that an end was cut off, or all was written anew, could not be told")
     for one in verdicts:
         if not one.good:
-            io.say(f"{one.tenant}: number {one.bad}: {one.why}")
+            io.say(f"{chain_name(one.tenant, one.home)}: number {one.bad}: {one.why}")
     if signed.bad or not all(one.good for one in verdicts):
         io.say("What to do: runbooks/audit-mismatch.md")
 
@@ -191,11 +193,12 @@ def _key(io: Io) -> Path:
 
 def _shown(one: Link) -> tuple[str, ...]:
     entry = one.entry
+    number = f"{one.home}:{one.seq}" if one.home else str(one.seq)
     if entry is None:
-        return (str(one.seq), "", "", "", "erased", "", "")
+        return (number, "", "", "", "erased", "", "")
     who = entry.principal if entry.actor_tenant == entry.tenant else f"{entry.principal} of {entry.actor_tenant}"
     when = entry.at.isoformat(timespec="seconds")
-    return (str(one.seq), when, who, entry.action, entry.subject, entry.outcome, entry.detail)
+    return (number, when, who, entry.action, entry.subject, entry.outcome, entry.detail)
 
 
 def _with_log(io: Io, act: Callable[[AuditLog], Awaitable[ResultT]]) -> ResultT:
@@ -252,7 +255,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     exporting = _verb(verbs, "export", "a tenant's whole chain, a line of JSON per entry", export)
     exporting.add_argument("--tenant", required=True, help="whose audit")
     exporting.add_argument("--out", default="", help="a new file, readable by you only; not said, the output")
-    exporting.set_defaults(options=lambda parsed: Export(tenant=tenant_id(parsed.tenant), out=parsed.out))
+    exporting.add_argument("--home", default="", help="the chain in this home; not said, in the shared database")
+    exporting.set_defaults(
+        options=lambda parsed: Export(tenant=tenant_id(parsed.tenant), home=parsed.home, out=parsed.out)
+    )
 
     signing = _verb(verbs, "sign", "sign the heads now", sign)
     signing.set_defaults(options=lambda parsed: Sign(json=parsed.json))

@@ -53,7 +53,7 @@ def run(options: Options, io: Io) -> int:
             bring_up.check_machine(recorder, services)
             spare = {service.name for service in bring_up.rolled(services)}
             bring_up.boot(recorder, services, io.environ, supervisor, spare=spare)
-            bring_up.migrate_database(recorder)
+            bring_up.migrate_database(recorder, io.environ)
             seeded = bring_up.seed(recorder)
             bring_up.roll(recorder, services, supervisor)
             smoke.validate(recorder, services, supervisor)

@@ -1,4 +1,4 @@
-"""`agentos tenant create|list|quota|policy|enable|disable`; the other verbs are in `tenant_life`."""
+"""`agentos tenant create|list|quota|policy|move|enable|disable`; the other verbs are in `tenant_life`."""
 
 import argparse
 from typing import Any, Final, Literal, get_args
@@ -9,6 +9,7 @@ from msgspec import Struct
 from deploy.cli.access import tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
 from deploy.cli.tenant_life import add_verbs as add_life
+from deploy.cli.tenant_move import add_verb as add_move
 from deploy.cli.tenant_policy import add_verb as add_policy
 from deploy.config import MAX_TOKENS_PER_DAY, Config
 from deploy.credentials import SeededKey
@@ -56,6 +57,7 @@ examples:
   ./agentos tenant quota tnt_acme --backends eu-1,eu-2 --regions eu --tiers standard
   ./agentos tenant quota tnt_acme --egress-hosts api.example.com,*.example.org     where calls made for it may go
   ./agentos tenant policy tnt_acme --file policy.json     see docs/policies.md
+  ./agentos tenant move tnt_acme --to eu1 --dry-run      to a database of its own while it works, see docs/homes.md
   ./agentos tenant disable tnt_acme       refuses its keys and tokens within 5 s
   ./agentos tenant show tnt_acme          the same and what it is, in one
   ./agentos tenant entitle tnt_acme max_active_runs=7 models='["m-1"]'     members of the entitlements, as JSON
@@ -118,6 +120,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     quota_of.set_defaults(run=quota, options=_quota_options)
     add_policy(verbs)
     add_life(verbs)
+    add_move(verbs)
     for verb, status in (("enable", "active"), ("disable", "disabled")):
         changed = verbs.add_parser(verb, help=f"make a tenant {status}")
         changed.add_argument("tenant")

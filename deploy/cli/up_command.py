@@ -90,7 +90,7 @@ def run(options: Options, io: Io) -> int:
             bring_up.check_machine(recorder, services, options.flags)
             bring_up.remember_flags(recorder, options.flags)
             bring_up.boot(recorder, services, io.environ, supervisor)
-            bring_up.migrate_database(recorder)
+            bring_up.migrate_database(recorder, io.environ)
             seeded = bring_up.seed(recorder)
             bring_up.wire(recorder, services, supervisor)
             smoke.validate(recorder, services, supervisor)

@@ -17,6 +17,7 @@ from deploy.administration.offboarding import Exporter, export_path
 from deploy.administration.platform import Platform
 from deploy.audit_heads import HeadsFile
 from deploy.audit_signer import Signer, signing
+from deploy.roots.databases import database_of, homes_in
 from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
@@ -47,7 +48,7 @@ _SELF = AuthContext(
 
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
-    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    database = database_of(env)
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{port: Choice(adapter="postgres", config=database) for port in STORED},
@@ -82,7 +83,7 @@ def exporter(stored: Choice, folder: Path | None) -> Exporter:
         dsn = stored.config.get("dsn")
         if folder is None or not isinstance(dsn, str):
             raise Unsupported("this node has nowhere to export a tenant to; name a directory in AGENTOS_EXPORTS_DIR")
-        return await export_tenant(dsn, tenant, export_path(folder, tenant, datetime.now(UTC)))
+        return await export_tenant(dsn, tenant, export_path(folder, tenant, datetime.now(UTC)), homes_in(stored.config))
 
     return export
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from adapters.system_clock import SystemClock
+from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment
 from deploy.roots.server import run, serve
 from deploy.roots.wiring import Choice, choices_from, open_ports
@@ -21,7 +22,7 @@ AUDIENCE = "stack-a"
 
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
-    database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
+    database = database_of(env)
     tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{

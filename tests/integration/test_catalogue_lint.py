@@ -58,4 +58,18 @@ class TestCatalogue:
             """,
         )
 
-        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations", "gateway_configurations"}
+        # Of moves: what they hold of tenants is between whoever moves them and the definer's functions.
+        moves = {"tenant_homes", "tenant_stays", "tenant_moves", "tenant_changes", "tenant_copies"}
+        assert {row[0] for row in rows} == {"node", "workers", "schema_migrations", "gateway_configurations", *moves}
+        for table in moves:
+            privileges = "SELECT, INSERT, UPDATE, DELETE"
+            [row] = await fetch(
+                database.superuser,
+                "SELECT has_table_privilege('ao_app', c.oid, $2) OR NOT c.relforcerowsecurity "
+                "OR has_table_privilege('ao_control', c.oid, 'INSERT, UPDATE, DELETE') AS open "
+                "FROM pg_class c "
+                "WHERE c.oid = to_regclass($1)",
+                f"agentos.{table}",
+                privileges,
+            )
+            assert not row["open"], table

@@ -74,3 +74,13 @@ WITH ended AS (
 )
 INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
 SELECT ended.tenant_id, :namespace, :actor, :principal, 'tenant.erased', ended.tenant_id, :correlation_id FROM ended;
+
+-- name: stays
+SELECT s.home FROM ao_tenant_stays() s;
+
+-- name: move_standing
+-- Of this database.
+SELECT s.state, s.other FROM ao_move_standing() s;
+
+-- name: forget_home
+SELECT ao_forget_home();

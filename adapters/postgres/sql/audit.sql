@@ -43,3 +43,6 @@ SELECT ao_audit_erase(
     :first, :last, :namespace, :actor, :principal, :correlation_id, CAST(:whose AS text)
 ) AS gone
 WHERE current_setting('app.tenant_id') = :tenant;
+
+-- name: stays
+SELECT s.home FROM ao_tenant_stays() s;

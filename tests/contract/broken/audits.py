@@ -245,6 +245,35 @@ class TestCutsWhatIsLong(BrokenAudits):
     caught_by = frozenset({"test_what_can_not_be_kept_is_refused"})
 
 
+class AnswersForAnyHome(InprocAuditLog):
+    """Whoever looks for a chain elsewhere finds this one, and takes it for good."""
+
+    def at(self, home: str) -> AuditLog:
+        del home
+        return self
+
+
+class TestAnswersForAnyHome(BrokenAudits):
+    broken = AnswersForAnyHome
+    caught_by = frozenset({"test_each_storage_that_is_read_has_chains_of_its_own_and_no_other_is_read"})
+
+
+class NamesAHomeOfItsOwn(InprocAuditLog):
+    """Its own storage, once more under another name."""
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        return ("eu1",)
+
+    def at(self, home: str) -> AuditLog:
+        return self if home in self.homes else super().at(home)
+
+
+class TestNamesAHomeOfItsOwn(BrokenAudits):
+    broken = NamesAHomeOfItsOwn
+    caught_by = frozenset({"test_each_storage_that_is_read_has_chains_of_its_own_and_no_other_is_read"})
+
+
 class TestForgetsAtReopen(BrokenAudits):
     forgetful = True
     caught_by = frozenset(
