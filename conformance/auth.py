@@ -9,7 +9,7 @@ from conformance.clauses import clause
 from conformance.contract import Contract
 from conformance.harness import AuthHarness
 from ports.auth import MAX_TOKEN_CHARS
-from ports.context import GATEWAY_FOLLOW, QUEUE_ANY_TENANT, RUNS_ANY_TENANT
+from ports.context import GATEWAY_FOLLOW, QUEUE_ANY_TENANT, RUNS_ANY_TENANT, AuthContext
 from ports.errors import PermissionDenied, Unauthenticated, Unavailable
 
 DEFECTS: Final = frozenset(
@@ -100,6 +100,27 @@ class AuthContract(Contract):
                 await verifier.verify(token)
             assert refusal.value.code == "tenant_disabled"
 
+    @clause("AUT-3")
+    async def test_whose_denied_token_it_is_is_told_once_a_minute(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token = next(iter((await harness.good_tokens()).values()))
+        await harness.disable_tenant(harness.subject.tenant)
+
+        async def told() -> list[AuthContext]:
+            found = []
+            for _ in range(10):
+                with pytest.raises(PermissionDenied) as refusal:
+                    await verifier.verify(token)
+                if refusal.value.caller is not None:
+                    found.append(refusal.value.caller)
+                await harness.advance(MEMORY / 2)
+            return found
+
+        [first] = await told()
+        assert (first.tenant, first.principal) == (harness.subject.tenant, harness.subject.principal)
+        await harness.advance(timedelta(minutes=1))
+        assert len(await told()) == 1
+
     @clause("AUT-4")
     async def test_a_token_never_carries_the_scopes_of_the_nodes_own_processes(self, harness: AuthHarness) -> None:
         verifier = await harness.open()
@@ -159,3 +180,51 @@ class AuthContract(Contract):
         token = issuer.mint(harness.subject, audience=harness.audience, scopes=wanted, lifetime=LIFETIME)
 
         assert (await verifier.verify(token)).scopes == harness.subject.scopes
+
+    @clause("AUT-7")
+    async def test_who_may_act_for_a_tenant_has_a_name_of_its_own_there(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token, tenant = await harness.acting_token()
+
+        auth = await verifier.act_as(token, tenant)
+
+        assert auth == (await verifier.verify(token)).acting_for(tenant)
+        assert auth.scopes == harness.subject.scopes
+        assert (auth.tenant, auth.actor_tenant) == (tenant, harness.subject.tenant)
+        assert auth.principal != harness.subject.principal
+        assert (await verifier.act_as(token, harness.subject.tenant)).principal == harness.subject.principal
+
+    @clause("AUT-7")
+    async def test_whoever_may_not_act_for_it_is_refused_alike(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token, tenant = await harness.acting_token()
+        await verifier.act_as(token, tenant)
+        await harness.end_acting(tenant)
+        await harness.advance(MEMORY)
+        refusals = set()
+
+        for sent, named in (
+            (token, tenant),
+            (token, "tnt_nobody"),
+            (token, "'; --"),
+            (token, ""),
+            *((plain, tenant) for plain in (await harness.good_tokens()).values()),
+        ):
+            with pytest.raises(PermissionDenied) as refusal:
+                await verifier.act_as(sent, named)
+            refusals.add((refusal.value.code, refusal.value.message))
+
+        assert [code for code, _ in refusals] == ["tenant_mismatch"]
+
+    @clause("AUT-7")
+    async def test_a_tenant_that_is_disabled_is_acted_for_no_more(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        token, tenant = await harness.acting_token()
+        await verifier.act_as(token, tenant)
+
+        await harness.disable_tenant(tenant)
+        await harness.advance(MEMORY)
+
+        with pytest.raises(PermissionDenied) as refusal:
+            await verifier.act_as(token, tenant)
+        assert refusal.value.code == "tenant_disabled"

@@ -297,6 +297,15 @@ class AuthHarness(Harness[TokenVerifier], Protocol):
     @property
     def audience(self) -> str: ...
 
+    async def acting_token(self) -> tuple[str, TenantId]:
+        """A token of `subject` with its scopes, `tenant:act_as` and `admin:platform`, and an active tenant that it may act
+        for."""
+        ...
+
+    async def end_acting(self, tenant: TenantId) -> None:
+        """From now on `subject` may not act for it."""
+        ...
+
 
 class PiiHarness(Harness[PiiDetector], Protocol):
     @property

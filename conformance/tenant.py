@@ -17,7 +17,7 @@ from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Json
 from ports.policy import Argument, Policy, Rule
-from ports.tenant import ApiKey, Entitlements, NewKey, TenantDirectory
+from ports.tenant import ApiKey, Entitlements, NewKey, Standing, TenantDirectory
 
 # Not `people.TENANTS`: those may exist already.
 INITECH: Final = TenantId("tnt_initech")
@@ -526,6 +526,95 @@ class TenantContract(Contract):
 
         assert len(texts) == 1
         assert await directory.find_key(key.id, DIGEST) is not None
+
+    @clause("TNT-12")
+    async def test_the_platform_says_who_of_another_tenant_acts_for_one(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        for _ in range(2):
+            await directory.let_act(PLATFORM, INITECH, actor_tenant=HOOLI, principal=PRINTER)
+        await directory.let_act(PLATFORM, INITECH, actor_tenant=NOBODY, principal=PRINTER)
+
+        told = [(one.actor_tenant, one.principal) for one in await directory.list_acting(PETER, INITECH)]
+
+        assert told == [(HOOLI, PRINTER), (NOBODY, PRINTER)]
+        assert await directory.list_acting(PLATFORM, INITECH) == await directory.list_acting(PETER, INITECH)
+        assert await directory.list_acting(GAVIN, HOOLI) == ()
+        for _ in range(2):
+            await directory.end_acting(PLATFORM, INITECH, actor_tenant=HOOLI, principal=PRINTER)
+        assert [one.actor_tenant for one in await directory.list_acting(PETER, INITECH)] == [NOBODY]
+
+    @clause("TNT-12")
+    async def test_nobody_else_may_say_or_see_it(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        worker = msgspec.structs.replace(PETER, scopes=READING)
+
+        for refused in (
+            directory.let_act(PETER, INITECH, actor_tenant=HOOLI, principal=PRINTER),
+            directory.end_acting(PETER, INITECH, actor_tenant=HOOLI, principal=PRINTER),
+            directory.list_acting(GAVIN, INITECH),
+            directory.list_acting(worker, INITECH),
+        ):
+            with pytest.raises(PermissionDenied):
+                await refused
+        for absent in (
+            directory.let_act(PLATFORM, NOBODY, actor_tenant=HOOLI, principal=PRINTER),
+            directory.end_acting(PLATFORM, NOBODY, actor_tenant=HOOLI, principal=PRINTER),
+            directory.list_acting(PLATFORM, NOBODY),
+        ):
+            with pytest.raises(NotFound):
+                await absent
+        for actor, principal in ((INITECH, PRINTER), (TenantId("hooli"), PRINTER), (HOOLI, PrincipalId("p" * 250))):
+            with pytest.raises(InvalidArgument):
+                await directory.let_act(PLATFORM, INITECH, actor_tenant=actor, principal=principal)
+
+    @clause("TNT-13")
+    async def test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        actor = msgspec.structs.replace(GAVIN, principal=PRINTER)
+        there = actor.acting_for(INITECH)
+        await directory.let_act(PLATFORM, INITECH, actor_tenant=HOOLI, principal=PRINTER)
+        await directory.put_principal(PETER, PRINTER, status="disabled")
+        free = await directory.acting(actor, INITECH)
+
+        barred = await directory.put_principal(PETER, there.principal, status="disabled")
+        await directory.set_status(PLATFORM, INITECH, "disabled")
+
+        assert (free.tenant_status, free.principal) == ("active", None), "its namesake is somebody else"
+        assert await directory.acting(actor, INITECH) == Standing(tenant_status="disabled", principal=barred)
+
+    @clause("TNT-13")
+    async def test_who_may_not_learns_nothing_of_the_tenant(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        actor = msgspec.structs.replace(GAVIN, principal=PRINTER)
+        await directory.let_act(PLATFORM, INITECH, actor_tenant=HOOLI, principal=PRINTER)
+        await directory.end_acting(PLATFORM, INITECH, actor_tenant=HOOLI, principal=PRINTER)
+        await directory.let_act(PLATFORM, INITECH, actor_tenant=HOOLI, principal=PrincipalId("svc_other"))
+        await directory.let_act(PLATFORM, INITECH, actor_tenant=NOBODY, principal=PRINTER)
+        texts = set()
+
+        for tenant in (INITECH, NOBODY, HOOLI, TenantId("tnt_x'; --")):
+            with pytest.raises(NotFound) as refusal:
+                await directory.acting(actor, tenant)
+            texts.add(refusal.value.message)
+
+        assert len(texts) == 1
+
+    @clause("TNT-14")
+    async def test_a_keys_last_use_is_told_and_never_goes_back(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        used = await directory.issue_key(PETER, new_key())
+        unused = await directory.issue_key(GAVIN, new_key(OTHER_DIGEST))
+        now = await harness.now()
+
+        await directory.keys_used({})
+        await directory.keys_used({used.id: now - HOUR, ABSENT: now})
+        await directory.keys_used({used.id: now - 2 * HOUR})
+
+        [told] = (await directory.list_keys(PETER, limit=10)).items
+        assert told.last_used_at == now - HOUR
+        assert (await directory.list_keys(GAVIN, limit=10)).items == (unused,)
+        made = await directory.rotate_key(PETER, used.id, secret_sha256=OTHER_DIGEST, old_until=now + HOUR)
+        assert made.last_used_at is None
 
 
 async def keys_of(directory: TenantDirectory, auth: AuthContext, *wanted: ApiKey) -> list[ApiKey]:

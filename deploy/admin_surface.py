@@ -15,6 +15,7 @@ from observability.http import observer
 from observability.metrics import Metrics
 from ports.auth import TokenVerifier
 from ports.context import AuthContext
+from ports.http import permissions
 from ports.http.edge import App, Denied, Edge, exchange, no_word
 from ports.http.health import OK, Probe, states_of
 from ports.http.openapi import Operation, document
@@ -25,6 +26,7 @@ from ports.messages import Json
 VERSION: Final = "1"
 
 OWN_ROUTES: Final = (
+    permissions.ROUTE,
     Route(method="GET", template="/healthz", access=PUBLIC),
     Route(method="GET", template="/readyz", access=PUBLIC),
     Route(method="GET", template="/openapi.json", access=PUBLIC),
@@ -55,6 +57,7 @@ class Readiness(Struct, frozen=True, kw_only=True):
 
 
 OWN_OPERATIONS: Final = {
+    ("GET", permissions.PATH): permissions.OPERATION,
     ("GET", "/healthz"): Operation(summary="Whether the process lives", tag="operation", response=Health),
     ("GET", "/readyz"): Operation(
         summary="Whether it can serve, and if not, which dependency is missing (503)",
@@ -91,6 +94,7 @@ def create_admin_app(
         route_handlers=[
             *(handler for part in parts for handler in part.handlers),
             *_own_handlers(metrics, probes, msgspec.json.encode(openapi)),
+            _my_permissions(table),
         ],
         # The edge answers every error, in one form.
         exception_handlers={Exception: _raise},
@@ -128,6 +132,14 @@ def _own_handlers(metrics: Metrics, probes: Mapping[str, Probe], openapi: bytes)
         return Response(metrics.render(), media_type=metrics.content_type)
 
     return [healthz, readyz, openapi_json, metrics_text]
+
+
+def _my_permissions(table: RouteTable) -> HTTPRouteHandler:
+    @get(permissions.PATH)
+    async def answer(request: Asked) -> Response[bytes]:
+        return json_answer(permissions.permissions_of(identity_of(request), table.routes))
+
+    return answer
 
 
 def json_answer(view: Struct, *, status: int = 200) -> Response[bytes]:

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from deploy import credentials, embedded_postgres
+from deploy import credentials, embedded_postgres, issuers_file
 from deploy.config import Config, dereference, names_in, referred_names
 from deploy.gateway_file import environment_of
 from deploy.home_settings import Home, parse_homes
@@ -142,7 +142,9 @@ def _stack_b(node: Node, config: Config, environ: Mapping[str, str], database: t
     own |= _prices(config)
     # Keys of further backends are looked up by name inside the service, so it needs those names, and only it.
     own |= {name: environ[name] for name in referred_names(config.backends) if name in environ}
-    own |= environment_of(config, environ) | _stored_secrets(node, config, environ)
+    own |= (
+        environment_of(config, environ) | _stored_secrets(node, config, environ) | issuers_file.environment_of(config)
+    )
     own |= {name: environ[name] for name in names_in(config.gateway_env) if name in environ}
     # Where secrets are, and what the gateway gets them with: as files, so that nothing here is one.
     own |= {"AGENTOS_SECRETS": config.secrets} if config.secrets else {}
@@ -178,6 +180,7 @@ def _stack_a(node: Node, config: Config, environ: Mapping[str, str], database: t
             "AGENTOS_MAX_QUEUE_DEPTH": str(config.max_queue_depth),
             "AGENTOS_SLOW_DATABASE_MS": str(config.slow_database_ms),
             "AGENTOS_STACK_B_URL": stack_b_url(config),
+            **issuers_file.environment_of(config),
             **environment_of_homes(node, config),
         },
         listens=Listening(field="stack_a_port", host=config.stack_a_host, number=config.stack_a_port),
@@ -246,6 +249,7 @@ def _admin(node: Node, config: Config, environ: Mapping[str, str], depends_on: t
         "AGENTOS_AUDIT_DIR": str(node.audit),
         "AGENTOS_AUDIT_COPY": config.audit_copy,
         **_stored_secrets(node, config, environ),
+        **issuers_file.environment_of(config),
         **environment_of_homes(node, config, file=control_url_file),
     }
     return _python_service(

@@ -166,6 +166,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             '{"allow_private": ["wiki.example:8443"], "ports": [80, 443]}; empty = nowhere.'
         ),
     ] = ""
+    issuers_file: Annotated[
+        str,
+        Meta(
+            description="Issuers of tokens that are trusted beside this node's own, by OpenID Connect: path of a JSON file "
+            "(docs/identity.md), followed while it runs; empty = none."
+        ),
+    ] = ""
     tools_file: Annotated[
         str,
         Meta(description="Commands that agents may use as tools: path of a JSON file (docs/tools.md); empty = none."),

@@ -3,6 +3,7 @@
 Everything is looked for before it is made: seeding twice changes nothing.
 """
 
+import time
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,14 +11,17 @@ import msgspec
 from msgspec import Struct
 
 from adapters.token_auth import issuer, keys
+from adapters.token_auth.rotation import with_key
 from deploy import credentials
 from deploy.config import Config
 from deploy.credentials import SeededKey, Tokens
 from deploy.internal import Directory, operator_of
+from deploy.issuer_keys import published
 from deploy.node import Node
 from deploy.report import Seeded
 from deploy.roles import scopes_of
 from ports.agent import AgentSpec, digest_of
+from ports.context import DEFAULT_NAMESPACE
 from ports.errors import Conflict, NotFound
 from ports.ids import AgentId, PrincipalId, TenantId
 from ports.tenant import Entitlements, NewKey
@@ -55,8 +59,8 @@ def ensure_issuer_key(node: Node) -> bool:
     path = node.secret(credentials.ISSUER_KEY)
     made = not path.exists()
     key = issuer.generate_key(path) if made else issuer.load_key(path)
-    document = msgspec.json.encode(issuer.jwks(key)).decode()
-    return credentials.write_if_changed(node.secret(credentials.JWKS), document) or made
+    document = with_key(published(node), key, now=time.time())
+    return credentials.write_if_changed(node.secret(credentials.JWKS), msgspec.json.encode(document).decode()) or made
 
 
 async def seed_demo(node: Node, directory: Directory, config: Config) -> SeedResult:
@@ -95,26 +99,29 @@ async def issue(
     tenant: TenantId,
     *,
     principal: PrincipalId,
-    role: str,
+    role: str | None,
     env: str,
     label: str,
+    scopes: frozenset[str] = frozenset(),
+    namespace: str = DEFAULT_NAMESPACE,
     lifetime: timedelta | None = None,
     now: datetime | None = None,
 ) -> SeededKey:
-    """A new key in clear; the database keeps its digest only. A lifetime counts from `now`."""
+    """A new key in clear, with `scopes` where it has no role; the database keeps a digest. A lifetime counts from `now`."""
     secret = keys.new_secret()
     new = NewKey(
         principal=principal,
-        scopes=scopes_of(role),
-        roles=frozenset({role}),
+        scopes=scopes if role is None else scopes_of(role),
+        roles=frozenset() if role is None else frozenset({role}),
         label=label,
         secret_sha256=keys.digest(secret),
         expires_at=now + lifetime if now and lifetime else None,
     )
-    key = await directory.tenants.issue_key(operator_of(tenant), new)
+    operator = msgspec.structs.replace(operator_of(tenant), namespace=namespace)
+    key = await directory.tenants.issue_key(operator, new)
     return SeededKey(
         principal=principal,
-        roles=(role,),
+        roles=tuple(new.roles),
         scopes=tuple(sorted(new.scopes)),
         key_id=key.id,
         api_key=keys.render(env, key.id, secret),

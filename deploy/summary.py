@@ -49,8 +49,8 @@ def credentials_note(node: Node) -> str:
     return (
         f"{keys} All generated secrets: {node.secrets} (0700). "
         "Rotate a key: ./agentos key issue --tenant <tenant>, move its users over, then ./agentos key revoke <old key id>; "
-        "a revoked key is refused within 5 s. Rotate the signing key: remove issuer_key.pem and jwks.json there, then "
-        "./agentos up and ./agentos redeploy; tokens signed before are refused from then on."
+        "a revoked key is refused within 5 s. Rotate the signing key: ./agentos token rotate-key; "
+        "with --revoke, tokens signed before are refused from then on."
     )
 
 

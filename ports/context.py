@@ -28,6 +28,7 @@ GATEWAY_FOLLOW: Final = "gateway:follow"
 EGRESS_NODE: Final = "egress:node"
 
 ADMIN_PLATFORM: Final = "admin:platform"
+TENANT_ACT_AS: Final = "tenant:act_as"
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -56,6 +57,23 @@ class AuthContext(Struct, frozen=True, kw_only=True):
     via: tuple[NodeId, ...] = ()
     """Nodes a federated call has passed: for the audit, and for the rule against loops."""
     trace: Trace = Trace()
+    home: TenantId | None = None
+    """Of who acts for another tenant: the one it belongs to. It is in the principal's name too."""
+
+    @property
+    def actor_tenant(self) -> TenantId:
+        """Whose principal this is."""
+        return self.home or self.tenant
+
+    def acting_for(self, tenant: TenantId) -> "AuthContext":
+        """This caller in another tenant: with a name that none of that tenant's own has, and less than it may at home."""
+        return replace(
+            self,
+            tenant=tenant,
+            principal=PrincipalId(f"{self.tenant}/{self.principal}"),
+            scopes=self.scopes - {ADMIN_PLATFORM, TENANT_ACT_AS},
+            home=self.tenant,
+        )
 
     def require(self, scope: str) -> None:
         """Raise `PermissionDenied` unless the caller holds `scope`."""

@@ -47,6 +47,8 @@ class AgentOSError(Exception):
         self.retryable = _retryable(self) if retryable is None else retryable
         # What a surface tells beside `details`, inside the same object: Stack B's receipt of the failed call.
         self.surface: dict[str, Any] = {}
+        # Who was denied, where only the verifier knows: for the audit, and never for the caller.
+        self.caller: Any = None
 
 
 class InvalidArgument(AgentOSError):

@@ -19,8 +19,16 @@ Clauses (each has a test in `conformance.tenant`):
 * TNT-11 `rotate_key` makes a key like the given one with another secret, and the given one ends with its grace, or before
          where its own end comes first. One that is revoked or expired raises `Conflict`; foreign or absent, `NotFound`.
          It needs the scope `admin:tenant`.
+* TNT-12 `let_act` keeps that a principal of another tenant may act for a tenant, `end_acting` that it may not; both need
+         the scope `admin:platform`, change nothing the second time, and raise `NotFound` where there is no such tenant.
+         `list_acting` tells a tenant's administrator, and the platform, who may.
+* TNT-13 `acting` gives the standing that the caller has in a tenant that it may act for, under the name that it has there;
+         whoever may not, and whoever asks for a tenant that there is not, gets the same `NotFound`.
+* TNT-14 `keys_used` notes when keys were used last, which `list_keys` tells; it never goes back, and an unknown key is
+         nothing.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Final, Literal, Protocol
 
@@ -31,7 +39,7 @@ from msgspec.structs import replace
 from ports.context import DEFAULT_NAMESPACE, SCOPES, AuthContext
 from ports.egress import HostPattern
 from ports.errors import InvalidArgument
-from ports.ids import KeyId, PrincipalId, TenantId
+from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id
 from ports.messages import Page
 from ports.pii import PiiMode
 from ports.policy import Policy
@@ -40,6 +48,7 @@ ALL_MODELS: Final = "*"
 ALL: Final = ("*",)
 
 
+MAX_ACTING: Final = 1_000
 MAX_KEPT_DAYS: Final = 90
 MAX_PRINCIPAL_CHARS: Final = 255
 
@@ -116,6 +125,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """Some minutes ago at most, while it is in use."""
 
 
 class NewKey(Struct, frozen=True, kw_only=True):
@@ -144,6 +155,15 @@ class Standing(Struct, frozen=True, kw_only=True):
     principal: Principal | None
 
 
+class Acting(Struct, frozen=True, kw_only=True):
+    """Who may act for a tenant."""
+
+    actor_tenant: TenantId
+    principal: PrincipalId
+    """As it is called at home."""
+    created_at: datetime
+
+
 class FoundKey(Struct, frozen=True, kw_only=True):
     key: ApiKey
     tenant_status: Literal["active", "disabled"]
@@ -155,6 +175,17 @@ def bounded(auth: AuthContext, principal: Principal | None) -> AuthContext:
     if principal is None or principal.scopes is None:
         return auth
     return replace(auth, scopes=auth.scopes & principal.scopes, roles=principal.roles or frozenset())
+
+
+def check_actor(tenant: TenantId, actor_tenant: TenantId, principal: PrincipalId) -> None:
+    """Raise `InvalidArgument` unless a directory can keep that one acts for the other."""
+    check_principal(None, None, principal)
+    if not is_tenant_id(actor_tenant):
+        raise InvalidArgument(f"{actor_tenant!r} can't name a tenant")
+    if actor_tenant == tenant:
+        raise InvalidArgument("a tenant's own principals need not act for it")
+    if len(f"{actor_tenant}/{principal}") > MAX_PRINCIPAL_CHARS:
+        raise InvalidArgument(f"tenant and principal have {MAX_PRINCIPAL_CHARS} characters together, at most")
 
 
 def check_principal(roles: frozenset[str] | None, scopes: frozenset[str] | None, principal: PrincipalId) -> None:
@@ -220,6 +251,24 @@ class TenantDirectory(Protocol):
 
     async def standing(self, auth: AuthContext) -> Standing:
         """Of the caller. Raises `NotFound` where there is no such tenant."""
+        ...
+
+    async def let_act(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None: ...
+
+    async def end_acting(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None: ...
+
+    async def list_acting(self, auth: AuthContext, tenant: TenantId) -> tuple[Acting, ...]:
+        """At most `MAX_ACTING`, by tenant and name."""
+        ...
+
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing: ...
+
+    async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:
+        """Like `find_key` without an AuthContext: it is what came of it."""
         ...
 
     async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]: ...

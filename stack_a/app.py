@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from observability.http import observer
 from observability.metrics import Metrics
 from ports.context import QUEUE_ANY_TENANT, AuthContext
-from ports.http.audit import denials
+from ports.http.audit import ActingNotes, denials
 from ports.http.edge import App, Edge
 from ports.http.health import Probe
 from ports.http.openapi import document
@@ -22,6 +22,7 @@ from stack_a.http.admission import Admission
 from stack_a.http.agents import get_agent, list_agents
 from stack_a.http.audit import query_audit
 from stack_a.http.health import health_routes
+from stack_a.http.issuer import issuer_routes
 from stack_a.http.permissions import my_permissions
 from stack_a.http.routes import LIMITS, OPERATIONS, ROUTES
 from stack_a.http.runs import cancel_run, create_run, follow_events, get_run, list_runs, list_steps
@@ -77,6 +78,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         [
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
             list_agents, get_agent, query_audit, openapi_json, my_permissions(ROUTES),
+            *issuer_routes(deps.published),
             *health_routes({"database": database_answers}, deps.metrics),
         ],
         {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams},
@@ -87,6 +89,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         admit=admission.admit,
+        acted=ActingNotes(deps.audit, deps.clock).acted,
         denied=(denied := denials(deps.audit)),
         denied_inside=denied,
     )

@@ -10,7 +10,7 @@ from msgspec import Struct
 from observability.metrics import Metrics
 from ports.agent import AgentRegistry
 from ports.audit import AuditLog
-from ports.auth import TokenVerifier
+from ports.auth import PublishedKeys, TokenVerifier
 from ports.clock import Clock
 from ports.event import EventCapabilities, EventPort
 from ports.model import ModelCapabilities, ModelPort
@@ -65,6 +65,8 @@ class ApiDeps:
     shedding: Shedding = field(default_factory=Shedding)
     tenant: TenantDirectory | None = None
     """Without one every tenant has the default quotas of requests and streams."""
+    published: PublishedKeys | None = None
+    """Without, the node's issuer is not known here."""
     share: int = 1
     """Processes that serve this API together: each gives away its part of those quotas."""
 

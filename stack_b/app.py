@@ -19,7 +19,7 @@ from stack_b.budget.balances import Balances
 from stack_b.deps import StackBDeps
 from stack_b.http.asked import served
 from stack_b.http.completions import surface_endpoints
-from stack_b.http.endpoints import call_endpoints, model_endpoints, operator_endpoints
+from stack_b.http.endpoints import call_endpoints, model_endpoints, operator_endpoints, permission_endpoint
 from stack_b.http.errors import DOCUMENTED, anthropic_body, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
 from stack_b.pipeline import Pipeline
@@ -67,7 +67,8 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     )
     probes = {"budget": lambda: deps.budget.balance(_PROBE, limit=1)}
     posted = surface_endpoints(deps, pipeline, steps) | call_endpoints(deps, pipeline, steps)
-    got = model_endpoints(pipeline) | operator_endpoints(deps, probes, msgspec.json.encode(openapi))
+    got = model_endpoints(pipeline) | permission_endpoint(table)
+    got |= operator_endpoints(deps, probes, msgspec.json.encode(openapi))
     endpoints = {("POST", path): served(endpoint) for path, endpoint in posted.items()}
     endpoints |= {("GET", path): served(endpoint) for path, endpoint in got.items()}
     assert endpoints.keys() >= {(route.method, route.template) for route in table.routes}, "what is declared is served"

@@ -140,7 +140,7 @@ class InprocAuditLog:
             at=self._clock.now(),
             tenant=tenant,
             namespace=auth.namespace,
-            actor_tenant=auth.tenant,
+            actor_tenant=auth.actor_tenant,
             principal=auth.principal,
             correlation_id=auth.trace.correlation_id,
             action=note.action,

@@ -1,7 +1,7 @@
 """TenantDirectory in this process."""
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +19,8 @@ from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id
 from ports.messages import Page
 from ports.tenant import (
+    MAX_ACTING,
+    Acting,
     ApiKey,
     Entitlements,
     FoundKey,
@@ -27,6 +29,7 @@ from ports.tenant import (
     Standing,
     Tenant,
     TenantDirectory,
+    check_actor,
     check_entitlements,
     check_principal,
 )
@@ -52,6 +55,8 @@ class Tenants:
     """Each key with the SHA-256 of its secret."""
     erased: dict[TenantId, str] = field(default_factory=dict)
     """Ids that nobody gets again, with the export that was made before."""
+    acting: dict[tuple[TenantId, TenantId, PrincipalId], Acting] = field(default_factory=dict)
+    """By the tenant that is acted for, and who acts."""
     principals: dict[tuple[TenantId, PrincipalId], Principal] = field(default_factory=dict)
 
     def entitlements(self, tenant: TenantId) -> Entitlements:
@@ -161,7 +166,9 @@ class InprocTenants:
         now = self._clock.now()
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
             raise Conflict(f"the key {key_id!r} has ended; issue a new one")
-        made = replace(old, id=KeyId(self._store.mint("key", now)), created_at=now, expires_at=expires_at)
+        made = replace(
+            old, id=KeyId(self._store.mint("key", now)), created_at=now, expires_at=expires_at, last_used_at=None
+        )
         ends = old_until if old.expires_at is None else min(old_until, old.expires_at)
         self._tenants.keys[key_id] = (replace(old, expires_at=ends), digest)
         self._tenants.keys[made.id] = (made, secret_sha256)
@@ -212,6 +219,42 @@ class InprocTenants:
     async def standing(self, auth: AuthContext) -> Standing:
         known = self._tenants.principals.get((auth.tenant, auth.principal))
         return Standing(tenant_status=self._row(auth.tenant).status, principal=known)
+
+    async def let_act(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None:
+        auth.require(_PLATFORM)
+        check_actor(tenant, actor_tenant, principal)
+        self._row(tenant)
+        one = Acting(actor_tenant=actor_tenant, principal=principal, created_at=self._clock.now())
+        self._tenants.acting.setdefault((tenant, actor_tenant, principal), one)
+
+    async def end_acting(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None:
+        auth.require(_PLATFORM)
+        self._row(tenant)
+        self._tenants.acting.pop((tenant, actor_tenant, principal), None)
+
+    async def list_acting(self, auth: AuthContext, tenant: TenantId) -> tuple[Acting, ...]:
+        auth.require(_TENANT if tenant == auth.tenant else _PLATFORM)
+        self._row(tenant)
+        theirs = (one for (whose, _, _), one in self._tenants.acting.items() if whose == tenant)
+        return tuple(sorted(theirs, key=lambda one: (one.actor_tenant, one.principal))[:MAX_ACTING])
+
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing:
+        found = self._tenants.rows.get(tenant)
+        if found is None or (tenant, auth.tenant, auth.principal) not in self._tenants.acting:
+            raise NotFound(f"there is no such tenant for {auth.principal!r}")
+        known = self._tenants.principals.get((tenant, auth.acting_for(tenant).principal))
+        return Standing(tenant_status=found.status, principal=known)
+
+    async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:
+        for key_id, at in used.items():
+            if (known := self._tenants.keys.get(key_id)) is not None:
+                key, digest = known
+                latest = at if key.last_used_at is None else max(at, key.last_used_at)
+                self._tenants.keys[key_id] = (replace(key, last_used_at=latest), digest)
 
     async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)

@@ -58,7 +58,7 @@ class PostgresAdministration:
                 for place, event in enumerate(events, start=1)
             ]
             told = {"event_count": len(events), "events": packed(rows), "interrupted": packed(INTERRUPTED)}
-            whose = {"actor": auth.tenant, "principal": auth.principal}
+            whose = {"actor": auth.actor_tenant, "principal": auth.principal}
             row = await transaction.row(_SQL["kill"], {**scope, **trace_of(auth), **whose, **told})
             if row is None:
                 return await loaded(transaction, acting, run_id)
@@ -103,7 +103,7 @@ def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
     return {
         "tenant": tenant,
         "namespace": auth.namespace,
-        "actor": auth.tenant,
+        "actor": auth.actor_tenant,
         "principal": auth.principal,
         "correlation_id": auth.trace.correlation_id,
     }

@@ -142,7 +142,7 @@ class PostgresAuditLog:
             "first": _bounded(first),
             "last": _bounded(last),
             "namespace": auth.namespace,
-            "actor": auth.tenant,
+            "actor": auth.actor_tenant,
             "principal": auth.principal,
             "correlation_id": auth.trace.correlation_id,
             "whose": _text(principal),
@@ -171,7 +171,7 @@ def _ask(auth: AuthContext, note: Note, tenant: TenantId) -> _Ask:
     return _Ask(
         tenant=tenant,
         namespace=auth.namespace,
-        actor=auth.tenant,
+        actor=auth.actor_tenant,
         principal=auth.principal,
         correlation_id=auth.trace.correlation_id,
         action=note.action,

@@ -236,7 +236,7 @@ def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
     return {
         "tenant": tenant,
         "namespace": auth.namespace,
-        "actor": auth.tenant,
+        "actor": auth.actor_tenant,
         "principal": auth.principal,
         "correlation_id": auth.trace.correlation_id,
     }

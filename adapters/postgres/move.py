@@ -39,6 +39,8 @@ _NOTED: Final = 500
 """Changes that are copied at a time."""
 _LITTLE: Final = 200
 """So few changes are left to the end."""
+_STANDS_STILL_S: Final = 1.0
+"""Beyond what its writers may wait, the database itself takes the switch back."""
 _LOCK_MS: Final = 500
 """How long the switch waits for the writers there are; who comes meanwhile waits behind it."""
 _SETTLES: Final = timedelta(seconds=60)
@@ -301,7 +303,7 @@ async def _switch(move: Move, here: End, there: End, freeze_s: float) -> Report:
         began = loop.time()
         try:
             async with asyncio.timeout(freeze_s):
-                sums = await _switched(move, here, there, until)
+                sums = await _switched(move, here, there, until, freeze_s)
         except (TimeoutError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             # Both transactions are rolled back, and the tenant went on. Unless it was told to have left just then.
             if (standing := await move.standing(here)) is not None and standing.state == "left":
@@ -343,11 +345,15 @@ async def _equal(
     return found
 
 
-async def _switched(move: Move, here: End, there: End, until: datetime) -> dict[str, Sum]:
+async def _switched(move: Move, here: End, there: End, until: datetime, freeze_s: float) -> dict[str, Sum]:
     """`until` is when rows had settled that were compared before."""
     tenant = move.tenant
     async with here.connection.transaction():
-        await here.connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MS}")
+        # Should we stand still, the database ends the wait: nobody else could.
+        at_most_ms = round((freeze_s + _STANDS_STILL_S) * 1000)
+        await here.connection.execute(
+            f"SET LOCAL lock_timeout = {_LOCK_MS}; SET LOCAL transaction_timeout = {at_most_ms}"
+        )
         # Waits for the writers there are; see `ao_move_guard`.
         await here.connection.execute(f"SELECT pg_advisory_xact_lock(174487340, hashtext({quoted(tenant)}))")
         await move.tell(Step(point="frozen"))

@@ -7,7 +7,6 @@ statement here names the tenant. Rows go as the server's own binary copy, so tha
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from io import BytesIO
 from typing import Final
 
 import asyncpg
@@ -73,11 +72,16 @@ class End:
 
     async def read(self, table: Moved, condition: str, *, source: str = "") -> bytes:
         """The rows `t` of the table that satisfy `condition`, as a binary copy."""
-        buffer = BytesIO()
+        parts: list[bytes] = []
+
+        # Not a file: the driver would write to it in a thread, and is stuck when that is cancelled.
+        async def keep(part: bytes) -> None:
+            parts.append(bytes(part))
+
         listed = ", ".join(f"t.{column}" for column in (await self.columns(table)).split(", "))
         query = f"SELECT {listed} FROM {table.name} t{source} WHERE {condition}"  # noqa: S608 - quoted by `quoted`
-        await self.connection.copy_from_query(query, output=buffer, format="binary")
-        return buffer.getvalue()
+        await self.connection.copy_from_query(query, output=keep, format="binary")
+        return b"".join(parts)
 
     async def read_keys(self, tenant: TenantId, table: Moved, keys: Sequence[Key]) -> bytes:
         """Those of the rows that there are."""
@@ -89,7 +93,7 @@ class End:
         stage, columns = f"moving_{table.name}", await self.columns(table)
         await self.connection.execute(f"TRUNCATE {stage}")
         await self.connection.copy_to_table(
-            stage, schema_name="pg_temp", columns=_names(columns), source=BytesIO(copied), format="binary"
+            stage, schema_name="pg_temp", columns=_names(columns), source=_once(copied), format="binary"
         )
         unmet = " AND ".join(
             f"EXISTS (SELECT FROM {parent.table} p WHERE p.tenant_id = s.tenant_id AND "
@@ -169,6 +173,10 @@ class End:
             f"LIMIT {table.rows}) g WHERE t.tenant_id = {quoted(tenant)} AND {same(table.columns, 't', 'g')}"
         )
         return int(answer.rpartition(" ")[2])
+
+
+async def _once(copied: bytes) -> AsyncIterator[bytes]:
+    yield copied
 
 
 def typed(table: Moved, key: Sequence[str]) -> str:

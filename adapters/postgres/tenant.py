@@ -2,7 +2,7 @@
 
 import hmac
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -22,6 +22,8 @@ from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id, minted, uuid_of
 from ports.messages import Page
 from ports.tenant import (
+    MAX_ACTING,
+    Acting,
     ApiKey,
     Entitlements,
     FoundKey,
@@ -30,6 +32,7 @@ from ports.tenant import (
     Standing,
     Tenant,
     TenantDirectory,
+    check_actor,
     check_entitlements,
     check_principal,
 )
@@ -204,6 +207,52 @@ class PostgresTenants:
         row = await self._one(auth.tenant, "standing", {"holder": auth.principal})
         return Standing(tenant_status=row["tenant_status"], principal=_principal(row, auth.tenant, auth.principal))
 
+    async def let_act(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None:
+        auth.require(_PLATFORM)
+        check_actor(tenant, actor_tenant, principal)
+        await self._one(tenant, "let_act", {**_noted(auth), "actor_tenant": actor_tenant, "holder": principal})
+
+    async def end_acting(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None:
+        auth.require(_PLATFORM)
+        await self._one(tenant, "end_acting", {**_noted(auth), "actor_tenant": actor_tenant, "holder": principal})
+
+    async def list_acting(self, auth: AuthContext, tenant: TenantId) -> tuple[Acting, ...]:
+        auth.require(_TENANT if tenant == auth.tenant else _PLATFORM)
+        await self._one(tenant, "get", {})
+        async with self._database.transaction(tenant) as transaction:
+            rows = await transaction.rows(_SQL["list_acting"], {"tenant": tenant, "limit": MAX_ACTING})
+        return tuple(
+            Acting(
+                actor_tenant=TenantId(row["actor_tenant"]),
+                principal=PrincipalId(row["principal"]),
+                created_at=row["created_at"],
+            )
+            for row in rows
+        )
+
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing:
+        there = auth.acting_for(tenant)
+        asked = {"actor_tenant": auth.tenant, "holder": auth.principal, "acting_as": there.principal}
+        try:
+            row = await self._one(tenant, "acting", asked)
+        except NotFound:
+            raise NotFound(f"there is no such tenant for {auth.principal!r}") from None
+        return Standing(tenant_status=row["tenant_status"], principal=_principal(row, tenant, there.principal))
+
+    async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:
+        found = [
+            {"id": str(key), "at": at.isoformat()}
+            for name, at in used.items()
+            if (key := uuid_of("key", name)) is not None
+        ]
+        if found:
+            async with self._database.transaction() as transaction:
+                await transaction.row(_SQL["keys_used"], {"used": packed(found)})
+
     async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)
         after = None if cursor is None else decode_cursor(_KEY_CURSOR, cursor, tuple[uuid.UUID])[0]
@@ -232,7 +281,7 @@ def _noted(auth: AuthContext) -> dict[str, Any]:
     """Who does it, for the audit."""
     return {
         "namespace": auth.namespace,
-        "actor": auth.tenant,
+        "actor": auth.actor_tenant,
         "principal": auth.principal,
         "correlation_id": auth.trace.correlation_id,
     }
@@ -276,6 +325,7 @@ def _key(row: Row, *, revocable: bool) -> ApiKey:
         created_at=row["created_at"],
         expires_at=row["expires_at"],
         revoked_at=row["revoked_at"] if revocable else None,
+        last_used_at=row["last_used_at"] if revocable else None,
     )
 
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from msgspec import Struct
 
+from adapters.token_auth.followed import Followed
 from adapters.token_auth.jwt import MAX_LIFETIME_SECONDS, TYPE
 from ports.adapter import AdapterSpec, Given
 from ports.auth import TokenIssuer
@@ -45,11 +46,10 @@ class IssuerCapabilities(Struct, frozen=True, kw_only=True):
 
 
 class JwtIssuer:
-    """TokenIssuer that signs with one key."""
+    """TokenIssuer that signs with the key that is in the file now: after a rotation, with the new one."""
 
-    def __init__(self, key: Ed25519PrivateKey, issuer: str, clock: Clock) -> None:
-        self._key = key
-        self._kid = key_id(key)
+    def __init__(self, path: Path, issuer: str, clock: Clock) -> None:
+        self._file = Followed(path, _with_id, clock, remedy="run 'agentos up' to make one")
         self._issuer = issuer
         self._clock = clock
 
@@ -73,13 +73,22 @@ class JwtIssuer:
             # Without these the token would widen: a region or a hop forgotten is a rule forgotten.
             "policy": msgspec.to_builtins(auth.policy),
             "via": list(auth.via),
+            **({} if auth.home is None else {"home": auth.home}),
         }
-        return jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self._kid, "typ": TYPE})
+        key, kid = self._file.value()
+        return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": kid, "typ": TYPE})
 
 
 @asynccontextmanager
 async def open_issuer(config: IssuerConfig, given: Given) -> AsyncIterator[TokenIssuer]:
-    yield JwtIssuer(load_key(Path(config.private_key_file)), config.issuer, given.clock)
+    path = Path(config.private_key_file)
+    load_key(path)  # says best what is wrong with it
+    yield JwtIssuer(path, config.issuer, given.clock)
+
+
+def _with_id(path: Path) -> tuple[Ed25519PrivateKey, str]:
+    key = load_key(path)
+    return key, key_id(key)
 
 
 def generate_key(path: Path) -> Ed25519PrivateKey:
@@ -87,8 +96,12 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.generate()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        file.write(private_pem(key))
     return key
+
+
+def private_pem(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:

@@ -6,22 +6,26 @@ API keys speak to every audience of the node; an access token only to the one it
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from adapters.token_auth import jwt, keys
+from adapters.token_auth.foreign import ForeignIssuers
 from adapters.token_auth.key_set import KeySet
 from adapters.token_auth.recent import Recent
+from adapters.token_auth.uses import NOTED_EVERY, Uses
 from ports.adapter import AdapterSpec, Given
-from ports.auth import MAX_TOKEN_CHARS, TokenVerifier
+from ports.auth import MAX_TOKEN_CHARS, TokenVerifier, mismatch
 from ports.clock import Clock
-from ports.context import SCOPES, AuthContext
+from ports.context import SCOPES, TENANT_ACT_AS, AuthContext
 from ports.errors import AgentOSError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
-from ports.tenant import Principal, TenantDirectory, bounded
+from ports.ids import PrincipalId, TenantId, is_tenant_id
+from ports.tenant import Principal, Standing, TenantDirectory, bounded
 
 MAX_CACHE_SECONDS: Final = 5.0
 
@@ -29,6 +33,9 @@ _RENEWED: Final = 0.5
 """Of its time: from then on the directory is asked anew, and nobody waits for it."""
 _MAX_ACCEPTED: Final = 8_192
 _MAX_REFUSED: Final = 2_048
+_TOLD_SECONDS: Final = 60.0
+_MAX_ACTING: Final = 8_192
+"""Pairs of a token and a tenant."""
 
 
 class VerifierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +45,11 @@ class VerifierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache_seconds: float = 2.0
     """How old an answer of the tenant directory may be. At most 5; a stream that checks every n seconds notices a
     revocation after n plus this."""
+
+
+class TrustingConfig(VerifierConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    issuers_file: str
+    """Issuers that are trusted beside the node's own, followed while we run (docs/identity.md)."""
 
 
 class VerifierCapabilities(Struct, frozen=True, kw_only=True):
@@ -51,14 +63,26 @@ class TokenAuth:
     requests with one token, one asks for all; of one that is accepted, ahead of need, while the others go on.
     """
 
-    def __init__(self, config: VerifierConfig, key_set: KeySet, tenants: TenantDirectory, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: VerifierConfig,
+        key_set: KeySet,
+        tenants: TenantDirectory,
+        clock: Clock,
+        *,
+        foreign: ForeignIssuers | None = None,
+    ) -> None:
         self._config = config
         self._key_set = key_set
+        self._foreign = foreign
         self._tenants = tenants
         self._clock = clock
         self._accepted: Recent[bytes, tuple[AuthContext, float]] = Recent(_MAX_ACCEPTED)
         """Each with when to ask again."""
         self._refused: Recent[bytes, AgentOSError] = Recent(_MAX_REFUSED)
+        self._acting: Recent[tuple[bytes, str], AuthContext | AgentOSError] = Recent(_MAX_ACTING)
+        self._uses = Uses(tenants, clock)
+        self._told: Recent[tuple[TenantId, PrincipalId], bool] = Recent(_MAX_REFUSED)
         self._asking: dict[bytes, asyncio.Future[AgentOSError | None]] = {}
         self._ahead: set[asyncio.Task[None]] = set()
 
@@ -74,20 +98,54 @@ class TokenAuth:
                     self._ask_ahead(token, mark, now)
                 return auth
             if (refusal := self._refused.get(mark, now)) is not None:
-                raise _again(refusal)
+                again = _again(refusal)
+                again.caller, refusal.caller = refusal.caller, None
+                raise again
             asking = self._asking.get(mark)
             if asking is None:
                 return await self._ask(token, mark, now, self._begun(mark))
             if (failure := await asyncio.shield(asking)) is not None:
                 raise _again(failure)
 
+    async def act_as(self, token: str, tenant: str, /) -> AuthContext:
+        auth = await self.verify(token)
+        if tenant == auth.tenant:
+            return auth
+        if TENANT_ACT_AS not in auth.scopes or auth.home is not None or not is_tenant_id(tenant):
+            raise mismatch()
+        place = (hashlib.sha256(token.encode("ascii")).digest(), tenant)
+        now = self._clock.monotonic()
+        known = self._acting.get(place, now)
+        if known is None:
+            known = await self._acts(auth, TenantId(tenant))
+            self._acting.put(place, known, until=now + self._config.cache_seconds)
+        if isinstance(known, AgentOSError):
+            raise _again(known)
+        # Of what `verify` says now: what the caller lost since is lost here too.
+        there = auth.acting_for(TenantId(tenant))
+        return replace(there, scopes=there.scopes & known.scopes, roles=known.roles)
+
+    async def _acts(self, auth: AuthContext, tenant: TenantId) -> AuthContext | AgentOSError:
+        """What the caller is in `tenant`, or why it is nobody there."""
+        try:
+            standing = await self._tenants.acting(auth, tenant)
+            _check_welcome(standing.tenant_status, standing.principal)
+        except (NotFound, Unauthenticated):
+            return mismatch()
+        except PermissionDenied as error:
+            return error
+        return bounded(auth.acting_for(tenant), standing.principal)
+
     def _ask_ahead(self, token: str, mark: bytes, asked_at: float) -> None:
         told = self._begun(mark)
 
         async def ask() -> None:
             # What it comes to is remembered, for whoever comes next.
-            with suppress(AgentOSError):
+            try:
                 await self._ask(token, mark, asked_at, told)
+            except AgentOSError as error:
+                if (kept := self._refused.get(mark, self._clock.monotonic())) is not None:
+                    kept.caller = error.caller
 
         task = asyncio.create_task(ask())
         self._ahead.add(task)
@@ -110,6 +168,13 @@ class TokenAuth:
             task.cancel()
         if self._ahead:
             await asyncio.wait(self._ahead)
+        await self._uses.write()
+
+    async def keep_noting(self) -> None:
+        """Writes down when keys were used, until it is cancelled."""
+        while True:
+            await self._clock.sleep(NOTED_EVERY)
+            await self._uses.write()
 
     async def _ask(
         self, token: str, mark: bytes, asked_at: float, told: asyncio.Future[AgentOSError | None]
@@ -133,6 +198,17 @@ class TokenAuth:
         finally:
             self._over(mark, told, failure)
 
+    def _check_welcome(self, auth: AuthContext, tenant_status: str, principal: Principal | None) -> None:
+        """Raises as the function does, and says who it is; seldom, as whoever is refused may ask a thousand times."""
+        try:
+            _check_welcome(tenant_status, principal)
+        except PermissionDenied as error:
+            who, now = (auth.tenant, auth.principal), self._clock.monotonic()
+            if self._told.get(who, now) is None:
+                self._told.put(who, True, until=now + _TOLD_SECONDS)
+                error.caller = auth
+            raise
+
     async def _find_out(self, token: str) -> tuple[AuthContext, timedelta]:
         """Whose token this is, and for how long it will stay valid at most."""
         if token.startswith(keys.PREFIX):
@@ -148,7 +224,7 @@ class TokenAuth:
         remaining = timedelta.max if key.expires_at is None else key.expires_at - self._clock.now()
         if key.revoked_at is not None or remaining <= timedelta(0):
             raise jwt.invalid()
-        _check_welcome(found.tenant_status, found.holder)
+        self._uses.note(key.id)
         auth = AuthContext(
             tenant=key.tenant,
             principal=key.principal,
@@ -156,36 +232,74 @@ class TokenAuth:
             roles=key.roles,
             namespace=key.namespace,
         )
+        self._check_welcome(auth, found.tenant_status, found.holder)
         return bounded(auth, found.holder), remaining
 
     async def _access_token(self, token: str) -> tuple[AuthContext, timedelta]:
         now = self._clock.now().timestamp()
-        verified = jwt.verify(
-            token,
-            find_key=self._key_set.find,
-            issuer=self._config.issuer,
-            audience=self._config.audience,
-            now=now,
-        )
-        # Asked as a caller of that tenant without any scope: enough to see the tenant itself, and nothing else.
-        asker = AuthContext(tenant=verified.auth.tenant, principal=verified.auth.principal)
+        presented = jwt.present(token)
+        if presented.issuer == self._config.issuer or self._foreign is None:
+            verified = jwt.verify(
+                presented,
+                find_key=self._key_set.find,
+                issuer=self._config.issuer,
+                audience=self._config.audience,
+                now=now,
+            )
+        else:
+            verified = await self._foreign.verified(presented)
         try:
-            standing = await self._tenants.standing(asker)
+            standing = await self._standing(verified.auth)
         except NotFound as error:
             raise jwt.invalid() from error
-        _check_welcome(standing.tenant_status, standing.principal)
+        self._check_welcome(verified.auth, standing.tenant_status, standing.principal)
         return bounded(verified.auth, standing.principal), timedelta(seconds=verified.expires_at - now)
+
+    async def _standing(self, auth: AuthContext) -> Standing:
+        """Asked as a caller of its tenant without any scope: enough to see the tenant itself, and nothing else."""
+        if auth.home is None:
+            return await self._tenants.standing(AuthContext(tenant=auth.tenant, principal=auth.principal))
+        # Minted for a run of somebody who acts for the tenant: welcome as long as it may, and is welcome at home.
+        name = PrincipalId(auth.principal.removeprefix(f"{auth.home}/"))
+        actor = AuthContext(tenant=auth.home, principal=name)
+        if actor.acting_for(auth.tenant).principal != auth.principal:
+            raise jwt.invalid()
+        at_home = await self._tenants.standing(actor)
+        _check_welcome(at_home.tenant_status, at_home.principal)
+        return await self._tenants.acting(actor, auth.tenant)
 
 
 @asynccontextmanager
-async def open_verifier(config: VerifierConfig, given: Given) -> AsyncIterator[TokenVerifier]:
+async def open_trusting(config: TrustingConfig, given: Given) -> AsyncIterator[TokenVerifier]:
+    foreign = ForeignIssuers(
+        Path(config.issuers_file),
+        own=config.issuer,
+        surface=config.audience,
+        egress=given.ports["egress"],
+        clock=given.clock,
+    )
+    foreign.check()
+    try:
+        async with open_verifier(config, given, foreign) as auth:
+            yield auth
+    finally:
+        await foreign.aclose()
+
+
+@asynccontextmanager
+async def open_verifier(
+    config: VerifierConfig, given: Given, foreign: ForeignIssuers | None = None
+) -> AsyncIterator[TokenVerifier]:
     if not 0 <= config.cache_seconds <= MAX_CACHE_SECONDS:
         raise InvalidArgument(f"cache_seconds is {config.cache_seconds:g}; choose 0 to {MAX_CACHE_SECONDS:g}")
     key_set = KeySet(Path(config.jwks_file), given.clock)
-    auth = TokenAuth(config, key_set, given.ports["tenant"], given.clock)
+    auth = TokenAuth(config, key_set, given.ports["tenant"], given.clock, foreign=foreign)
+    noting = asyncio.create_task(auth.keep_noting())
     try:
         yield auth
     finally:
+        noting.cancel()
+        await asyncio.wait({noting})
         await auth.aclose()
 
 
@@ -207,4 +321,11 @@ SPEC: Final = AdapterSpec(
     capabilities=lambda _config: VerifierCapabilities(),
     open=open_verifier,
     needs=("tenant",),
+)
+
+TRUSTING: Final = AdapterSpec(
+    config=TrustingConfig,
+    capabilities=lambda _config: VerifierCapabilities(),
+    open=open_trusting,
+    needs=("tenant", "egress"),
 )

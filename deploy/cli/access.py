@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from adapters.token_auth.jwt import is_namespace
 from deploy import credentials
 from deploy.cli.io import Io
 from deploy.internal import Directory, open_directory, open_issuer, operator_of
@@ -41,6 +42,21 @@ def principal_id(text: str) -> PrincipalId:
             "such as svc_shop or usr_ann"
         )
     return PrincipalId(text)
+
+
+def namespace_of(text: str) -> str:
+    """Raises `InvalidArgument` when `text` can't name a namespace."""
+    if not is_namespace(text):
+        raise InvalidArgument(f"{text!r} can't name a namespace: write 1 to 64 small letters, digits, - or _")
+    return text
+
+
+def known_principal(text: str) -> PrincipalId:
+    """As `principal_id`, or the name of one of another tenant that acts here: `tnt_hub/svc_hub`."""
+    home, slash, name = text.partition("/")
+    if slash:
+        return PrincipalId(f"{tenant_id(home)}/{principal_id(name)}")
+    return principal_id(text)
 
 
 def whole(flag: str, number: int, *, least: int, most: int) -> int:

@@ -4,7 +4,7 @@ import argparse
 
 from msgspec import Struct
 
-from deploy import gateway_file, tool_file
+from deploy import gateway_file, issuers_file, tool_file
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.config import explain, problems
 
@@ -30,6 +30,7 @@ def run(options: Options, io: Io) -> int:
         *problems(resolved.config),
         *tool_file.problems(resolved.config, io.environ),
         *gateway_file.problems(resolved.config, io.environ),
+        *issuers_file.problems(resolved.config),
     ]
     if options.json:
         configured = gateway_file.origin(resolved.config)

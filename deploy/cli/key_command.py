@@ -7,12 +7,14 @@ from typing import Final
 from msgspec import Struct
 
 from adapters.token_auth import keys
-from deploy.cli.access import principal_id, tenant_id, whole, with_directory
+from deploy.cli.access import namespace_of, principal_id, tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
 from deploy.credentials import SeededKey
 from deploy.internal import Directory, operator_of
 from deploy.roles import ROLES
 from deploy.seed import TENANT, issue
+from ports.context import DEFAULT_NAMESPACE, SCOPES
+from ports.errors import InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.run_state import MAX_PAGE
 from ports.tenant import ApiKey
@@ -20,6 +22,9 @@ from ports.tenant import ApiKey
 MAX_DAYS: Final = 3_650
 
 _EPILOG: Final = """\
+keys for less than a role:
+  ./agentos key issue --tenant tnt_acme --principal svc_bot --scope runs:create --scope runs:read --namespace lab
+
 rotate a key, with overlap:
   ./agentos key list --tenant tnt_acme                              find the old one's id
   ./agentos key rotate key_… --tenant tnt_acme --grace-minutes 60   the new one, shown once; the old one ends in an hour
@@ -30,7 +35,10 @@ MAX_GRACE_MINUTES: Final = 30 * 24 * 60
 
 class Issue(Struct, frozen=True, kw_only=True):
     tenant: TenantId
-    role: str
+    role: str | None
+    """None: the scopes."""
+    scopes: frozenset[str]
+    namespace: str
     principal: PrincipalId
     label: str
     days: int | None
@@ -64,7 +72,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     verbs = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     issued = verbs.add_parser("issue", help="make a key; its secret is shown once", allow_abbrev=False)
-    issued.add_argument("--role", default="service", choices=sorted(ROLES), help="what it may do (service)")
+    issued.add_argument("--role", choices=sorted(ROLES), help="what it may do (service)")
+    issued.add_argument(
+        "--scope", action="append", default=[], choices=sorted(SCOPES), help="one or more instead of a role"
+    )
+    issued.add_argument("--namespace", default=DEFAULT_NAMESPACE, help=f"which it acts in ({DEFAULT_NAMESPACE})")
     issued.add_argument("--principal", help="for whom, such as svc_shop or usr_ann")
     issued.add_argument("--label", default="", help="a remark for people")
     issued.add_argument("--days", type=int, help="how long it is valid; for ever, if not said")
@@ -92,9 +104,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _issue_options(parsed: argparse.Namespace) -> Issue:
     tenant = tenant_id(parsed.tenant)
     who = f"svc_{tenant.removeprefix('tnt_')}" if parsed.principal is None else parsed.principal
+    if parsed.role and parsed.scope:
+        raise InvalidArgument("give --role or --scope, not both: a role is a bundle of scopes")
     return Issue(
         tenant=tenant,
-        role=parsed.role,
+        role=None if parsed.scope else parsed.role or "service",
+        scopes=frozenset(parsed.scope),
+        namespace=namespace_of(parsed.namespace),
         principal=principal_id(who),
         label=parsed.label,
         days=None if parsed.days is None else whole("--days", parsed.days, least=1, most=MAX_DAYS),
@@ -114,6 +130,8 @@ def issue_key(options: Issue, io: Io) -> int:
             tenant,
             principal=options.principal,
             role=options.role,
+            scopes=options.scopes,
+            namespace=options.namespace,
             env=env,
             label=options.label,
             lifetime=None if options.days is None else timedelta(days=options.days),
@@ -189,15 +207,17 @@ def list_keys(options: ListKeys, io: Io) -> int:
         return FINE
     now = datetime.now(UTC)
     io.columns(
-        ("KEY", "PRINCIPAL", "ROLES", "STATUS", "LABEL", "CREATED"),
+        ("KEY", "PRINCIPAL", "NAMESPACE", "MAY", "STATUS", "LABEL", "CREATED", "USED"),
         (
             (
                 key.id,
                 key.principal,
-                ", ".join(sorted(key.roles)),
+                key.namespace,
+                ", ".join(sorted(key.roles or key.scopes)),
                 standing(key, now),
                 key.label,
                 f"{key.created_at:%Y-%m-%d %H:%M}",
+                "" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}",
             )
             for key in found
         ),

@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from deploy.cli.access import principal_id, tenant_id, with_directory
+from deploy.cli.access import known_principal, tenant_id, with_directory
+from deploy.cli.acting_verbs import add_verbs as add_acting
 from deploy.cli.io import FINE, Io
 from deploy.internal import Directory, operator_of
 from deploy.roles import ROLES, scopes_of
@@ -32,7 +33,9 @@ A principal needs none of this to act: its keys and tokens say what it may do. W
 
 examples:
   ./agentos principal disable usr_ann --tenant tnt_acme
-  ./agentos principal create svc_shop --tenant tnt_acme --role viewer"""
+  ./agentos principal create svc_shop --tenant tnt_acme --role viewer
+  ./agentos principal act-as svc_hub --tenant tnt_hub --for tnt_acme
+  ./agentos principal disable tnt_hub/svc_hub --tenant tnt_acme     whatever tnt_hub says"""
 
 
 class One(Struct, frozen=True, kw_only=True):
@@ -70,6 +73,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             )
         _common(verb)
         verb.set_defaults(run=act_on, options=lambda parsed, name=name: _one(name, parsed))
+    add_acting(verbs)
     listed = verbs.add_parser("list", help="those that something is kept of")
     _common(listed)
     listed.set_defaults(run=list_all, options=lambda parsed: ListAll(tenant=tenant_id(parsed.tenant), json=parsed.json))
@@ -84,7 +88,7 @@ def _one(verb: Verb, parsed: argparse.Namespace) -> One:
     return One(
         verb=verb,
         tenant=tenant_id(parsed.tenant),
-        principal=principal_id(parsed.principal),
+        principal=known_principal(parsed.principal),
         roles=tuple(getattr(parsed, "role", ())),
         json=parsed.json,
     )

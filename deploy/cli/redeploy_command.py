@@ -4,7 +4,7 @@ import argparse
 
 from msgspec import Struct
 
-from deploy import bring_up, config, gateway_file, smoke, tool_file
+from deploy import bring_up, config, gateway_file, issuers_file, smoke, tool_file
 from deploy.action import Failed, Recorder, exclusive
 from deploy.catalogue import catalogue
 from deploy.cli.io import FAILED, FINE, UNREACHABLE, Io, TerminalProgress, show_failure
@@ -37,6 +37,7 @@ def run(options: Options, io: Io) -> int:
         *config.dangling(settings, io.environ),
         *tool_file.problems(settings, io.environ),
         *gateway_file.problems(settings, io.environ),
+        *issuers_file.problems(settings),
     ]:
         raise InvalidArgument("; ".join(found))
     supervisor = Supervisor(node)

@@ -39,6 +39,21 @@ _SAID: Final = {
     "opened": "workers there take its runs",
 }
 
+_EPILOG: Final = """\
+examples:
+  ./agentos tenant move tnt_acme                            where it lives
+  ./agentos tenant move tnt_acme --to eu1 --dry-run         how many rows, and how long its writers would wait
+  ./agentos tenant move tnt_acme --to eu1                   move it, or go on with a move that was killed
+  ./agentos tenant move tnt_acme --abort                    until the switch: it stays where it is
+  ./agentos tenant move tnt_acme --clear                    a day later: remove what was left behind
+  ./agentos tenant move tnt_acme --to shared                back
+
+Its audit stays where it was written; ./agentos audit reads, checks and signs all of it.
+Something is wrong: runbooks/tenant-move.md.
+
+Exit codes: 0 done · 1 refused, nothing has changed for the tenant · 2 usage ·
+3 a database does not answer, or the switch took longer than allowed"""
+
 Deed: TypeAlias = Literal["look", "plan", "move", "abort", "clear"]
 
 
@@ -53,7 +68,12 @@ class MoveIt(Struct, frozen=True, kw_only=True):
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = verbs.add_parser(
-        "move", help="where a tenant lives, and taking it to another database while it works", allow_abbrev=False
+        "move",
+        help="where a tenant lives, and taking it to another database while it works",
+        description="Where a tenant lives, and taking it to another database while it works (docs/homes.md).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("tenant")
     deed = parser.add_mutually_exclusive_group()

@@ -7,7 +7,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.markup import escape
 
-from deploy import bring_up, config, gateway_file, smoke, summary, tool_file
+from deploy import bring_up, config, gateway_file, issuers_file, smoke, summary, tool_file
 from deploy.action import Failed, Recorder, exclusive
 from deploy.catalogue import Service, catalogue
 from deploy.cli.io import FAILED, FINE, Io, TerminalProgress, show_failure
@@ -76,6 +76,7 @@ def run(options: Options, io: Io) -> int:
         *config.dangling(settings, io.environ),
         *tool_file.problems(settings, io.environ),
         *gateway_file.problems(settings, io.environ),
+        *issuers_file.problems(settings),
     ]:
         raise InvalidArgument("; ".join(found))
     _stay_in_prod(options, io)

@@ -13,6 +13,7 @@ from adapters.token_auth.issuer import load_key
 from deploy import audit_surface
 from deploy.admin_surface import Part, create_admin_app
 from deploy.administration import part as administration
+from deploy.administration.identity import part as identity_part
 from deploy.administration.offboarding import Exporter, export_path
 from deploy.administration.platform import Platform
 from deploy.audit_heads import HeadsFile
@@ -22,6 +23,7 @@ from deploy.roots.environment import Environment
 from deploy.roots.gateway_secrets import check_reference
 from deploy.roots.provided import check_provided
 from deploy.roots.server import run, serve
+from deploy.roots.tokens import verifier_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
@@ -49,10 +51,9 @@ _SELF = AuthContext(
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
     database = database_of(env)
-    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{port: Choice(adapter="postgres", config=database) for port in STORED},
-        "verifier": Choice(adapter="tokens", config=tokens),
+        **verifier_of_a_node(env, AUDIENCE),
     }
 
 
@@ -116,7 +117,8 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
             )
         )
         probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}
-        parts = (part, tenants, audit_surface.part(ports["audit"]))
+        identity = identity_part(ports["tenant"], env=env.mode())
+        parts = (part, tenants, identity, audit_surface.part(ports["audit"]))
         app = create_admin_app(
             parts, verifier=ports["verifier"], metrics=metrics, probes=probes, denied=denials(ports["audit"])
         )

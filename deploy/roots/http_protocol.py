@@ -20,6 +20,9 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 SENDER_WINDOW_S: Final = 30.0
 SENDER_WINDOW_BYTES: Final = 30 * 1024
 """What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
+READER_WINDOW_S: Final = 120.0
+READER_WINDOW_BYTES: Final = 30 * 1024
+"""What the reader of a last answer must take in each window; long, as what lies in the system's buffers does not count."""
 MAX_FRAMING_BYTES: Final = 32 * 1024
 """What may come around a body in chunks that is not the body: sizes, extensions, trailers. Beside it `FRAMING_SHARE`."""
 FRAMING_SHARE: Final = 8
@@ -42,6 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     window_s: ClassVar[float] = SENDER_WINDOW_S
     window_bytes: ClassVar[int] = SENDER_WINDOW_BYTES
+    reader_window_s: ClassVar[float] = READER_WINDOW_S
 
     _watch: SenderWatch
     _told: Callable[[], None] | None = None
@@ -197,6 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._told = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self._leave()
             return
         self.flow.resume_reading()
         if self.pipeline:
@@ -215,9 +220,22 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left <= 0:
-            self.transport.close()
+            self._leave()
         else:
             self._idle_timer = self.loop.call_later(left, self._look_if_idle)
+
+    def _leave(self) -> None:
+        """Close once all is written, which somebody who never reads would put off for ever."""
+        self.transport.close()
+        if left := self.transport.get_write_buffer_size():
+            self._hanging_up = self.loop.call_later(self.reader_window_s, self._look_if_read, left)
+
+    def _look_if_read(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if before - left < READER_WINDOW_BYTES:
+            self.transport.abort()
+        else:
+            self._hanging_up = self.loop.call_later(self.reader_window_s, self._look_if_read, left)
 
     def _answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from adapters.system_clock import SystemClock
+from adapters.token_auth.published import PublishedFile
 from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment
 from deploy.roots.server import run, serve
+from deploy.roots.tokens import verifier_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
@@ -23,13 +26,12 @@ AUDIENCE = "stack-a"
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
     database = database_of(env)
-    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{
             port: Choice(adapter="postgres", config=database)
             for port in ("run_state", "event", "queue", "agent", "tenant", "audit")
         },
-        "verifier": Choice(adapter="tokens", config=tokens),
+        **verifier_of_a_node(env, AUDIENCE),
     }
 
 
@@ -52,7 +54,8 @@ async def main(variables: Mapping[str, str]) -> None:
     async with open_ports(choices, API_NEEDS, clock=clock, wrap=watched) as ports:
         share = env.number("REPLICAS", 1, least=1, most=1_000)
         streams = OpenStreams(share=share)
-        deps = ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), share=share, **ports)
+        published = PublishedFile(Path(env.required("JWKS_FILE")), env.required("ISSUER"), clock)
+        deps = ApiDeps(clock=clock, metrics=metrics, shedding=shedding(env), share=share, published=published, **ports)
         app = create_app(deps, streams)
         host, port = env.text("STACK_A_HOST", "127.0.0.1"), env.number("STACK_A_PORT", 8080, least=1, most=65_535)
         # Readers of events resume elsewhere: nobody waits for them.

@@ -12,6 +12,7 @@ from deploy.roots.environment import Environment, resolve
 from deploy.roots.gateway_secrets import DIRECTORY, check_stored
 from deploy.roots.secret_references import References, secrets_of_a_node
 from deploy.roots.server import run, serve
+from deploy.roots.tokens import verifier_of_a_node
 from deploy.roots.wiring import Choice, choices_from, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
@@ -54,10 +55,9 @@ STORED = ("tenant", "budget", "reply_journal", "request_log", "gateway_configura
 def defaults(env: Environment) -> dict[str, Choice]:
     """The adapters of a node, unless `AGENTOS_ADAPTERS` says otherwise."""
     database = {"dsn": env.secret_file("DATABASE_URL_FILE")}
-    tokens = {"issuer": env.required("ISSUER"), "audience": AUDIENCE, "jwks_file": env.required("JWKS_FILE")}
     return {
         **{port: Choice(adapter="postgres", config=database) for port in STORED},
-        "verifier": Choice(adapter="tokens", config=tokens),
+        **verifier_of_a_node(env, AUDIENCE),
         "pii": Choice(adapter="regex"),
         # Underneath detectors that add to it; opened only for those.
         "pii_patterns": Choice(adapter="regex"),

@@ -1,16 +1,19 @@
 """The audit over HTTP, the same on every surface: what is asked, what is answered, and how a denial gets into it."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final
 
 from msgspec import Struct
 
 from ports.audit import MAX_PAGE, AuditLog, Link, Note, Outcome, Wanted
 from ports.audit_rules import moment
+from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, PermissionDenied
 from ports.http.edge import Denied
 from ports.http.openapi import Parameter
+from ports.ids import PrincipalId, TenantId
 from ports.messages import Page
 
 OWN: Final = "/v1/audit"
@@ -18,6 +21,9 @@ DEFAULT_PAGE: Final = 50
 FILTERS: Final = ("action", "principal", "subject", "outcome", "since", "until")
 QUERY: Final = ("limit", "cursor", *FILTERS)
 DENIED: Final = "route.deny"
+ACTS: Final = "acting.use"
+ACTING_NOTED_EVERY: Final = timedelta(minutes=10)
+_MAX_NOTED: Final = 4_096
 
 DESCRIPTION: Final = (
     "Each entry has a number without gaps and a hash over the one before it, so that whatever is changed later shows. "
@@ -75,6 +81,25 @@ def denials(log: AuditLog) -> Denied:
         await log.note(auth, Note(action=DENIED, subject=template, outcome="denied", detail=detail))
 
     return denied
+
+
+class ActingNotes:
+    """Notes who acts for another tenant, in that tenant's audit: once, and again after a while. Before it is let in."""
+
+    def __init__(self, log: AuditLog, clock: Clock) -> None:
+        self._log = log
+        self._clock = clock
+        self._noted: dict[tuple[TenantId, PrincipalId], float] = {}
+
+    async def acted(self, auth: AuthContext) -> None:
+        who, now = (auth.tenant, auth.principal), self._clock.monotonic()
+        noted = self._noted.get(who)
+        if noted is not None and now - noted < ACTING_NOTED_EVERY.total_seconds():
+            return
+        await self._log.note(auth, Note(action=ACTS, subject=auth.tenant))
+        while len(self._noted) >= _MAX_NOTED:
+            del self._noted[next(iter(self._noted))]
+        self._noted[who] = now
 
 
 def _outcome(text: str | None) -> Outcome | None:

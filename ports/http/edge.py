@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import Struct
 
-from ports.auth import MAX_TOKEN_CHARS, TokenVerifier
-from ports.context import AuthContext, Trace
+from ports.auth import MAX_TOKEN_CHARS, TokenVerifier, mismatch
+from ports.context import TENANT_ACT_AS, AuthContext, Trace
 from ports.errors import (
     AgentOSError,
     Internal,
@@ -83,6 +83,9 @@ MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
 Denied: TypeAlias = Callable[[AuthContext, str, PermissionDenied], Awaitable[None]]
 """Told of a known caller who may not, and at which template, before the caller is."""
 
+Acted: TypeAlias = Callable[[AuthContext], Awaitable[None]]
+"""Told of a caller in the tenant that it acts for."""
+
 ExtraMembers: TypeAlias = Callable[[AgentOSError], Mapping[str, Any]]
 """What a surface adds inside `error`."""
 
@@ -104,6 +107,10 @@ Admit: TypeAlias = Callable[[AuthContext], Awaitable[None]]
 
 
 async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
+    return None
+
+
+async def nothing_acted(_: AuthContext) -> None:
     return None
 
 
@@ -135,8 +142,10 @@ class Edge:
         denied: Denied = no_word,
         admit: Admit | None = None,
         denied_inside: Denied = no_word,
+        acted: Acted = nothing_acted,
     ) -> None:
-        """`denied` is told of callers who may not use the route, `denied_inside` of those whom the endpoint refuses.
+        """`denied` is told of callers who may not use the route, `denied_inside` of those whom the endpoint refuses, and
+        `acted` of those who act for another tenant, before they do.
 
         `body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
@@ -145,6 +154,7 @@ class Edge:
         self._denied = denied
         self._admit = admit
         self._denied_inside = denied_inside
+        self._acted = acted
         self._routes = routes
         self._verifier = verifier
         self._observe = observe
@@ -225,6 +235,29 @@ class Edge:
         """Who asks, authenticated and authorized."""
         if self._verifier is None:
             raise Unauthenticated("this surface takes no tokens")
+        token = self._token(headers)
+        try:
+            auth = (await self._verifier.verify(token)).traced(trace)
+        except PermissionDenied as error:
+            if error.caller is not None:
+                await self._denied(error.caller.traced(trace), route.template, error)
+            raise
+        try:
+            _authorize(auth, route)
+            if b"x-tenant-id" not in headers or (named := headers.text(b"x-tenant-id") or "") == auth.tenant:
+                return auth
+            if TENANT_ACT_AS not in auth.scopes:
+                raise mismatch()
+            acting = (await self._verifier.act_as(token, named)).traced(trace)
+            _authorize(acting, route)
+        except PermissionDenied as error:
+            await self._denied(auth, route.template, error)
+            raise
+        await self._acted(acting)
+        return acting
+
+    def _token(self, headers: Headers) -> str:
+        """Raises `Unauthenticated` where none was sent, or what can't be one."""
         sent = headers.text(b"authorization")
         if self._key_header is not None and self._key_header in headers:
             # A key in a header of its own is the same as a bearer's.
@@ -238,13 +271,7 @@ class Edge:
             raise Unauthenticated("send a token: Authorization: Bearer …")
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthenticated("the token is not valid")
-        auth = (await self._verifier.verify(token)).traced(trace)
-        try:
-            _authorize(auth, headers, route)
-        except PermissionDenied as error:
-            await self._denied(auth, route.template, error)
-            raise
-        return auth
+        return token
 
     async def _told(self, error: AgentOSError, found: Exchange) -> AgentOSError:
         """What to answer: `error`, or why nobody could be told of it."""
@@ -308,14 +335,12 @@ class Answering:
         ]
 
 
-def _authorize(auth: AuthContext, headers: Headers, route: Route) -> None:
+def _authorize(auth: AuthContext, route: Route) -> None:
     """Raises `PermissionDenied`."""
     if route.access == DENIED:
         raise PermissionDenied("this route has no declared scope and is closed")
     if route.access != IDENTIFIED:
         auth.require(route.access)
-    if b"x-tenant-id" in headers and headers.text(b"x-tenant-id") != auth.tenant:
-        raise PermissionDenied("X-Tenant-Id differs from the token's tenant", code="tenant_mismatch")
 
 
 def _check_query(raw: bytes, known: tuple[str, ...]) -> None:

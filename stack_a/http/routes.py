@@ -3,14 +3,18 @@
 from typing import Final, get_args
 
 from ports.audit import READ
+from ports.http import permissions
 from ports.http.audit import DESCRIPTION, OWN, PARAMETERS, QUERY, EntryPage
 from ports.http.openapi import Operation, Parameter
-from ports.http.routes import IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
+from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
 from ports.messages import Json
 from ports.run_state import MAX_PAGE, RunStatus
-from stack_a.http import permissions, stream, wire
+from stack_a.http import stream, wire
 from stack_a.runs.start import MAX_ALLOWLIST
+
+JWKS: Final = "/.well-known/jwks.json"
+DISCOVERY: Final = "/.well-known/openid-configuration"
 
 _PAGE: Final = ("limit", "cursor")
 
@@ -31,7 +35,9 @@ ROUTES: Final = RouteTable(
         Route(method="GET", template="/v1/runs/{run_id}/steps", access="runs:read", query=_PAGE),
         Route(method="GET", template="/v1/runs/{run_id}/events", access="runs:read", query=("after",)),
         Route(method="GET", template=OWN, access=READ, query=QUERY),
-        Route(method="GET", template="/v1/me/permissions", access=IDENTIFIED, query=()),
+        permissions.ROUTE,
+        Route(method="GET", template=JWKS, access=PUBLIC),
+        Route(method="GET", template=DISCOVERY, access=PUBLIC),
         Route(method="GET", template="/healthz", access=PUBLIC),
         Route(method="GET", template="/readyz", access=PUBLIC),
         Route(method="GET", template="/openapi.json", access=PUBLIC),
@@ -65,11 +71,7 @@ _RUN_ID: Final[dict[str, Json]] = {"type": "string", "pattern": "^run_[0-9a-f]{3
 _EVENT_ID: Final[dict[str, Json]] = {"type": "string", "pattern": r"^[a-z0-9]{1,32}\.(0|[1-9][0-9]{0,17})$"}
 
 OPERATIONS: Final = {
-    ("GET", "/v1/me/permissions"): Operation(
-        summary="What the caller may do here, and which scope each route wants",
-        tag="identity",
-        response=permissions.Permissions,
-    ),
+    ("GET", permissions.PATH): permissions.OPERATION,
     ("POST", "/v1/agents/{agent_id}/runs"): Operation(
         summary="Create a run",
         description=(
@@ -197,6 +199,20 @@ OPERATIONS: Final = {
             Parameter(name="after", description="The same, for clients that can't set headers.", schema=_EVENT_ID),
         ),
         codes=("not_found", "concurrency_limited"),
+    ),
+    ("GET", JWKS): Operation(
+        summary="The public keys of this node's own issuer",
+        description="Keys with `exp` were rotated out and verify until then. Fetch anew on a `kid` you don't know.",
+        tag="identity",
+        media_type="application/json",
+        codes=("not_found",),
+    ),
+    ("GET", DISCOVERY): Operation(
+        summary="Where those keys are, as OpenID Connect has it",
+        description="`not_found` where the node's issuer is not called by a URL.",
+        tag="identity",
+        media_type="application/json",
+        codes=("not_found",),
     ),
     ("GET", "/healthz"): Operation(summary="Is the process alive", tag="health", response=wire.Health),
     ("GET", "/readyz"): Operation(

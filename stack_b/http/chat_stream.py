@@ -17,7 +17,7 @@ from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.body import Disconnected, Receive
 from ports.http.edge import Scope, Send
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
-from ports.http.sse import HANG_UP
+from ports.http.sse import HANG_UP, one_line
 from stack_b.caller import Caller
 from stack_b.chunks import Closing, Piece, Run
 from stack_b.flights import Flight
@@ -186,7 +186,7 @@ class _Out:
         if self._hang_up is None or not self.started:
             return False
         self._over = self.muted = True
-        self._hang_up(last)
+        self._hang_up(one_line(last))
         return True
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class _Out:
                 await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             self.last_sent = self._loop.time()
             self._over = last
-            await self._send({"type": "http.response.body", "body": frames, "more_body": not last})
+            await self._send({"type": "http.response.body", "body": one_line(frames), "more_body": not last})
         finally:
             self._busy = False
 

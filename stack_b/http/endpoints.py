@@ -10,6 +10,8 @@ from ports.errors import NotFound
 from ports.http.edge import decoded
 from ports.http.headers import Headers
 from ports.http.health import OK, Probe, states_of
+from ports.http.permissions import PATH, permissions_of
+from ports.http.routes import RouteTable
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
 from stack_b.caller import Caller
@@ -82,6 +84,13 @@ def model_endpoints(pipeline: Pipeline) -> dict[str, Endpoint]:
         raise NotFound("there is no such model for this tenant; GET /v1/models lists what it may use")
 
     return {MODELS: models, f"{MODELS}/{{model}}": model}
+
+
+def permission_endpoint(table: RouteTable) -> dict[str, Endpoint]:
+    async def permissions(asked: Asked) -> Reply:
+        return json_reply(permissions_of(asked.exchange.identity, table.routes))
+
+    return {PATH: permissions}
 
 
 def operator_endpoints(deps: StackBDeps, probes: Mapping[str, Probe], openapi: bytes) -> dict[str, Endpoint]:

@@ -4,6 +4,7 @@ from typing import Final
 
 from msgspec.structs import asdict
 
+from ports.http import permissions
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.strict_json import MAX_DEPTH
@@ -47,6 +48,7 @@ def routes(limits: Limits) -> RouteTable:
             Route(method="POST", template="/v1/policy/check", access=SCOPE, max_body_bytes=body, query=()),
             Route(method="GET", template="/v1/models", access=SCOPE, query=()),
             Route(method="GET", template="/v1/models/{model}", access=SCOPE, query=(), wide=True),
+            permissions.ROUTE,
             Route(method="GET", template="/healthz", access=PUBLIC),
             Route(method="GET", template="/readyz", access=PUBLIC),
             Route(method="GET", template="/openapi.json", access=PUBLIC),
@@ -152,6 +154,7 @@ OPERATIONS: Final = {
     ("GET", "/v1/models/{model}"): Operation(
         summary="Get one of the tenant's models", tag="models", response=wire.ModelView, codes=("not_found",)
     ),
+    ("GET", permissions.PATH): permissions.OPERATION,
     ("GET", "/healthz"): Operation(summary="Whether the process lives", tag="operation", response=wire.Health),
     ("GET", "/readyz"): Operation(
         summary="Whether it can serve, and if not, which dependency is missing (503)",

@@ -14,6 +14,7 @@ from deploy.roots.wiring import Choice, open_ports
 from observability.instrument import instrument
 from observability.logs import configure
 from observability.metrics import Metrics
+from ports.auth import mismatch
 from ports.context import AuthContext
 from ports.ids import PrincipalId, TenantId
 from stack_a.app import create_app
@@ -28,6 +29,9 @@ class Believing:
 
     async def verify(self, token: str) -> AuthContext:
         return identity(token)
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
 
 def identity(token: str) -> AuthContext:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from adapters.token_auth.issuer import key_id
 from conformance.auth import AuthContract
-from conformance.people import PLATFORM
+from conformance.people import GLOBEX, PLATFORM
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.context import AuthContext
 from ports.ids import TenantId
@@ -76,6 +76,18 @@ class TokenHarness:
 
     async def issuer(self) -> TokenIssuer:
         return self.node.issuer
+
+    async def acting_token(self) -> tuple[str, TenantId]:
+        subject = self.subject
+        await self.node.tenants.let_act(
+            PLATFORM, GLOBEX.tenant, actor_tenant=subject.tenant, principal=subject.principal
+        )
+        token, _ = await self.node.api_key(scopes=subject.scopes | {"tenant:act_as", "admin:platform"})
+        return token, GLOBEX.tenant
+
+    async def end_acting(self, tenant: TenantId) -> None:
+        who = self.subject
+        await self.node.tenants.end_acting(PLATFORM, tenant, actor_tenant=who.tenant, principal=who.principal)
 
 
 class TestTokenAuth(AuthContract):

@@ -1,5 +1,6 @@
 """Requests that mean no good, by the byte, before every surface: what two readers could take for two things is refused."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -121,6 +122,10 @@ BOMBS: Final = {
     "nothing of JSON": b"<a/>",
     "two documents": b"{}{}",
 }
+
+
+BIG: Final = 16 * 1024 * 1024
+"""More than the system buffers on the way."""
 
 
 class Hasty(BoundedProtocol):
@@ -412,6 +417,49 @@ async def test_a_body_that_trickles_in_is_cut_off(name: str) -> None:
         async with surface(name, protocol=Hasty) as slow, slow.connected() as stream:
             await stream.send(slow.posted("content-length: 100000"))
             assert await cut_off(stream, b" ", times=200, pause_s=0.05)
+
+
+class Listened(Hasty):
+    """Tells when its connection is gone, and keeps it for less long."""
+
+    reader_window_s = 2.0
+    gone: anyio.Event
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
+        super().connection_made(transport)
+        self.timeout_keep_alive = 1
+        type(self).gone = anyio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.gone.set()
+
+
+async def big(scope: Scope, receive: Receive, send: Send) -> None:
+    assert scope["type"] == "http"
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % BIG)]})
+    await send({"type": "http.response.body", "body": bytes(BIG)})
+
+
+@pytest.mark.parametrize("fields", [b"", b"connection: close\r\n"], ids=["kept alive", "closed"])
+async def test_a_client_that_takes_nothing_of_its_answer_is_not_waited_for_and_a_slow_one_is(fields: bytes) -> None:
+    with anyio.fail_after(30):
+        async with served(big, protocol=Listened) as url, Surface(url, "", "", []).connected() as stream:
+            await stream.send(GET + fields + b"\r\n")
+            first = await stream.receive(1)
+            await Listened.gone.wait()
+        async with served(big, protocol=Listened) as url, Surface(url, "", "", []).connected() as stream:
+            await stream.send(GET + fields + b"\r\n")
+            size = len(await stream.receive())
+            while size < BIG:
+                # So slow that several windows pass meanwhile.
+                with anyio.move_on_after(0.1):
+                    await Listened.gone.wait()
+                size += len(await stream.receive(BIG // 20))
+
+    assert first == b"H"
+    assert size > BIG
 
 
 async def test_after_it_all_the_surface_serves(target: Surface) -> None:

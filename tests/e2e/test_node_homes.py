@@ -8,6 +8,7 @@ import pytest
 from tests.support.node import NodeUnderTest, free_ports
 
 TENANT = "tnt_mover"
+LEAVER = "tnt_leaver"
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,35 @@ def test_a_tenant_of_a_node_moves_to_a_home_and_back(node: NodeUnderTest) -> Non
     assert listed.count("succeeded") == 2
     told(node, "run", "agt_demo", "What is 2 + 2?")  # the others stay where they were
     told(node, "tenant", "quota", TENANT, "--max-active-runs", "3")
+    audit_is_whole(node)
     told(node, "tenant", "move", TENANT, "--clear", "--grace-hours", "0")
     back = json.loads(told(node, "tenant", "move", TENANT, "--to", "shared", "--json"))
     assert back["rows"]["runs"] == 2
     told(node, *question)
     told(node, "validate")
+    audit_is_whole(node)
+
+
+def test_a_tenant_that_lives_in_a_home_is_exported_and_deleted(node: NodeUnderTest) -> None:
+    """After the test above, which sets the home up."""
+    told(node, "tenant", "create", LEAVER, "--sample-agent")
+    told(node, "tenant", "move", LEAVER, "--to", "lab")
+    told(node, "run", "agt_demo", "What is 2 + 2?", "--tenant", LEAVER)
+    told(node, "tenant", "disable", LEAVER)
+    refused = node.agentos("tenant", "delete", LEAVER, "--confirm", LEAVER)
+    assert (refused.returncode, "--clear" in refused.stderr) == (1, True), refused.stderr
+    told(node, "tenant", "move", LEAVER, "--clear", "--grace-hours", "0")
+
+    gone = json.loads(told(node, "tenant", "delete", LEAVER, "--confirm", LEAVER, "--json"))
+
+    assert gone["done"]
+    assert gone["export"]["manifest"]["tables"]["lab/runs"]["rows"] == 1
+    assert LEAVER not in told(node, "tenant", "list")
+    audit_is_whole(node)
+
+
+def audit_is_whole(node: NodeUnderTest) -> None:
+    told(node, "audit", "sign")
+    found = json.loads(told(node, "audit", "verify", "--json"))
+    assert found["good"], found
+    assert {"", "lab"} <= {one["home"] for one in found["tenants"]}

@@ -27,6 +27,7 @@ from deploy.roots.wiring import Choice, open_ports
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.agent import AgentSpec
+from ports.auth import mismatch
 from ports.context import SCOPES, AuthContext
 from ports.http.edge import Edge
 from ports.http.routes import IDENTIFIED, LOOPBACK, PUBLIC, Route
@@ -48,6 +49,9 @@ CREATE_TENANT: Final = Route(method="POST", template=TENANTS, access="admin:plat
 class Tokens:
     async def verify(self, token: str) -> AuthContext:
         return {"all": EVERYTHING, "none": NOTHING}[token]
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,8 @@
 """A tenant moves to a database of its own: everything arrives as it was, and the old home refuses it from then on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import anyio
@@ -15,7 +17,7 @@ from adapters.postgres.move_tables import SHARED, TABLES
 from adapters.postgres.statements import statement
 from conformance.factories import MEGABYTE, SUCCEEDED, intent, new_run, result, telling
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
-from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
+from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from ports.ids import RunId, TenantId, WorkerId
 from ports.run_state import Change, RunFilter
 from ports.tenant import Entitlements
@@ -327,6 +329,39 @@ async def test_a_switch_that_takes_too_long_is_taken_back(homes: Homes) -> None:
 
     assert report.attempts == 2
     assert await homes.api.create(ACME)
+
+
+async def test_writers_wait_no_longer_for_a_mover_that_stands_still(homes: Homes) -> None:
+    """As when its machine is stopped just then: nobody takes the switch back, but the database."""
+    await live_a_little(homes.api)
+    frozen, written = asyncio.Event(), asyncio.Event()
+
+    async def stand_still(step: Step) -> None:
+        if step.point == "frozen":
+            frozen.set()
+            while not written.is_set():
+                with suppress(asyncio.CancelledError):
+                    await written.wait()
+
+    async def write() -> None:
+        await frozen.wait()
+        began = anyio.current_time()
+        with anyio.fail_after(10):
+            while True:
+                try:
+                    await homes.api.create(ACME)
+                    break
+                except Unavailable:
+                    assert anyio.current_time() - began < 8
+        written.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(write)
+        with pytest.raises(Unavailable):
+            await move_tenant(PLATFORM, ACME.tenant, OTHER, homes.places, tell=stand_still, freeze_s=0.5)
+
+    assert await standing(homes.shared) == [(ACME.tenant, "leaving")]
+    await homes.move(ACME.tenant, OTHER)
 
 
 async def test_two_do_not_move_one_tenant_at_once(homes: Homes) -> None:

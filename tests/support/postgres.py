@@ -29,7 +29,8 @@ CHILDREN_FIRST: Final = (
     "gateway_configurations",
     "idempotency", "steps", "run_events", "blob_refs", "blobs", "runs", "run_slots", "run_rates", "run_backlogs", "workers",
     "queue_messages", "queue_turns", "memory_words", "memory_items", "model_replies", "request_contents", "request_records",
-    "usage_events", "budget_hold_windows", "budget_holds", "budget_windows", "budgets", "agents", "principals", "api_keys",
+    "usage_events", "budget_hold_windows", "budget_holds", "budget_windows", "budgets", "agents", "principals",
+    "acting_principals", "api_keys",
     "tenants", "audit_chain", "audit_heads", "audit_log", "tenant_tombstones",
     "tenant_changes", "tenant_moves", "tenant_homes", "tenant_copies", "tenant_stays",
 )  # fmt: skip

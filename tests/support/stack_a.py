@@ -19,6 +19,7 @@ from conformance.people import ACME, ACME_BEN, GLOBEX, PLATFORM
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.agent import AgentSpec
+from ports.auth import mismatch
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import Unauthenticated
@@ -50,6 +51,9 @@ class Tokens:
         if token in self.revoked or token not in TOKENS:
             raise Unauthenticated("the token is not valid")
         return TOKENS[token]
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from adapters.system_clock import SystemClock
 from conformance.people import ACME, GLOBEX, NODE
 from observability.metrics import Metrics
 from ports.adapter import Given
+from ports.auth import mismatch
 from ports.budget import Balance
 from ports.clock import Clock
 from ports.context import AuthContext
@@ -62,6 +63,9 @@ class Tokens:
         if token in self.revoked or token not in self._callers:
             raise Unauthenticated("the token is not valid")
         return self._callers[token]
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
 
 @dataclass(kw_only=True)

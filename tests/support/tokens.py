@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from ports.adapter import Given
 from ports.auth import TokenIssuer, TokenVerifier
 from ports.context import AuthContext
 from ports.errors import Unavailable
-from ports.ids import KeyId, PrincipalId
+from ports.ids import KeyId, PrincipalId, TenantId
 from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Standing, TenantDirectory
 
 ISSUER: Final = "https://node.example"
@@ -92,6 +92,16 @@ class Directory:
     async def standing(self, auth: AuthContext) -> Standing:
         self._ask()
         return await self.inner.standing(auth)
+
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing:
+        self._ask()
+        return await self.inner.acting(auth, tenant)
+
+    async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:
+        """Not counted: nobody waits for it."""
+        if self.broken:
+            raise Unavailable("the tenant directory does not answer")
+        await self.inner.keys_used(used)
 
     async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
         self._ask()

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ports.auth import mismatch
 from ports.context import AuthContext
 from ports.errors import Conflict, PermissionDenied, Unauthenticated, Unavailable
 from ports.http.body import Receive
@@ -37,10 +38,15 @@ class Verifier:
         if token == "store-down":
             raise Unavailable("the key store does not answer")
         if token == "disabled":
-            raise PermissionDenied("the tenant is disabled", code="tenant_disabled")
+            denied = PermissionDenied("the tenant is disabled", code="tenant_disabled")
+            denied.caller = AuthContext(tenant=TenantId("tnt_off"), principal=PrincipalId("usr_off"))
+            raise denied
         if token not in TOKENS:
             raise Unauthenticated("the token is not valid")
         return AuthContext(tenant=TenantId("tnt_a"), principal=PrincipalId("usr_a"), scopes=TOKENS[token])
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
 
 class Refused(Exception):
@@ -274,3 +280,23 @@ async def test_every_request_is_observed_once_by_its_template(
     await client.get("/broken")
 
     assert observed == [("/open", "GET", 200), ("unmatched", "GET", 404), ("/broken", "GET", 500)]
+
+
+async def test_who_is_denied_by_the_verifier_is_told_of_like_any_other() -> None:
+    told: list[tuple[AuthContext, str, str]] = []
+
+    async def denied(auth: AuthContext, template: str, error: PermissionDenied) -> None:
+        told.append((auth, template, error.code))
+
+    edge = Edge(app, routes=ROUTES, verifier=Verifier(), observe=lambda *_: None, denied=denied)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=edge), base_url="http://node.test") as client:
+        answer = await client.get("/things", headers={"authorization": "Bearer disabled", "x-correlation-id": "c1"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "tenant_disabled")
+    [(auth, template, code)] = told
+    assert (auth.tenant, auth.trace.correlation_id, template, code) == (
+        "tnt_off",
+        "c1",
+        "/things",
+        "tenant_disabled",
+    )

@@ -13,6 +13,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from ports.auth import mismatch
 from ports.budget import Balance, Budget
 from ports.context import AuthContext, PolicyContext
 from ports.errors import PermissionDenied, Unavailable
@@ -274,6 +275,9 @@ class Away:
 
     async def verify(self, token: str) -> AuthContext:
         raise Unavailable(f"no store for a token of {len(token)} characters")
+
+    async def act_as(self, _: str, __: str, /) -> AuthContext:
+        raise mismatch()
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")

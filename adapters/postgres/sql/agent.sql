@@ -21,7 +21,7 @@ made AS (
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT :tenant, :namespace, :tenant, :principal, 'agent.publish', made.id || '@' || made.version, :correlation_id FROM made
+    SELECT :tenant, :namespace, ao_actor(:tenant, :principal), :principal, 'agent.publish', made.id || '@' || made.version, :correlation_id FROM made
 )
 SELECT * FROM made
 UNION ALL

@@ -25,7 +25,7 @@ added AS (
     RETURNING id, namespace, principal, correlation_id, denied
 )
 INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, outcome)
-SELECT :tenant, a.namespace, :tenant, a.principal, :action, 'req_' || replace(CAST(a.id AS text), '-', ''), a.correlation_id,
+SELECT :tenant, a.namespace, ao_actor(:tenant, a.principal), a.principal, :action, 'req_' || replace(CAST(a.id AS text), '-', ''), a.correlation_id,
        'denied'
 FROM added a
 WHERE a.denied;
@@ -59,7 +59,7 @@ WITH found AS MATERIALIZED (
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT :tenant, :namespace, :tenant, :principal, :action, :request, :correlation_id FROM found
+    SELECT :tenant, :namespace, ao_actor(:tenant, :principal), :principal, :action, :request, :correlation_id FROM found
 )
 SELECT found.sealed FROM found;
 

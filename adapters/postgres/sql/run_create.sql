@@ -59,7 +59,7 @@ told AS (
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT a.tenant, a.namespace, a.tenant, a.principal, 'run.create', 'run_' || replace(CAST(a.id AS text), '-', ''),
+    SELECT a.tenant, a.namespace, ao_actor(a.tenant, a.principal), a.principal, 'run.create', 'run_' || replace(CAST(a.id AS text), '-', ''),
            a.correlation_id
     FROM taken
     JOIN asked a ON a.id = taken.run_id
@@ -174,7 +174,7 @@ told AS (
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT made.tenant_id, made.namespace, :tenant, :principal, 'run.fork', 'run_' || replace(CAST(made.id AS text), '-', ''),
+    SELECT made.tenant_id, made.namespace, ao_actor(:tenant, :principal), :principal, 'run.fork', 'run_' || replace(CAST(made.id AS text), '-', ''),
            :correlation_id
     FROM made
 )

@@ -49,7 +49,7 @@ told AS (
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT asked.tenant_id, asked.namespace, :tenant, :principal, 'run.cancel',
+    SELECT asked.tenant_id, asked.namespace, ao_actor(:tenant, :principal), :principal, 'run.cancel',
            'run_' || replace(CAST(asked.id AS text), '-', ''), :correlation_id
     FROM asked
 )
@@ -97,7 +97,7 @@ told AS (
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
-    SELECT moved.tenant_id, moved.namespace, :tenant, :principal, :action,
+    SELECT moved.tenant_id, moved.namespace, ao_actor(:tenant, :principal), :principal, :action,
            'run_' || replace(CAST(moved.id AS text), '-', '') || ':' || CAST(:n AS integer), :correlation_id
     FROM moved
 )

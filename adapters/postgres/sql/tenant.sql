@@ -178,3 +178,53 @@ SELECT t.status AS tenant_status, p.status AS holder_status, p.roles AS holder_r
 FROM tenants t
 LEFT JOIN principals p ON p.tenant_id = t.tenant_id AND p.id = :holder
 WHERE t.tenant_id = :tenant;
+
+-- name: let_act
+-- No row: there is no such tenant. What is so already is not noted.
+WITH put AS (
+    INSERT INTO acting_principals (tenant_id, actor_tenant, principal)
+    SELECT t.tenant_id, :actor_tenant, :holder FROM tenants t WHERE t.tenant_id = :tenant
+    ON CONFLICT (tenant_id, actor_tenant, principal) DO NOTHING
+    RETURNING *
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT put.tenant_id, :namespace, :actor, :principal, 'acting.allow', put.actor_tenant || '/' || put.principal,
+           :correlation_id
+    FROM put
+)
+SELECT t.tenant_id FROM tenants t WHERE t.tenant_id = :tenant;
+
+-- name: end_acting
+-- As `let_act`.
+WITH gone AS (
+    DELETE FROM acting_principals a
+    WHERE a.tenant_id = :tenant AND a.actor_tenant = :actor_tenant AND a.principal = :holder
+    RETURNING *
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT gone.tenant_id, :namespace, :actor, :principal, 'acting.end', gone.actor_tenant || '/' || gone.principal,
+           :correlation_id
+    FROM gone
+)
+SELECT t.tenant_id FROM tenants t WHERE t.tenant_id = :tenant;
+
+-- name: list_acting
+SELECT a.actor_tenant, a.principal, a.created_at
+FROM acting_principals a
+WHERE a.tenant_id = :tenant
+ORDER BY a.actor_tenant COLLATE "C", a.principal COLLATE "C"
+LIMIT :limit;
+
+-- name: acting
+-- No row: it may not, or there is no such tenant.
+SELECT t.status AS tenant_status, p.status AS holder_status, p.roles AS holder_roles, p.scopes AS holder_scopes,
+       p.created_at AS holder_created_at
+FROM acting_principals a
+JOIN tenants t ON t.tenant_id = a.tenant_id
+LEFT JOIN principals p ON p.tenant_id = a.tenant_id AND p.id = :acting_as
+WHERE a.tenant_id = :tenant AND a.actor_tenant = :actor_tenant AND a.principal = :holder;
+
+-- name: keys_used
+SELECT ao_keys_used(CAST(:used AS json)) AS noted;

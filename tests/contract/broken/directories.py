@@ -1,6 +1,6 @@
 """Broken tenant directories."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import ClassVar, Literal
 
@@ -16,7 +16,7 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Page
-from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Principal, Tenant, TenantDirectory
+from ports.tenant import ApiKey, Entitlements, FoundKey, NewKey, Principal, Standing, Tenant, TenantDirectory
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocHarness, closing
 
@@ -445,3 +445,56 @@ class TestRotatesForEver(BrokenTenants):
             "test_a_rotation_never_makes_the_old_key_live_longer",
         }
     )
+
+
+class LetsEverybodyAct(InprocTenants):
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing:
+        await super().let_act(PLATFORM, tenant, actor_tenant=auth.tenant, principal=auth.principal)
+        return await super().acting(auth, tenant)
+
+
+class TestLetsEverybodyAct(BrokenTenants):
+    broken = LetsEverybodyAct
+    caught_by = frozenset({"test_who_may_not_learns_nothing_of_the_tenant"})
+
+
+class NeverEndsActing(InprocTenants):
+    async def end_acting(
+        self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
+    ) -> None:
+        acting = dict(self._tenants.acting)
+        await super().end_acting(auth, tenant, actor_tenant=actor_tenant, principal=principal)
+        self._tenants.acting.update(acting)
+
+
+class TestNeverEndsActing(BrokenTenants):
+    broken = NeverEndsActing
+    caught_by = frozenset(
+        {
+            "test_the_platform_says_who_of_another_tenant_acts_for_one",
+            "test_who_may_not_learns_nothing_of_the_tenant",
+        }
+    )
+
+
+class StandsAsItsNamesake(InprocTenants):
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing:
+        found = await super().acting(auth, tenant)
+        return replace(found, principal=self._tenants.principals.get((tenant, auth.principal)))
+
+
+class TestStandsAsItsNamesake(BrokenTenants):
+    broken = StandsAsItsNamesake
+    caught_by = frozenset({"test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own"})
+
+
+class TellsTheLatestNoteOfUse(InprocTenants):
+    async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:
+        for key_id in used.keys() & self._tenants.keys.keys():
+            key, digest = self._tenants.keys[key_id]
+            self._tenants.keys[key_id] = (replace(key, last_used_at=used[key_id]), digest)
+
+
+class TestTellsTheLatestNoteOfUse(BrokenTenants):
+    broken = TellsTheLatestNoteOfUse
+    caught_by = frozenset({"test_a_keys_last_use_is_told_and_never_goes_back"})

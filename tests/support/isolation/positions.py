@@ -78,6 +78,7 @@ _GATEWAY: Final = "/v1/admin/gateway/configuration"
 _TENANTS: Final = "/v1/admin/tenants"
 _TENANT: Final = _TENANTS + "/{tenant_id}"
 _BUDGET: Final = _TENANT + "/budgets/{budget_id}"
+_KEY: Final = _TENANT + "/keys/{key_id}"
 _AUDIT: Final = "/v1/admin/audit"
 _SUBJECT: Final = {"path:tenant_id": "subject"}
 """A tenant of the owner's making: only platform administrators have any."""
@@ -113,7 +114,6 @@ MAP: Final[Mapping[Key, Row]] = {
     ("a", "GET", "/v1/runs/{run_id}/events"): Row(
         ids={"path:run_id": "run", "header:Last-Event-ID": "event", "query:after": "event"}
     ),
-    ("a", "GET", "/v1/me/permissions"): Row(),
     ("a", "GET", "/v1/audit"): Row(
         ids={"query:subject": "run", "query:cursor": "cursor"}, plain=_ENTRIES, tenant_wide=True
     ),
@@ -200,6 +200,40 @@ MAP: Final[Mapping[Key, Row]] = {
     ),
     ("admin", "DELETE", _BUDGET): Row(ids={**_SUBJECT, "path:budget_id": "budget", **_VERB}, platform=True),
     ("admin", "GET", _TENANT + "/usage"): Row(ids=_SUBJECT, plain=("query:days", "query:by_agent"), platform=True),
+    ("admin", "GET", _TENANT + "/principals"): Row(
+        ids={**_SUBJECT, "query:cursor": "cursor"}, plain=_PAGE, platform=True
+    ),
+    ("admin", "PUT", _TENANT + "/principals"): Row(
+        ids={**_SUBJECT, **_VERB},
+        plain=("body:principal", "body:status", "body:roles"),
+        body={"principal": "svc_{subject}", "roles": ["viewer"]},
+        platform=True,
+    ),
+    ("admin", "PUT", _TENANT + "/acting"): Row(
+        ids={**_SUBJECT, "body:actor_tenant": "tenant", **_VERB},
+        plain=("body:principal", "body:allowed"),
+        body={"actor_tenant": "{tenant}", "principal": "svc_{subject}", "allowed": True},
+        platform=True,
+    ),
+    ("admin", "GET", _TENANT + "/acting"): Row(ids=_SUBJECT, platform=True),
+    ("admin", "GET", _TENANT + "/keys"): Row(ids={**_SUBJECT, "query:cursor": "cursor"}, plain=_PAGE, platform=True),
+    ("admin", "POST", _TENANT + "/keys"): Row(
+        ids={**_SUBJECT, **_VERB},
+        plain=tuple(
+            f"body:{name}" for name in ("principal", "role", "scopes", "namespace", "label", "expires_in_days")
+        ),
+        body={"principal": "svc_{subject}", "role": "viewer", "label": "{secret}"},
+        platform=True,
+    ),
+    ("admin", "POST", _KEY + ":rotate"): Row(
+        ids={**_SUBJECT, "path:key_id": "api_key", **_VERB},
+        plain=("body:grace_minutes", "body:expires_in_days"),
+        body={},
+        platform=True,
+    ),
+    ("admin", "POST", _KEY + ":revoke"): Row(
+        ids={**_SUBJECT, "path:key_id": "api_key", **_VERB}, body={}, platform=True
+    ),
     ("admin", "POST", _TENANT + ":enable"): Row(ids={**_SUBJECT, **_VERB}, body={}, platform=True),
     ("admin", "POST", _TENANT + ":disable"): Row(ids={**_SUBJECT, **_VERB}, body={}, platform=True),
     ("admin", "DELETE", _TENANT): Row(
@@ -217,6 +251,9 @@ MAP: Final[Mapping[Key, Row]] = {
         body={"tenant_id": "{tenant}", "reason": "{secret}"},
         platform=True,
     ),
+    **{(surface, "GET", "/v1/me/permissions"): Row() for surface in ("a", "b", "admin")},
+    ("a", "GET", "/.well-known/jwks.json"): Row(),
+    ("a", "GET", "/.well-known/openid-configuration"): Row(),
     **{
         (surface, "GET", path): Row()
         for surface in ("a", "b", "admin")

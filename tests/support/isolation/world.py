@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from adapters.system_clock import SystemClock
 from adapters.token_auth import issuer
+from adapters.token_auth.published import PublishedFile
 from conformance.factories import idempotency
 from conformance.people import ACME, ACME_BEN, ACME_LAB, GLOBEX, NODE, PLATFORM
 from deploy.roles import ROLES, scopes_of
@@ -33,10 +34,10 @@ from ports.budget import Budget
 from ports.context import AuthContext
 from ports.http.body import Receive
 from ports.http.edge import App, Scope, Send
-from ports.ids import AgentId, TenantId, WorkerId
+from ports.ids import AgentId, PrincipalId, TenantId, WorkerId
 from ports.messages import Fault
 from ports.run_state import Change, NewEvent, NewRun, StepIntent, StepResult
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, NewKey
 from stack_a.app import create_app
 from stack_a.deps import API_NEEDS, ApiDeps
 from tests.support.http_server import served
@@ -194,7 +195,14 @@ async def world(home: Path) -> AsyncIterator[World]:
             **await stack.enter_async_context(open_ports(admin_root.defaults(over_all), beside, clock=clock)),
         }
         apps = {
-            "a": create_app(ApiDeps(clock=clock, metrics=metrics, **api)),
+            "a": create_app(
+                ApiDeps(
+                    clock=clock,
+                    metrics=metrics,
+                    published=PublishedFile(home / "jwks.json", "https://node.test", clock),
+                    **api,
+                )
+            ),
             "b": await stack.enter_async_context(stack_b_root.create(env, stack_b_root.defaults(env), clock=clock)),
             "admin": await stack.enter_async_context(
                 admin_root.create(over_all, admin_root.defaults(over_all), clock=clock)
@@ -292,6 +300,11 @@ async def _holdings(made: World, who: str) -> Holdings:
     subject = TenantId(values["subject"])
     await made.ports["tenant"].create(PLATFORM, subject, name=secret, entitlements=Entitlements())
     await made.ports["budget"].set_budget(PLATFORM, subject, Budget(id=values["budget"], limit=1_000))
+    person = replace(PLATFORM, tenant=subject, scopes=frozenset({"admin:tenant"}))
+    new = NewKey(
+        principal=PrincipalId(f"svc_{tag}"), scopes=frozenset(), secret_sha256=hashlib.sha256(tag.encode()).digest()
+    )
+    values["api_key"] = (await made.ports["tenant"].issue_key(person, new)).id
     return Holdings(
         values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget"))}
     )
