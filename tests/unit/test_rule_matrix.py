@@ -202,6 +202,14 @@ ROWS: Final[Mapping[Where, Row]] = {
         without=NO_BODY | _without(MODEL, reason="it lists what there is; test_stack_b_gateway has who sees what")
     ),
     ("GET", "/v1/models/{model}"): Row(path="/v1/models/m-1", without=NO_BODY | _without(MODEL, reason="404: see there")),
+    ("GET", "/v1/me/permissions"): Row(
+        without=NO_BODY
+        | _without(MODEL, reason="it names none")
+        | {
+            "no scope": "who may nothing is told so",
+            "a disabled tenant": "its tokens are refused, where they are verified",
+        },
+    ),
 }  # fmt: skip
 
 

@@ -330,7 +330,7 @@ async def test_the_document_describes_every_route_with_its_limits() -> None:
     assert document["paths"].keys() == {
         "/v1/chat/completions", "/v1/steps:cancel", "/v1/embeddings", "/v1/policy/check", "/v1/models",
         "/v1/models/{model}", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-        "/healthz", "/readyz", "/openapi.json", "/metrics",
+        "/v1/me/permissions", "/healthz", "/readyz", "/openapi.json", "/metrics",
     }  # fmt: skip
 
 
