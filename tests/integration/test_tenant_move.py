@@ -412,6 +412,8 @@ async def test_a_tool_in_the_middle_of_its_call_is_stopped_before_another_worker
 STAYS = {
     # The directory.
     "tenants", "api_keys", "principals", "acting_principals", "tenant_tombstones",
+    # Who has any does not move.
+    "legal_holds", "retention_rules", "subject_tombstones",
     # Where it was written.
     "audit_log", "audit_chain", "audit_heads",
     # Made anew at each home.
