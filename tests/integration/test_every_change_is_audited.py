@@ -20,6 +20,7 @@ from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
 from conformance.factories import intent, new_run
 from conformance.people import ACME, NODE, PLATFORM
+from deploy.administration.identity_routes import ACTING, KEYS, PRINCIPALS, REVOKE, ROTATE
 from deploy.administration.privacy_part import ERASURES, EXPORTS, HOLDS, RELEASE, RETENTION
 from deploy.administration.routes import BUDGET, KILL, TENANT_TEMPLATE, TENANTS, template
 from deploy.roots import admin as admin_root
@@ -197,6 +198,26 @@ async def retain(world: World, route: Route) -> httpx.Response:
     return await world.send(route, tenant_id=await made(world), body={"days": {"runs": 30}})
 
 
+async def bar(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"principal": "svc_a", "status": "disabled"})
+
+
+async def let_act(world: World, route: Route) -> httpx.Response:
+    body = {"actor_tenant": ACME.tenant, "principal": "svc_hub", "allowed": True}
+    return await world.send(route, tenant_id=await made(world), body=body)
+
+
+async def issue_key(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"principal": "svc_a", "role": "viewer"})
+
+
+async def on_a_key(world: World, route: Route) -> httpx.Response:
+    tenant = await made(world)
+    issuing = replace(route, template=template(KEYS))
+    key = await world.send(issuing, tenant_id=tenant, body={"principal": "svc_a", "role": "viewer"})
+    return await world.send(route, tenant_id=tenant, key_id=key.json()["key"]["id"])
+
+
 CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("POST", "/v1/agents/{agent_id}/runs"): (create, "run.create"),
     ("POST", "/v1/runs/{run_id}:cancel"): (cancel, "run.cancel"),
@@ -218,6 +239,12 @@ CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("POST", template(HOLDS)): (hold, "hold.place"),
     ("POST", RELEASE): (release, "hold.release"),
     ("PATCH", template(RETENTION)): (retain, "retention.set"),
+    ("PUT", template(PRINCIPALS)): (bar, "principal.disable"),
+    ("PUT", template(ACTING)): (let_act, "acting.allow"),
+    ("POST", template(KEYS)): (issue_key, "key.issue"),
+    # Of the successor; `key.rotate` of the key is before it.
+    ("POST", ROTATE): (on_a_key, "key.issue"),
+    ("POST", REVOKE): (on_a_key, "key.revoke"),
 }
 """By route: how to make it change something, and what the audit then says. A change without a line here fails below."""
 

@@ -411,7 +411,7 @@ async def test_a_tool_in_the_middle_of_its_call_is_stopped_before_another_worker
 
 STAYS = {
     # The directory.
-    "tenants", "api_keys", "principals", "tenant_tombstones",
+    "tenants", "api_keys", "principals", "acting_principals", "tenant_tombstones",
     # Where it was written.
     "audit_log", "audit_chain", "audit_heads",
     # Made anew at each home.

@@ -167,7 +167,8 @@ MAP: Final[Mapping[Key, Row]] = {
     ),
     ("admin", "GET", _AUDIT + "/chain"): Row(
         ids={"query:tenant_id": "tenant"},
-        plain=("query:after", *_PAGE),
+        # A home is the node's: of it, too, it is the chain of `tenant_id` that is shown.
+        plain=("query:after", "query:home", *_PAGE),
         above=("query:tenant_id",),
         tenant_wide=True,
     ),
