@@ -44,7 +44,7 @@ async def test_its_people_are_served_and_nobody_elses(tmp_path: Path) -> None:
 
         def headers(**changed: object) -> dict[str, str]:
             claims = claims_of(ACME, datetime.now(UTC), **{"iss": url, "sub": "ann", "tenant_id": ..., **changed})
-            token = pyjwt.encode(claims, key, algorithm="ES256", headers={"kid": "one", "typ": "at+jwt"})  # type: ignore[arg-type]
+            token = pyjwt.encode(claims, key, algorithm="ES256", headers={"kid": "one", "typ": "at+jwt"})
             return {"authorization": f"Bearer {token}"}
 
         await api.start()
