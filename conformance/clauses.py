@@ -10,8 +10,8 @@ from msgspec import Struct
 
 PORT_MODULES: Final = (
     "administration", "agent", "audit", "auth", "budget", "clock", "egress", "event", "gateway_configuration",
-    "maintenance", "memory", "model", "pii", "provider", "queue", "reply_journal", "request_log", "run_intake", "run_state",
-    "secrets", "tenant", "tool",
+    "maintenance", "memory", "model", "pii", "privacy", "provider", "queue", "reply_journal", "request_log", "run_intake",
+    "run_state", "secrets", "tenant", "tool",
 )  # fmt: skip
 
 DEFERRED: Final[Mapping[str, str]] = {

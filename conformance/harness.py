@@ -30,6 +30,7 @@ from ports.memory import MemoryPort
 from ports.messages import Json
 from ports.model import ChatRequest, ModelPort
 from ports.pii import PiiDetector
+from ports.privacy import PrivacyPort
 from ports.provider import Endpoint, ProviderPort
 from ports.queue import QueuePort
 from ports.reply_journal import ReplyJournal
@@ -130,6 +131,46 @@ class MaintenanceHarness(StorageHarness[MaintenancePort], Protocol):
 
     async def leftovers(self) -> Sequence[int]:
         """Back door: how many records of requests, sealed texts and replies there are in the storage."""
+        ...
+
+
+class PrivacyHarness(StorageHarness[PrivacyPort], Protocol):
+    """`advance` moves the time of the other ports as well."""
+
+    async def runs(self) -> RunStatePort:
+        """A port over the same storage."""
+        ...
+
+    async def requests(self) -> RequestLog:
+        """A port over the same storage."""
+        ...
+
+    async def ledger(self) -> BudgetLedger:
+        """A port over the same storage."""
+        ...
+
+    async def tenants(self) -> TenantDirectory:
+        """A port over the same storage."""
+        ...
+
+    async def maintenance(self) -> MaintenancePort:
+        """A port over the same storage."""
+        ...
+
+    async def memory(self) -> MemoryPort:
+        """A port over the same storage."""
+        ...
+
+    async def replies(self) -> ReplyJournal:
+        """A port over the same storage."""
+        ...
+
+    async def audit_log(self) -> AuditLog:
+        """A port over the same storage."""
+        ...
+
+    async def administration(self) -> Administration:
+        """A port over the same storage."""
         ...
 
 

@@ -11,11 +11,12 @@ from typing import Final, cast
 
 from msgspec import Struct
 
-from adapters.postgres.tenant_export import Export, export_tenant
+from adapters.postgres.tenant_export import Export, Open, Tell, as_it_is, export_subject, export_tenant, nobody
 from adapters.system_clock import SystemClock
 from deploy import credentials
 from deploy.administration.offboarding import export_path
 from deploy.administration.platform import Platform
+from deploy.administration.privacy import subject_export_path
 from deploy.config import Config
 from deploy.homes import control_url_file, homes_set_up
 from deploy.node import Node
@@ -95,19 +96,25 @@ async def open_gateway_configurations(node: Node) -> AsyncIterator[GatewayConfig
 
 
 @asynccontextmanager
-async def open_platform(node: Node) -> AsyncIterator[Platform]:
+async def open_platform(node: Node, *, opened: Open = as_it_is, tell: Tell = nobody) -> AsyncIterator[Platform]:
     """What the platform does to tenants; works while no service does, as long as the database answers.
+
+    `opened` and `tell` are for exports of subjects.
 
     Raises:
         Unavailable: as `open_directory`.
     """
     config = _database_of(node)
-    names = ("tenant", "run_state", "budget", "request_log", "administration")
+    names = ("tenant", "run_state", "budget", "request_log", "administration", "privacy", "audit")
     choices = {name: Choice(adapter="postgres", config=dict(config)) for name in names}
 
     async def export(tenant: TenantId) -> Export:
         target = export_path(node.exports, tenant, datetime.now(UTC))
         return await export_tenant(str(config["dsn"]), tenant, target, homes_in(config))
+
+    async def export_one(tenant: TenantId, subject: PrincipalId) -> Export:
+        target = subject_export_path(node.exports, tenant, subject, datetime.now(UTC))
+        return await export_subject(str(config["dsn"]), tenant, subject, target, opened=opened, tell=tell)
 
     async with open_ports(choices, dict.fromkeys(names), clock=SystemClock()) as ports:
         yield Platform(
@@ -116,7 +123,10 @@ async def open_platform(node: Node) -> AsyncIterator[Platform]:
             budget=ports["budget"],
             requests=ports["request_log"],
             administration=ports["administration"],
+            privacy=ports["privacy"],
+            audit=ports["audit"],
             export=export,
+            export_subject=export_one,
         )
 
 

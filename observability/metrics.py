@@ -6,14 +6,14 @@ A registry per process, never the library's global one: tests and several servic
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from observability import names
 from observability.instrument import CANCELLED, OK, PortCall
-from observability.tally import Counts, Distribution
+from observability.tally import Count, Counts, Distribution, Series
 from ports.ids import TenantId
 from ports.messages import Usage
 
@@ -22,6 +22,11 @@ OTHER: Final = "other"
 _MAX_TENANTS: Final = 100
 _MAX_TOOLS: Final = 200
 _MAX_MODELS: Final = 200
+_MAX_HELD: Final = 4_096
+"""Combinations of labels whose series are held on to."""
+KeyT = TypeVar("KeyT")
+SeriesT = TypeVar("SeriesT")
+
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -58,6 +63,11 @@ class Metrics:
         self._tenants = Bounded(max_tenants)
         self._tools = Bounded(_MAX_TOOLS)
         self._models = Bounded(_MAX_MODELS)
+        # What most requests change, by what they say: looked up once.
+        self._of_requests: dict[tuple[str, str, int, bool], tuple[Count, Series | None]] = {}
+        self._of_models: dict[tuple[str, str], tuple[Count, Series]] = {}
+        self._of_usage: dict[tuple[str, TenantId], tuple[Count, Count, Count]] = {}
+        self._of_ports: dict[tuple[str, str], Series] = {}
 
     def render(self) -> bytes:
         """The text format that `/metrics` answers with, of type `content_type`."""
@@ -67,10 +77,11 @@ class Metrics:
 
     def http_request(self, *, route: str, method: str, status: int, seconds: float | None) -> None:
         """`route` is the template that matched, or `unmatched`. `seconds` is None for an event stream."""
-        labels = (route, method if method in _METHODS else OTHER, f"{status // 100}xx")
-        self._count(names.HTTP_REQUESTS, *labels)
-        if seconds is not None:
-            self._observe(names.HTTP_DURATION, seconds, *labels)
+        key = (route, method if method in _METHODS else OTHER, status, seconds is not None)
+        requests, durations = self._of_requests.get(key) or self._request_series(*key)
+        requests.value += 1
+        if seconds is not None and durations is not None:
+            durations.observe(seconds)
 
     def auth_failure(self, code: str) -> None:
         self._count(names.AUTH_FAILURES, code)
@@ -122,16 +133,17 @@ class Metrics:
 
     def model_request(self, *, backend: str, model: str, seconds: float, error_code: str | None = None) -> None:
         """`backend` and `model` as configured, never as a client spelled them."""
-        self._count(names.MODEL_REQUESTS, backend, self._models.label(model))
-        self._observe(names.MODEL_DURATION, seconds, backend)
+        requests, durations = self._of_models.get((backend, model)) or self._model_series(backend, model)
+        requests.value += 1
+        durations.observe(seconds)
         if error_code is not None:
             self._count(names.MODEL_ERRORS, backend, error_code)
 
     def usage(self, *, model: str, tenant: TenantId, usage: Usage) -> None:
-        label, whose = self._models.label(model), self._tenants.label(tenant)
-        self._count(names.MODEL_TOKENS, label, "prompt", whose, amount=usage.prompt_tokens)
-        self._count(names.MODEL_TOKENS, label, "completion", whose, amount=usage.completion_tokens)
-        self._count(names.MODEL_COST, label, whose, amount=usage.cost_nanousd)
+        prompt, completion, cost = self._of_usage.get((model, tenant)) or self._usage_series(model, tenant)
+        prompt.value += usage.prompt_tokens
+        completion.value += usage.completion_tokens
+        cost.value += usage.cost_nanousd
 
     def policy_block(self, reason: str) -> None:
         """`reason` is one of the policy's own words."""
@@ -153,15 +165,43 @@ class Metrics:
 
     def port_call(self, call: PortCall) -> None:
         """An `on_call` for `instrument`."""
-        self._observe(names.PORT_DURATION, call.seconds, call.port, call.method)
+        key = (call.port, call.method)
+        series = self._of_ports.get(key)
+        if series is None:
+            series = self._of_ports[key] = self._histograms[names.PORT_DURATION.name].at(key)
+        series.observe(call.seconds)
         if call.code not in (OK, CANCELLED):
             self._count(names.PORT_ERRORS, call.port, call.method, call.code)
 
+    def _request_series(self, route: str, method: str, status: int, timed: bool) -> tuple[Count, Series | None]:
+        labels = (route, method, f"{status // 100}xx")
+        durations = self._histograms[names.HTTP_DURATION.name].at(labels) if timed else None
+        found = (self._counters[names.HTTP_REQUESTS.name].at(labels), durations)
+        return _held(self._of_requests, (route, method, status, timed), found)
+
+    def _model_series(self, backend: str, model: str) -> tuple[Count, Series]:
+        requests = self._counters[names.MODEL_REQUESTS.name].at((backend, self._models.label(model)))
+        durations = self._histograms[names.MODEL_DURATION.name].at((backend,))
+        return _held(self._of_models, (backend, model), (requests, durations))
+
+    def _usage_series(self, model: str, tenant: TenantId) -> tuple[Count, Count, Count]:
+        label, whose = self._models.label(model), self._tenants.label(tenant)
+        tokens = self._counters[names.MODEL_TOKENS.name]
+        prompt, completion = (tokens.at((label, kind, whose)) for kind in ("prompt", "completion"))
+        cost = self._counters[names.MODEL_COST.name].at((label, whose))
+        return _held(self._of_usage, (model, tenant), (prompt, completion, cost))
+
     def _count(self, metric: names.Metric, *labels: str, amount: float = 1) -> None:
-        self._counters[metric.name].add(labels, amount)
+        self._counters[metric.name].at(labels).value += amount
 
     def _observe(self, metric: names.Metric, value: float, *labels: str) -> None:
-        self._histograms[metric.name].observe(labels, value)
+        self._histograms[metric.name].at(labels).observe(value)
 
     def _gauge(self, metric: names.Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
+
+
+def _held(known: dict[KeyT, SeriesT], key: KeyT, series: SeriesT) -> SeriesT:
+    if len(known) < _MAX_HELD:
+        known[key] = series
+    return series

@@ -1,6 +1,7 @@
-"""Counters and histograms for a process with one event loop: a dictionary's entry per series, no lock.
+"""Counters and histograms for a process with one event loop: an object per series, no lock.
 
-Most requests change ten of them. The library's own take a lock for each bucket and look their series up by hand.
+Most requests change ten of them, and whoever changes the same ones each time holds on to them. The library's own take a
+lock for each bucket and look their series up by hand.
 """
 
 from bisect import bisect_left
@@ -16,30 +17,52 @@ from observability.names import Metric
 _UNLABELLED: Final = ()
 
 
+class Count:
+    """One series of a counter."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
 class Counts(Collector):
     """One counter."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        # One without labels is there from the start, so that its first step can be told from its absence.
-        self._counts: dict[tuple[str, ...], float] = {} if metric.labels else {_UNLABELLED: 0.0}
+        self._series: dict[tuple[str, ...], Count] = {}
+        if not metric.labels:
+            # There from the start, so that its first step can be told from its absence.
+            self.at(_UNLABELLED)
 
-    def add(self, labels: tuple[str, ...], amount: float) -> None:
-        self._counts[labels] = self._counts.get(labels, 0.0) + amount
+    def at(self, labels: tuple[str, ...]) -> Count:
+        """Their series: it is there from now on."""
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = Count()
+        return series
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._metric.name, self._metric.help, labels=self._metric.labels)
-        for labels, count in self._counts.items():
-            family.add_metric(labels, count)
+        for labels, series in self._series.items():
+            family.add_metric(labels, series.value)
         yield family
 
 
-class _Series:
-    __slots__ = ("counts", "total")
+class Series:
+    """One series of a histogram."""
 
-    def __init__(self, buckets: int) -> None:
-        self.counts = [0] * buckets
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * len(bounds)
         self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
 
 
 class Distribution(Collector):
@@ -48,14 +71,16 @@ class Distribution(Collector):
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
         self._bounds = (*sorted(metric.buckets), inf)
-        self._series: dict[tuple[str, ...], _Series] = {} if metric.labels else {_UNLABELLED: self._empty()}
+        self._series: dict[tuple[str, ...], Series] = {}
+        if not metric.labels:
+            self.at(_UNLABELLED)
 
-    def observe(self, labels: tuple[str, ...], value: float) -> None:
+    def at(self, labels: tuple[str, ...]) -> Series:
+        """Their series: it is there from now on."""
         series = self._series.get(labels)
         if series is None:
-            series = self._series[labels] = self._empty()
-        series.counts[bisect_left(self._bounds, value)] += 1
-        series.total += value
+            series = self._series[labels] = Series(self._bounds)
+        return series
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._metric.name, self._metric.help, labels=self._metric.labels)
@@ -67,6 +92,3 @@ class Distribution(Collector):
                 buckets.append(("+Inf" if bound == inf else str(float(bound)), below))
             family.add_metric(labels, buckets=buckets, sum_value=series.total)
         yield family
-
-    def _empty(self) -> _Series:
-        return _Series(len(self._bounds))

@@ -7,8 +7,8 @@ Clauses (each has a test in `conformance.administration`):
          reason, no step of it is left begun, and what its worker appends afterwards raises `Conflict`.
 * ADM-3  A run that is over stays as it is, and `kill` returns it. One that is not of the named tenant and namespace raises
          `NotFound`.
-* ADM-4  `erase` refuses with `Conflict` a tenant that is active and one with a run that is not over, and changes nothing. A
-         tenant that never was raises `NotFound`.
+* ADM-4  `erase` refuses with `Conflict` a tenant that is active, one with a run that is not over, and one of which
+         something is held (see `ports.privacy`), and changes nothing. A tenant that never was raises `NotFound`.
 * ADM-5  `erase` removes at most `limit` rows, says how many, and is `done` when there are no more. Repeated until then,
          whoever repeats it, it takes the tenant, its keys, its runs and everything else of it, but for the audit.
 * ADM-6  What is another tenant's stays.

@@ -17,9 +17,10 @@ Clauses (each has a test in `conformance.audit`):
 * AUD-5  `query` gives entries that match all that is asked for, newest first. One that is added meanwhile changes nothing
          on the pages behind a cursor.
 * AUD-6  `chain` gives a tenant's links from a number on, oldest first and without gaps, those of erased entries included.
-* AUD-7  `erase` takes what entries said: of a stretch, or of one principal in it. Their numbers and hashes stay, and an
-         entry (`audit.erase`) says which went; such an entry is never erased. It needs `admin:platform`, and gives how
-         many went.
+* AUD-7  `erase` takes what entries said: of a stretch, or of one principal in it, as who acted or what was acted on. Their
+         numbers and hashes stay, and an entry (`audit.erase`) says which went; neither such an entry nor another that tells
+         of erasing is ever erased, nor what is held (see `ports.privacy`). It needs `admin:platform`, and gives how many
+         went.
 * AUD-8  `heads` gives the newest number and hash of every tenant, and needs the scope `audit:sign`.
 * AUD-9  What is longer than its limit, or no text that can be stored, raises `InvalidArgument` and adds nothing.
 * AUD-10 What was noted is there for a log opened anew on the same storage.
@@ -50,6 +51,8 @@ MAX_DETAIL_CHARS: Final = 2_000
 
 LOOKED: Final = "audit.read"
 ERASED: Final = "audit.erase"
+KEPT: Final = frozenset({ERASED, "subject.erase", "subject.erased", "tenant.erase", "tenant.erased"})
+"""What tells of erasing, and is never erased itself."""
 
 Outcome: TypeAlias = Literal["done", "denied"]
 

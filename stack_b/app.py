@@ -1,7 +1,7 @@
 """Stack B as one ASGI app: the route table, the edge around it, nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -100,10 +100,10 @@ def _standing(found: Exchange, balances: Balances) -> list[tuple[bytes, bytes]]:
 def _by_dialect(usual: App, anthropic: App) -> App:
     """The same edge, app and rules, for clients of either make."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = scope.get("path", "")
         theirs = path == MESSAGES or path.startswith(f"{MESSAGES}/")
-        await (anthropic if theirs else usual)(scope, receive, send)
+        return (anthropic if theirs else usual)(scope, receive, send)
 
     return app
 

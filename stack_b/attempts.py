@@ -14,6 +14,7 @@ from ports.clock import Clock
 from ports.errors import AgentOSError
 from ports.messages import Json, Usage
 from stack_b.backends.catalog import Candidate
+from stack_b.budget.estimate import estimated_tokens
 from stack_b.budget.meter import Served, Spending
 from stack_b.budget.slices import Slices, cuttable
 from stack_b.chunks import Piece
@@ -44,10 +45,16 @@ class Attempts:
     ) -> dict[str, Json]:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
         failure: AgentOSError | None = None
-        slices = self.slices(ready, spending)
+        slices: Slices | None = None
         for candidate in self._router.tries(ready.candidates):
-            max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
-            spending.assume(_lost(ready, candidate), _served(candidate))
+            if failure is None and ready.ask.holds_all:
+                # What was held was reckoned for the dearest of them.
+                max_tokens = _most(ready, candidate)
+            else:
+                slices = slices or self.slices(ready, spending)
+                max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
+            served = _served(candidate)
+            spending.assume(_lost(ready, candidate), served)
             ready.answer.served_by(candidate)
             try:
                 asking = ready.caller.asking(candidate.backend, streamed=False)
@@ -59,15 +66,19 @@ class Attempts:
                     raise
                 failure = error
                 continue
+            reported = answer.get("usage")
+            # Where the backend has counted what it wrote, nobody else needs to.
+            counted = reported is not None and reported.get("completion_tokens") is not None
             usage = usage_of(
-                answer.get("usage"),
+                reported,
                 prompt_bytes=ready.sent_bytes,
-                content_bytes=written(answer),
+                content_bytes=0 if counted else written(answer),
                 price=candidate.card.price,
             )
-            spending.add(usage, _served(candidate, answer.get("usage")))
+            spending.add(usage, _in_kinds(served, reported))
             self._tell.attempted(candidate, trail.paid(usage))
-            trail.limited_by = slices.limited_by
+            if slices is not None:
+                trail.limited_by = slices.limited_by
             return answer
         assert failure is not None, "there is always a candidate"
         raise failure
@@ -148,9 +159,8 @@ class Attempts:
         in_slices: bool,
     ) -> int:
         """The `max_tokens` for the next attempt; without room for one it stays at the failure of the one before."""
-        most = ready.ask.max_tokens
         price = candidate.card.price if ready.plan.money else None
-        limit = most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)
+        limit = _most(ready, candidate)
         try:
             return await slices.begin(limit, in_slices=in_slices, spent=spending.amount, price=price)
         except AgentOSError as refused:
@@ -166,7 +176,7 @@ class Attempts:
             content_bytes=shaper.content_bytes,
             price=candidate.card.price,
         )
-        spending.add(usage, _served(candidate, shaper.reported))
+        spending.add(usage, _in_kinds(_served(candidate), shaper.reported))
         self._tell.attempted(candidate, trail.paid(usage))
 
     def _failed(
@@ -178,9 +188,18 @@ class Attempts:
         self._tell.attempted(candidate, trail.paid(usage))
 
 
-def _served(candidate: Candidate, reported: dict[str, Json] | None = None) -> Served:
+def _most(ready: Ready, candidate: Candidate) -> int:
+    """What it may write per choice, as far as it can."""
+    most = ready.ask.max_tokens
+    return most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)
+
+
+def _served(candidate: Candidate) -> Served:
     price = candidate.card.price
-    served = _by(candidate.card.id, candidate.backend.name, "" if price is None else price.version)
+    return _by(candidate.card.id, candidate.backend.name, "" if price is None else price.version)
+
+
+def _in_kinds(served: Served, reported: dict[str, Json] | None) -> Served:
     kinds = kinds_of(reported)
     if kinds is NO_KINDS:
         return served
@@ -195,4 +214,6 @@ def _by(model: str, backend: str, price: str) -> Served:
 
 def _lost(ready: Ready, candidate: Candidate) -> Usage:
     """What a call is taken to have cost of which nothing came back."""
-    return usage_of(None, prompt_bytes=ready.sent_bytes, content_bytes=0, price=candidate.card.price)
+    tokens, price = estimated_tokens(ready.sent_bytes), candidate.card.price
+    cost = 0 if price is None else price.cost_nanousd(tokens, 0)
+    return Usage(prompt_tokens=tokens, cost_nanousd=cost, estimated=True)

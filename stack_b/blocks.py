@@ -3,15 +3,14 @@
 Classes, not generators with a decorator: each request passes through several, and a generator costs six times as much.
 """
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-from ports.budget import Balance
 from ports.errors import AgentOSError, InvalidArgument
-from ports.messages import Usage
-from stack_b.budget.meter import Spending
+from stack_b.budget.balances import Balances
+from stack_b.budget.meter import Reservation, Spending
+from stack_b.budget.plan import tokens_that_fit
 from stack_b.interrupt import Deadlines, Interrupt
+from stack_b.prepare import Ready
 from stack_b.receipt import Trail
 from stack_b.tell import Tell
 
@@ -49,39 +48,34 @@ class Refusing:
 class Reserved:
     """A reservation that the trail knows of. Whatever was spent is counted and settled on the way out."""
 
-    __slots__ = ("_fits", "_reservation", "_settled", "_spending", "_standing", "_trail")
+    __slots__ = ("_balances", "_model", "_ready", "_reservation", "_spending", "_tell", "_trail")
 
     def __init__(
-        self,
-        reservation: AbstractAsyncContextManager[Spending],
-        trail: Trail,
-        *,
-        standing: Callable[[], Awaitable[Balance]],
-        fits: Callable[[], int],
-        settled: Callable[[Usage], None],
+        self, reservation: Reservation, trail: Trail, ready: Ready, *, balances: Balances, tell: Tell, model: str
     ) -> None:
-        """`standing`: the balance before; `fits`: how long an answer the budget has room for."""
+        """`model`: as it was asked for."""
         self._reservation = reservation
+        self._balances = balances
+        self._tell = tell
         self._trail = trail
-        self._standing = standing
-        self._fits = fits
-        self._settled = settled
+        self._ready = ready
+        self._model = model
 
     async def __aenter__(self) -> Spending:
-        self._trail.balance = await self._standing()
+        ready, trail = self._ready, self._trail
+        trail.standing = await self._balances.standing(ready.auth, limit=ready.limit)
         try:
-            self._spending = await self._reservation.__aenter__()
+            self._spending = trail.spending = await self._reservation.__aenter__()
         except InvalidArgument as error:
             if error.code == "request_exceeds_budget":
                 # The ledger knows amounts; what a client can change is the answer's length.
-                error.details["max_tokens_that_fits"] = self._fits()
+                error.details["max_tokens_that_fits"] = tokens_that_fit(ready.plan, ready.ask, limit=ready.limit)
             raise
-        self._trail.spending = self._spending
         return self._spending
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         self._trail.over = self._spending.over
-        self._settled(self._spending.total)
+        self._tell.settled(self._trail.auth, self._model, self._spending.total)
         await self._reservation.__aexit__(kind, error, at)

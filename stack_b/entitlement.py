@@ -50,7 +50,8 @@ class TenantCache:
             give_back()
 
     async def _served(self, auth: AuthContext) -> Tenant:
-        tenant = await self._fresh.of(auth)
+        known = self._fresh.at_hand(auth)
+        tenant = await self._fresh.of(auth) if known is None else known[0]
         if tenant is None or tenant.status != "active":
             raise PermissionDenied("the tenant is disabled; ask the operator of this node", code="tenant_disabled")
         return tenant

@@ -1,6 +1,5 @@
 """What somebody else decides about a tenant, remembered for a few seconds."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -17,6 +16,8 @@ AHEAD: Final = timedelta(seconds=2)
 STALE: Final = timedelta(seconds=4)
 """What is older is not used any more. Changes take effect within 5 s everywhere; the rest of that is for the reading."""
 MAX_TENANTS: Final = 10_000
+_AHEAD_S: Final = AHEAD.total_seconds()
+_STALE_S: Final = STALE.total_seconds()
 
 ValueT = TypeVar("ValueT")
 
@@ -34,13 +35,20 @@ class Fresh(Generic[ValueT]):
 
     async def of(self, auth: AuthContext) -> ValueT:
         """Raises what reading it raises, where nothing recent enough is known (fail closed)."""
+        known = self.at_hand(auth)
+        return await self._reads.of(auth.tenant, partial(self._renewed, auth)) if known is None else known[0]
+
+    def at_hand(self, auth: AuthContext) -> tuple[ValueT, float] | None:
+        """The value, in a tuple, where nothing has to be waited for: mostly."""
         known = self._known.get(auth.tenant)
-        age = math.inf if known is None else self._clock.monotonic() - known[1]
-        if known is None or age >= STALE.total_seconds():
-            return await self._reads.of(auth.tenant, partial(self._renewed, auth))
-        if age >= AHEAD.total_seconds():
+        if known is None:
+            return None
+        age = self._clock.monotonic() - known[1]
+        if age >= _AHEAD_S:
+            if age >= _STALE_S:
+                return None
             self._reads.ahead(auth.tenant, partial(self._renewed, auth))
-        return known[0]
+        return known
 
     async def close(self) -> None:
         """Whatever is being read is nobody's any more."""

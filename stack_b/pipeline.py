@@ -16,7 +16,6 @@ from stack_b.backends.catalog import Candidate
 from stack_b.blocks import Refusing, Reserved
 from stack_b.budget.balances import Balances
 from stack_b.budget.meter import Meter
-from stack_b.budget.plan import tokens_that_fit
 from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.check import Check, Verdict
@@ -182,10 +181,4 @@ class Pipeline:
             about=plan.about,
             request=trail.request,
         )
-        return Reserved(
-            reservation,
-            trail,
-            standing=lambda: self.balances.current(auth, limit=ready.limit),
-            fits=lambda: tokens_that_fit(plan, ready.ask, limit=ready.limit),
-            settled=lambda usage: self._tell.settled(auth, model, usage),
-        )
+        return Reserved(reservation, trail, ready, balances=self.balances, tell=self._tell, model=model)

@@ -15,7 +15,7 @@ from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, 
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import ChatCall, EmbedCall, said, sent
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, said, sent
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
 from stack_b.kept_texts import texts_to_keep
@@ -184,15 +184,17 @@ class Preparation:
     async def inspected(self, auth: AuthContext, members: dict[str, Json], rules: PiiRules, trail: Trail) -> Decision:
         decision = await decide(self._pii, auth, members, rules)
         trail.outcome = decision.outcome
-        self._tell.decided(decision.findings)
-        enforce(decision)
+        if decision.findings:
+            self._tell.decided(decision.findings)
+            enforce(decision)
         return decision
 
     def rules(self, tenant: Tenant) -> PiiRules:
         return self._pii_rules.of(tenant.id, tenant.entitlements.pii)
 
     def asked(self, call: ChatCall, candidates: tuple[Candidate, ...]) -> Ask:
-        ask = chat_ask(call, self._limits, model_max_tokens=most_of(candidates))
+        most = most_of(candidates) if call.max_tokens is None else None
+        ask = chat_ask(call, self._limits, model_max_tokens=most)
         if call.stream and cuttable(candidates[0]):
             return sliced(ask, self._limits.output_slice_tokens)
         return ask
@@ -206,7 +208,9 @@ class Preparation:
         rules: PiiRules,
     ) -> Plan:
         """Raises like `plan.planned`, and `Unavailable` when the budgets must be read and can't."""
-        about = await named(self._pii, auth, call.about, rules)
+        about = call.about
+        if about is not NOBODY_KNOWN:
+            about = await named(self._pii, auth, about, rules)
         tier = self._router.target(call.model)
         return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=tier, name=call.model)
 

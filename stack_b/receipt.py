@@ -13,6 +13,7 @@ from ports.messages import Json, Usage
 from ports.model import Attempt, PolicyOutcome, Route
 from ports.request_log import new_request_id
 from stack_b.backends.catalog import Candidate
+from stack_b.budget.balances import Standing
 from stack_b.budget.meter import Spending
 from stack_b.kept_texts import Texts
 
@@ -37,7 +38,7 @@ class Trail:
         self.candidate: Candidate | None = None
         """Whom it was asked last."""
         self.outcome: PolicyOutcome | None = None
-        self.balance: Balance | None = None
+        self.standing: Standing | None = None
         self.over: tuple[str, ...] = ()
         """Soft budgets that are beyond their limits."""
         self.limited_by = ""
@@ -119,7 +120,7 @@ class Trail:
         )
 
     def _known(self) -> dict[str, Json]:
-        balance = self.balance
+        balance = None if self.standing is None else self.standing.told()
         known: dict[str, Json] = {
             "policy_outcome": msgspec.to_builtins(self.outcome),
             "budget": None if balance is None else budget_members(balance),

@@ -167,7 +167,7 @@ class StreamShaper:
 
     def _piece(self, chunk: dict[str, Json], choice: dict[str, Json]) -> dict[str, Json]:
         """A chunk with one choice; members of the backend's chunk that we don't know are kept."""
-        extra = {name: value for name, value in chunk.items() if name != "usage"}
+        extra = {name: value for name, value in chunk.items() if name != "usage"} if "usage" in chunk else chunk
         return {**extra, **self._head, "choices": [choice]}
 
 

@@ -31,7 +31,8 @@ class Tell:
 
     def answered(self, outcome: PolicyOutcome | None, findings: Iterable[Finding]) -> None:
         """What policy decided on an answer."""
-        self.decided(findings)
+        if findings:
+            self.decided(findings)
         if outcome is not None and outcome.decision == "blocked":
             self._metrics.policy_block("answer")
 

@@ -7,6 +7,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from adapters.inproc.holds import Holds
 from adapters.inproc.run_state import close_begun
 from adapters.inproc.runs import Runs
 from adapters.inproc.store import InprocConfig, Store, own, store
@@ -17,6 +18,7 @@ from ports.clock import Clock
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.errors import NotFound
 from ports.ids import RunId, TenantId
+from ports.privacy import held
 from ports.run_state import TERMINAL, NewEvent, Run
 
 
@@ -32,6 +34,7 @@ class InprocAdministration:
         self._clock = clock
         self._tenants = storage.table(Tenants)
         self._runs = storage.table(Runs)
+        self._holds = storage.table(Holds)
 
     async def kill(
         self, auth: AuthContext, tenant: TenantId, run_id: RunId, *, reason: str, namespace: str = "default"
@@ -57,6 +60,9 @@ class InprocAdministration:
         check_erasing(auth, limit)
         if tenant not in self._tenants.erased:
             self._check(tenant)
+        if self._holds.of(tenant):
+            raise held(f"something of {tenant}")
+        if tenant not in self._tenants.erased:
             self._tenants.erased[tenant] = export_sha256
         removed = 0
         while removed < limit and self._remove_one(tenant):

@@ -4,15 +4,18 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from adapters.inproc.holds import Holds
 from adapters.inproc.store import InprocConfig, Store, page_size, store
 from ports.adapter import AdapterSpec, Given
 from ports.audit import (
     ERASED,
+    KEPT,
     MAX_PAGE,
     MAX_STRETCH,
     SIGN,
@@ -35,6 +38,9 @@ from ports.ids import PrincipalId, TenantId
 from ports.messages import Page
 
 CURSOR: Final = "audit"
+UPKEEP: Final = AuthContext(
+    tenant=TenantId("tnt_system"), principal=PrincipalId("svc_upkeep"), scopes=frozenset({ADMIN_PLATFORM})
+)
 
 
 class AuditCapabilities(Struct, frozen=True, kw_only=True):
@@ -57,6 +63,7 @@ class InprocAuditLog:
 
     def __init__(self, storage: Store, clock: Clock) -> None:
         self._chains = storage.table(Chains)
+        self._holds = storage.table(Holds)
         self._clock = clock
 
     @property
@@ -116,14 +123,29 @@ class InprocAuditLog:
             for one in links
             if first <= one.seq <= last
             and one.entry is not None
-            and one.entry.action != ERASED
-            and principal in {None, one.entry.principal}
+            and one.entry.action not in KEPT
+            and principal in {None, one.entry.principal, one.entry.subject}
+            and not self._holds.holds(tenant, one.entry.principal)
+            and not self._holds.holds(tenant, one.entry.subject)
         ]
-        for seq in gone:
+        return self._gone(auth, tenant, gone)
+
+    def forget(self, tenant: TenantId, *, before: datetime) -> int:
+        """As `erase`, by age; for upkeep."""
+        gone = [
+            one.seq
+            for one in self._chains.of(tenant)
+            if one.entry is not None and one.entry.at < before and one.entry.action not in KEPT
+        ]
+        return self._gone(UPKEEP, tenant, gone)
+
+    def _gone(self, auth: AuthContext, tenant: TenantId, numbers: list[int]) -> int:
+        links = self._chains.of(tenant)
+        for seq in numbers:
             links[seq - 1] = replace(links[seq - 1], entry=None)
-        if gone:
-            self._add(auth, Note(action=ERASED, subject="audit", detail=ranges(gone)), tenant)
-        return len(gone)
+        if numbers:
+            self._add(auth, Note(action=ERASED, subject="audit", detail=ranges(numbers)), tenant)
+        return len(numbers)
 
     def _head(self, tenant: TenantId) -> Head:
         links = self._chains.of(tenant)

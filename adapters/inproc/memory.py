@@ -12,7 +12,7 @@ from adapters.inproc.store import InprocConfig, Store, own, page_size, store
 from ports.adapter import AdapterSpec, Given
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.ids import TenantId
+from ports.ids import PrincipalId, TenantId
 from ports.memory import MAX_MATCHES, Match, MemoryCapabilities, MemoryItem, MemoryPort, MemoryWrite
 from ports.memory_rules import checked
 from ports.messages import Json
@@ -26,8 +26,11 @@ class Items:
     """A table of a `Store`."""
 
     rows: dict[tuple[TenantId, str, str], MemoryItem] = field(default_factory=dict)
+    writers: dict[tuple[TenantId, str, str], PrincipalId] = field(default_factory=dict)
+    """In whose name each was last written."""
 
     def put(self, auth: AuthContext, write: MemoryWrite, now: datetime) -> None:
+        self.writers[auth.tenant, auth.namespace, write.key] = auth.principal
         self.rows[auth.tenant, auth.namespace, write.key] = MemoryItem(
             key=write.key, value=own(write.value), metadata=dict(write.metadata), updated_at=now
         )

@@ -14,7 +14,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument
-from ports.ids import TenantId
+from ports.ids import PrincipalId, TenantId
 from ports.messages import Json
 from ports.reply_journal import RETENTION, Busy, Done, Opened, ReplyJournal, Ticket, Won, check_keep
 
@@ -33,6 +33,7 @@ class EntryRow:
     lease_until: datetime
     changed_at: datetime
     keep: timedelta
+    principal: PrincipalId
     possible_duplicate: bool = False
     cancel_requested: bool = False
     completed: bool = False
@@ -74,6 +75,7 @@ class InprocReplyJournal:
             lease_until=now + _positive(lease),
             changed_at=now,
             keep=keep,
+            principal=auth.principal,
             possible_duplicate=row is not None,
         )
         self._put(_key(auth, key), made)

@@ -18,6 +18,7 @@ from ports.cursor import decode_cursor, encode_cursor
 from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id
 from ports.messages import Page
+from ports.privacy import erased_name
 from ports.tenant import (
     MAX_ACTING,
     Acting,
@@ -217,7 +218,9 @@ class InprocTenants:
         return Page(items=shown, next_cursor=encode_cursor(_PRINCIPAL_CURSOR, (shown[-1].id,)) if more else None)
 
     async def standing(self, auth: AuthContext) -> Standing:
-        known = self._tenants.principals.get((auth.tenant, auth.principal))
+        places = (auth.principal, PrincipalId(erased_name(auth.tenant, auth.principal)))
+        found = (self._tenants.principals.get((auth.tenant, name)) for name in places)
+        known = next((one for one in found if one is not None), None)
         return Standing(tenant_status=self._row(auth.tenant).status, principal=known)
 
     async def let_act(

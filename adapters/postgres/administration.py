@@ -19,6 +19,7 @@ from ports.administration import Administration, Erased, check_erasing, check_re
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.errors import NotFound
 from ports.ids import RunId, TenantId, is_tenant_id
+from ports.privacy import held
 from ports.run_rules import INTERRUPTED, interrupted
 from ports.run_state import NewEvent, Run
 
@@ -70,6 +71,8 @@ class PostgresAdministration:
         async with self._database.transaction(tenant) as transaction:
             standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
         assert standing is not None, "a row of counts"
+        if standing["held"]:
+            raise held(f"something of {tenant}")
         if standing["erasing"] is None:
             _check_quiet(tenant, standing)
 
@@ -83,6 +86,7 @@ class PostgresAdministration:
             raise NotFound(f"there is no tenant {tenant!r}")
         noted = _noted(auth, tenant)
         async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock"], {"tenant": tenant})
             await _begin(transaction, tenant, {**noted, "export_sha256": export_sha256})
             [row] = await transaction.rows(_SQL["erase_rows"], {"tenant": tenant, "limit": limit})
             done = row["removed"] < limit
@@ -113,6 +117,8 @@ async def _begin(transaction: Transaction, tenant: TenantId, noted: dict[str, An
     """Once; whoever finds it begun goes on."""
     standing = await transaction.row(_SQL["standing"], {"tenant": tenant})
     assert standing is not None, "a row of counts"
+    if standing["held"]:
+        raise held(f"something of {tenant}")
     if standing["erasing"] is None:
         _check_quiet(tenant, standing)
         await transaction.rows(_SQL["begin_erasing"], noted)

@@ -49,11 +49,16 @@ class PostgresMaintenance:
             [forgotten] = await transaction.rows(_SQL["forget_requests"], {"days": days, "limit": ROWS})
         async with self._database.transaction(auth.tenant) as transaction:
             await transaction.rows(_SQL["drop_request_days"], {"days": days})
+        async with self._database.transaction(auth.tenant) as transaction:
+            [retained] = await transaction.rows(_SQL["retain"], {"limit": BATCH})
         more: bool = row["removed"] == BATCH
         if not more:
             async with self._database.transaction(auth.tenant) as transaction:
                 await transaction.rows(_SQL["drop_event_days"], {"days": days})
-        return Upkeep(runs_removed=row["removed"], more=more or forgotten["removed"] == ROWS)
+        return Upkeep(
+            runs_removed=row["removed"] + retained["runs"],
+            more=more or forgotten["removed"] == ROWS or retained["most"] == BATCH,
+        )
 
 
 async def make_event_days(dsn: str) -> int:

@@ -64,7 +64,13 @@ async def remember(transaction: Transaction, auth: AuthContext, writes: Sequence
         body = checked(key, write.value, max_value_bytes=_CAPABILITIES.max_value_bytes)
         said = sorted(words_in(write.value))
         scope = {**scope_of(auth), "key": key}
-        item = {**scope, "value": body, "metadata": packed(write.metadata), "count": len(said)}
+        item = {
+            **scope,
+            "value": body,
+            "metadata": packed(write.metadata),
+            "count": len(said),
+            "principal": auth.principal,
+        }
         await transaction.rows(_SQL["put"], item)
         await transaction.rows(_SQL["index"], {**scope, "words": packed(said)})
 

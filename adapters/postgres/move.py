@@ -204,10 +204,21 @@ async def move_tenant(
         return report
 
 
+_KEPT: Final = """
+SELECT EXISTS (SELECT FROM legal_holds WHERE tenant_id = $1 AND released_at IS NULL)
+    OR EXISTS (SELECT FROM retention_rules WHERE tenant_id = $1)
+    OR EXISTS (SELECT FROM subject_tombstones WHERE tenant_id = $1 AND status = 'erasing')
+"""
+
+
 async def _begin(move: Move, here: End, there: End) -> None:
     tenant = move.tenant
     if await move.directory.connection.fetchval("SELECT 1 FROM tenant_tombstones WHERE tenant_id = $1", tenant):
         raise Conflict(f"{tenant} is being removed; it does not move any more")
+    if there.name != SHARED and await move.directory.connection.fetchval(_KEPT, tenant):
+        raise Conflict(
+            f"{tenant} has legal holds, retention of its own or an erasing under way; a home knows none of it"
+        )
     if await move.standing(there) is None:
         for table in TABLES:
             if await there.reach(tenant, table, None) is not None:

@@ -37,7 +37,7 @@ class PostgresReplyJournal:
     ) -> Opened:
         check_keep(keep)
         entry = {**scope_of(auth), "key": key}
-        asked = {**entry, "digest": digest, "lease": positive(lease), "keep": keep}
+        asked = {**entry, "digest": digest, "lease": positive(lease), "keep": keep, "principal": auth.principal}
         while True:
             async with self._database.transaction(auth.tenant) as transaction:
                 won = await transaction.row(_SQL["open"], asked)

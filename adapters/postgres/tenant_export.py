@@ -1,4 +1,4 @@
-"""All that there is of a tenant, in one file: what offboarding and requests for one's data hand over.
+"""All that there is of a tenant, or of one principal in it, in one file: for offboarding, and for who asks for their data.
 
 The file is a ZIP: `tables/<name>.ndjson` has a JSON object a line, a row each, and `manifest.json` says how many there are
 and what each file's SHA-256 is. It is a picture of one moment, bound to the tenant by row-level security as all reading is.
@@ -11,20 +11,22 @@ moment, so export a tenant that is disabled when the two must agree.
 import asyncio
 import hashlib
 import zipfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Final
+from typing import IO, Any, Final, TypeAlias
 
 import asyncpg
 import msgspec
 from msgspec import Struct
 
 from adapters.postgres.errors import translated
+from adapters.postgres.subject_tables import OF_A_SUBJECT
 from ports.errors import Conflict, InvalidArgument, NotFound, Unavailable
-from ports.ids import TenantId, is_tenant_id
+from ports.ids import PrincipalId, TenantId, is_tenant_id
+from ports.privacy import check_subject, elsewhere
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -61,6 +63,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     migration: str
     """The last one of the database, which says what the rows mean."""
     tables: dict[str, Table]
+    subject: PrincipalId | None = None
+    """Whose rows these are; None: all of the tenant's."""
 
     @property
     def rows(self) -> int:
@@ -74,6 +78,20 @@ class Export(Struct, frozen=True, kw_only=True):
     manifest: Manifest
 
 
+Open: TypeAlias = Callable[[str, Mapping[str, Any]], dict[str, Any] | None]
+"""What to put in place of a row of a table; None: the row as it is. For what only others than the database can read."""
+Tell: TypeAlias = Callable[[str, int], None]
+"""Told of each table that is about to be written, and how many rows are written so far."""
+
+
+def as_it_is(_table: str, _row: Mapping[str, Any]) -> None:
+    return None
+
+
+def nobody(_table: str, _rows: int) -> None:
+    pass
+
+
 async def export_tenant(
     dsn: str, tenant: TenantId, target: Path, homes: Mapping[str, str] = MappingProxyType({})
 ) -> Export:
@@ -84,6 +102,28 @@ async def export_tenant(
         Conflict: there is a file already.
         Unavailable: something of it is in a home that is not among `homes`, which are DSNs by name, or does not answer.
     """
+    return await _export(_Job(dsn=dsn, tenant=tenant, homes=homes), target)
+
+
+async def export_subject(
+    dsn: str, tenant: TenantId, subject: PrincipalId, target: Path, *, opened: Open = as_it_is, tell: Tell = nobody
+) -> Export:
+    """As `export_tenant`, of one principal in all of the tenant's namespaces. Who is not known has no rows."""
+    check_subject(subject)
+    return await _export(_Job(dsn=dsn, tenant=tenant, subject=subject, opened=opened, tell=tell), target)
+
+
+class _Job(Struct, frozen=True, kw_only=True):
+    dsn: str
+    tenant: TenantId
+    subject: PrincipalId | None = None
+    homes: Mapping[str, str] = MappingProxyType({})
+    opened: Open = as_it_is
+    tell: Tell = nobody
+
+
+async def _export(job: _Job, target: Path) -> Export:
+    tenant = job.tenant
     if not is_tenant_id(tenant):
         raise NotFound(f"there is no tenant {tenant!r}")
     if await asyncio.to_thread(target.exists):
@@ -94,7 +134,7 @@ async def export_tenant(
     unfinished.touch(mode=0o600)
     try:
         with translated():
-            manifest = await _write(dsn, tenant, unfinished, homes)
+            manifest = await _write(job, unfinished)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -120,33 +160,44 @@ def verified(path: Path) -> Manifest:
                     if _counted(lines) != (table.rows, table.sha256):
                         raise InvalidArgument(f"{path}: {name} is not what was written")
     except (OSError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
-        raise InvalidArgument(f"{path} is not an export of a tenant: {error}") from None
+        raise InvalidArgument(f"{path} is not an export: {error}") from None
     return manifest
 
 
-async def _write(dsn: str, tenant: TenantId, path: Path, homes: Mapping[str, str]) -> Manifest:
-    async with _looking(dsn, tenant) as connection:
+async def _write(job: _Job, path: Path) -> Manifest:
+    tenant = job.tenant
+    async with _looking(job.dsn, tenant) as connection:
         if await connection.fetchval("SELECT 1 FROM tenants WHERE tenant_id = $1", tenant) is None:
             raise NotFound(f"there is no tenant {tenant!r}")
+        stays = [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]
+        if stays and job.subject is not None:
+            raise elsewhere(tenant)
         migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")
         tables: dict[str, Table] = {}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
             for name, columns in await _tables(connection):
-                tables[name] = await _table(connection, packed, tenant, name, columns)
-            for home in [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]:
-                if home not in homes:
+                if job.subject is None or name in OF_A_SUBJECT:
+                    job.tell(name, sum(table.rows for table in tables.values()))
+                    tables[name] = await _table(connection, packed, job, name, columns)
+            for home in stays:
+                if home not in job.homes:
                     raise Unavailable(
                         f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to "
                         "AGENTOS_HOMES and run `agentos redeploy`"
                     )
-                async with _looking(homes[home], tenant) as there:
+                async with _looking(job.homes[home], tenant) as there:
                     for name, columns in await _tables(there):
                         # Most are empty there, and some were never of any use there.
                         if await there.fetchval(f'SELECT 1 FROM "{name}" WHERE tenant_id = $1 LIMIT 1', tenant):  # noqa: S608 - ours
                             member = f"{home}/{name}"
-                            tables[member] = await _table(there, packed, tenant, name, columns, member=member)
+                            tables[member] = await _table(there, packed, job, name, columns, member=member)
             manifest = Manifest(
-                format=FORMAT, tenant_id=tenant, made_at=datetime.now(UTC), migration=migration, tables=tables
+                format=FORMAT,
+                tenant_id=tenant,
+                made_at=datetime.now(UTC),
+                migration=migration,
+                tables=tables,
+                subject=job.subject,
             )
             packed.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2))
     return manifest
@@ -179,7 +230,7 @@ async def _tables(connection: asyncpg.Connection) -> list[tuple[str, tuple[str, 
 async def _table(
     connection: asyncpg.Connection,
     packed: zipfile.ZipFile,
-    tenant: TenantId,
+    job: _Job,
     name: str,
     columns: tuple[str, ...],
     *,
@@ -189,15 +240,25 @@ async def _table(
     shown = ", ".join(f'x."{column}"' for column in columns if column not in omitted)
     digest, rows = hashlib.sha256(), 0
     # The names are those of our own catalogue.
-    query = f'SELECT to_json(y)::text FROM (SELECT {shown} FROM "{name}" x WHERE x.tenant_id = $1) y'  # noqa: S608
-    cursor = await connection.cursor(query, tenant)
+    whose, arguments = "", [str(job.tenant)]
+    if job.subject is not None:
+        whose, arguments = f" AND ({OF_A_SUBJECT[name]})", [job.tenant, job.subject]
+    query = f'SELECT to_json(y)::text FROM (SELECT {shown} FROM "{name}" x WHERE x.tenant_id = $1{whose}) y'  # noqa: S608
+    cursor = await connection.cursor(query, *arguments)
     with packed.open(_member(member or name), "w", force_zip64=True) as lines:
         while page := await cursor.fetch(PAGE_ROWS):
-            text = b"".join(row[0].encode() + b"\n" for row in page)
+            text = b"".join(_line(job, name, row[0]) + b"\n" for row in page)
             digest.update(text)
             await asyncio.to_thread(lines.write, text)
             rows += len(page)
     return Table(rows=rows, sha256=f"sha256:{digest.hexdigest()}", omitted=omitted)
+
+
+def _line(job: _Job, table: str, text: str) -> bytes:
+    if job.opened is as_it_is:
+        return text.encode()
+    other = job.opened(table, msgspec.json.decode(text))
+    return text.encode() if other is None else msgspec.json.encode(other)
 
 
 def _member(table: str) -> str:

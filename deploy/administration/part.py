@@ -9,7 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from deploy.admin_surface import Asked, Part, identity_of, json_answer
-from deploy.administration import wire
+from deploy.administration import privacy_part, wire
 from deploy.administration.documentation import LIMITS, OPERATIONS
 from deploy.administration.offboarding import check_confirmed, offboard
 from deploy.administration.platform import Platform
@@ -43,10 +43,15 @@ _STATUSES: Final = get_args(RunStatus)
 
 def part(platform: Platform) -> Part:
     return Part(
-        routes=ROUTES,
-        operations=OPERATIONS,
-        limits=LIMITS,
-        handlers=[*_tenants(platform), *_budgets(platform), *_runs(platform)],
+        routes=(*ROUTES, *privacy_part.ROUTES),
+        operations={**OPERATIONS, **privacy_part.OPERATIONS},
+        limits={**LIMITS, **privacy_part.LIMITS},
+        handlers=[
+            *_tenants(platform),
+            *_budgets(platform),
+            *_runs(platform),
+            *privacy_part.handlers(platform),
+        ],
     )
 
 

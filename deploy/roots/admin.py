@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adapters.postgres.tenant_export import Export, export_tenant
+from adapters.postgres.tenant_export import Export, export_subject, export_tenant
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import load_key
 from deploy import audit_surface
@@ -16,6 +16,7 @@ from deploy.administration import part as administration
 from deploy.administration.identity import part as identity_part
 from deploy.administration.offboarding import Exporter, export_path
 from deploy.administration.platform import Platform
+from deploy.administration.privacy import SubjectExporter, subject_export_path
 from deploy.audit_heads import HeadsFile
 from deploy.audit_signer import Signer, signing
 from deploy.roots.databases import database_of, homes_in
@@ -41,7 +42,7 @@ from stack_b.diagnosis import NodeFacts
 from stack_b.http import admin as gateway
 
 AUDIENCE = "admin"
-STORED = ("tenant", "gateway_configuration", "run_state", "budget", "request_log", "administration", "audit")
+STORED = ("tenant", "gateway_configuration", "run_state", "budget", "request_log", "administration", "privacy", "audit")
 
 _SELF = AuthContext(
     tenant=TenantId("tnt_system"), principal=PrincipalId("svc_admin"), scopes=frozenset({ADMIN_PLATFORM})
@@ -81,12 +82,29 @@ def exporter(stored: Choice, folder: Path | None) -> Exporter:
     """Writes what there is of a tenant to a file on this machine."""
 
     async def export(tenant: TenantId) -> Export:
-        dsn = stored.config.get("dsn")
-        if folder is None or not isinstance(dsn, str):
-            raise Unsupported("this node has nowhere to export a tenant to; name a directory in AGENTOS_EXPORTS_DIR")
-        return await export_tenant(dsn, tenant, export_path(folder, tenant, datetime.now(UTC)), homes_in(stored.config))
+        dsn, directory = _where(stored, folder)
+        target = export_path(directory, tenant, datetime.now(UTC))
+        return await export_tenant(dsn, tenant, target, homes_in(stored.config))
 
     return export
+
+
+def subject_exporter(stored: Choice, folder: Path | None) -> SubjectExporter:
+    """Writes what there is of a principal to a file on this machine; sealed texts stay sealed, the keys are not here."""
+
+    async def export(tenant: TenantId, subject: PrincipalId) -> Export:
+        dsn, directory = _where(stored, folder)
+        target = subject_export_path(directory, tenant, subject, datetime.now(UTC))
+        return await export_subject(dsn, tenant, subject, target)
+
+    return export
+
+
+def _where(stored: Choice, folder: Path | None) -> tuple[str, Path]:
+    dsn = stored.config.get("dsn")
+    if folder is None or not isinstance(dsn, str):
+        raise Unsupported("this node has nowhere to export to; name a directory in AGENTOS_EXPORTS_DIR")
+    return dsn, folder
 
 
 @asynccontextmanager
@@ -113,7 +131,10 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
                 budget=ports["budget"],
                 requests=ports["request_log"],
                 administration=ports["administration"],
+                privacy=ports["privacy"],
+                audit=ports["audit"],
                 export=exporter(choices["tenant"], env.path("EXPORTS_DIR")),
+                export_subject=subject_exporter(choices["tenant"], env.path("EXPORTS_DIR")),
             )
         )
         probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}

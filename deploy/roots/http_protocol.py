@@ -3,18 +3,17 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar, Final
-from urllib.parse import unquote
 
-import httptools
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from deploy.roots.http_cycle import Cycle, Refused, target
 from deploy.roots.refusal import refusal
-from deploy.roots.sender_watch import SenderWatch
-from ports.http.extensions import ON_DISCONNECT, WHOLE_RESPONSE
+from deploy.roots.sender_watch import SenderWatch, WatchedFlow
+from ports.http.extensions import ON_DISCONNECT, WHOLE_REQUEST, WHOLE_RESPONSE
 from ports.http.sse import HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -30,74 +29,9 @@ FRAMING_SHARE: Final = 8
 """Bytes of framing to each byte of the body: the smallest chunk has five."""
 HANG_UP_S: Final = 5
 """How long a client that was hung up on may take to read what is in the write buffer; then the socket is closed."""
-_MAX_KNOWN_URL: Final = 256
-_CLOSE: Final = (b"connection", b"close")
 _TOO_LARGE: Final = "the header block is too large"
 _NOWHERE: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
-
-
-class _Refused(Exception):
-    """Raised inside the parser's callback, where it ends the connection with 400."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control; tells the watch when it is we who do not read."""
-
-    def __init__(self, transport: asyncio.Transport, watch: SenderWatch) -> None:
-        super().__init__(transport)
-        self._watch = watch
-
-    def pause_reading(self) -> None:
-        super().pause_reading()
-        self._watch.hold()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            super().resume_reading()
-            self._watch.release()
-
-
-class _Cycle(RequestResponseCycle):
-    """uvicorn's request and response, and the ASGI extension `WHOLE_RESPONSE`."""
-
-    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
-            return False
-        fields = [*self.default_headers, *headers]
-        if b"connection" in dict(fields):
-            return False
-        if not self.keep_alive:
-            fields.append(_CLOSE)
-        head = b"%b%b\r\n" % (STATUS_LINE[status], b"\r\n".join([b"%b: %b" % field for field in fields]))
-        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        if not head.count(b"\n") == head.count(b"\r") == len(fields) + 1 or b"\0" in head:
-            return False
-        self.response_started = self.response_complete = True
-        self.waiting_for_100_continue = False
-        self.transport.write(b"%b\r\n%b" % (head, body))
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
-        return True
-
-
-def _target(url: bytes) -> tuple[str, bytes, bytes]:
-    """Path, raw path and query. What is asked for is mostly the same."""
-    return _known_target(url) if len(url) <= _MAX_KNOWN_URL else _split(url)
-
-
-def _split(url: bytes) -> tuple[str, bytes, bytes]:
-    if b"#" in url:
-        raise _Refused  # a fragment is the client's own; whoever checks paths before us may read on behind it
-    parts = httptools.parse_url(url)
-    raw = parts.path
-    path = raw.decode("ascii")
-    return unquote(path) if "%" in path else path, raw, parts.query or b""
-
-
-_known_target = lru_cache(maxsize=256)(_split)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -120,11 +54,16 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     """When the last response was sent, while no other request has begun."""
     _idle_timer: asyncio.TimerHandle | None = None
-    _at_work: _Cycle | None = None
-    """Whose app runs or ran last; `cycle` is the newest that was read."""
+    cycle: Cycle
+    """The newest that was read."""
+    _at_work: Cycle | None = None
+    """Whose app runs or ran last."""
     _refused = False
     """Nothing more of what comes is read."""
-    _head_bytes = 0
+    _read_bytes = 0
+    """Of the last read."""
+    _head_bytes = _head_most = 0
+    """Of this head, without the read it began in; and of all reads with something of it."""
     _in_head = True
     _in_body = False
     _wire_bytes = 0
@@ -134,7 +73,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
         self._watch = SenderWatch(self.loop, self._too_slow, window_s=self.window_s, window_bytes=self.window_bytes)
-        self.flow = _Flow(transport, self._watch)
+        self.flow = WatchedFlow(transport, self._watch)
         self._watch.expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,8 +91,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         at = self.cycle if self._in_body else None
+        self._read_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
+            self._head_most += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(_TOO_LARGE)
@@ -164,7 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if framing > MAX_FRAMING_BYTES + FRAMING_SHARE * self._body_bytes and not self.transport.is_closing():
                 self.send_400_response("there is more around the body than in it")
         self._watch.received(len(data))
-        if not self._watch.expecting and self._idle_since is None and self._answered():
+        if self._watch.opened is None and self._idle_since is None and self._answered():
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
             self._watch.expect()
 
@@ -180,7 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
             # It waits behind others, and it will never be whole.
             self.pipeline.popleft()
             before = self.pipeline[0][0] if self.pipeline else self._at_work
-            assert before is not None, "somebody is waited for"
+            assert isinstance(before, Cycle), "somebody is waited for, and this protocol makes no others"
             cycle, broken = before, False
             self.cycle = cycle
         if cycle is not None and not cycle.response_complete and not broken:
@@ -193,34 +134,32 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._in_head, self._in_body, self._head_bytes = True, False, 0
+        self._in_head, self._in_body, self._head_bytes, self._head_most = True, False, 0, self._read_bytes
         self._watch.expect()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
-            raise _Refused
+        # Most heads come in one small read, and are no larger than that.
+        if self._head_most > MAX_HEADER_BYTES and self._head_size() > MAX_HEADER_BYTES:
+            raise Refused
         # Fields behind the body go nowhere. The request keeps its list, and reading a field costs what it did.
         self.headers = _NOWHERE  # type: ignore[assignment]  # all that is done to it is append
         scope, version = self.scope, self.parser.get_http_version()
         if version not in _VERSIONS:
-            raise _Refused
+            raise Refused
         scope["method"] = self.parser.get_method().decode("ascii")
-        scope["path"], scope["raw_path"], scope["query_string"] = _target(self.url)
+        scope["path"], scope["raw_path"], scope["query_string"] = target(self.url)
         if version != "1.1":
             scope["http_version"] = version
         self._in_body, self._wire_bytes, self._body_bytes = True, 0, 0
         before = self.cycle
-        self.cycle = cycle = _Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
+        self.cycle = cycle = Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.server_state,
             expect_100_continue=self.expect_100_continue,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
@@ -231,6 +170,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
     def _should_upgrade(self) -> bool:
         """No WebSocket, whatever else is installed."""
         return False
@@ -240,12 +182,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
-        super().on_body(body)
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.add(body)
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         self._in_body = False
         self._watch.rest()
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.ended()
 
     # uvicorn's keep-alive, with a timer that is armed once in its time and not with every response.
 
@@ -302,11 +249,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        assert isinstance(cycle, _Cycle), "this protocol makes no others"
+        assert isinstance(cycle, Cycle), "this protocol makes no others"
         self._told, self._at_work = None, cycle
         extensions: dict[str, Any] = {
             HANG_UP: partial(self._hang_up, cycle),
             ON_DISCONNECT: self._on_disconnect,
+            WHOLE_REQUEST: cycle.taken,
             WHOLE_RESPONSE: cycle.whole,
         }
         cycle.scope["extensions"] = extensions  # none of them is one of ASGI's own
@@ -326,12 +274,12 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._told = call
 
-    def _hang_up(self, cycle: RequestResponseCycle, last: bytes) -> None:
+    def _hang_up(self, cycle: Cycle, last: bytes) -> None:
         """End a chunked response with `last` behind what the client has not read yet, waiting for nothing."""
         if cycle.response_complete or self.transport.is_closing():
             return
         cycle.response_complete = True
-        cycle.message_event.set()
+        cycle.woken()
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
         # Closes once all is written, which a client that never reads again would put off for ever.
         self.transport.close()

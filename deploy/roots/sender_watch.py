@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from uvicorn.protocols.http.flow_control import FlowControl
+
 
 class SenderWatch:
     """Calls `too_slow` when a window went by in which bytes were due, we read, and fewer came than must.
@@ -23,19 +25,15 @@ class SenderWatch:
         self._too_slow = too_slow
         self._window_s = window_s
         self._window_bytes = window_bytes
-        self._opened: float | None = None
+        self.opened: float | None = None
         """When this window began; None while nothing is due."""
         self._received = 0
         self._held = False
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def expecting(self) -> bool:
-        return self._opened is not None
-
     def expect(self) -> None:
         """Bytes are due, in a window that begins now."""
-        self._opened = self._loop.time()
+        self.opened = self._loop.time()
         self._received = 0
         if self._timer is None and not self._held:
             self._timer = self._loop.call_later(self._window_s, self._look)
@@ -45,7 +43,7 @@ class SenderWatch:
 
     def rest(self) -> None:
         """Nothing is due until `expect`."""
-        self._opened = None
+        self.opened = None
 
     def hold(self) -> None:
         """It is we who do not read: time doesn't count until `release`."""
@@ -53,7 +51,7 @@ class SenderWatch:
 
     def release(self) -> None:
         self._held = False
-        if self.expecting:
+        if self.opened is not None:
             self.expect()
 
     def end(self) -> None:
@@ -64,9 +62,9 @@ class SenderWatch:
 
     def _look(self) -> None:
         self._timer = None
-        if self._opened is None or self._held:
+        if self.opened is None or self._held:
             return
-        left = self._opened + self._window_s - self._loop.time()
+        left = self.opened + self._window_s - self._loop.time()
         if left > 0:
             self._timer = self._loop.call_later(left, self._look)
         elif self._received >= self._window_bytes:
@@ -74,3 +72,20 @@ class SenderWatch:
         else:
             self.rest()
             self._too_slow()
+
+
+class WatchedFlow(FlowControl):
+    """uvicorn's flow control; tells the watch when it is we who do not read."""
+
+    def __init__(self, transport: asyncio.Transport, watch: SenderWatch) -> None:
+        super().__init__(transport)
+        self._watch = watch
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._watch.hold()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            super().resume_reading()
+            self._watch.release()

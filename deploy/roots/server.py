@@ -102,6 +102,7 @@ async def serve(
         host=host,
         port=port,
         http=BoundedProtocol,
+        interface="asgi3",
         lifespan="off",
         access_log=False,
         log_config=None,

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from ports.errors import InvalidArgument
+from ports.http.extensions import WholeRequest
 from ports.http.headers import Headers
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -16,17 +17,33 @@ class Disconnected(Exception):
     """The client went away before its request was whole; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
-    """Raises `InvalidArgument` for what is no JSON or too large, and `Disconnected`."""
+async def read_body(receive: Receive, headers: Headers, limit: int, whole: WholeRequest | None = None) -> bytes:
+    """`whole` is the server's, where it has it. Raises `InvalidArgument` for what is no JSON or too large, and
+    `Disconnected`.
+    """
     if b"content-encoding" in headers:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
-    announced = headers.text(b"content-length")
+    announced = headers.get(b"content-length")
     if announced is not None:
-        if not (announced.isascii() and announced.isdigit()):
+        if not announced.isdigit():
             raise InvalidArgument("Content-Length must be a number")
         # By its length first: a number of a million digits takes long to read.
         if len(announced) > _CONTENT_LENGTH_CHARS or int(announced) > limit:
             raise _too_large(limit)
+    raw = None if whole is None else whole()
+    if raw is None:
+        raw = await _received(receive, limit)
+    elif len(raw) > limit:
+        raise _too_large(limit)
+    if not raw:
+        # Verbs such as `:cancel` take an optional body.
+        return b"{}"
+    if headers.get(b"content-type") != _JSON and not _is_json(headers.text(b"content-type") or ""):
+        raise InvalidArgument("send the body as application/json, in UTF-8", code="unsupported_media_type")
+    return raw
+
+
+async def _received(receive: Receive, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -40,13 +57,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
             raise _too_large(limit)
         chunks.append(chunk)
         more = message.get("more_body", False)
-    raw = b"".join(chunks)
-    if not raw:
-        # Verbs such as `:cancel` take an optional body.
-        return b"{}"
-    if headers.get(b"content-type") != _JSON and not _is_json(headers.text(b"content-type") or ""):
-        raise InvalidArgument("send the body as application/json, in UTF-8", code="unsupported_media_type")
-    return raw
+    return b"".join(chunks)
 
 
 def _is_json(content_type: str) -> bool:

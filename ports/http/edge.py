@@ -28,7 +28,7 @@ from ports.errors import (
 )
 from ports.http import envelope, strict_json
 from ports.http.body import Disconnected, Receive, read_body
-from ports.http.extensions import WHOLE_RESPONSE, WholeResponse
+from ports.http.extensions import WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
@@ -207,7 +207,8 @@ class Edge:
             found.idempotency_key = _idempotency_key(headers)
         raw: bytes | None = None
         if route.method in _WITH_BODY:
-            raw = await read_body(receive, headers, route.max_body_bytes)
+            whole = (scope.get("extensions") or {}).get(WHOLE_REQUEST)
+            raw = await read_body(receive, headers, route.max_body_bytes, whole)
             found.json = strict_json.parse(raw)
             if not isinstance(found.json, dict):
                 raise InvalidArgument("the body must be a JSON object", code="validation_failed")

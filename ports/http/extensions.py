@@ -9,6 +9,12 @@ all. Instead of a task with each request that waits for it."""
 
 OnDisconnect: TypeAlias = Callable[[Callable[[], None]], None]
 
+WHOLE_REQUEST: Final = "agentos.whole_request"
+"""Gives the body of a request that is here as a whole, once; None where it is to be received. What is received afterwards
+comes behind it: the disconnect."""
+
+WholeRequest: TypeAlias = Callable[[], bytes | None]
+
 WHOLE_RESPONSE: Final = "agentos.whole_response"
 """Sends a response that is there as a whole, its `content-length` among the headers; whether it did. If not, it is to be
 sent in parts."""

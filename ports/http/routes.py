@@ -56,7 +56,7 @@ class RouteTable:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
-        self._literal: dict[str, dict[str, Route]] = {}
+        self._literal: dict[str, dict[str, Matched]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_template: dict[str, dict[str, Route]] = {}
         for route in self.routes:
@@ -68,22 +68,20 @@ class RouteTable:
                 wide = any(route.wide for route in methods.values())
                 self._patterns.append((_pattern(template, wide=wide), methods))
             else:
-                self._literal[template] = methods
+                self._literal[template] = {
+                    method: Matched(route, self._inner(route, template)) for method, route in methods.items()
+                }
 
     def match(self, method: str, path: str) -> Matched | tuple[str, ...] | None:
         """The route; or the methods this path has when `method` is none of them; or None for an unknown path."""
-        methods = self._literal.get(path)
-        if methods is None:
-            for pattern, candidates in self._patterns:
-                if pattern.fullmatch(path):
-                    methods = candidates
-                    break
-            else:
-                return None
-        route = methods.get(method)
-        if route is None:
-            return tuple(sorted(methods))
-        return Matched(route, self._inner(route, path))
+        literal = self._literal.get(path)
+        if literal is not None:
+            return literal.get(method) or tuple(sorted(literal))
+        for pattern, methods in self._patterns:
+            if pattern.fullmatch(path):
+                route = methods.get(method)
+                return tuple(sorted(methods)) if route is None else Matched(route, self._inner(route, path))
+        return None
 
     def with_denied(self, served: Iterable[tuple[str, str]]) -> "RouteTable":
         """This table, plus a denying route for each (method, public template) that is served but not declared."""

@@ -14,9 +14,9 @@ _SPAN_BYTES: Final = 24
 
 def trace_from(correlation_id: str | None, traceparent: str | None) -> Trace:
     """The request's trace: the client's ids where they are valid, a new span of the client's trace or of a new one."""
-    kept = correlation_id if correlation_id and _CORRELATION.fullmatch(correlation_id) else None
     random = os.urandom(16 + _SPAN_BYTES).hex()
-    return Trace(correlation_id=kept or f"cor_{random[:32]}", traceparent=_continued(traceparent, random[32:]))
+    kept = correlation_id if correlation_id and _CORRELATION.fullmatch(correlation_id) else f"cor_{random[:32]}"
+    return Trace(correlation_id=kept, traceparent=_continued(traceparent, random[32:]))
 
 
 def child(traceparent: str) -> str:
@@ -26,10 +26,9 @@ def child(traceparent: str) -> str:
 
 def _continued(traceparent: str | None, random: str) -> str:
     """`random`: `_SPAN_BYTES` in hexadecimal, for a trace and a span."""
-    span = random[32:]
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if match:
         version, trace_id, parent, flags = match.groups()
         if version != "ff" and trace_id != "0" * 32 and parent != "0" * 16:
-            return f"00-{trace_id}-{span}-{flags}"
-    return f"00-{random[:32]}-{span}-01"
+            return f"00-{trace_id}-{random[32:]}-{flags}"
+    return f"00-{random[:32]}-{random[32:]}-01"

@@ -151,7 +151,7 @@ def _append(pieces: list[Piece], run: Run) -> None:
 
 def learn(event: bytes, chunk: dict[str, Json]) -> Template | None:
     """The form of a chunk that says a text and nothing else; None where it says more or less."""
-    if not _says_only_text(chunk) or event.count(b'"content"') != 1:
+    if event.count(b'"content"') != 1 or not _says_only_text(chunk):
         return None
     place = _PLACE.search(event)
     body = _BODY.match(event, place.end()) if place is not None else None

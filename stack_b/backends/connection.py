@@ -185,6 +185,9 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._poll: Callable[[int], list[tuple[int, int]]] = lambda _: []
+        self._came: list[bytes] = []
+        """Content of the bytes that are being read."""
+        self.on_body = self._came.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
         self._spoiled = False
@@ -282,15 +285,20 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._empty_talk += len(data)
-        self._expect(self._loop.time() + self._next_s)
         try:
             self._parser.feed_data(data)
+            self._take()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            # What came before it is content all the same.
+            self._take()
             self._spoiled = True
             if not answer.complete:
                 self.fail(Broken("what it answers is not HTTP"))
-        if self._empty_talk > MAX_HEAD_BYTES and not answer.complete:
-            self.fail(TooLarge("the head of its answer is too large"))
+        if not answer.complete:
+            if self._empty_talk > MAX_HEAD_BYTES:
+                self.fail(TooLarge("the head of its answer is too large"))
+            elif not self._paused and not self._spoiled:
+                self._expect(self._loop.time() + self._next_s)
         if self._spoiled and self._answer is None:
             # Given back by the answer's end, with something behind it.
             self.abort()
@@ -336,7 +344,13 @@ class Connection(asyncio.Protocol):
         answer.status = status
         answer.wake()
 
-    def on_body(self, data: bytes) -> None:
+    def _take(self) -> None:
+        """What has come of the content: all of one read at once, however many chunks it was sent in."""
+        came = self._came
+        if not came:
+            return
+        data = came[0] if len(came) == 1 else b"".join(came)
+        came.clear()
         answer = self._answer
         if answer is None or self._spoiled or self._lingering:
             return
@@ -352,6 +366,7 @@ class Connection(asyncio.Protocol):
             answer.wake()
 
     def on_message_complete(self) -> None:
+        self._take()
         answer = self._answer
         assert self._parser is not None
         if answer is None or answer.complete or self._spoiled:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -21,6 +21,17 @@ from stack_b.shared_reads import SharedReads
 FRESH_S: Final = 1.0
 MAX_TENANTS: Final = 10_000
 _SECOND: Final = timedelta(seconds=1)
+
+
+class Standing(NamedTuple):
+    """A balance as it was read, and what is held and settled by now."""
+
+    balance: Balance
+    held: int
+    settled: int
+
+    def told(self) -> Balance:
+        return replace(self.balance, held=self.held, settled=self.settled)
 
 
 @dataclass(slots=True)
@@ -49,15 +60,18 @@ class Balances:
 
         Raises `Unavailable` when nothing is known and it can't be read.
         """
+        return (await self.standing(auth, limit=limit)).told()
+
+    async def standing(self, auth: AuthContext, *, limit: int) -> "Standing":
+        """The same, for whoever mostly has nothing to tell of it."""
         known = self._known.get(auth.tenant)
         if known is None or known.balance.limit != limit:
-            return await self._reads.of((auth.tenant, limit), partial(self.read, auth, limit=limit))
+            read = await self._reads.of((auth.tenant, limit), partial(self.read, auth, limit=limit))
+            return Standing(read, read.held, read.settled)
         if self._clock.monotonic() - known.read_at >= FRESH_S:
             # Where that fails the next request tries again; what decides is the ledger's own refusal.
             self._reads.ahead((auth.tenant, limit), partial(self.read, auth, limit=limit))
-        if (known.held, known.settled) != (known.balance.held, known.balance.settled):
-            known.balance = replace(known.balance, held=known.held, settled=known.settled)
-        return known.balance
+        return Standing(known.balance, known.held, known.settled)
 
     async def close(self) -> None:
         """Whatever is being read is nobody's any more."""

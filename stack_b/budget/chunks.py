@@ -126,15 +126,17 @@ class Chunk:
 
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
-        spent = self._sum(events)
-        for event in events:
-            self.spent = self.spent.plus(event.amount)
+        used = _used(events)
+        self.spent = self.spent.plus(used)
         self.events += events
         self.out = self.out.minus(amount)
         self.requests -= 1
         self.last_used = monotonic
         # Below nothing, where the backend wrote more than it was allowed to: then nothing more is taken.
-        self.free = self.free.plus(amount).minus(spent)
+        self.free = Amount(
+            tokens=self.free.tokens + amount.tokens - used.tokens,
+            nanousd=self.free.nanousd + amount.nanousd - (used.nanousd if self.money else 0),
+        )
 
     def due_back(self, monotonic: float) -> bool:
         """Whether what is free of it should be there for others."""
@@ -153,10 +155,17 @@ class Chunk:
         return self.retired and self.requests == 0 and count == len(self.events)
 
     def _sum(self, events: Iterable[UsageEvent]) -> Amount:
-        spent = NOTHING
-        for event in events:
-            spent = spent.plus(event.amount)
-        return spent if self.money else Amount(tokens=spent.tokens)
+        used = _used(events)
+        return used if self.money else Amount(tokens=used.tokens)
+
+
+def _used(events: Iterable[UsageEvent]) -> Amount:
+    tokens = nanousd = 0
+    for event in events:
+        amount = event.amount
+        tokens += amount.tokens
+        nanousd += amount.nanousd
+    return Amount(tokens=tokens, nanousd=nanousd)
 
 
 def chunk_of(auth: AuthContext, hold: Hold, on: Iterable[Account], *, monotonic: float, lease: timedelta) -> Chunk:

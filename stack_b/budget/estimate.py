@@ -37,6 +37,11 @@ class Ask(Struct, frozen=True, kw_only=True):
     body_bytes: int = 0
     """Of the JSON that a backend reads."""
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether `amount` is for all that may be written, and not for a slice of it."""
+        return self.amount >= self.prompt_bound + self.choices * self.max_tokens
+
 
 def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     """Those that may write as much as is asked for.
@@ -47,7 +52,7 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
     asked = call.max_tokens
     if asked is None:
         return candidates
-    found = tuple(one for one in candidates if one.card.max_tokens is None or asked <= one.card.max_tokens)
+    found = tuple([one for one in candidates if one.card.max_tokens is None or asked <= one.card.max_tokens])
     if not found:
         most = max(one.card.max_tokens or 0 for one in candidates)
         raise InvalidArgument(

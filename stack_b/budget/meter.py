@@ -47,15 +47,8 @@ class Spending:
         self._known: list[tuple[Usage, Served]] = []
         self._assumed = _NOTHING_USED
         self._assumed_of = _NOBODY
-
-    @property
-    def total(self) -> Usage:
-        if len(self._known) == 1 and self._assumed is _NOTHING_USED:
-            return self._known[0][0]
-        total = self._assumed
-        for usage, _ in self._known:
-            total = total.plus(usage)
-        return total
+        self.total = _NOTHING_USED
+        """What is known of and what is assumed."""
 
     @property
     def over(self) -> tuple[str, ...]:
@@ -73,15 +66,23 @@ class Spending:
     def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
         """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
         self._assumed, self._assumed_of = usage, of
+        self.total = self._sum() if self._known else usage
 
     def add(self, usage: Usage, of: Served = _NOBODY) -> None:
         """The call's own count, in place of what was assumed."""
         self._known.append((usage, of))
         self._assumed, self._assumed_of = _NOTHING_USED, _NOBODY
+        self.total = self._sum()
 
     def attempts(self) -> list[tuple[Usage, Served]]:
         """In their order; those that were free as well."""
         return [*self._known, *([(self._assumed, self._assumed_of)] if self._assumed != _NOTHING_USED else [])]
+
+    def _sum(self) -> Usage:
+        total = self._known[0][0]
+        for usage, _ in self._known[1:]:
+            total = total.plus(usage)
+        return total if self._assumed is _NOTHING_USED else total.plus(self._assumed)
 
 
 class Meter:
@@ -185,18 +186,20 @@ class Reservation:
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
     """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
     request = request or f"req_{os.urandom(16).hex()}"
-    return tuple(
-        _event(auth, about, (request, number), usage, served)
-        for number, (usage, served) in enumerate(spending.attempts(), start=1)
-        if usage.total_tokens or usage.cost_nanousd
-    )
+    events: list[UsageEvent] = []
+    for number, (usage, served) in enumerate(spending.attempts(), start=1):
+        if usage.prompt_tokens or usage.completion_tokens or usage.cost_nanousd:
+            events.append(_event(auth, about, (request, number), usage, served))
+    return tuple(events)
 
 
 def _event(auth: AuthContext, about: About, key: tuple[str, int], usage: Usage, served: Served) -> UsageEvent:
-    # The kinds sum up to the totals, whatever a backend says of its caches.
-    read = min(served.cache_read, usage.prompt_tokens)
-    written = min(served.cache_write, usage.prompt_tokens - read)
-    reasoning = min(served.reasoning, usage.completion_tokens)
+    read = written = reasoning = 0
+    if served.cache_read or served.cache_write or served.reasoning:
+        # The kinds sum up to the totals, whatever a backend says of its caches.
+        read = min(served.cache_read, usage.prompt_tokens)
+        written = min(served.cache_write, usage.prompt_tokens - read)
+        reasoning = min(served.reasoning, usage.completion_tokens)
     return UsageEvent(
         request=key[0],
         attempt=key[1],

@@ -35,7 +35,8 @@ class Budgets:
 
     async def of(self, auth: AuthContext) -> tuple[Budget, ...]:
         """Raises `Unavailable` when they must be read and can't (fail closed)."""
-        return await self._fresh.of(auth)
+        known = self._fresh.at_hand(auth)
+        return await self._fresh.of(auth) if known is None else known[0]
 
     async def close(self) -> None:
         await self._fresh.close()

@@ -14,16 +14,19 @@ from ports.budget import MAX_SCOPE_ID_CHARS
 from ports.errors import InvalidArgument
 from ports.http.headers import Headers
 from ports.messages import Json
-from stack_b.canonical import About, ChatCall, EmbedCall
+from stack_b.canonical import NOBODY_KNOWN, About, ChatCall, EmbedCall
 
 AGENT: Final = b"x-agent-id"
 SESSION: Final = b"x-session-id"
+ABOUT: Final = (AGENT, SESSION)
 
 CallT = TypeVar("CallT", ChatCall, EmbedCall)
 
 
 def about(metadata: Json) -> About:
     """Raises `InvalidArgument` for a name that is too long. What is no text says nothing."""
+    if not metadata:
+        return NOBODY_KNOWN
     told: Mapping[str, Json] = metadata if isinstance(metadata, dict) else {}
     return About(agent=_member(told, "agent_id"), session=_member(told, "session_id"))
 

@@ -10,10 +10,11 @@ from ports.messages import Json
 from stack_b.caller import Caller
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
+from stack_b.http.about import ABOUT
 from stack_b.http.about import told as told_about
 from stack_b.http.asked import Asked, Endpoint, Reply
 from stack_b.http.chat_stream import ChatStream
-from stack_b.http.once import asked_once, client_of
+from stack_b.http.once import ONCE, asked_once, client_of
 from stack_b.http.parse import PREFERENCE, preferring
 from stack_b.http.replies import json_reply, unless_gone
 from stack_b.http.surfaces.chat import chat
@@ -34,6 +35,8 @@ SURFACES: Final[Mapping[str, Surface]] = {
     "/v1/messages": messages,
 }
 """Where a model is asked to write, in which dialect."""
+ABOUT_A_CALL: Final = frozenset({PREFERENCE, *ABOUT, *ONCE})
+"""The headers that say something of it; most requests have none of them."""
 
 
 def surface_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[str, Endpoint]:
@@ -57,10 +60,12 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
     async def complete(asked: Asked) -> Reply:
         found = asked.exchange
         call, wire = read(found.json, deps.limits)
-        call = told_about(preferring(call, found.headers.text(PREFERENCE)), found.headers)
+        auth, client, once = found.identity, None, None
         call = msgspec.structs.replace(call, route=found.template)
-        auth, client = found.identity, client_of(found.headers)
-        once = asked_once(found.headers, auth, call, client)
+        if not ABOUT_A_CALL.isdisjoint(found.headers):
+            call = told_about(preferring(call, found.headers.text(PREFERENCE)), found.headers)
+            client = client_of(found.headers)
+            once = asked_once(found.headers, auth, call, client)
         flight = steps.flight(auth, call, client) if once is None and client is not None else None
         caller = Caller()
         if call.stream:

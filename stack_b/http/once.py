@@ -12,6 +12,8 @@ from stack_b.once import MAX_RETRIES, Client, Once, of_client, of_retry, of_step
 
 RETRY_COUNT: Final = b"x-stainless-retry-count"
 READ_TIMEOUTS: Final = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+ONCE: Final = (STEP_KEY, b"idempotency-key", RETRY_COUNT)
+"""Without any of these a request is made as it comes, by a client of which nothing is known."""
 
 
 def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, client: Client | None) -> Once | None:

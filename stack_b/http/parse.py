@@ -123,15 +123,15 @@ def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") 
 
 def _max_tokens(body: ChatBody, limits: Limits) -> int | None:
     """The one limit that both spellings agree on."""
-    asked = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens}
-    values = {name: value for name, value in asked.items() if value is not None}
-    if len(set(values.values())) > 1:
-        raise _refused("max_tokens", "max_tokens and max_completion_tokens disagree; send one of them")
-    for name, value in values.items():
-        if value > limits.max_tokens:
-            raise _refused(name, f"{name} is at most {limits.max_tokens}")
-        return value
-    return None
+    name, value = "max_tokens", body.max_tokens
+    if body.max_completion_tokens is not None:
+        if value is None:
+            name, value = "max_completion_tokens", body.max_completion_tokens
+        elif value != body.max_completion_tokens:
+            raise _refused("max_tokens", "max_tokens and max_completion_tokens disagree; send one of them")
+    if value is not None and value > limits.max_tokens:
+        raise _refused(name, f"{name} is at most {limits.max_tokens}")
+    return value
 
 
 def _list(value: dict[str, Json], name: str) -> list[Json]:

@@ -147,6 +147,8 @@ class Answer:
 
     async def _headed(self, chunk: dict[str, Json], known: frozenset[str]) -> dict[str, Json]:
         """`chunk` with what is said beside its choices as it may be shown. What blocks is left out."""
+        if chunk.keys() <= known:
+            return chunk
         beside = {name: member for name, member in chunk.items() if name not in known}
         if self._beside is None or self._beside[0] != beside:
             # Mostly the same in every chunk.

@@ -19,6 +19,9 @@ PROTOCOL: Final = frozenset(
 )  # fmt: skip
 """Words of the dialect itself. Nobody's data, and nothing but these exact words is spared a look."""
 
+_NAMES: Final = PROTOCOL | {"id", "n", "name", "role", "seed", "stop", "text", "type", "user"}
+"""With names that are too short to be anything."""
+
 _LONG_NUMBER: Final = 10**8
 
 # Media travel as base64. Its alphabet has no '@', '.', '-' or space, so no text hides in it, and a detector that took
@@ -58,19 +61,22 @@ def texts(value: Json) -> list[str]:
 
 def _gather(value: Json, found: list[str], *, depth: int) -> None:
     if isinstance(value, str):
-        if len(value) >= SHORTEST and value not in PROTOCOL and not is_media(value):
+        if len(value) >= SHORTEST and _counts(value):
             found.append(value)
     elif isinstance(value, dict):
-        for name, member in value.items():
-            if len(name) >= SHORTEST and name not in PROTOCOL:
-                _gather(name, found, depth=depth)
-            if not isinstance(member, str) or len(member) >= SHORTEST:
-                _gather(member, found, depth=depth + 1)
+        if not value.keys() <= _NAMES:
+            found += filter(_counts, value)
+        for member in value.values():
+            _gather(member, found, depth=depth + 1)
     elif isinstance(value, list):
         for item in value:
             _gather(item, found, depth=depth + 1)
     elif depth > 1 and _is_long(value):
         found.append(str(value))
+
+
+def _counts(text: str) -> bool:
+    return len(text) >= SHORTEST and text not in PROTOCOL and not is_media(text)
 
 
 def rewritten(value: Json, replacements: Mapping[str, str], *, depth: int = 0) -> Json:

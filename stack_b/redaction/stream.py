@@ -43,8 +43,7 @@ class Lens:
         self._placeholders = placeholders
         capabilities = detector.capabilities
         self.lines_only = capabilities.plain_words
-        classes = capabilities.classes
-        self.idle = bool(classes) and not placeholders and all(rules.mode(kind) == "allow" for kind in classes)
+        self.idle = not placeholders and rules.allows_all(capabilities.classes)
         """There is nothing to look for."""
         self.passes_prose = not capabilities.plain_words and not placeholders
         """There is nothing to look for in plain prose."""

@@ -69,7 +69,7 @@ class Router:
         """`reaches`: by backend; of one that isn't named, nothing is known."""
         self._catalog = catalog
         self._reaches = reaches or {}
-        self._clock = clock
+        self.monotonic = clock.monotonic
         self._breakers: dict[str, Breaker] = {}
         self._latency: dict[tuple[str, str], float] = {}
         self._heard: dict[str, float] = {}
@@ -166,11 +166,11 @@ class Router:
         """
         tried = False
         for candidate in candidates:
-            if self._breaker(candidate).admits():
+            if self.breaker(candidate).admits():
                 tried = True
                 yield candidate
         if not tried:
-            wait = min(self._breaker(candidate).retry_after_s for candidate in candidates)
+            wait = min(self.breaker(candidate).retry_after_s for candidate in candidates)
             raise Unavailable(
                 "every backend of this model has failed lately; try again later",
                 code="upstream_error",
@@ -183,21 +183,7 @@ class Router:
         A client that leaves, or its own deadline, is nobody's failure. Neither is a refusal of the request itself.
         """
 
-        def ended(error: BaseException | None, seconds: float) -> None:
-            if error is not None and not isinstance(error, AgentOSError):
-                breaker.left()
-                return
-            # What is not `upstream_…` is ours, such as having no connection left.
-            failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
-            self._judge(breaker, auth, asked, candidate, failed=failed)
-            if error is None:
-                self._heard[candidate.backend.name] = self._clock.monotonic()
-                key = (candidate.backend.name, candidate.card.id)
-                before = self._latency.get(key, seconds)
-                self._latency[key] = before + LATENCY_WEIGHT * (seconds - before)
-
-        breaker = self._breaker(candidate)
-        return Attempting(self._clock, breaker, ended)
+        return Attempting(self, auth, asked, candidate)
 
     def spreads(self) -> bool:
         """Whether it matters which conversation a request is of."""
@@ -205,7 +191,7 @@ class Router:
 
     def left(self, candidate: Candidate) -> None:
         """It was this one's turn, and it was not called."""
-        self._breaker(candidate).left()
+        self.breaker(candidate).left()
 
     def states(self) -> dict[str, State]:
         """By backend, of those that were called."""
@@ -226,6 +212,26 @@ class Router:
         if breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": backend, "state": breaker.state})
 
+    def breaker(self, candidate: Candidate) -> Breaker:
+        return self._named(candidate.backend.name)
+
+    def ended(self, attempt: "Attempting", error: BaseException | None, now: float) -> None:
+        """A call of `attempt` is over."""
+        candidate, breaker = attempt.candidate, attempt.breaker
+        if error is not None and not isinstance(error, AgentOSError):
+            breaker.left()
+            return
+        # What is not `upstream_…` is ours, such as having no connection left.
+        failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
+        self._judge(breaker, attempt.auth, attempt.asked, candidate, failed=failed)
+        if error is None:
+            seconds = (now if attempt.first is None else attempt.first) - attempt.began
+            name = candidate.backend.name
+            self._heard[name] = now
+            key = (name, candidate.card.id)
+            before = self._latency.get(key, seconds)
+            self._latency[key] = before + LATENCY_WEIGHT * (seconds - before)
+
     def _judge(self, breaker: Breaker, auth: AuthContext, asked: Asked, candidate: Candidate, *, failed: bool) -> None:
         before = breaker.state
         if failed:
@@ -238,13 +244,11 @@ class Router:
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
             logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
 
-    def _breaker(self, candidate: Candidate) -> Breaker:
-        return self._named(candidate.backend.name)
-
     def _named(self, name: str) -> Breaker:
-        if name not in self._breakers:
-            self._breakers[name] = Breaker(self._clock.monotonic)
-        return self._breakers[name]
+        breaker = self._breakers.get(name)
+        if breaker is None:
+            breaker = self._breakers[name] = Breaker(self.monotonic)
+        return breaker
 
     def _watch(self, canary: Canary) -> Watch:
         return self._watches.setdefault(canary.experiment, Watch(canary.max_error_rate))
@@ -296,35 +300,32 @@ class Router:
 
 
 class Attempting:
-    """A call under way. `ended` is told of its end: by which error, and how many seconds it took to the first content."""
+    """A call under way, and how long it took to its first content."""
 
-    __slots__ = ("_began", "_breaker", "_clock", "_ended", "_first")
+    __slots__ = ("_router", "asked", "auth", "began", "breaker", "candidate", "first")
 
-    def __init__(self, clock: Clock, breaker: Breaker, ended: Callable[[BaseException | None, float], None]) -> None:
-        self._clock = clock
-        self._breaker = breaker
-        self._ended = ended
-        self._began = clock.monotonic()
-        self._first: float | None = None
+    def __init__(self, router: Router, auth: AuthContext, asked: Asked, candidate: Candidate) -> None:
+        self._router = router
+        self.auth = auth
+        self.asked = asked
+        self.candidate = candidate
+        self.breaker = router.breaker(candidate)
+        self.began = router.monotonic()
+        self.first: float | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        self._ended(error, self.seconds)
+        self._router.ended(self, error, self._router.monotonic())
 
     def answered(self) -> None:
         """Its first content is there, or all of it."""
-        if self._first is None:
-            self._first = self._clock.monotonic()
-            if self._breaker.state == "half_open":
+        if self.first is None:
+            self.first = self._router.monotonic()
+            if self.breaker.state == "half_open":
                 # Others need not wait until this answer has ended.
-                self._breaker.succeeded()
-
-    @property
-    def seconds(self) -> float:
-        """Until the first content; until now while there is none."""
-        return (self._clock.monotonic() if self._first is None else self._first) - self._began
+                self.breaker.succeeded()
 
 
 def conversation_of(members: dict[str, Json]) -> str:

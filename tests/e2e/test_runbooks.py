@@ -238,6 +238,36 @@ async def test_tenant_offboarding_hands_over_what_there_is_and_leaves_nothing(
     assert (anew.returncode, "not used again" in anew.stderr) == (1, True)
 
 
+async def test_privacy_request_holds_hands_over_and_erases(node: NodeUnderTest, operator: Operator) -> None:
+    look, hold, (export, verify), erase, release = blocks("privacy-request")
+    tenant, subject = "tnt_private", "usr_ann"
+    for made in (
+        node.agentos("tenant", "create", tenant, "--sample-agent"),
+        node.agentos("key", "issue", "--tenant", tenant, "--principal", subject, "--role", "viewer"),
+    ):
+        assert made.returncode == 0, made.stderr
+    who = {"tenant": tenant, "subject": subject}
+
+    looked = operator.follows(look, **who)
+    placed = operator.follows(hold, **who, reason="case 17/26")
+    held = operator.does(erase[2], **who)
+    hold_id = next(word for word in placed.split() if word.startswith("hld_"))
+    released = operator.follows(release, tenant=tenant, hold=hold_id)
+    file = operator.does(export, **who).stdout.strip()
+    checked = operator.follows([verify], file=file)
+    erased = operator.follows(erase, **who)
+    after = operator.follows(look, **who)
+
+    assert "TOMBSTONE" in looked
+    assert (held.returncode, "is held" in held.stderr) == (1, True)
+    assert "is released" in released
+    assert "every row is as it was written" in checked
+    assert f"{subject} is erased" in erased
+    assert "1 API keys removed" in erased
+    assert subject not in after
+    assert "erased:" in after
+
+
 async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Operator) -> None:
     """Not a runbook of its own: what several of them use."""
     with silent_gateway(node):

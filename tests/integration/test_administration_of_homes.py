@@ -15,7 +15,7 @@ from conformance.people import ACME, GLOBEX, PLATFORM
 from deploy.admin_surface import create_admin_app
 from deploy.administration.part import part
 from deploy.administration.platform import Platform
-from deploy.roots.admin import exporter
+from deploy.roots.admin import exporter, subject_exporter
 from deploy.roots.wiring import Choice, open_ports
 from observability.metrics import Metrics
 from ports.errors import Conflict, Unavailable
@@ -26,7 +26,7 @@ from tests.support.postgres import Clone, fetch
 
 pytestmark = pytest.mark.anyio
 
-PORTS: Final = ("tenant", "run_state", "budget", "request_log", "administration")
+PORTS: Final = ("tenant", "run_state", "budget", "request_log", "administration", "privacy", "audit")
 ACME_URL: Final = f"/v1/admin/tenants/{ACME.tenant}"
 REMOVE: Final = f"{ACME_URL}?confirm={ACME.tenant}"
 
@@ -62,7 +62,10 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
                 budget=ports["budget"],
                 requests=ports["request_log"],
                 administration=ports["administration"],
+                privacy=ports["privacy"],
+                audit=ports["audit"],
                 export=exporter(stored, tmp_path / "exports"),
+                export_subject=subject_exporter(stored, tmp_path / "exports"),
             )
 
             async def answers() -> None:
@@ -106,6 +109,25 @@ async def test_runs_of_a_tenant_are_listed_and_killed_where_it_lives(node: Node)
     assert [one["run_id"] for one in after] == [run]
     noted = await fetch(node.homes.other.admin, "SELECT action, tenant_id FROM audit_log WHERE action = 'run.kill'")
     assert [tuple(row) for row in noted] == [("run.kill", ACME.tenant)]
+
+
+async def test_requests_about_ones_data_are_refused_where_they_would_be_half_answered(node: Node) -> None:
+    """A home knows nothing of holds and rules, and what is asked here would leave what is there."""
+    privacy = f"/v1/admin/tenants/{ACME.tenant}/privacy"
+    placed = await node.send("POST", f"{privacy}/holds", {"subject": None, "reason": "case 17/26"})
+    with pytest.raises(Conflict, match="legal holds"):
+        await node.homes.move(ACME.tenant, OTHER)
+    await node.send("POST", f"{privacy}/holds/{placed.json()['id']}:release", {})
+    await node.homes.move(ACME.tenant, OTHER)
+
+    answers = [
+        await node.send("POST", f"{privacy}/exports", {"subject": ACME.principal}),
+        await node.send("POST", f"{privacy}/erasures", {"subject": ACME.principal, "confirm": ACME.principal}),
+        await node.send("POST", f"{privacy}/holds", {"subject": None, "reason": "case 18/26"}),
+        await node.send("PATCH", f"{privacy}/retention", {"days": {"runs": 30}}),
+    ]
+
+    assert [(one.status_code, "home of its own" in one.text) for one in answers] == [(409, True)] * 4
 
 
 async def test_a_kill_that_comes_late_follows_the_tenant(node: Node) -> None:

@@ -31,7 +31,7 @@ class TestCatalogue:
         )
 
         assert {"tenants", "api_keys", "agents", "runs", "steps", "run_events", "audit_log"} <= {row[0] for row in rows}
-        assert len(rows) == 30
+        assert len(rows) == 33
 
     @pytest.mark.parametrize("rule", RULES)
     async def test_a_rule_that_is_broken_is_reported(self, database: Clone, rule: str) -> None:

@@ -21,6 +21,7 @@ from adapters.token_auth.issuer import generate_key, jwks
 from conformance.factories import intent, new_run
 from conformance.people import ACME, NODE, PLATFORM
 from deploy.administration.identity_routes import ACTING, KEYS, PRINCIPALS, REVOKE, ROTATE
+from deploy.administration.privacy_part import ERASURES, EXPORTS, HOLDS, RELEASE, RETENTION
 from deploy.administration.routes import BUDGET, KILL, TENANT_TEMPLATE, TENANTS, template
 from deploy.roots import admin as admin_root
 from deploy.roots.environment import Environment
@@ -174,6 +175,29 @@ async def kill(world: World, route: Route) -> httpx.Response:
     return await world.send(route, run_id=run.id, body={"tenant_id": ACME.tenant})
 
 
+async def export_subject(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"subject": "usr_ann"})
+
+
+async def erase_subject(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"subject": "usr_ann", "confirm": "usr_ann"})
+
+
+async def hold(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"subject": "usr_ann", "reason": "case 17/26"})
+
+
+async def release(world: World, route: Route) -> httpx.Response:
+    tenant = await made(world)
+    placing = replace(route, template=template(HOLDS))
+    placed = await world.send(placing, tenant_id=tenant, body={"subject": None, "reason": "case 17/26"})
+    return await world.send(route, tenant_id=tenant, hold_id=placed.json()["id"])
+
+
+async def retain(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, tenant_id=await made(world), body={"days": {"runs": 30}})
+
+
 async def bar(world: World, route: Route) -> httpx.Response:
     return await world.send(route, tenant_id=await made(world), body={"principal": "svc_a", "status": "disabled"})
 
@@ -210,6 +234,11 @@ CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("PUT", template(BUDGET)): (set_budget, "budget.set"),
     ("DELETE", template(BUDGET)): (remove_budget, "budget.remove"),
     ("POST", KILL): (kill, "run.kill"),
+    ("POST", template(EXPORTS)): (export_subject, "subject.export"),
+    ("POST", template(ERASURES)): (erase_subject, "subject.erased"),
+    ("POST", template(HOLDS)): (hold, "hold.place"),
+    ("POST", RELEASE): (release, "hold.release"),
+    ("PATCH", template(RETENTION)): (retain, "retention.set"),
     ("PUT", template(PRINCIPALS)): (bar, "principal.disable"),
     ("PUT", template(ACTING)): (let_act, "acting.allow"),
     ("POST", template(KEYS)): (issue_key, "key.issue"),

@@ -299,6 +299,24 @@ class TestStreams:
         assert unknown(failed.value)
         assert rough.connections == (1 if end == [LAST_CHUNK] else 2)
 
+    @pytest.mark.parametrize("end", [b"zz\r\n", LAST_CHUNK + b"HTTP/1.1 200 OK\r\n\r\n"])
+    async def test_what_comes_in_one_read_with_its_breaking_off_is_content_all_the_same(self, end: bytes) -> None:
+        got: list[dict[str, Json]] = []
+        script: list[Step] = [SSE + event(TOKEN), Stall(), event(TOKEN) * 2 + end, Stall()]
+        async with before(script) as (rough, client):
+
+            async def read() -> None:
+                async for part in client.stream("m", ASKED, 5):
+                    got.extend(written_out(part))
+                    rough.resume.set()
+
+            with pytest.raises(Unavailable) as failed:
+                await read()
+            await rough.gone.wait()
+
+        assert len(got) == 3
+        assert failed.value.code == "upstream_error"
+
     @pytest.mark.parametrize(
         "bad",
         [

@@ -21,7 +21,7 @@ from deploy.admin_surface import create_admin_app
 from deploy.administration.part import part
 from deploy.administration.platform import Platform
 from deploy.administration.routes import ROUTES
-from deploy.roots.admin import exporter
+from deploy.roots.admin import exporter, subject_exporter
 from deploy.roots.wiring import Choice, open_ports
 from observability.metrics import Metrics
 from ports.budget import Account, Amount, Booking, UsageEvent
@@ -34,7 +34,7 @@ from tests.support.postgres import Clone, cloned, execute, fetch
 
 pytestmark = pytest.mark.anyio
 
-PORTS = ("tenant", "run_state", "budget", "request_log", "administration")
+PORTS = ("tenant", "run_state", "budget", "request_log", "administration", "privacy", "audit")
 ACME_URL = f"/v1/admin/tenants/{ACME.tenant}"
 MOST = 1_000_000
 
@@ -73,7 +73,10 @@ async def administered(folder: Path) -> AsyncIterator[Node]:
             budget=ports["budget"],
             requests=ports["request_log"],
             administration=ports["administration"],
+            privacy=ports["privacy"],
+            audit=ports["audit"],
             export=exporter(stored, folder),
+            export_subject=subject_exporter(stored, folder),
         )
 
         async def answers() -> None:

@@ -78,14 +78,30 @@ RULES: Final[dict[str, str]] = {
     "what only the platform does is closed to the services": """
         SELECT c.relname || ' ' || privilege
         FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege
-        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN ('tenants', 'budgets', 'tenant_tombstones')
+        WHERE c.relnamespace = 'agentos'::regnamespace AND c.relname IN
+              ('tenants', 'budgets', 'tenant_tombstones', 'legal_holds', 'subject_tombstones', 'retention_rules')
           AND (has_table_privilege('ao_app', c.oid, privilege)
                OR privilege <> 'DELETE' AND has_any_column_privilege('ao_app', c.oid, privilege))
         UNION ALL
         SELECT p.proname FROM pg_proc p
         WHERE p.pronamespace = 'agentos'::regnamespace
-          AND p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_erase_rows', 'ao_audit_erase', 'ao_audit_heads')
+          AND (p.proname IN ('ao_tenant_list', 'ao_gateway_configure', 'ao_audit_erase', 'ao_audit_heads', 'ao_end_erasing')
+               OR p.proname LIKE 'ao\\_erase\\_%')
           AND has_function_privilege('ao_app', p.oid, 'EXECUTE')
+    """,
+    "nobody but the definer erases rows that something may hold": """
+        SELECT c.relname || ' ' || role || ' ' || privilege
+        FROM pg_class c, unnest(ARRAY['ao_app', 'ao_control', 'ao_admin']) AS role,
+             unnest(ARRAY['UPDATE', 'DELETE']) AS privilege
+        WHERE c.relnamespace = 'agentos'::regnamespace
+          AND (c.relname = 'legal_holds' AND has_table_privilege(role, c.oid, privilege)
+               OR c.relname = 'subject_tombstones' AND privilege = 'DELETE' AND has_table_privilege(role, c.oid, privilege))
+        UNION ALL
+        SELECT p.proname || ' ' || role
+        FROM pg_proc p, unnest(ARRAY['ao_app', 'ao_control', 'ao_admin', 'ao_owner']) AS role
+        WHERE p.pronamespace = 'agentos'::regnamespace
+          AND p.proname IN ('ao_remove_runs', 'ao_erasing', 'ao_audit_forget')
+          AND has_function_privilege(role, p.oid, 'EXECUTE')
     """,
     "neither services nor administration can take anything out of the audit": """
         SELECT c.relname || ' ' || role || ' ' || privilege
@@ -174,6 +190,7 @@ BREAKAGES: Final[dict[str, str]] = {
     """,
     "ao_control is ao_app and nobody else, and not above row-level security": "GRANT ao_def TO ao_control",
     "what only the platform does is closed to the services": "GRANT UPDATE (status) ON tenants TO ao_app",
+    "nobody but the definer erases rows that something may hold": "GRANT DELETE ON legal_holds TO ao_control",
     "neither services nor administration can take anything out of the audit": "GRANT DELETE ON audit_log TO ao_control",
     "ao_app can not call set_config": """
         GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO ao_app;

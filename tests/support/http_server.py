@@ -27,6 +27,7 @@ async def served(app: App, *, protocol: type[BoundedProtocol] = BoundedProtocol)
     config = uvicorn.Config(
         app,
         http=protocol,
+        interface="asgi3",
         lifespan="off",
         log_config=None,
         access_log=False,

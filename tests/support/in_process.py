@@ -15,7 +15,9 @@ from stack_b.backends.dial import Dial
 
 def in_process(app: App) -> Dial:
     """Reaches `app`, whatever the URL says."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, interface="asgi3", lifespan="off", log_config=None, access_log=False, server_header=False
+    )
     config.load()
     state = ServerState()
 

@@ -10,9 +10,12 @@ from msgspec import Struct
 
 from adapters.inproc import (
     administration,
+    audit,
+    budget,
     event,
     maintenance,
     memory,
+    privacy,
     reply_journal,
     request_log,
     run_state,
@@ -26,6 +29,8 @@ from conformance.factories import new_run
 from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.administration import Administration
+from ports.audit import AuditLog
+from ports.budget import BudgetLedger
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -33,6 +38,7 @@ from ports.ids import RunId, TenantId, WorkerId
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
+from ports.privacy import PrivacyPort
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
@@ -149,6 +155,38 @@ class InprocMaintenanceHarness(InprocHarness[MaintenancePort]):
         rows = store.store(self.config.name).table(request_log.Requests).rows
         sealed = sum(written.sealed is not None for written in rows.values())
         return len(rows), sealed, len(store.store(self.config.name).table(reply_journal.Entries).rows)
+
+
+class InprocPrivacyHarness(InprocHarness[PrivacyPort]):
+    def __init__(self) -> None:
+        super().__init__(privacy.SPEC)
+
+    async def runs(self) -> RunStatePort:
+        return run_state.InprocRunState(store.store(self.config.name), self.clock)
+
+    async def requests(self) -> RequestLog:
+        return request_log.InprocRequestLog(store.store(self.config.name), self.clock)
+
+    async def ledger(self) -> BudgetLedger:
+        return budget.InprocBudget(store.store(self.config.name), self.clock)
+
+    async def tenants(self) -> TenantDirectory:
+        return InprocTenants(store.store(self.config.name), self.clock)
+
+    async def maintenance(self) -> MaintenancePort:
+        return maintenance.InprocMaintenance(store.store(self.config.name), self.clock)
+
+    async def memory(self) -> MemoryPort:
+        return memory.InprocMemory(store.store(self.config.name), self.clock)
+
+    async def replies(self) -> ReplyJournal:
+        return reply_journal.InprocReplyJournal(store.store(self.config.name), self.clock)
+
+    async def audit_log(self) -> AuditLog:
+        return audit.InprocAuditLog(store.store(self.config.name), self.clock)
+
+    async def administration(self) -> Administration:
+        return administration.InprocAdministration(store.store(self.config.name), self.clock)
 
 
 class InprocRequestLogHarness(InprocHarness[RequestLog]):

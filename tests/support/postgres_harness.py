@@ -3,12 +3,23 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres import administration, audit, event, maintenance, memory, reply_journal, request_log, run_state
+from adapters.postgres import (
+    administration,
+    audit,
+    budget,
+    event,
+    maintenance,
+    memory,
+    privacy,
+    reply_journal,
+    request_log,
+    run_state,
+)
 from adapters.postgres import tenant as tenants
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
@@ -17,6 +28,7 @@ from conformance.people import NODE, PLATFORM
 from ports.adapter import AdapterSpec, Given
 from ports.administration import Administration
 from ports.audit import AuditLog
+from ports.budget import BudgetLedger
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
@@ -24,6 +36,7 @@ from ports.ids import RunId, TenantId, WorkerId, uuid_of
 from ports.maintenance import MaintenancePort
 from ports.memory import MemoryPort
 from ports.messages import Json
+from ports.privacy import PrivacyPort
 from ports.reply_journal import ReplyJournal
 from ports.request_log import RequestLog
 from ports.run_state import Change, Run, RunStatePort
@@ -31,6 +44,7 @@ from ports.tenant import Entitlements, TenantDirectory
 from tests.support.postgres import Clone, borrow, drop, fetch, give_back, shift_time
 
 PortT = TypeVar("PortT")
+OtherT = TypeVar("OtherT")
 HOUR = timedelta(hours=1)
 
 
@@ -165,6 +179,54 @@ class PostgresMaintenanceHarness(PostgresHarness[MaintenancePort]):
     async def leftovers(self) -> tuple[int, ...]:
         tables = ("request_records", "request_contents", "model_replies")
         return tuple([(await fetch(self.database.admin, f"SELECT count(*) FROM {name}"))[0][0] for name in tables])
+
+    async def close(self) -> None:
+        await self.closing.aclose()
+        await drop(self.database)
+
+
+class PostgresPrivacyHarness(PostgresHarness[PrivacyPort]):
+    """As the role of administration, beside ports of the services. On a database of its own to the end."""
+
+    def __init__(self, database: Clone) -> None:
+        super().__init__(privacy.SPEC, database)
+        self.services = self.config
+        self.config = self.control
+        self._opened: dict[int, Any] = {}
+
+    async def runs(self) -> RunStatePort:
+        return await self._port(run_state.SPEC)
+
+    async def requests(self) -> RequestLog:
+        return await self._port(request_log.SPEC)
+
+    async def ledger(self) -> BudgetLedger:
+        return await self._port(budget.SPEC)
+
+    async def memory(self) -> MemoryPort:
+        return await self._port(memory.SPEC)
+
+    async def replies(self) -> ReplyJournal:
+        return await self._port(reply_journal.SPEC)
+
+    async def maintenance(self) -> MaintenancePort:
+        return await self._port(maintenance.SPEC)
+
+    async def tenants(self) -> TenantDirectory:
+        return await self._port(tenants.SPEC, self.control)
+
+    async def audit_log(self) -> AuditLog:
+        return await self._port(audit.SPEC, self.control)
+
+    async def administration(self) -> Administration:
+        return await self._port(administration.SPEC, self.control)
+
+    async def _port(self, spec: AdapterSpec[PostgresConfig, OtherT], config: PostgresConfig | None = None) -> OtherT:
+        name = id(spec)
+        if name not in self._opened:
+            given = Given(clock=SystemClock())
+            self._opened[name] = await self.closing.enter_async_context(spec.open(config or self.services, given))
+        return cast(OtherT, self._opened[name])
 
     async def close(self) -> None:
         await self.closing.aclose()

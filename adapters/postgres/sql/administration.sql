@@ -42,9 +42,14 @@ noted AS (
 )
 SELECT * FROM killed;
 
+-- name: lock
+-- A hold is placed before a batch, or after it.
+SELECT ao_lock_holds(:tenant);
+
 -- name: standing
 -- Of a tenant that shall be erased: what it is, how many of its runs are not over, and whether erasing has begun.
 SELECT (SELECT t.status FROM tenants t WHERE t.tenant_id = :tenant) AS status,
+       ao_holds_in_force(:tenant) AS held,
        (SELECT x.status FROM tenant_tombstones x WHERE x.tenant_id = :tenant) AS erasing,
        (SELECT count(*) FROM runs r
         WHERE r.tenant_id = :tenant AND r.status IN ('queued', 'running', 'waiting', 'needs_operator')) AS open_runs;

@@ -7,6 +7,10 @@ SELECT ao_make_event_days(:ahead);
 -- Across tenants: retention is the node's.
 SELECT ao_forget_runs(:days, :limit) AS removed;
 
+-- name: retain
+-- What tenants keep for less time.
+SELECT * FROM ao_retain(:limit);
+
 -- name: drop_event_days
 SELECT ao_drop_event_days(:days);
 

@@ -2,10 +2,11 @@
 
 -- name: put
 -- Takes the item's row, so that writers of the same key come one after the other.
-INSERT INTO memory_items (tenant_id, namespace, key, value, metadata, words, updated_at)
-SELECT :tenant, :namespace, :key, CAST(:value AS json), CAST(:metadata AS jsonb), CAST(:count AS integer), ao_now()
+INSERT INTO memory_items (tenant_id, namespace, key, value, metadata, words, updated_at, principal)
+SELECT :tenant, :namespace, :key, CAST(:value AS json), CAST(:metadata AS jsonb), CAST(:count AS integer), ao_now(), :principal
 ON CONFLICT (tenant_id, namespace, key) DO UPDATE
-SET value = excluded.value, metadata = excluded.metadata, words = excluded.words, updated_at = excluded.updated_at;
+SET value = excluded.value, metadata = excluded.metadata, words = excluded.words, updated_at = excluded.updated_at,
+    principal = excluded.principal;
 
 -- name: index
 WITH wanted AS MATERIALIZED (SELECT word FROM json_array_elements_text(CAST(:words AS json)) AS word),

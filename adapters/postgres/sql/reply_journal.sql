@@ -8,9 +8,9 @@ SELECT ao_replies_forget(:limit);
 -- No row: it is somebody else's, completed, or another request's. One that is past its retention is as good as absent,
 -- whether or not it was swept away.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now)
-INSERT INTO model_replies AS m (tenant_id, namespace, step_key, digest, lease, lease_until, changed_at, keep, forget_at)
+INSERT INTO model_replies AS m (tenant_id, namespace, step_key, digest, lease, lease_until, changed_at, keep, forget_at, principal)
 SELECT :tenant, :namespace, :key, :digest, uuidv7(), t.now + CAST(:lease AS interval), t.now, CAST(:keep AS interval),
-       t.now + CAST(:keep AS interval)
+       t.now + CAST(:keep AS interval), :principal
 FROM t
 ON CONFLICT (tenant_id, namespace, step_key) DO UPDATE
 SET digest = excluded.digest,
@@ -22,7 +22,8 @@ SET digest = excluded.digest,
     outcome = NULL,
     changed_at = excluded.changed_at,
     keep = excluded.keep,
-    forget_at = excluded.forget_at
+    forget_at = excluded.forget_at,
+    principal = excluded.principal
 WHERE NOT m.completed AND m.lease_until <= excluded.changed_at AND m.digest = excluded.digest
    OR m.forget_at <= excluded.changed_at AND (m.completed OR m.lease_until <= excluded.changed_at)
 RETURNING m.lease, m.possible_duplicate;

@@ -32,8 +32,8 @@ WHERE a.denied;
 
 -- name: keep
 -- The texts of records that were just written. Of one that was known before, nothing changes.
-INSERT INTO request_contents (tenant_id, id, sealed, keep_until)
-SELECT :tenant, r.id, decode(a.sealed, 'base64'), a.keep_until
+INSERT INTO request_contents (tenant_id, id, sealed, keep_until, principal)
+SELECT :tenant, r.id, decode(a.sealed, 'base64'), a.keep_until, r.principal
 FROM json_to_recordset(CAST(:texts AS json)) AS a (id text, sealed text, keep_until timestamptz)
 JOIN request_records r ON r.tenant_id = :tenant AND r.id = CAST(substr(a.id, 5) AS uuid) AND r.kept_until = a.keep_until
 ON CONFLICT (tenant_id, id) DO NOTHING;

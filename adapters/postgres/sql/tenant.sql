@@ -172,11 +172,16 @@ ORDER BY p.id COLLATE "C"
 LIMIT :limit;
 
 -- name: standing
--- No row: there is no such tenant.
+-- No row: there is no such tenant. Who was erased is known by the name of the tombstone, unless it was put again.
 SELECT t.status AS tenant_status, p.status AS holder_status, p.roles AS holder_roles, p.scopes AS holder_scopes,
        p.created_at AS holder_created_at
 FROM tenants t
-LEFT JOIN principals p ON p.tenant_id = t.tenant_id AND p.id = :holder
+LEFT JOIN LATERAL (
+    SELECT x.* FROM principals x
+    WHERE x.tenant_id = t.tenant_id AND x.id IN (:holder, ao_erased_name(:tenant, :holder))
+    ORDER BY x.id <> :holder
+    LIMIT 1
+) p ON true
 WHERE t.tenant_id = :tenant;
 
 -- name: let_act

@@ -78,6 +78,7 @@ _GATEWAY: Final = "/v1/admin/gateway/configuration"
 _TENANTS: Final = "/v1/admin/tenants"
 _TENANT: Final = _TENANTS + "/{tenant_id}"
 _BUDGET: Final = _TENANT + "/budgets/{budget_id}"
+_PRIVACY: Final = _TENANT + "/privacy"
 _KEY: Final = _TENANT + "/keys/{key_id}"
 _AUDIT: Final = "/v1/admin/audit"
 _SUBJECT: Final = {"path:tenant_id": "subject"}
@@ -166,7 +167,7 @@ MAP: Final[Mapping[Key, Row]] = {
     ),
     ("admin", "GET", _AUDIT + "/chain"): Row(
         ids={"query:tenant_id": "tenant"},
-        # A home's name is the node's.
+        # A home is the node's: of it, too, it is the chain of `tenant_id` that is shown.
         plain=("query:after", "query:home", *_PAGE),
         above=("query:tenant_id",),
         tenant_wide=True,
@@ -201,6 +202,31 @@ MAP: Final[Mapping[Key, Row]] = {
     ),
     ("admin", "DELETE", _BUDGET): Row(ids={**_SUBJECT, "path:budget_id": "budget", **_VERB}, platform=True),
     ("admin", "GET", _TENANT + "/usage"): Row(ids=_SUBJECT, plain=("query:days", "query:by_agent"), platform=True),
+    ("admin", "POST", _PRIVACY + "/exports"): Row(
+        ids={**_SUBJECT, **_VERB}, plain=("body:subject",), body={"subject": "usr_gone"}, platform=True
+    ),
+    ("admin", "POST", _PRIVACY + "/erasures"): Row(
+        ids={**_SUBJECT, **_VERB},
+        plain=("body:subject", "body:confirm"),
+        body={"subject": "usr_gone", "confirm": "usr_gone"},
+        platform=True,
+    ),
+    ("admin", "GET", _PRIVACY + "/erasures"): Row(ids=_SUBJECT, plain=_PAGE, platform=True),
+    # Of the tenant itself: what is held is not deleted.
+    ("admin", "POST", _PRIVACY + "/holds"): Row(
+        ids={"path:tenant_id": "tenant", **_VERB},
+        plain=("body:subject", "body:reason"),
+        body={"subject": "usr_held", "reason": "{secret}"},
+        platform=True,
+    ),
+    ("admin", "GET", _PRIVACY + "/holds"): Row(ids=_SUBJECT, platform=True),
+    ("admin", "POST", _PRIVACY + "/holds/{hold_id}:release"): Row(
+        ids={**_SUBJECT, "path:hold_id": "hold", **_VERB}, body={}, platform=True
+    ),
+    ("admin", "PATCH", _PRIVACY + "/retention"): Row(
+        ids={**_SUBJECT, **_VERB}, plain=("body:days",), body={"days": {"runs": 30}}, platform=True
+    ),
+    ("admin", "GET", _PRIVACY + "/retention"): Row(ids=_SUBJECT, platform=True),
     ("admin", "GET", _TENANT + "/principals"): Row(
         ids={**_SUBJECT, "query:cursor": "cursor"}, plain=_PAGE, platform=True
     ),

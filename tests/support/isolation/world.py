@@ -189,7 +189,7 @@ async def world(home: Path) -> AsyncIterator[World]:
         # The administration's role in the database is one that the other services have not.
         over_all = Environment(_variables(home, database.control, f"{upstream}/v1"))
         api = await stack.enter_async_context(open_ports(stack_a_root.defaults(env), API_NEEDS, clock=clock))
-        beside = dict.fromkeys(("tenant", "budget"))
+        beside = dict.fromkeys(("tenant", "budget", "privacy"))
         ports = {
             **api,
             **await stack.enter_async_context(open_ports(admin_root.defaults(over_all), beside, clock=clock)),
@@ -300,13 +300,15 @@ async def _holdings(made: World, who: str) -> Holdings:
     subject = TenantId(values["subject"])
     await made.ports["tenant"].create(PLATFORM, subject, name=secret, entitlements=Entitlements())
     await made.ports["budget"].set_budget(PLATFORM, subject, Budget(id=values["budget"], limit=1_000))
+    hold = await made.ports["privacy"].hold(PLATFORM, subject, PrincipalId("usr_held"), reason=secret)
+    values["hold"] = hold.id
     person = replace(PLATFORM, tenant=subject, scopes=frozenset({"admin:tenant"}))
     new = NewKey(
         principal=PrincipalId(f"svc_{tag}"), scopes=frozenset(), secret_sha256=hashlib.sha256(tag.encode()).digest()
     )
     values["api_key"] = (await made.ports["tenant"].issue_key(person, new)).id
     return Holdings(
-        values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget"))}
+        values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget", "hold"))}
     )
 
 

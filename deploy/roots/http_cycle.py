@@ -1,0 +1,189 @@
+"""One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
+from logging import Logger
+from typing import Final
+from urllib.parse import unquote
+
+import httptools
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
+from uvicorn.server import ServerState
+
+_LINE_END: Final = b"\r\n"
+_CLOSE: Final = b"connection: close\r\n\r\n"
+_BREAKS: Final = b"\r\n\0"
+_MAX_KNOWN_URL: Final = 256
+_OURS: Final = frozenset({b"connection", b"transfer-encoding"})
+_WITHOUT_BODY: Final = frozenset({204, 304})
+
+
+class Refused(Exception):
+    """Raised inside the parser's callback, where it ends the connection with 400."""
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's, with less to be made for each request, and the ASGI extensions `WHOLE_REQUEST` and `WHOLE_RESPONSE`."""
+
+    # As each one begins.
+    access_log = False
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    chunked_encoding = None
+    expected_content_length = 0
+    _event: asyncio.Event | None = None
+
+    def __init__(  # uvicorn's sets twenty attributes, most of them to the same values
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        logger: Logger,
+        server_state: ServerState,
+        *,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[..., None],
+    ) -> None:
+        self.scope = scope
+        self.transport = transport
+        self.flow = flow
+        self.logger = logger
+        self.default_headers = server_state.default_headers
+        self.waiting_for_100_continue = expect_100_continue
+        self.keep_alive = keep_alive
+        self.on_response = on_response
+        self.body: bytes | bytearray = b""  # type: ignore[assignment]  # mostly it is one piece
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]  # made for those who wait
+        if self._event is None:
+            self._event = asyncio.Event()
+        return self._event
+
+    def add(self, data: bytes) -> None:
+        """A piece of the body."""
+        if not self.body:
+            self.body = data
+        else:
+            if not isinstance(self.body, bytearray):
+                # Many tiny pieces must not be copied each time.
+                self.body = bytearray(self.body)
+            self.body += data
+        self.woken()
+
+    def ended(self) -> None:
+        """The body is whole."""
+        self.more_body = False
+        self.woken()
+
+    def woken(self) -> None:
+        if self._event is not None:
+            self._event.set()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        if (self.body or not self.more_body) and self._event is None:
+            # There was something before anybody waited.
+            self.message_event.set()
+        return await super().receive()
+
+    def taken(self) -> bytes | None:
+        """The body, where all of it is here; what is received afterwards comes behind it."""
+        if self.more_body or self._event is not None:
+            return None
+        body, self.body = bytes(self.body), b""
+        self.waiting_for_100_continue = False
+        self.flow.resume_reading()
+        self._event = asyncio.Event()
+        return body
+
+    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
+            return False
+        head = self._head(headers)
+        if head is None:
+            return False
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        end = _LINE_END if self.keep_alive else _CLOSE
+        self._ended(b"%b%b%b%b" % (STATUS_LINE[status], head, end, body))
+        return True
+
+    def _ended(self, last: bytes) -> None:
+        self.response_complete = True
+        self.transport.write(last)
+        self.woken()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """uvicorn's, without a look at each header, for a stream: its length isn't said, and its pieces come one by one."""
+        if self.flow.write_paused or self.disconnected or self.scope["method"] == "HEAD":
+            await super().send(message)
+        elif message["type"] == "http.response.start":
+            if not self._begun(message["status"], list(message["headers"])):
+                await super().send(message)
+        elif message["type"] == "http.response.body" and self.chunked_encoding and not self.response_complete:
+            body = message["body"]
+            framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if message.get("more_body", False):
+                self.transport.write(framed)
+            else:
+                self._ended(framed + b"0\r\n\r\n")
+        else:
+            await super().send(message)
+
+    def _begun(self, status: int, headers: Collection[tuple[bytes, bytes]]) -> bool:
+        """Whether the head of a stream was sent. Of what has a length, or has no body at all, it is not."""
+        if self.response_started or status in _WITHOUT_BODY:
+            return False
+        head = None if b"content-length" in dict(headers) else self._head(headers)
+        if head is None:
+            return False
+        self.response_started = self.chunked_encoding = True
+        self.waiting_for_100_continue = False
+        end = _LINE_END if self.keep_alive else _CLOSE
+        self.transport.write(b"%b%btransfer-encoding: chunked\r\n%b" % (STATUS_LINE[status], head, end))
+        return True
+
+    def _head(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """The fields of a response; None where that takes a longer look."""
+        names, values = zip(*self.default_headers, *headers, strict=True)
+        lines = _lines(names)
+        if lines is None:
+            return None
+        head = lines % values
+        # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
+        whole = len(head) - len(head.translate(None, _BREAKS)) == len(_LINE_END) * len(names)
+        return head if whole else None
+
+
+def target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, raw path and query. What is asked for is mostly the same. Raises `Refused`."""
+    return _known_target(url) if len(url) <= _MAX_KNOWN_URL else _split(url)
+
+
+def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    if b"#" in url:
+        raise Refused  # a fragment is the client's own; whoever checks paths before us may read on behind it
+    parts = httptools.parse_url(url)
+    raw = parts.path
+    path = raw.decode("ascii")
+    return unquote(path) if "%" in path else path, raw, parts.query or b""
+
+
+_known_target = lru_cache(maxsize=256)(_split)
+
+
+@lru_cache(maxsize=256)
+def _lines(names: tuple[bytes, ...]) -> bytes | None:
+    """Header fields of these names, to be filled with their values; None where it takes more than that to send them."""
+    if any(map(HEADER_RE.search, names)) or not _OURS.isdisjoint(names):
+        return None
+    return b"".join(b"%b: %%b\r\n" % name.replace(b"%", b"%%") for name in names)
