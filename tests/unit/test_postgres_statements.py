@@ -23,7 +23,8 @@ ACROSS_TENANTS: Final = {
 }  # fmt: skip
 
 TABLES: Final = (
-    "tenants|api_keys|principals|acting_principals|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
+    "tenants|api_keys|principals|acting_principals|"
+    "agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
     "budget_holds|budget_hold_windows|budgets|usage_events|audit_log|audit_chain|audit_heads|model_replies|request_records|request_contents|blobs|blob_refs|budgets|budget_hold_windows|usage_events|run_slots|run_rates|"
     "run_backlogs|queue_turns"
 )
