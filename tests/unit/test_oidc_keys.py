@@ -145,6 +145,7 @@ def _many(issuer: OidcIssuer) -> bytes:
 
 BAD_JWKS: dict[str, Callable[[OidcIssuer], bytes]] = {
     "an error": lambda _: answer(b"{}", status="500 Oh"),
+    "keys in an error": lambda issuer: answer(issuer.answers[JWKS].partition(b"\r\n\r\n")[2], status="404 Gone"),
     "elsewhere": lambda issuer: answer(
         b"", status="302 Found", location=f"https://127.0.0.1:{issuer.origin.port}{JWKS}"
     ),
