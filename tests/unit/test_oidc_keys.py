@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio.lowlevel
+import jwt as pyjwt
 import pytest
 
 from adapters.token_auth.remote_keys import FRESH_SECONDS, KEPT_SECONDS, REFETCH_SECONDS
@@ -145,6 +146,7 @@ def _many(issuer: OidcIssuer) -> bytes:
 
 BAD_JWKS: dict[str, Callable[[OidcIssuer], bytes]] = {
     "an error": lambda _: answer(b"{}", status="500 Oh"),
+    "keys in an error": lambda issuer: answer(issuer.answers[JWKS].partition(b"\r\n\r\n")[2], status="404 Gone"),
     "elsewhere": lambda issuer: answer(
         b"", status="302 Found", location=f"https://127.0.0.1:{issuer.origin.port}{JWKS}"
     ),
@@ -186,14 +188,20 @@ class TestFailingClosed:
             pytest.fail(f"{name}: accepted as {await node.verifier.verify(node.issuer.token())}")
         assert node.issuer.fetches(JWKS) == 0
 
-    @pytest.mark.parametrize(
-        "changed", [{"use": "enc"}, {"d": "AAAA"}, {"kid": None}, {"kty": "oct"}, {"alg": "HS256"}]
-    )
+    @pytest.mark.parametrize("changed", [{"use": "enc"}, {"kid": None}, {"kty": "oct"}, {"alg": "HS256"}])
     async def test_an_entry_that_is_no_key_for_signatures_is_none(
         self, node: TrustingNode, changed: dict[str, object]
     ) -> None:
         entry = public_jwk(*node.issuer.keys["first"], kid="first") | changed
         node.issuer.answers[JWKS] = answer(json.dumps({"keys": [entry]}).encode())
+
+        with pytest.raises(Unauthenticated):
+            await node.verifier.verify(node.issuer.token())
+
+    async def test_a_private_key_that_was_published_is_none(self, node: TrustingNode) -> None:
+        key, alg = node.issuer.keys["first"]
+        private = pyjwt.get_algorithm_by_name(alg).to_jwk(key, as_dict=True)
+        node.issuer.answers[JWKS] = answer(json.dumps({"keys": [{**private, "kid": "first", "alg": alg}]}).encode())
 
         with pytest.raises(Unauthenticated):
             await node.verifier.verify(node.issuer.token())

@@ -13,8 +13,8 @@ FOLDER: Final = files("adapters.postgres") / "sql"
 # They go through functions that cross tenants on purpose, or read what belongs to nobody.
 ACROSS_TENANTS: Final = {
     "run_state.renew", "run_state.retire", "run_state.orphans", "run_state.adrift", "queue.lease_any", "queue.depth_any",
-    "tenant.list", "tenant.find_key", "event.stream_epoch", "reply_journal.forget", "maintenance.make_event_days",
-    "maintenance.make_request_days",
+    "tenant.list", "tenant.find_key", "tenant.keys_used", "event.stream_epoch", "reply_journal.forget",
+    "maintenance.make_event_days", "maintenance.make_request_days",
     "audit.heads", "maintenance.drop_request_days", "maintenance.forget_requests",
     "maintenance.forget_runs", "maintenance.drop_event_days",
     # The node's, and no tenant's.
@@ -23,7 +23,8 @@ ACROSS_TENANTS: Final = {
 }  # fmt: skip
 
 TABLES: Final = (
-    "tenants|api_keys|principals|agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
+    "tenants|api_keys|principals|acting_principals|"
+    "agents|runs|idempotency|steps|run_events|queue_messages|memory_items|memory_words|budget_windows|"
     "budget_holds|budget_hold_windows|budgets|usage_events|audit_log|audit_chain|audit_heads|model_replies|request_records|request_contents|blobs|blob_refs|budgets|budget_hold_windows|usage_events|run_slots|run_rates|"
     "run_backlogs|queue_turns"
 )
