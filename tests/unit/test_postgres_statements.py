@@ -16,10 +16,17 @@ ACROSS_TENANTS: Final = {
     "tenant.list", "tenant.find_key", "tenant.keys_used", "event.stream_epoch", "reply_journal.forget",
     "maintenance.make_event_days", "maintenance.make_request_days",
     "audit.heads", "maintenance.drop_request_days", "maintenance.forget_requests",
-    "maintenance.forget_runs", "maintenance.drop_event_days",
+    "maintenance.forget_runs", "maintenance.drop_event_days", "maintenance.retain",
     # The node's, and no tenant's.
     "gateway_configuration.current", "gateway_configuration.newest", "gateway_configuration.get",
     "gateway_configuration.list", "gateway_configuration.add",
+}  # fmt: skip
+
+# Their function asks which tenant the transaction is bound to, which no caller of it can say otherwise.
+BY_THE_TRANSACTION: Final = {
+    "administration.forget_home", "administration.move_standing", "administration.stays", "audit.stays",
+    "privacy.end", "privacy.erase_requests", "privacy.erase_rest", "privacy.erase_runs", "privacy.erase_usage",
+    "privacy.late",
 }  # fmt: skip
 
 TABLES: Final = (
@@ -54,7 +61,16 @@ def all_statements() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(all_statements().keys() - ACROSS_TENANTS))
+def last_definition(function: str) -> str:
+    """As the migrations leave it."""
+    folder = files("adapters.postgres") / "migrations"
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.iterdir(), key=lambda file: file.name))
+    _, _, last = text.rpartition(f" FUNCTION {function}(")
+    assert "CREATE" in text and last, function
+    return re.split(r"\nREVOKE ALL ON FUNCTION|\nCREATE ", last)[0]
+
+
+@pytest.mark.parametrize("name", sorted(all_statements().keys() - ACROSS_TENANTS - BY_THE_TRANSACTION))
 def test_every_statement_names_the_tenant(name: str) -> None:
     statement = all_statements()[name]
 
@@ -65,8 +81,27 @@ def test_every_statement_names_the_tenant(name: str) -> None:
 def test_what_crosses_tenants_touches_no_tenants_table_itself() -> None:
     statements = all_statements()
 
-    assert statements.keys() >= ACROSS_TENANTS
-    assert [name for name in ACROSS_TENANTS if _READ.search(statements[name])] == []
+    apart = ACROSS_TENANTS | BY_THE_TRANSACTION
+    assert statements.keys() >= apart
+    assert [name for name in apart if _READ.search(statements[name])] == []
+
+
+def asks_the_transaction(function: str) -> bool:
+    """Itself, or by the first function it calls for that."""
+    body = last_definition(function)
+    others = re.findall(r"= (ao_(?:bound_tenant|erasing))\(", body)
+    return "current_setting('app.tenant_id', true)" in body or any(asks_the_transaction(other) for other in others)
+
+
+@pytest.mark.parametrize("name", sorted(BY_THE_TRANSACTION))
+def test_a_function_that_is_told_no_tenant_asks_the_transaction(name: str) -> None:
+    [function] = re.findall(r"\bao_\w+(?=\()", _bare(all_statements()[name]))
+
+    assert asks_the_transaction(function)
+
+
+def test_a_function_that_does_not_ask_is_found() -> None:
+    assert not asks_the_transaction("ao_retain")
 
 
 @pytest.mark.parametrize(
