@@ -65,8 +65,8 @@ def last_definition(function: str) -> str:
     """As the migrations leave it."""
     folder = files("adapters.postgres") / "migrations"
     text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.iterdir(), key=lambda file: file.name))
-    _, _, last = text.rpartition(f" FUNCTION {function}(")
-    assert "CREATE" in text and last, function
+    before, _, last = text.rpartition(f" FUNCTION {function}(")
+    assert before, f"no migration makes {function}"
     return re.split(r"\nREVOKE ALL ON FUNCTION|\nCREATE ", last)[0]
 
 
