@@ -138,7 +138,7 @@ class Move:
             "VALUES ($1, $2, $3, $4, $5, $6, $7)",
             self.tenant,
             self.auth.namespace,
-            self.auth.tenant,
+            self.auth.actor_tenant,
             self.auth.principal,
             action,
             f"{self.tenant}@{about}",
@@ -211,14 +211,19 @@ SELECT EXISTS (SELECT FROM legal_holds WHERE tenant_id = $1 AND released_at IS N
 """
 
 
+async def _check_free(move: Move) -> None:
+    if await move.directory.connection.fetchval(_KEPT, move.tenant):
+        raise Conflict(
+            f"{move.tenant} has legal holds, retention of its own or an erasing under way; a home knows none of it"
+        )
+
+
 async def _begin(move: Move, here: End, there: End) -> None:
     tenant = move.tenant
     if await move.directory.connection.fetchval("SELECT 1 FROM tenant_tombstones WHERE tenant_id = $1", tenant):
         raise Conflict(f"{tenant} is being removed; it does not move any more")
-    if there.name != SHARED and await move.directory.connection.fetchval(_KEPT, tenant):
-        raise Conflict(
-            f"{tenant} has legal holds, retention of its own or an erasing under way; a home knows none of it"
-        )
+    if there.name != SHARED:
+        await _check_free(move)
     if await move.standing(there) is None:
         for table in TABLES:
             if await there.reach(tenant, table, None) is not None:
@@ -231,6 +236,9 @@ async def _begin(move: Move, here: End, there: End) -> None:
     if await move.standing(here) is None:
         async with move.directory.connection.transaction():
             if there.name != SHARED:
+                # Whoever places a hold asks under the same lock whether the tenant stays elsewhere.
+                await move.directory.connection.execute("SELECT ao_lock_holds($1)", tenant)
+                await _check_free(move)
                 # Before anything of it can be noted there: its audit has a chain there from now on.
                 await move.directory.connection.execute(
                     "INSERT INTO tenant_stays (tenant, home) VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, there.name

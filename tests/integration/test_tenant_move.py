@@ -483,3 +483,41 @@ async def test_a_key_that_was_used_before_the_move_answers_with_the_same_run(hom
     await homes.move(ACME.tenant, OTHER)
 
     assert await homes.api.create(ACME, "key-1") == first
+
+
+async def test_a_hold_that_is_placed_while_a_move_begins_is_seen(homes: Homes) -> None:
+    """Both ask under one lock: the hold's is taken here, and the move finds what it comes to."""
+    placing = await asyncpg.connect(homes.shared.superuser, server_settings={"search_path": "agentos"})
+    try:
+        holding = placing.transaction()
+        await holding.start()
+        await placing.execute("SELECT ao_lock_holds($1)", ACME.tenant)
+        async with asyncio.TaskGroup() as group:
+            moving = group.create_task(refused_move(homes))
+            await waits_for_a_lock(homes.shared)
+            await placing.execute(
+                "INSERT INTO legal_holds (tenant_id, reason, placed_by) VALUES ($1, 'case 17/26', 'usr_officer')",
+                ACME.tenant,
+            )
+            await holding.commit()
+    finally:
+        await placing.close()
+
+    assert "legal holds" in moving.result()
+    assert await fetch(homes.shared.admin, "SELECT * FROM tenant_stays") == []
+
+
+async def refused_move(homes: Homes) -> str:
+    with pytest.raises(Conflict) as refused:
+        await homes.move(ACME.tenant, OTHER)
+    return str(refused.value)
+
+
+async def waits_for_a_lock(clone: Clone) -> None:
+    waiting = (
+        "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+        "WHERE d.datname = $1 AND l.locktype = 'advisory' AND NOT l.granted"
+    )
+    with anyio.fail_after(30):
+        while not await fetch(clone.superuser, waiting, clone.name):  # noqa: ASYNC110 - the database does
+            await anyio.sleep(0.02)
