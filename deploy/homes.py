@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from adapters.postgres.bootstrap import APP, CONTROL, OWNER, bootstrap
 from adapters.postgres.maintenance import make_event_days
 from adapters.postgres.migrate import migrate
-from adapters.postgres.move import Places
+from adapters.postgres.move_job import Places
 from adapters.postgres.move_tables import SHARED
 from deploy import credentials
 from deploy.config import Config, dereference

@@ -11,13 +11,12 @@ from adapters.postgres.move import (
     FREEZE_S,
     GRACE,
     Plan,
-    Report,
-    Step,
     abort_move,
     clear_remains,
     move_tenant,
     plan_move,
 )
+from adapters.postgres.move_job import Report, Step
 from deploy.cli.access import tenant_id
 from deploy.cli.io import FINE, Io
 from deploy.homes import places_of

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from adapters.postgres import audit
-from adapters.postgres.move import FREEZE_S, Step
+from adapters.postgres.move import FREEZE_S
+from adapters.postgres.move_job import Step
 from adapters.postgres.move_tables import SHARED
 from adapters.token_auth.issuer import generate_key, load_key
 from conformance.people import ACME, GLOBEX, PLATFORM

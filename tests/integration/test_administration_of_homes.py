@@ -9,7 +9,8 @@ from typing import Any, Final, cast
 import httpx
 import pytest
 
-from adapters.postgres.move import Step, abort_move
+from adapters.postgres.move import abort_move
+from adapters.postgres.move_job import Step
 from adapters.postgres.tenant_export import verified
 from conformance.people import ACME, GLOBEX, PLATFORM
 from deploy.admin_surface import create_admin_app

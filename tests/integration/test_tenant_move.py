@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from adapters.postgres.engine import PostgresConfig, open_database
 from adapters.postgres.errors import Moved, translate
-from adapters.postgres.move import Step, abort_move, clear_remains, move_tenant
+from adapters.postgres.move import abort_move, clear_remains, move_tenant
+from adapters.postgres.move_job import Step
 from adapters.postgres.move_tables import SHARED, TABLES
 from adapters.postgres.statements import statement
 from conformance.factories import MEGABYTE, SUCCEEDED, intent, new_run, result, telling

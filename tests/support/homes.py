@@ -15,7 +15,8 @@ from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
 from adapters.inproc.tool import InprocTools, PythonTool
 from adapters.postgres import agent, audit, event, homes, memory, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
-from adapters.postgres.move import Places, Report, Step, clear_remains, move_tenant
+from adapters.postgres.move import clear_remains, move_tenant
+from adapters.postgres.move_job import Places, Report, Step
 from adapters.system_clock import SystemClock
 from conformance.factories import idempotency
 from conformance.people import PLATFORM
