@@ -13,6 +13,8 @@ EMBEDDED: Final = "embedded"
 MOST: Final = 32
 """A pool of connections in each service for each."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_SHOWN: Final = re.compile(r"[A-Za-z0-9_.-]{0,40}")
+"""May be quoted: a DSN, where a name should be, has other characters."""
 _REFERENCE: Final = re.compile(r"(?:env|file):\S+")
 _PORTS: Final = range(1, 65_536)
 
@@ -44,8 +46,9 @@ def parse_homes(text: str) -> tuple[Home, ...]:
         parts = [part.strip() for part in told.split(",")]
         name = name.strip()
         if not _NAME.fullmatch(name) or name == SHARED or name in {home.name for home in found}:
+            shown = repr(name) if _SHOWN.fullmatch(name) else "what stands before the = or in its place"
             raise InvalidArgument(
-                f"AGENTOS_HOMES: {name!r} can't name a home; write up to 32 small letters, digits, - or _, each name once, "
+                f"AGENTOS_HOMES: {shown} can't name a home; write up to 32 small letters, digits, - or _, each name once, "
                 f"and not {SHARED!r}"
             )
         port = int(parts[0]) if parts[0].isascii() and parts[0].isdigit() else 0

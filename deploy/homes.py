@@ -22,24 +22,21 @@ from ports.errors import InvalidArgument, Unavailable
 
 
 def url_file(home: str) -> str:
-    return f"home_{home}_url"
+    """Apart by what no name of a home has."""
+    return f"home.{home}.url"
 
 
 def owner_url_file(home: str) -> str:
-    return f"home_{home}_owner_url"
+    return f"home.{home}.owner_url"
 
 
 def control_url_file(home: str) -> str:
-    return f"home_{home}_control_url"
+    return f"home.{home}.control_url"
 
 
 def homes_set_up(node: Node) -> list[str]:
     """The homes that an `up` has written addresses of."""
-    return sorted(
-        path.name.removeprefix("home_").removesuffix("_url")
-        for path in node.secrets.glob("home_*_url")
-        if not path.name.endswith(("_owner_url", "_control_url"))
-    )
+    return sorted(path.name.split(".")[1] for path in node.secrets.glob(url_file("*")))
 
 
 def environment_of(node: Node, config: Config, *, file: Callable[[str], str] = url_file) -> dict[str, str]:

@@ -77,19 +77,21 @@ SELECT EXISTS (SELECT FROM legal_holds WHERE tenant_id = $1 AND released_at IS N
 """
 
 
-async def _check_free(move: Move) -> None:
-    if await move.directory.connection.fetchval(_KEPT, move.tenant):
+async def _check_free(move: Move, there: End) -> None:
+    """Under `ao_lock_holds` what is found stays so: whoever holds or removes something of a tenant's takes it too."""
+    tenant = move.tenant
+    if await move.directory.connection.fetchval("SELECT 1 FROM tenant_tombstones WHERE tenant_id = $1", tenant):
+        raise Conflict(f"{tenant} is being removed; it does not move any more")
+    if there.name != SHARED and await move.directory.connection.fetchval(_KEPT, tenant):
         raise Conflict(
-            f"{move.tenant} has legal holds, retention of its own or an erasing under way; a home knows none of it"
+            f"{tenant} has legal holds, retention of its own or an erasing under way; a home knows none of it. See "
+            f"`agentos privacy holds`, `retention` and `erasures`, each with --tenant {tenant}"
         )
 
 
 async def _begin(move: Move, here: End, there: End) -> None:
     tenant = move.tenant
-    if await move.directory.connection.fetchval("SELECT 1 FROM tenant_tombstones WHERE tenant_id = $1", tenant):
-        raise Conflict(f"{tenant} is being removed; it does not move any more")
-    if there.name != SHARED:
-        await _check_free(move)
+    await _check_free(move, there)
     if await move.standing(there) is None:
         for table in TABLES:
             if await there.reach(tenant, table, None) is not None:
@@ -98,13 +100,15 @@ async def _begin(move: Move, here: End, there: End) -> None:
             "INSERT INTO tenant_moves (tenant, state, other) VALUES ($1, 'arriving', $2)", tenant, here.name
         )
     elif (await move.standing(there)) != Standing(state="arriving", other=here.name, for_s=0.0):
-        raise Conflict(f"{there.name!r} has remains of {tenant}; clear them first with `agentos tenant move --clear`")
+        raise Conflict(
+            f"{there.name!r} has remains of {tenant}; clear them first with "
+            f"`agentos tenant move {tenant} --clear --grace-hours 0`"
+        )
     if await move.standing(here) is None:
         async with move.directory.connection.transaction():
+            await move.directory.connection.execute("SELECT ao_lock_holds($1)", tenant)
+            await _check_free(move, there)
             if there.name != SHARED:
-                # Whoever places a hold asks under the same lock whether the tenant stays elsewhere.
-                await move.directory.connection.execute("SELECT ao_lock_holds($1)", tenant)
-                await _check_free(move)
                 # Before anything of it can be noted there: its audit has a chain there from now on.
                 await move.directory.connection.execute(
                     "INSERT INTO tenant_stays (tenant, home) VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, there.name
@@ -136,9 +140,19 @@ async def abort_move(auth: AuthContext, tenant: TenantId, places: Places, *, tel
         await _clear(move, there)
         await here.connection.execute("DELETE FROM tenant_changes WHERE tenant = $1", tenant)
         async with move.directory.connection.transaction():
+            await _forget_stay(move, there)
             await move.note(move.directory, "tenant.move_abort", there.name)
         await here.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1", tenant)
         return Report(tenant=tenant, source=here.name, to=here.name, done=f"{tenant} stays in {here.name}")
+
+
+async def _forget_stay(move: Move, there: End) -> None:
+    """Where it never lived, nothing of it is to be looked for. Where it did before, its audit has a chain."""
+    chain = "SELECT 1 FROM audit_heads WHERE tenant_id = $1"
+    if there.name != SHARED and not await there.connection.fetchval(chain, move.tenant):
+        await move.directory.connection.execute(
+            "DELETE FROM tenant_stays WHERE tenant = $1 AND home = $2", move.tenant, there.name
+        )
 
 
 async def clear_remains(

@@ -30,6 +30,8 @@ _SETTINGS: Final = {
     "extra_float_digits": "1",
     "bytea_output": "hex",
     "jit": "off",
+    # Keys of tenants stand in statements as literals.
+    "standard_conforming_strings": "on",
 }
 
 

@@ -64,14 +64,19 @@ async def _equal(
     move: Move, here: End, there: End, ours: Awaitable[dict[str, Sum]], theirs: Awaitable[dict[str, Sum]]
 ) -> dict[str, Sum]:
     """What both found; raises `Conflict` where that is not the same."""
-    found, copied = await asyncio.gather(ours, theirs)
+    # Both to their end, whatever becomes of the other: a connection with a query under way can't be rolled back.
+    both = await asyncio.gather(ours, theirs, return_exceptions=True)
+    for one in both:
+        if isinstance(one, BaseException):
+            raise one
+    found, copied = (one for one in both if not isinstance(one, BaseException))
     wrong = [
         f"{name} ({found[name].rows} rows, {copied[name].rows} there)" for name in found if found[name] != copied[name]
     ]
     if wrong:
         raise Conflict(
             f"what was copied to {there.name!r} differs in {', '.join(wrong)}; {move.tenant} works as before, in "
-            f"{here.name!r}. Abort this move with `agentos tenant move --abort` and begin anew"
+            f"{here.name!r}. Abort this move with `agentos tenant move {move.tenant} --abort` and begin anew"
         )
     return found
 

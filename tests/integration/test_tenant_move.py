@@ -254,6 +254,8 @@ async def test_a_move_is_aborted_until_its_switch(homes: Homes, point: str, time
     assert await standing(homes.shared) == await standing(homes.other) == []
     assert await guards(homes.shared) == 0
     assert await fetch(homes.shared.admin, "SELECT 1 FROM tenant_changes") == []
+    # It never lived there, so that nothing of it is to be asked of there.
+    assert await fetch(homes.shared.admin, "SELECT 1 FROM tenant_stays") == []
     with pytest.raises(Conflict):
         await abort_move(PLATFORM, ACME.tenant, homes.places, tell=silent)
 

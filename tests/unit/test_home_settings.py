@@ -7,8 +7,8 @@ import pytest
 from deploy.catalogue import catalogue
 from deploy.config import Config, problems
 from deploy.home_settings import Home, parse_homes
-from deploy.homes import control_url_file, url_file
-from deploy.node import Node
+from deploy.homes import control_url_file, homes_set_up, owner_url_file, url_file
+from deploy.node import Node, write_private
 from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment
 from ports.errors import InvalidArgument
@@ -36,6 +36,7 @@ def test_homes_are_named_with_a_port_and_where_they_are() -> None:
         "eu1", "eu1=", "eu1=8092", "eu1=x,embedded", "eu1=0,embedded", "eu1=70000,embedded", "shared=8092,embedded",
         "EU=8092,embedded", "../eu=8092,embedded", "eu1=8092,embedded;eu1=8093,embedded", "=8092,embedded",
         "eu1=8092,postgresql://ao_app:hunter2@db/agentos,env:OWNER",
+        "postgresql://ao_app:hunter2@db/agentos?sslmode=require",
         "eu1=8092,env:ONE", "eu1=8092,env:A,env:B", "eu1=8092,env:A,env:B,env:C,env:D",
         ";".join(f"h{n}={8100 + n},embedded" for n in range(33)),
     ],
@@ -74,6 +75,18 @@ def test_each_home_has_a_worker_that_knows_no_other_database(tmp_path: Path) -> 
     assert "AGENTOS_HOME_URL_FILES" not in services["stack-b"].environment
     alone = {service.name: service for service in catalogue(node, Config(), {})}
     assert "AGENTOS_HOME_URL_FILES" not in alone["stack-a"].environment
+
+
+def test_homes_with_like_names_have_files_apart(tmp_path: Path) -> None:
+    node = Node.locate({"AGENTOS_HOME": str(tmp_path)})
+    node.create()
+    names = ["eu", "eu_control", "eu_owner"]
+    files = [node.secret(file(name)) for name in names for file in (url_file, owner_url_file, control_url_file)]
+    for file in files:
+        write_private(file, "postgresql://x")
+
+    assert len(set(files)) == 9
+    assert homes_set_up(node) == names
 
 
 def test_a_service_reads_each_address_from_its_file(tmp_path: Path) -> None:

@@ -61,8 +61,7 @@ GRANT SELECT ON tenant_homes, tenant_stays, tenant_moves, tenant_changes, tenant
 -- No service writes to any of these. Whoever moves tenants connects as the owner and becomes this role, which services can't.
 GRANT CREATE ON SCHEMA agentos TO ao_def;
 GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_homes, tenant_moves, tenant_changes, tenant_copies TO ao_def;
-GRANT SELECT, INSERT ON tenant_stays TO ao_def;
-REVOKE DELETE ON tenant_stays FROM ao_def;
+GRANT SELECT, INSERT, DELETE ON tenant_stays TO ao_def;
 GRANT SELECT, INSERT, UPDATE, DELETE ON agents, runs, idempotency, steps, run_events, blobs, blob_refs, memory_items,
     memory_words, queue_messages, queue_turns, run_rates, run_backlogs, run_slots TO ao_def;
 GRANT INSERT, UPDATE, DELETE ON tenants TO ao_def;
