@@ -96,6 +96,7 @@ class TestInventsTenants(BrokenTenants):
     broken = InventsTenants
     caught_by = frozenset(
         {
+            "test_nobody_else_may_say_or_see_it",
             "test_a_caller_gets_its_own_tenant_or_not_found",
             "test_a_standing_tells_the_tenants_status_and_needs_one",
             "test_entitlements_out_of_their_bounds_are_refused",
@@ -167,6 +168,7 @@ class TestDisablesNobody(BrokenTenants):
     broken = DisablesNobody
     caught_by = frozenset(
         {
+            "test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own",
             "test_a_disabled_tenants_key_is_found_and_says_so",
             "test_a_standing_tells_the_tenants_status_and_needs_one",
             "test_the_platform_disables_and_enables_a_tenant",
@@ -283,6 +285,7 @@ class TestListsEverybodysKeys(BrokenTenants):
     broken = ListsEverybodysKeys
     caught_by = frozenset(
         {
+            "test_a_keys_last_use_is_told_and_never_goes_back",
             "test_a_listing_names_the_tenants_own_keys_in_pages",
         }
     )
@@ -401,6 +404,7 @@ class TestKeepsTheFirstPrincipal(BrokenTenants):
     broken = KeepsTheFirstPrincipal
     caught_by = frozenset(
         {
+            "test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own",
             "test_a_principal_is_kept_as_it_was_put_last",
             "test_a_foreign_principal_is_not_found_like_one_never_put",
             "test_a_key_and_a_caller_are_found_with_their_principal",
