@@ -122,17 +122,7 @@ async def _bring_beside(move: Move, here: End, there: End) -> None:
     until then heard that it is over.
     """
     if there.name != SHARED:
-        row = await move.directory.connection.fetchrow(
-            "SELECT tenant_id, name, status, entitlements::text, created_at FROM tenants WHERE tenant_id = $1",
-            move.tenant,
-        )
-        assert row is not None, "who moves is there"
-        await there.connection.execute(
-            "INSERT INTO tenants (tenant_id, name, status, entitlements, created_at) VALUES ($1, $2, $3, $4::json, $5) "
-            "ON CONFLICT (tenant_id) DO UPDATE SET name = excluded.name, status = excluded.status, "
-            "entitlements = excluded.entitlements",
-            *row,
-        )
+        await _bring_line(move, there)
         await there.connection.execute(
             "INSERT INTO tenant_copies (tenant) VALUES ($1) ON CONFLICT DO NOTHING", move.tenant
         )
@@ -147,6 +137,22 @@ async def _bring_beside(move: Move, here: End, there: End) -> None:
             "ON CONFLICT (id) DO UPDATE SET lease_until = greatest(w.lease_until, excluded.lease_until)",
             worker["id"],
             worker["left"],
+        )
+
+
+async def _bring_line(move: Move, there: End) -> None:
+    """Whoever changes the line meanwhile waits until it is copied."""
+    async with move.directory.connection.transaction():
+        row = await move.directory.connection.fetchrow(
+            "SELECT tenant_id, name, status, entitlements::text, created_at FROM tenants WHERE tenant_id = $1 FOR SHARE",
+            move.tenant,
+        )
+        assert row is not None, "who moves is there"
+        await there.connection.execute(
+            "INSERT INTO tenants (tenant_id, name, status, entitlements, created_at) VALUES ($1, $2, $3, $4::json, $5) "
+            "ON CONFLICT (tenant_id) DO UPDATE SET name = excluded.name, status = excluded.status, "
+            "entitlements = excluded.entitlements",
+            *row,
         )
 
 
@@ -180,6 +186,9 @@ async def arrive(move: Move, here: End, there: End) -> None:
 
 
 async def open_up(move: Move, there: End) -> None:
+    if there.name != SHARED:
+        # Who changed it after it was brought and before everybody was told has not copied it.
+        await _bring_line(move, there)
     async with there.connection.transaction():
         await there.connection.execute(
             "INSERT INTO queue_turns AS q (tenant_id, vtime, next_at, served_at) "

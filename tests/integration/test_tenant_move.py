@@ -524,3 +524,24 @@ async def waits_for_a_lock(clone: Clone) -> None:
     with anyio.fail_after(30):
         while not await fetch(clone.superuser, waiting, clone.name):  # noqa: ASYNC110 - the database does
             await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize("point", ["compared", "written", "left", "directed"])
+async def test_limits_that_are_changed_while_it_moves_arrive(homes: Homes, point: str) -> None:
+    changing: list[asyncio.Task[None]] = []
+
+    async def change() -> None:
+        await homes.api.tenants.set_entitlements(PLATFORM, ACME.tenant, Entitlements(max_queued_runs=7))
+
+    async def tell(step: Step) -> None:
+        if step.point == point:
+            changing.append(asyncio.create_task(change()))
+            # Either it waits for the move, or it is done before the move goes on.
+            await asyncio.wait(changing, timeout=0.2)
+
+    await homes.move(ACME.tenant, OTHER, tell=tell)
+    await asyncio.gather(*changing)
+
+    [row] = await fetch(homes.other.admin, "SELECT entitlements FROM tenants WHERE tenant_id = $1", ACME.tenant)
+    assert '"max_queued_runs":7' in row["entitlements"].replace(" ", "")
+    assert len(changing) == 1
