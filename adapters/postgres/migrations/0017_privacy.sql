@@ -299,9 +299,30 @@ BEGIN
 END
 $$;
 
+SET LOCAL ROLE ao_def;
+-- As before, and a key of whoever was erased is barred by the name of the tombstone, unless its holder was put again.
+CREATE OR REPLACE FUNCTION ao_find_key_holder(p_id uuid) RETURNS TABLE (
+    tenant_id text, id uuid, namespace text, principal text, scopes json, roles json, label text, secret_sha256 bytea,
+    created_at timestamptz, expires_at timestamptz, tenant_status text,
+    holder_status text, holder_roles json, holder_scopes json, holder_created_at timestamptz
+)
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT k.tenant_id, k.id, k.namespace, k.principal, k.scopes, k.roles, k.label, k.secret_sha256, k.created_at,
+           k.expires_at, t.status, p.status, p.roles, p.scopes, p.created_at
+    FROM api_keys k
+    JOIN tenants t ON t.tenant_id = k.tenant_id
+    LEFT JOIN LATERAL (
+        SELECT x.* FROM principals x
+        WHERE x.tenant_id = k.tenant_id AND x.id IN (k.principal, ao_erased_name(k.tenant_id, k.principal))
+        ORDER BY x.id <> k.principal
+        LIMIT 1
+    ) p ON true
+    WHERE k.id = p_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ao_now());
+END;
+
 -- Upkeep, as before but for what is held.
 
-SET LOCAL ROLE ao_def;
 CREATE OR REPLACE FUNCTION ao_forget_runs(p_days integer, p_limit integer) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 AS $$
