@@ -257,6 +257,21 @@ class PrivacyContract(Contract):
         verdict = check.verdict(await log.head(READER, TENANT))
         assert (verdict.bad, verdict.erased) == (None, 2)
 
+    @clause("PRI-2", "PRI-4")
+    async def test_the_audit_keeps_what_a_namesake_of_another_tenant_did(self, harness: PrivacyHarness) -> None:
+        port, log = await seeded(harness), await harness.audit_log()
+        namesake, there = replace(PLATFORM, principal=ANN), HUB.acting_for(TENANT)
+        await log.note(ACME, Note(action="thing.done", subject="thing"))
+        await log.note(namesake, Note(action="thing.seen", subject="thing"), tenant=TENANT)
+        await log.note(there, Note(action="thing.done", subject="thing"))
+
+        done = [await erased(port), await erased(port, there.principal)]
+
+        entries = [one.entry for one in await every_link(harness) if one.entry is not None]
+        things = [(one.actor_tenant, one.principal) for one in entries if one.action.startswith("thing.")]
+        assert things == [(namesake.tenant, ANN)]
+        assert [one.counts.audit for one in done] == [1, 1]
+
     @clause("PRI-3")
     async def test_whoever_repeats_it_brings_it_to_its_end(self, harness: PrivacyHarness) -> None:
         port = await seeded(harness)

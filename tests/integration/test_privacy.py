@@ -13,6 +13,7 @@ from zipfile import ZipFile
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from adapters.postgres import audit, maintenance, privacy, tenant_export
 from adapters.postgres.engine import PostgresConfig
@@ -23,6 +24,7 @@ from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from deploy.audit_check import checked
 from deploy.node import write_private
 from ports.adapter import Given
+from ports.audit import Note
 from ports.context import SCOPES, AuthContext
 from ports.errors import AgentOSError
 from ports.ids import TenantId
@@ -238,6 +240,26 @@ def test_an_export_has_all_of_the_subject_and_nothing_of_others(database: Clone,
     assert [tuple(row) for row in rows] == [(ANN.principal, _sha256(path))]
     checked_again = agentos("tenant", "verify-export", str(path), environ=environ)
     assert checked_again.code == 0
+
+
+def test_a_namesake_of_another_tenant_is_somebody_else(database: Clone, environ: dict[str, str]) -> None:
+    async def noted() -> None:
+        async with audit.SPEC.open(PostgresConfig(dsn=database.control), GIVEN) as log:
+            await log.note(
+                replace(PLATFORM, principal=ANN.principal),
+                Note(action="thing.seen", subject="namesake"),
+                tenant=ACME.tenant,
+            )
+
+    asyncio.run(noted())
+    made = run(environ, "export", ANN.principal)
+    with ZipFile(Path(made.out.strip())) as packed:
+        exported = packed.read("tables/audit_log.ndjson").decode()
+
+    assert (made.code, erase(environ).code) == (0, 0)
+    assert ANN.principal in exported
+    assert "namesake" not in exported
+    assert len(of(rows_of(database), "namesake")["audit_log"]) == 1
 
 
 def _sha256(path: Path) -> str:

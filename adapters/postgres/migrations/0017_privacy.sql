@@ -63,6 +63,13 @@ GRANT UPDATE (principal, session, correlation_id) ON usage_events TO ao_def;
 CREATE FUNCTION ao_erased_name(p_tenant text, p_subject text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN 'erased:' || encode(sha256(convert_to(p_tenant || ' ' || p_subject, 'UTF8')), 'hex');
 
+-- Whose principal this is, by the name that it has in the tenant it acts in. None of a tenant's own has such a name.
+CREATE FUNCTION ao_actor(p_tenant text, p_principal text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN p_principal ~ '^tnt_[a-z0-9_-]+/' THEN split_part(p_principal, '/', 1) ELSE p_tenant END;
+REVOKE ALL ON FUNCTION ao_actor(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ao_actor(text, text) TO ao_app, ao_def;
+
 -- The least id that something made at this moment can have (UUIDv7).
 CREATE FUNCTION ao_first_id(p_at timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CAST(rpad(lpad(to_hex(CAST(floor(extract(epoch FROM p_at) * 1000) AS bigint)), 12, '0'), 32, '0') AS uuid);
@@ -389,7 +396,8 @@ END
 $$;
 
 -- An entry goes, as before, by its chain and with an entry that tells of it; what is held stays, and so does what tells of
--- erasing. One principal's are those that say what it did, and those that say what was done to it.
+-- erasing. One principal's are those that say what it did, and not its namesake of another tenant, and those that say what was
+-- done to it.
 CREATE OR REPLACE FUNCTION ao_audit_erase(
     p_first bigint, p_last bigint, p_namespace text, p_actor_tenant text, p_principal text, p_correlation_id text, p_subject text
 ) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
@@ -404,7 +412,8 @@ BEGIN
         DELETE FROM audit_log a USING audit_chain c
         WHERE c.tenant_id = whose AND c.seq BETWEEN p_first AND p_last AND a.tenant_id = c.tenant_id AND a.id = c.entry
           AND a.action NOT IN ('audit.erase', 'subject.erase', 'subject.erased', 'tenant.erase', 'tenant.erased')
-          AND (p_subject IS NULL OR a.principal = p_subject OR a.subject = p_subject)
+          AND (p_subject IS NULL OR a.subject = p_subject
+               OR a.principal = p_subject AND a.actor_tenant = ao_actor(whose, p_subject))
           AND NOT ao_held(whose, a.principal) AND NOT ao_held(whose, a.subject)
         RETURNING c.seq
     ),

@@ -142,7 +142,10 @@ class LeavesTheAudit(InprocPrivacy):
 
 class TestLeavesTheAudit(BrokenPrivacy):
     broken = LeavesTheAudit
-    caught_by = WHOLE | {"test_the_audit_says_nothing_of_the_subject_and_its_chain_holds"}
+    caught_by = WHOLE | {
+        "test_the_audit_says_nothing_of_the_subject_and_its_chain_holds",
+        "test_the_audit_keeps_what_a_namesake_of_another_tenant_did",
+    }
 
 
 class CutsTheAudit(InprocPrivacy):
@@ -157,7 +160,30 @@ class CutsTheAudit(InprocPrivacy):
 
 class TestCutsTheAudit(BrokenPrivacy):
     broken = CutsTheAudit
-    caught_by = frozenset({"test_the_audit_says_nothing_of_the_subject_and_its_chain_holds"})
+    caught_by = frozenset(
+        {
+            "test_the_audit_says_nothing_of_the_subject_and_its_chain_holds",
+            "test_the_audit_keeps_what_a_namesake_of_another_tenant_did",
+        }
+    )
+
+
+class TakesWhatANamesakeDid(InprocPrivacy):
+    """Goes by the name alone."""
+
+    async def _rest(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId, counts: Counts) -> Counts:
+        done = await super()._rest(auth, tenant, subject, counts)
+        links = self._chains.of(tenant)
+        links[:] = [
+            replace(one, entry=None) if one.entry is not None and one.entry.principal == subject else one
+            for one in links
+        ]
+        return done
+
+
+class TestTakesWhatANamesakeDid(BrokenPrivacy):
+    broken = TakesWhatANamesakeDid
+    caught_by = frozenset({"test_the_audit_keeps_what_a_namesake_of_another_tenant_did"})
 
 
 class NamesWhoWasErased(InprocPrivacy):
