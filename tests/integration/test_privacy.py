@@ -190,6 +190,28 @@ def test_under_a_hold_nothing_goes(database: Clone, environ: dict[str, str], who
     assert tables_with(rows_of(database), WORD) == set()
 
 
+@pytest.mark.parametrize(
+    "step", ["ao_forget_runs(7, 100)", "ao_forget_requests(7, 100)", "ao_drop_request_days(7)", "ao_retain(100)"]
+)
+def test_a_hold_waits_for_what_upkeep_is_removing(database: Clone, step: str) -> None:
+    """Whoever is told that the hold is in force finds all that it holds, or nothing that goes later."""
+
+    async def placed() -> tuple[bool, bool]:
+        upkeep = await asyncpg.connect(database.app, server_settings={"search_path": "agentos"})
+        async with privacy.SPEC.open(PostgresConfig(dsn=database.control), GIVEN) as port:
+            removing = upkeep.transaction()
+            await removing.start()
+            await upkeep.execute(f"SET LOCAL app.tenant_id = '{NODE.tenant}'")
+            await upkeep.execute(f"SELECT {step}")
+            hold = asyncio.ensure_future(port.hold(PLATFORM, ACME.tenant, ANN.principal, reason="case 17/26"))
+            done, _ = await asyncio.wait({hold}, timeout=0.5)
+            await removing.commit()
+            await upkeep.close()
+            return bool(done), (await hold).subject == ANN.principal
+
+    assert asyncio.run(placed()) == (False, True)
+
+
 def test_retention_by_class_is_the_tenants(database: Clone, environ: dict[str, str]) -> None:
     said = run(environ, "retention", "runs=7", "memory=1", "--json")
     shown = run(environ, "retention")

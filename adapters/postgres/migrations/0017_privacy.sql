@@ -108,6 +108,13 @@ BEGIN ATOMIC
     SELECT pg_advisory_xact_lock(174487309, hashtext(p_tenant));
 END;
 
+-- As `ao_lock_holds`, of upkeep, which is of all tenants: steps of it share this, and whoever places a hold has it alone.
+CREATE FUNCTION ao_share_holds() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT pg_advisory_xact_lock_shared(174487310);
+END;
+
 -- The tenant, when the subject's erasing has begun and nothing holds it.
 CREATE FUNCTION ao_erasing(p_subject text) RETURNS text
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
@@ -339,6 +346,7 @@ DECLARE
     v_tenants text[];
     v_runs    uuid[];
 BEGIN
+    PERFORM ao_share_holds();
     -- Whatever the caller believes: idempotency keys are promised for this long.
     IF p_days < 7 THEN
         RAISE EXCEPTION 'runs are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
@@ -365,6 +373,7 @@ DECLARE
     v_count integer;
     v_most  integer;
 BEGIN
+    PERFORM ao_share_holds();
     IF p_days < 7 THEN
         RAISE EXCEPTION 'requests are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -487,6 +496,7 @@ DECLARE
     v_day     record;
     v_dropped integer := 0;
 BEGIN
+    PERFORM ao_share_holds();
     IF p_days < 7 THEN
         RAISE EXCEPTION 'requests are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -515,6 +525,7 @@ DECLARE
     v_count integer;
     v_runs  uuid[];
 BEGIN
+    PERFORM ao_share_holds();
     runs := 0;
     most := 0;
     FOR v_rule IN SELECT * FROM retention_rules r ORDER BY r.tenant_id, r.class LOOP
