@@ -162,13 +162,15 @@ BEGIN
     SELECT (SELECT count(*) FROM forgotten), array_agg(refs.tenant_id), array_agg(refs.sha256)
     INTO v_count, v_tenants, v_hashes
     FROM refs;
-    -- Locked first and looked at again afterwards: somebody may refer to a body at this moment. Who holds its lock does.
+    -- Locked first and looked at again afterwards: somebody may refer to a body at this moment. Whoever else removes what
+    -- referred to it may look before this is done: who is last takes the body, so nobody passes a lock by.
     SELECT array_agg(l.tenant_id), array_agg(l.sha256) INTO v_tenants, v_hashes
     FROM (
         SELECT b.tenant_id, b.sha256
         FROM blobs b
         WHERE (b.tenant_id, b.sha256) IN (SELECT * FROM unnest(v_tenants, v_hashes))
-        FOR UPDATE SKIP LOCKED
+        ORDER BY b.tenant_id, b.sha256
+        FOR UPDATE
     ) l;
     DELETE FROM blobs b
     USING unnest(v_tenants, v_hashes) AS l (tenant_id, sha256)
@@ -242,7 +244,7 @@ BEGIN
     SELECT count(*), (array_agg(s.id ORDER BY s.id DESC))[1], array_agg(s.id) FILTER (WHERE s.theirs)
     INTO v_seen, last, v_theirs
     FROM seen s;
-    -- Those of before whose they are not written to.
+    -- Texts from before this migration don't say whose they are: they go by their request.
     DELETE FROM request_contents c WHERE c.tenant_id = v_tenant AND c.id = ANY (v_theirs);
     -- What a caller chose is the caller's: which model it asked for is a text of its own.
     UPDATE request_records r SET principal = 'erased', correlation_id = '', model_asked = r.model
