@@ -31,7 +31,7 @@ from ports.ids import TenantId
 from ports.maintenance import MIN_RETENTION
 from ports.privacy import erased_name
 from tests.support.cli import Said, agentos
-from tests.support.postgres import Clone, clone, drop, fetch, shift_time
+from tests.support.postgres import Clone, clone, drop, execute, fetch, shift_time
 from tests.support.subject_data import KEYS, dump, named, plant, tables_with, two_tenants
 
 ROOT: Final = Path(__file__).parents[2]
@@ -210,6 +210,19 @@ def test_a_hold_waits_for_what_upkeep_is_removing(database: Clone, step: str) ->
             return bool(done), (await hold).subject == ANN.principal
 
     assert asyncio.run(placed()) == (False, True)
+
+
+def test_a_step_of_upkeep_that_fails_keeps_no_other_from_its_turn(database: Clone, environ: dict[str, str]) -> None:
+    run(environ, "retention", "memory=1")
+    asyncio.run(shift_time(database, timedelta(days=4)))
+    asyncio.run(
+        execute(database.superuser, "REVOKE EXECUTE ON FUNCTION agentos.ao_forget_runs(integer, integer) FROM ao_app")
+    )
+
+    with pytest.raises(AgentOSError, match="SQLSTATE 42501"):
+        upkept(database)
+
+    assert "memory_items" not in tables_with(rows_of(database), WORD)
 
 
 def test_retention_by_class_is_the_tenants(database: Clone, environ: dict[str, str]) -> None:
