@@ -47,6 +47,8 @@ BEN: Final = ACME_BEN.principal
 TENANT: Final = ACME.tenant
 READER: Final = replace(ACME, principal=PrincipalId("usr_reader"), scopes=frozenset({READ, READ_CONTENT, READ_AUDIT}))
 OTHERS: Final = replace(ACME, scopes=SCOPES - {"admin:platform"})
+HUB: Final = replace(GLOBEX, principal=PrincipalId("svc_hub"))
+"""Of another tenant."""
 WORKER: Final = WorkerId("wrk_privacy")
 SECRET: Final = bytes(32)
 WHY: Final = "case 17/26"
@@ -255,6 +257,21 @@ class PrivacyContract(Contract):
         verdict = check.verdict(await log.head(READER, TENANT))
         assert (verdict.bad, verdict.erased) == (None, 2)
 
+    @clause("PRI-2", "PRI-4")
+    async def test_the_audit_keeps_what_a_namesake_of_another_tenant_did(self, harness: PrivacyHarness) -> None:
+        port, log = await seeded(harness), await harness.audit_log()
+        namesake, there = replace(PLATFORM, principal=ANN), HUB.acting_for(TENANT)
+        await log.note(ACME, Note(action="thing.done", subject="thing"))
+        await log.note(namesake, Note(action="thing.seen", subject="thing"), tenant=TENANT)
+        await log.note(there, Note(action="thing.done", subject="thing"))
+
+        done = [await erased(port), await erased(port, there.principal)]
+
+        entries = [one.entry for one in await every_link(harness) if one.entry is not None]
+        things = [(one.actor_tenant, one.principal) for one in entries if one.action.startswith("thing.")]
+        assert things == [(namesake.tenant, ANN)]
+        assert [one.counts.audit for one in done] == [1, 1]
+
     @clause("PRI-3")
     async def test_whoever_repeats_it_brings_it_to_its_end(self, harness: PrivacyHarness) -> None:
         port = await seeded(harness)
@@ -326,6 +343,35 @@ class PrivacyContract(Contract):
         assert names == [erased_name(TENANT, ANN)]
         for other in (ACME_BEN, GLOBEX):
             assert (await tenants.standing(other)).principal is None
+
+    @clause("PRI-5")
+    async def test_a_key_of_whoever_was_erased_is_nobodys_way_in(self, harness: PrivacyHarness) -> None:
+        port, tenants = await seeded(harness), await harness.tenants()
+        await erased(port)
+        key = await keyed(harness)
+
+        found = await tenants.find_key(key, SECRET)
+        await tenants.put_principal(replace(ACME, scopes=SCOPES), ANN, status="active")
+        again = await tenants.find_key(key, SECRET)
+
+        holders = [one.holder for one in (found, again) if one is not None and one.holder is not None]
+        assert [(one.id, one.status) for one in holders] == [(ANN, "disabled"), (ANN, "active")]
+
+    @clause("PRI-5")
+    async def test_who_acts_from_elsewhere_and_was_erased_acts_no_more(self, harness: PrivacyHarness) -> None:
+        port, tenants = await seeded(harness), await harness.tenants()
+        there = HUB.acting_for(TENANT).principal
+        await tenants.let_act(PLATFORM, TENANT, actor_tenant=HUB.tenant, principal=HUB.principal)
+
+        await port.erase(PLATFORM, TENANT, there)
+        begun = await tenants.acting(HUB, TENANT)
+        await erased(port, there)
+        done = await tenants.acting(HUB, TENANT)
+        await tenants.put_principal(replace(ACME, scopes=SCOPES), there, status="active")
+        again = await tenants.acting(HUB, TENANT)
+
+        states = [None if one.principal is None else one.principal.status for one in (begun, done, again)]
+        assert states == ["disabled", "disabled", "active"]
 
     @clause("PRI-6")
     async def test_a_subject_with_an_open_run_keeps_everything(self, harness: PrivacyHarness) -> None:

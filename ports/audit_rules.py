@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ports.audit import ERASED, Entry, Head, Link, Wanted
 from ports.errors import InvalidArgument
-from ports.ids import TenantId
+from ports.ids import PrincipalId, TenantId, is_tenant_id
 
 FIRST_HASH: Final = "00" * 32
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -49,6 +49,19 @@ def matches(entry: Entry, wanted: Wanted) -> bool:
         and (wanted.since is None or entry.at >= wanted.since)
         and (wanted.until is None or entry.at < wanted.until)
     )
+
+
+def is_of(entry: Entry, principal: PrincipalId) -> bool:
+    """Whether it says what the principal did, or what was done to it. A namesake of another tenant is somebody else."""
+    return entry.subject == principal or (
+        entry.principal == principal and entry.actor_tenant == whose(entry.tenant, principal)
+    )
+
+
+def whose(tenant: TenantId, principal: PrincipalId) -> TenantId:
+    """Whose principal that is, by its name: see `AuthContext.acting_for`."""
+    home, slash, _ = principal.partition("/")
+    return TenantId(home) if slash and is_tenant_id(home) else tenant
 
 
 def moment(name: str, text: str | None) -> datetime | None:

@@ -15,9 +15,11 @@ Clauses (each has a test in `conformance.privacy`):
 * PRI-3  A call does a bounded amount of work. Repeated until it is done, whoever repeats it, `erase` comes to an end, also
          after a crash between two calls; the tombstone counts what went in all of them. Asked again afterwards, it looks
          again for what came since.
-* PRI-4  What is another subject's stays, equal bodies included, and so does what is another tenant's.
-* PRI-5  From the first call on the subject is barred from the tenant (`TenantDirectory.standing` and `find_key` say so),
-         and stays barred when nothing names it any more, until somebody puts it as a principal again.
+* PRI-4  What is another subject's stays, equal bodies included, and so does what is another tenant's, and what the audit
+         says that a namesake of another tenant did.
+* PRI-5  From the first call on the subject is barred from the tenant (`TenantDirectory.standing`, `acting` and `find_key`
+         say so, the last also of keys that are issued later), and stays barred when nothing names it any more, until
+         somebody puts it as a principal again.
 * PRI-6  `erase` of a subject with runs that have not ended raises `Conflict` (`runs_open`), and removes nothing.
 * PRI-7  What is held, by itself or with all of its tenant, is not erased: `Conflict` (`legal_hold`), also in the midst of
          an erasing. Nor does upkeep remove it, whatever its age, nor `AuditLog.erase` what the audit says of it, nor

@@ -30,7 +30,7 @@ from ports.audit import (
     no_home,
     require_reader,
 )
-from ports.audit_rules import FIRST_HASH, link, matches, ranges
+from ports.audit_rules import FIRST_HASH, is_of, link, matches, ranges
 from ports.clock import Clock
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.cursor import decode_cursor, encode_cursor
@@ -124,7 +124,7 @@ class InprocAuditLog:
             if first <= one.seq <= last
             and one.entry is not None
             and one.entry.action not in KEPT
-            and principal in {None, one.entry.principal, one.entry.subject}
+            and (principal is None or is_of(one.entry, principal))
             and not self._holds.holds(tenant, one.entry.principal)
             and not self._holds.holds(tenant, one.entry.subject)
         ]

@@ -65,6 +65,13 @@ class Tenants:
         found = self.rows.get(tenant)
         return Entitlements() if found is None else found.entitlements
 
+    def holder(self, tenant: TenantId, principal: PrincipalId) -> Principal | None:
+        """What is kept of it. Who was erased is known by the name of the tombstone, unless it was put again."""
+        found = self.principals.get((tenant, principal))
+        if found is None:
+            found = self.principals.get((tenant, PrincipalId(erased_name(tenant, principal))))
+        return None if found is None else replace(found, id=principal)
+
 
 class InprocTenants:
     """Satisfies `TenantDirectory`."""
@@ -139,7 +146,7 @@ class InprocTenants:
         expired = key.expires_at is not None and key.expires_at <= self._clock.now()
         if not hmac.compare_digest(digest, secret_sha256) or expired or key.revoked_at is not None:
             return None
-        holder = self._tenants.principals.get((key.tenant, key.principal))
+        holder = self._tenants.holder(key.tenant, key.principal)
         return FoundKey(key=key, tenant_status=self._row(key.tenant).status, holder=holder)
 
     async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
@@ -218,9 +225,7 @@ class InprocTenants:
         return Page(items=shown, next_cursor=encode_cursor(_PRINCIPAL_CURSOR, (shown[-1].id,)) if more else None)
 
     async def standing(self, auth: AuthContext) -> Standing:
-        places = (auth.principal, PrincipalId(erased_name(auth.tenant, auth.principal)))
-        found = (self._tenants.principals.get((auth.tenant, name)) for name in places)
-        known = next((one for one in found if one is not None), None)
+        known = self._tenants.holder(auth.tenant, auth.principal)
         return Standing(tenant_status=self._row(auth.tenant).status, principal=known)
 
     async def let_act(
@@ -249,7 +254,7 @@ class InprocTenants:
         found = self._tenants.rows.get(tenant)
         if found is None or (tenant, auth.tenant, auth.principal) not in self._tenants.acting:
             raise NotFound(f"there is no such tenant for {auth.principal!r}")
-        known = self._tenants.principals.get((tenant, auth.acting_for(tenant).principal))
+        known = self._tenants.holder(tenant, auth.acting_for(tenant).principal)
         return Standing(tenant_status=found.status, principal=known)
 
     async def keys_used(self, used: Mapping[KeyId, datetime]) -> None:

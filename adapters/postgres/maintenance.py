@@ -14,9 +14,11 @@ from msgspec import Struct
 
 from adapters.postgres.bootstrap import SCHEMA
 from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.rows import Row
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import RUNS_ANY_TENANT, AuthContext
+from ports.errors import AgentOSError
 from ports.maintenance import MaintenancePort, Upkeep, check_retention
 
 _SQL: Final = load("maintenance")
@@ -38,26 +40,33 @@ class PostgresMaintenance:
         auth.require(RUNS_ANY_TENANT)
         check_retention(retention)
         days = -(-retention // timedelta(days=1))
-        # Each in a transaction of its own: none holds up the others' locks.
-        async with self._database.transaction(auth.tenant) as transaction:
-            await transaction.rows(_SQL["make_event_days"], {"ahead": DAYS_AHEAD})
-        async with self._database.transaction(auth.tenant) as transaction:
-            [row] = await transaction.rows(_SQL["forget_runs"], {"days": days, "limit": BATCH})
-        async with self._database.transaction(auth.tenant) as transaction:
-            await transaction.rows(_SQL["make_request_days"], {"ahead": DAYS_AHEAD})
-        async with self._database.transaction(auth.tenant) as transaction:
-            [forgotten] = await transaction.rows(_SQL["forget_requests"], {"days": days, "limit": ROWS})
-        async with self._database.transaction(auth.tenant) as transaction:
-            await transaction.rows(_SQL["drop_request_days"], {"days": days})
-        async with self._database.transaction(auth.tenant) as transaction:
-            [retained] = await transaction.rows(_SQL["retain"], {"limit": BATCH})
-        more: bool = row["removed"] == BATCH
-        if not more:
-            async with self._database.transaction(auth.tenant) as transaction:
-                await transaction.rows(_SQL["drop_event_days"], {"days": days})
+        failed: list[AgentOSError] = []
+
+        async def step(name: str, asked: dict[str, int]) -> Row | None:
+            """In a transaction of its own: none holds up the others' locks, nor keeps the others from their turn."""
+            try:
+                async with self._database.transaction(auth.tenant) as transaction:
+                    [row] = await transaction.rows(_SQL[name], asked)
+                    return row
+            except AgentOSError as error:
+                failed.append(error)
+                return None
+
+        # Whoever writes needs the days to come; what tenants keep for less time may be much.
+        await step("make_event_days", {"ahead": DAYS_AHEAD})
+        await step("make_request_days", {"ahead": DAYS_AHEAD})
+        runs = await step("forget_runs", {"days": days, "limit": BATCH})
+        requests = await step("forget_requests", {"days": days, "limit": ROWS})
+        await step("drop_request_days", {"days": days})
+        more = runs is not None and runs["removed"] == BATCH
+        if runs is not None and not more:
+            await step("drop_event_days", {"days": days})
+        retained = await step("retain", {"limit": BATCH})
+        if runs is None or requests is None or retained is None or failed:
+            raise failed[0]
         return Upkeep(
-            runs_removed=row["removed"] + retained["runs"],
-            more=more or forgotten["removed"] == ROWS or retained["most"] == BATCH,
+            runs_removed=runs["removed"] + retained["runs"],
+            more=more or requests["removed"] == ROWS or retained["most"] == BATCH,
         )
 
 

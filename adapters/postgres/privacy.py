@@ -116,6 +116,7 @@ class PostgresPrivacy:
             **_whose(auth, tenant), "subject": subject, "reason": reason, "action": HELD, "everybody": EVERYBODY
         }  # fmt: skip
         async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock_upkeep"], asked)
             await transaction.rows(_SQL["lock"], asked)
             await _here(transaction, tenant)
             if len(await transaction.rows(_SQL["holds"], {**asked, "limit": MAX_HOLDS})) == MAX_HOLDS:

@@ -11,7 +11,7 @@ _BODIES: Final = f"SELECT b.sha256 FROM blob_refs b WHERE b.tenant_id = $1 AND b
 
 OF_A_SUBJECT: Final[Mapping[str, str]] = {
     "api_keys": "x.principal = $2",
-    "audit_log": "x.principal = $2 OR x.subject = $2",
+    "audit_log": "x.subject = $2 OR x.principal = $2 AND x.actor_tenant = ao_actor($1, $2)",
     "blob_refs": f"x.run_id IN ({_RUNS})",
     "blobs": f"x.sha256 IN ({_BODIES})",
     "idempotency": "x.principal = $2",

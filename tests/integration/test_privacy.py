@@ -13,6 +13,7 @@ from zipfile import ZipFile
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from adapters.postgres import audit, maintenance, privacy, tenant_export
 from adapters.postgres.engine import PostgresConfig
@@ -23,13 +24,14 @@ from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from deploy.audit_check import checked
 from deploy.node import write_private
 from ports.adapter import Given
+from ports.audit import Note
 from ports.context import SCOPES, AuthContext
 from ports.errors import AgentOSError
 from ports.ids import TenantId
 from ports.maintenance import MIN_RETENTION
 from ports.privacy import erased_name
 from tests.support.cli import Said, agentos
-from tests.support.postgres import Clone, clone, drop, fetch, shift_time
+from tests.support.postgres import Clone, clone, drop, execute, fetch, shift_time
 from tests.support.subject_data import KEYS, dump, named, plant, tables_with, two_tenants
 
 ROOT: Final = Path(__file__).parents[2]
@@ -188,6 +190,41 @@ def test_under_a_hold_nothing_goes(database: Clone, environ: dict[str, str], who
     assert tables_with(rows_of(database), WORD) == set()
 
 
+@pytest.mark.parametrize(
+    "step", ["ao_forget_runs(7, 100)", "ao_forget_requests(7, 100)", "ao_drop_request_days(7)", "ao_retain(100)"]
+)
+def test_a_hold_waits_for_what_upkeep_is_removing(database: Clone, step: str) -> None:
+    """Whoever is told that the hold is in force finds all that it holds, or nothing that goes later."""
+
+    async def placed() -> tuple[bool, bool]:
+        upkeep = await asyncpg.connect(database.app, server_settings={"search_path": "agentos"})
+        async with privacy.SPEC.open(PostgresConfig(dsn=database.control), GIVEN) as port:
+            removing = upkeep.transaction()
+            await removing.start()
+            await upkeep.execute(f"SET LOCAL app.tenant_id = '{NODE.tenant}'")
+            await upkeep.execute(f"SELECT {step}")
+            hold = asyncio.ensure_future(port.hold(PLATFORM, ACME.tenant, ANN.principal, reason="case 17/26"))
+            done, _ = await asyncio.wait({hold}, timeout=0.5)
+            await removing.commit()
+            await upkeep.close()
+            return bool(done), (await hold).subject == ANN.principal
+
+    assert asyncio.run(placed()) == (False, True)
+
+
+def test_a_step_of_upkeep_that_fails_keeps_no_other_from_its_turn(database: Clone, environ: dict[str, str]) -> None:
+    run(environ, "retention", "memory=1")
+    asyncio.run(shift_time(database, timedelta(days=4)))
+    asyncio.run(
+        execute(database.superuser, "REVOKE EXECUTE ON FUNCTION agentos.ao_forget_runs(integer, integer) FROM ao_app")
+    )
+
+    with pytest.raises(AgentOSError, match="SQLSTATE 42501"):
+        upkept(database)
+
+    assert "memory_items" not in tables_with(rows_of(database), WORD)
+
+
 def test_retention_by_class_is_the_tenants(database: Clone, environ: dict[str, str]) -> None:
     said = run(environ, "retention", "runs=7", "memory=1", "--json")
     shown = run(environ, "retention")
@@ -238,6 +275,26 @@ def test_an_export_has_all_of_the_subject_and_nothing_of_others(database: Clone,
     assert [tuple(row) for row in rows] == [(ANN.principal, _sha256(path))]
     checked_again = agentos("tenant", "verify-export", str(path), environ=environ)
     assert checked_again.code == 0
+
+
+def test_a_namesake_of_another_tenant_is_somebody_else(database: Clone, environ: dict[str, str]) -> None:
+    async def noted() -> None:
+        async with audit.SPEC.open(PostgresConfig(dsn=database.control), GIVEN) as log:
+            await log.note(
+                replace(PLATFORM, principal=ANN.principal),
+                Note(action="thing.seen", subject="namesake"),
+                tenant=ACME.tenant,
+            )
+
+    asyncio.run(noted())
+    made = run(environ, "export", ANN.principal)
+    with ZipFile(Path(made.out.strip())) as packed:
+        exported = packed.read("tables/audit_log.ndjson").decode()
+
+    assert (made.code, erase(environ).code) == (0, 0)
+    assert ANN.principal in exported
+    assert "namesake" not in exported
+    assert len(of(rows_of(database), "namesake")["audit_log"]) == 1
 
 
 def _sha256(path: Path) -> str:

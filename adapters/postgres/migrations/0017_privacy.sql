@@ -63,6 +63,13 @@ GRANT UPDATE (principal, session, correlation_id) ON usage_events TO ao_def;
 CREATE FUNCTION ao_erased_name(p_tenant text, p_subject text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN 'erased:' || encode(sha256(convert_to(p_tenant || ' ' || p_subject, 'UTF8')), 'hex');
 
+-- Whose principal this is, by the name that it has in the tenant it acts in. None of a tenant's own has such a name.
+CREATE FUNCTION ao_actor(p_tenant text, p_principal text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN p_principal ~ '^tnt_[a-z0-9_-]+/' THEN split_part(p_principal, '/', 1) ELSE p_tenant END;
+REVOKE ALL ON FUNCTION ao_actor(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ao_actor(text, text) TO ao_app, ao_def;
+
 -- The least id that something made at this moment can have (UUIDv7).
 CREATE FUNCTION ao_first_id(p_at timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CAST(rpad(lpad(to_hex(CAST(floor(extract(epoch FROM p_at) * 1000) AS bigint)), 12, '0'), 32, '0') AS uuid);
@@ -99,6 +106,13 @@ CREATE FUNCTION ao_lock_holds(p_tenant text) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = agentos, pg_temp
 BEGIN ATOMIC
     SELECT pg_advisory_xact_lock(174487309, hashtext(p_tenant));
+END;
+
+-- As `ao_lock_holds`, of upkeep, which is of all tenants: steps of it share this, and whoever places a hold has it alone.
+CREATE FUNCTION ao_share_holds() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT pg_advisory_xact_lock_shared(174487310);
 END;
 
 -- The tenant, when the subject's erasing has begun and nothing holds it.
@@ -148,13 +162,15 @@ BEGIN
     SELECT (SELECT count(*) FROM forgotten), array_agg(refs.tenant_id), array_agg(refs.sha256)
     INTO v_count, v_tenants, v_hashes
     FROM refs;
-    -- Locked first and looked at again afterwards: somebody may refer to a body at this moment. Who holds its lock does.
+    -- Locked first and looked at again afterwards: somebody may refer to a body at this moment. Whoever else removes what
+    -- referred to it may look before this is done: who is last takes the body, so nobody passes a lock by.
     SELECT array_agg(l.tenant_id), array_agg(l.sha256) INTO v_tenants, v_hashes
     FROM (
         SELECT b.tenant_id, b.sha256
         FROM blobs b
         WHERE (b.tenant_id, b.sha256) IN (SELECT * FROM unnest(v_tenants, v_hashes))
-        FOR UPDATE SKIP LOCKED
+        ORDER BY b.tenant_id, b.sha256
+        FOR UPDATE
     ) l;
     DELETE FROM blobs b
     USING unnest(v_tenants, v_hashes) AS l (tenant_id, sha256)
@@ -228,7 +244,7 @@ BEGIN
     SELECT count(*), (array_agg(s.id ORDER BY s.id DESC))[1], array_agg(s.id) FILTER (WHERE s.theirs)
     INTO v_seen, last, v_theirs
     FROM seen s;
-    -- Those of before whose they are not written to.
+    -- Texts from before this migration don't say whose they are: they go by their request.
     DELETE FROM request_contents c WHERE c.tenant_id = v_tenant AND c.id = ANY (v_theirs);
     -- What a caller chose is the caller's: which model it asked for is a text of its own.
     UPDATE request_records r SET principal = 'erased', correlation_id = '', model_asked = r.model
@@ -299,9 +315,30 @@ BEGIN
 END
 $$;
 
+SET LOCAL ROLE ao_def;
+-- As before, and a key of whoever was erased is barred by the name of the tombstone, unless its holder was put again.
+CREATE OR REPLACE FUNCTION ao_find_key_holder(p_id uuid) RETURNS TABLE (
+    tenant_id text, id uuid, namespace text, principal text, scopes json, roles json, label text, secret_sha256 bytea,
+    created_at timestamptz, expires_at timestamptz, tenant_status text,
+    holder_status text, holder_roles json, holder_scopes json, holder_created_at timestamptz
+)
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT k.tenant_id, k.id, k.namespace, k.principal, k.scopes, k.roles, k.label, k.secret_sha256, k.created_at,
+           k.expires_at, t.status, p.status, p.roles, p.scopes, p.created_at
+    FROM api_keys k
+    JOIN tenants t ON t.tenant_id = k.tenant_id
+    LEFT JOIN LATERAL (
+        SELECT x.* FROM principals x
+        WHERE x.tenant_id = k.tenant_id AND x.id IN (k.principal, ao_erased_name(k.tenant_id, k.principal))
+        ORDER BY x.id <> k.principal
+        LIMIT 1
+    ) p ON true
+    WHERE k.id = p_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ao_now());
+END;
+
 -- Upkeep, as before but for what is held.
 
-SET LOCAL ROLE ao_def;
 CREATE OR REPLACE FUNCTION ao_forget_runs(p_days integer, p_limit integer) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 AS $$
@@ -311,6 +348,7 @@ DECLARE
     v_tenants text[];
     v_runs    uuid[];
 BEGIN
+    PERFORM ao_share_holds();
     -- Whatever the caller believes: idempotency keys are promised for this long.
     IF p_days < 7 THEN
         RAISE EXCEPTION 'runs are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
@@ -337,6 +375,7 @@ DECLARE
     v_count integer;
     v_most  integer;
 BEGIN
+    PERFORM ao_share_holds();
     IF p_days < 7 THEN
         RAISE EXCEPTION 'requests are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -368,7 +407,8 @@ END
 $$;
 
 -- An entry goes, as before, by its chain and with an entry that tells of it; what is held stays, and so does what tells of
--- erasing. One principal's are those that say what it did, and those that say what was done to it.
+-- erasing. One principal's are those that say what it did, and not its namesake of another tenant, and those that say what was
+-- done to it.
 CREATE OR REPLACE FUNCTION ao_audit_erase(
     p_first bigint, p_last bigint, p_namespace text, p_actor_tenant text, p_principal text, p_correlation_id text, p_subject text
 ) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
@@ -383,7 +423,8 @@ BEGIN
         DELETE FROM audit_log a USING audit_chain c
         WHERE c.tenant_id = whose AND c.seq BETWEEN p_first AND p_last AND a.tenant_id = c.tenant_id AND a.id = c.entry
           AND a.action NOT IN ('audit.erase', 'subject.erase', 'subject.erased', 'tenant.erase', 'tenant.erased')
-          AND (p_subject IS NULL OR a.principal = p_subject OR a.subject = p_subject)
+          AND (p_subject IS NULL OR a.subject = p_subject
+               OR a.principal = p_subject AND a.actor_tenant = ao_actor(whose, p_subject))
           AND NOT ao_held(whose, a.principal) AND NOT ao_held(whose, a.subject)
         RETURNING c.seq
     ),
@@ -457,6 +498,7 @@ DECLARE
     v_day     record;
     v_dropped integer := 0;
 BEGIN
+    PERFORM ao_share_holds();
     IF p_days < 7 THEN
         RAISE EXCEPTION 'requests are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -485,6 +527,7 @@ DECLARE
     v_count integer;
     v_runs  uuid[];
 BEGIN
+    PERFORM ao_share_holds();
     runs := 0;
     most := 0;
     FOR v_rule IN SELECT * FROM retention_rules r ORDER BY r.tenant_id, r.class LOOP

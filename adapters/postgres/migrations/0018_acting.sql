@@ -13,13 +13,6 @@ SELECT ao_guard_events('acting_principals');
 GRANT SELECT ON acting_principals TO ao_app, ao_admin;
 GRANT INSERT, DELETE ON acting_principals TO ao_control;
 
--- Whose principal this is, by the name that it has in the tenant it acts in. None of a tenant's own has such a name.
-CREATE FUNCTION ao_actor(p_tenant text, p_principal text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN p_principal ~ '^tnt_[a-z0-9_-]+/' THEN split_part(p_principal, '/', 1) ELSE p_tenant END;
-REVOKE ALL ON FUNCTION ao_actor(text, text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION ao_actor(text, text) TO ao_app;
-
 ALTER TABLE api_keys ADD COLUMN last_used_at timestamptz;
 
 -- The verifiers of every process note uses here, of keys of every tenant; a row that somebody else holds is left for later.

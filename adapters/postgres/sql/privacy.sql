@@ -5,6 +5,10 @@
 -- Before anything that depends on what is held.
 SELECT ao_lock_holds(:tenant);
 
+-- name: lock_upkeep
+-- Before `lock`: no step of upkeep removes anything until the hold is there for it to see.
+SELECT pg_advisory_xact_lock(174487310);
+
 -- name: standing
 SELECT EXISTS (SELECT FROM tenants t WHERE t.tenant_id = :tenant) AS known,
        ao_held(:tenant, :subject) AS held,

@@ -223,12 +223,17 @@ ORDER BY a.actor_tenant COLLATE "C", a.principal COLLATE "C"
 LIMIT :limit;
 
 -- name: acting
--- No row: it may not, or there is no such tenant.
+-- No row: it may not, or there is no such tenant. Who was erased is known as in `standing`.
 SELECT t.status AS tenant_status, p.status AS holder_status, p.roles AS holder_roles, p.scopes AS holder_scopes,
        p.created_at AS holder_created_at
 FROM acting_principals a
 JOIN tenants t ON t.tenant_id = a.tenant_id
-LEFT JOIN principals p ON p.tenant_id = a.tenant_id AND p.id = :acting_as
+LEFT JOIN LATERAL (
+    SELECT x.* FROM principals x
+    WHERE x.tenant_id = a.tenant_id AND x.id IN (:acting_as, ao_erased_name(:tenant, :acting_as))
+    ORDER BY x.id <> :acting_as
+    LIMIT 1
+) p ON true
 WHERE a.tenant_id = :tenant AND a.actor_tenant = :actor_tenant AND a.principal = :holder;
 
 -- name: keys_used

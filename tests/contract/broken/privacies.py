@@ -11,14 +11,16 @@ from adapters.inproc.maintenance import InprocMaintenance
 from adapters.inproc.privacy import InprocPrivacy
 from adapters.inproc.runs import RunRow
 from adapters.inproc.store import Store, store
+from adapters.inproc.tenant import InprocTenants
 from conformance.people import PLATFORM
 from conformance.privacy import PrivacyContract
 from ports.clock import Clock
 from ports.context import AuthContext
-from ports.ids import PrincipalId, TenantId
+from ports.ids import KeyId, PrincipalId, TenantId
 from ports.maintenance import MaintenancePort
 from ports.privacy import (
     BEGUN,
+    ERASED,
     Counts,
     DataClass,
     Erasure,
@@ -30,15 +32,19 @@ from ports.privacy import (
     erased_name,
 )
 from ports.run_state import TERMINAL
+from ports.tenant import FoundKey, Standing, TenantDirectory
 from tests.contract.broken.mutant import Mutant
 from tests.support.inproc import InprocPrivacyHarness, closing
 
 
 class BrokenHarness(InprocPrivacyHarness):
-    def __init__(self, broken: type[InprocPrivacy], upkeep: type[InprocMaintenance]) -> None:
+    def __init__(
+        self, broken: type[InprocPrivacy], upkeep: type[InprocMaintenance], directory: type[InprocTenants]
+    ) -> None:
         super().__init__()
         self._broken = broken
         self._upkeep = upkeep
+        self._directory = directory
 
     async def open(self) -> PrivacyPort:
         return self._broken(store(self.config.name), self.clock)
@@ -49,14 +55,18 @@ class BrokenHarness(InprocPrivacyHarness):
     async def maintenance(self) -> MaintenancePort:
         return self._upkeep(store(self.config.name), self.clock)
 
+    async def tenants(self) -> TenantDirectory:
+        return self._directory(store(self.config.name), self.clock)
+
 
 class BrokenPrivacy(Mutant, PrivacyContract):
     broken: ClassVar[type[InprocPrivacy]] = InprocPrivacy
     upkeep: ClassVar[type[InprocMaintenance]] = InprocMaintenance
+    directory: ClassVar[type[InprocTenants]] = InprocTenants
 
     @pytest.fixture
     async def harness(self) -> AsyncIterator[BrokenHarness]:
-        async with closing(BrokenHarness(self.broken, self.upkeep)) as harness:
+        async with closing(BrokenHarness(self.broken, self.upkeep, self.directory)) as harness:
             yield harness
 
 
@@ -132,7 +142,10 @@ class LeavesTheAudit(InprocPrivacy):
 
 class TestLeavesTheAudit(BrokenPrivacy):
     broken = LeavesTheAudit
-    caught_by = WHOLE | {"test_the_audit_says_nothing_of_the_subject_and_its_chain_holds"}
+    caught_by = WHOLE | {
+        "test_the_audit_says_nothing_of_the_subject_and_its_chain_holds",
+        "test_the_audit_keeps_what_a_namesake_of_another_tenant_did",
+    }
 
 
 class CutsTheAudit(InprocPrivacy):
@@ -147,7 +160,30 @@ class CutsTheAudit(InprocPrivacy):
 
 class TestCutsTheAudit(BrokenPrivacy):
     broken = CutsTheAudit
-    caught_by = frozenset({"test_the_audit_says_nothing_of_the_subject_and_its_chain_holds"})
+    caught_by = frozenset(
+        {
+            "test_the_audit_says_nothing_of_the_subject_and_its_chain_holds",
+            "test_the_audit_keeps_what_a_namesake_of_another_tenant_did",
+        }
+    )
+
+
+class TakesWhatANamesakeDid(InprocPrivacy):
+    """Goes by the name alone."""
+
+    async def _rest(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId, counts: Counts) -> Counts:
+        done = await super()._rest(auth, tenant, subject, counts)
+        links = self._chains.of(tenant)
+        links[:] = [
+            replace(one, entry=None) if one.entry is not None and one.entry.principal == subject else one
+            for one in links
+        ]
+        return done
+
+
+class TestTakesWhatANamesakeDid(BrokenPrivacy):
+    broken = TakesWhatANamesakeDid
+    caught_by = frozenset({"test_the_audit_keeps_what_a_namesake_of_another_tenant_did"})
 
 
 class NamesWhoWasErased(InprocPrivacy):
@@ -205,6 +241,15 @@ class TestTakesOtherTenants(BrokenPrivacy):
     caught_by = frozenset({"test_all_that_is_a_subjects_goes_and_nothing_of_others"})
 
 
+BARRED = frozenset(
+    {
+        "test_a_subject_is_barred_from_the_first_call_on_and_for_good",
+        "test_a_key_of_whoever_was_erased_is_nobodys_way_in",
+        "test_who_acts_from_elsewhere_and_was_erased_acts_no_more",
+    }
+)
+
+
 class BarsNobody(InprocPrivacy):
     def _bar(self, tenant: TenantId, name: PrincipalId) -> None:
         pass
@@ -212,7 +257,39 @@ class BarsNobody(InprocPrivacy):
 
 class TestBarsNobody(BrokenPrivacy):
     broken = BarsNobody
-    caught_by = frozenset({"test_a_subject_is_barred_from_the_first_call_on_and_for_good"})
+    caught_by = BARRED
+
+
+class BarsUntilItIsDone(InprocPrivacy):
+    """Nothing bars who is named by nothing any more."""
+
+    def _bar(self, tenant: TenantId, name: PrincipalId) -> None:
+        if not name.startswith(ERASED):
+            super()._bar(tenant, name)
+
+
+class TestBarsUntilItIsDone(BrokenPrivacy):
+    broken = BarsUntilItIsDone
+    caught_by = BARRED
+
+
+class BarsAtOneDoor(InprocTenants):
+    """Looks for tombstones in `standing` only."""
+
+    async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
+        found = await super().find_key(key_id, secret_sha256)
+        if found is None:
+            return None
+        return replace(found, holder=self._tenants.principals.get((found.key.tenant, found.key.principal)))
+
+    async def acting(self, auth: AuthContext, tenant: TenantId) -> Standing:
+        there = auth.acting_for(tenant).principal
+        return replace(await super().acting(auth, tenant), principal=self._tenants.principals.get((tenant, there)))
+
+
+class TestBarsAtOneDoor(BrokenPrivacy):
+    directory = BarsAtOneDoor
+    caught_by = BARRED - {"test_a_subject_is_barred_from_the_first_call_on_and_for_good"}
 
 
 class ErasesUnderWork(InprocPrivacy):
