@@ -1,5 +1,6 @@
 """The part of the admin surface that is about principals and keys. Platform only; what it does is in the tenant's audit."""
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeAlias
@@ -42,6 +43,8 @@ class Made:
 
     def __init__(self) -> None:
         self._made: dict[tuple[TenantId, PrincipalId, str], KeyId] = {}
+        self.alone = asyncio.Lock()
+        """Held from `check` to `note`: of two at once with one request's key, the second finds what the first made."""
 
     def check(self, auth: AuthContext, request: str) -> None:
         known = self._made.get((auth.tenant, auth.principal, request))
@@ -128,7 +131,6 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
             raise _wrong("$.namespace", "write 1 to 64 small letters, digits, - or _")
         principal = _own(body.principal)
         auth, acting = await _within(tenants, request, tenant_id)
-        made.check(auth, _asked(request))
         secret = keys.new_secret()
         new = NewKey(
             principal=principal,
@@ -138,24 +140,27 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
             secret_sha256=keys.digest(secret),
             expires_at=_end(body.expires_in_days),
         )
-        key = await tenants.issue_key(msgspec.structs.replace(acting, namespace=body.namespace), new)
-        made.note(auth, _asked(request), key.id)
+        async with made.alone:
+            made.check(auth, _asked(request))
+            key = await tenants.issue_key(msgspec.structs.replace(acting, namespace=body.namespace), new)
+            made.note(auth, _asked(request), key.id)
         return shown(auth, key, secret)
 
     @post(KEY + "/:rotate", status_code=201)
     async def rotate(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:
         body = decoded(exchange(request.scope).json, wire.RotateKey)
         auth, acting = await _within(tenants, request, tenant_id)
-        made.check(auth, _asked(request))
         secret = keys.new_secret()
-        key = await tenants.rotate_key(
-            acting,
-            _key(key_id),
-            secret_sha256=keys.digest(secret),
-            old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
-            expires_at=_end(body.expires_in_days),
-        )
-        made.note(auth, _asked(request), key.id)
+        async with made.alone:
+            made.check(auth, _asked(request))
+            key = await tenants.rotate_key(
+                acting,
+                _key(key_id),
+                secret_sha256=keys.digest(secret),
+                old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
+                expires_at=_end(body.expires_in_days),
+            )
+            made.note(auth, _asked(request), key.id)
         return shown(auth, key, secret)
 
     @post(KEY + "/:revoke", status_code=200)

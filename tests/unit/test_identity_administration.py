@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from anyio import create_task_group
+from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from adapters.inproc import store, tenant
@@ -101,6 +103,33 @@ class TestKeys:
 
         assert (again.status_code, again.json()["error"]["details"]) == (409, {"key_id": first["key"]["id"]})
         assert len((await node.send("GET", URL + "/keys")).json()["items"]) == 1
+
+    @pytest.mark.parametrize("verb", ["issue", "rotate"])
+    async def test_of_two_requests_at_once_with_one_idempotency_key_one_makes_a_key(
+        self, node: Admin, tenants: TenantDirectory, monkeypatch: pytest.MonkeyPatch, verb: str
+    ) -> None:
+        old = await issued(node)
+        where = {"issue": URL + "/keys", "rotate": f"{URL}/keys/{old['key']['id']}:rotate"}[verb]
+        body = {"issue": {"principal": "svc_a", "role": "viewer"}, "rotate": {"grace_minutes": 60}}[verb]
+        storing = getattr(tenants, f"{verb}_key")
+
+        async def slow(*given: Any, **more: Any) -> Any:
+            for _ in range(20):
+                await checkpoint()
+            return await storing(*given, **more)
+
+        monkeypatch.setattr(tenants, f"{verb}_key", slow)
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await node.send("POST", where, body, idempotency_key="once"))
+
+        async with create_task_group() as group:
+            group.start_soon(ask)
+            group.start_soon(ask)
+
+        assert sorted(answer.status_code for answer in answers) == [201, 409]
+        assert len((await node.send("GET", URL + "/keys")).json()["items"]) == 2
 
     async def test_a_rotated_key_and_its_successor_overlap(self, node: Admin, tenants: TenantDirectory) -> None:
         old = await issued(node)
