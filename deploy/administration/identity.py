@@ -101,8 +101,12 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
         auth, acting = await _within(tenants, request, tenant_id)
         if not is_tenant_id(body.actor_tenant):
             raise _wrong("$.actor_tenant", "this can't name a tenant")
+        actor = TenantId(body.actor_tenant)
+        if body.allowed:
+            # Whoever gets that name later would find itself let in.
+            await tenants.get(auth, actor)
         change = tenants.let_act if body.allowed else tenants.end_acting
-        await change(auth, acting.tenant, actor_tenant=TenantId(body.actor_tenant), principal=_own(body.principal))
+        await change(auth, acting.tenant, actor_tenant=actor, principal=_own(body.principal))
         found = await tenants.list_acting(auth, acting.tenant)
         return json_answer(wire.ActingList(items=found, **_whose(auth)))
 

@@ -18,7 +18,8 @@ from conformance.people import ACME, GLOBEX, PLATFORM
 from deploy.administration.identity import part
 from deploy.administration.identity_routes import ROUTES
 from ports.adapter import Given
-from ports.ids import KeyId, PrincipalId
+from ports.errors import NotFound
+from ports.ids import KeyId, PrincipalId, TenantId
 from ports.roles import ROLES
 from ports.tenant import Entitlements, FoundKey, TenantDirectory
 from tests.support.admin import Admin, admin
@@ -216,6 +217,21 @@ class TestPrincipals:
         assert (await node.send("GET", URL + "/acting")).json()["items"] == said
 
         assert (await node.send("PUT", URL + "/acting", {**body, "allowed": False})).json()["items"] == []
+
+    async def test_nobody_of_a_tenant_that_there_is_not_is_let_act(self, node: Admin, tenants: TenantDirectory) -> None:
+        body = {"actor_tenant": "tnt_later", "principal": "svc_hub", "allowed": True}
+
+        answer = await node.send("PUT", URL + "/acting", body)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert (await node.send("GET", URL + "/acting")).json()["items"] == []
+        later = TenantId("tnt_later")
+        await tenants.create(PLATFORM, later, name="", entitlements=Entitlements())
+        with pytest.raises(NotFound):
+            await tenants.acting(replace(ACME, tenant=later, principal=PrincipalId("svc_hub")), ACME.tenant)
+        assert (
+            await node.send("PUT", URL + "/acting", {**body, "actor_tenant": "tnt_none", "allowed": False})
+        ).is_success
 
     @pytest.mark.parametrize("wrong", [{"actor_tenant": "x"}, {"actor_tenant": ACME.tenant}, {"principal": "a/b"}])
     async def test_who_can_not_act_is_refused(self, node: Admin, wrong: dict[str, Any]) -> None:
