@@ -1,7 +1,6 @@
 """The part of the admin surface that is about principals and keys. Platform only; what it does is in the tenant's audit."""
 
 import asyncio
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -24,6 +23,7 @@ from deploy.administration.identity_routes import (
     ROUTES,
 )
 from deploy.administration.routes import DEFAULT_PAGE
+from deploy.principal_names import CHARACTERS, OWN_CHARACTERS, is_name, is_own_name
 from ports.context import SCOPES, AuthContext
 from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.http.edge import decoded, exchange
@@ -34,7 +34,6 @@ from ports.tenant import ApiKey, NewKey, TenantDirectory
 
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MAX_MADE: Final = 4_096
 
 
@@ -106,7 +105,7 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
             # Whoever gets that name later would find itself let in.
             await tenants.get(auth, actor)
         change = tenants.let_act if body.allowed else tenants.end_acting
-        await change(auth, acting.tenant, actor_tenant=actor, principal=_own(body.principal))
+        await change(auth, acting.tenant, actor_tenant=actor, principal=_named(body.principal))
         found = await tenants.list_acting(auth, acting.tenant)
         return json_answer(wire.ActingList(items=found, **_whose(auth)))
 
@@ -196,8 +195,14 @@ def _granted(body: wire.IssueKey) -> frozenset[str]:
 
 
 def _own(text: str) -> PrincipalId:
-    if not _NAME.fullmatch(text):
-        raise _wrong("$.principal", "write 1 to 128 letters, digits and any of . _ : @ -")
+    if not is_own_name(text):
+        raise _wrong("$.principal", f"write {OWN_CHARACTERS}")
+    return PrincipalId(text)
+
+
+def _named(text: str) -> PrincipalId:
+    if not is_name(text):
+        raise _wrong("$.principal", f"write {CHARACTERS}")
     return PrincipalId(text)
 
 
@@ -205,7 +210,7 @@ def _known(text: str) -> PrincipalId:
     home, slash, name = text.rpartition("/")
     if slash and not is_tenant_id(home):
         raise _wrong("$.principal", "before a / is the tenant that it belongs to")
-    _own(name)
+    _named(name)
     return PrincipalId(text)
 
 

@@ -85,8 +85,8 @@ class TestKeys:
         "wrong",
         [
             {"role": None}, {"scopes": ["runs:read"]}, {"role": "king"}, {"role": None, "scopes": ["queue:any-tenant"]},
-            {"principal": "tnt_x/svc"}, {"principal": ""}, {"principal": "a\nb"}, {"namespace": "../x"},
-            {"label": "x" * 201},
+            {"principal": "tnt_x/svc"}, {"principal": "acme:ann"}, {"principal": ""}, {"principal": "a\nb"},
+            {"namespace": "../x"}, {"label": "x" * 201},
             {"expires_in_days": 0}, {"expires_in_days": 99_999}, {"unknown": 1}, {"principal": None},
         ],
     )  # fmt: skip
