@@ -154,6 +154,19 @@ class AuditContract(Contract):
         assert actions(links) == ["ours.one", "audit.read", "audit.read"]
         assert entry_of(links[-1]).actor_tenant == PLATFORM.tenant
 
+    @clause("AUD-4")
+    async def test_a_look_of_who_acts_for_the_tenant_is_anothers_look(self, harness: AuditHarness) -> None:
+        log, service = await harness.open(), ELSEWHERE.acting_for(ACME.tenant)
+        await noted(log, "ours.one")
+
+        await log.query(service, ACME.tenant, EVERYTHING, limit=9)
+        await log.chain(service, ACME.tenant, after=0, limit=9)
+
+        links = await every_link(log)
+        assert actions(links) == ["ours.one", "audit.read", "audit.read"]
+        for entry in map(entry_of, links[1:]):
+            assert (entry.actor_tenant, entry.principal) == (GLOBEX.tenant, service.principal)
+
     @clause("AUD-5")
     async def test_a_query_gives_what_matches_all_of_it_newest_first(self, harness: AuditHarness) -> None:
         log = await harness.open()

@@ -16,7 +16,7 @@ from observability.metrics import Metrics
 from ports.auth import TokenVerifier
 from ports.context import AuthContext
 from ports.http import permissions
-from ports.http.edge import App, Denied, Edge, exchange, no_word
+from ports.http.edge import Acted, App, Denied, Edge, exchange, no_word, nothing_acted
 from ports.http.health import OK, Probe, states_of
 from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
@@ -78,8 +78,9 @@ def create_admin_app(
     metrics: Metrics,
     probes: Mapping[str, Probe],
     denied: Denied = no_word,
+    acted: Acted = nothing_acted,
 ) -> App:
-    """`denied` is told of known callers who may not."""
+    """`denied` is told of known callers who may not, `acted` of those who act for another tenant, before they do."""
     table = RouteTable((*(route for part in parts for route in part.routes), *OWN_ROUTES))
     operations = {key: one for part in parts for key, one in part.operations.items()}
     openapi = document(
@@ -108,6 +109,7 @@ def create_admin_app(
         observe=observer(metrics),
         denied=denied,
         denied_inside=denied,
+        acted=acted,
     )
 
 

@@ -12,8 +12,9 @@ Clauses (each has a test in `conformance.audit`):
          gaps, whoever adds at the same time.
 * AUD-2  The hash of each entry is that of `audit_rules.link` over the hash before it, its number and what it says.
 * AUD-3  A tenant's chain tells nothing of another's: neither in its entries, nor in its numbers.
-* AUD-4  `query` and `chain` need the scope `audit:read`, and for another tenant than the caller's `admin:platform`. That
-         look into another's audit is itself in that audit (`audit.read`), by the time it is answered.
+* AUD-4  `query` and `chain` need the scope `audit:read`, and for another tenant than the caller's `admin:platform`. A
+         look of another tenant's principal, also of one that acts for this one, is itself in that audit (`audit.read`), by
+         the time it is answered.
 * AUD-5  `query` gives entries that match all that is asked for, newest first. One that is added meanwhile changes nothing
          on the pages behind a cursor.
 * AUD-6  `chain` gives a tenant's links from a number on, oldest first and without gaps, those of erased entries included.

@@ -152,7 +152,7 @@ class InprocAuditLog:
         return Head(tenant=tenant, seq=len(links), hash=links[-1].hash if links else FIRST_HASH)
 
     def _looked(self, auth: AuthContext, tenant: TenantId) -> None:
-        if tenant != auth.tenant:
+        if tenant != auth.actor_tenant:
             self._add(auth, looked(tenant), tenant)
 
     def _add(self, auth: AuthContext, note: Note, tenant: TenantId) -> None:

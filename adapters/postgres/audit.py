@@ -157,7 +157,7 @@ class PostgresAuditLog:
         require_reader(auth, tenant)
         async with self._database.transaction(tenant) as transaction:
             yield transaction
-            if tenant != auth.tenant:
+            if tenant != auth.actor_tenant:
                 await _note(transaction, [_ask(auth, looked(tenant), tenant)])
 
 

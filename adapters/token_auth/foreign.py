@@ -25,6 +25,8 @@ class ForeignIssuers:
         self._clock = clock
         self._known: Mapping[str, TrustedIssuer] = {}
         self._keys: dict[str, RemoteKeys] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Fetches that were cancelled, until they have ended."""
 
     def check(self) -> None:
         """Raises `Unavailable` while the file can't be used."""
@@ -44,7 +46,7 @@ class ForeignIssuers:
         return who
 
     async def aclose(self) -> None:
-        await asyncio.gather(*(keys.aclose() for keys in self._keys.values()))
+        await asyncio.gather(*(keys.aclose() for keys in self._keys.values()), *map(_ended, tuple(self._leaving)))
 
     def _identity(self, issuer: TrustedIssuer, presented: jwt.Presented) -> jwt.Verified:
         return identity_of(issuer, presented.payload, surface=self._surface, now=self._clock.now().timestamp())
@@ -56,5 +58,12 @@ class ForeignIssuers:
 
     def _keep(self, known: Mapping[str, TrustedIssuer]) -> None:
         """Keys of issuers that are as they were."""
-        self._keys = {url: keys for url, keys in self._keys.items() if known.get(url) == self._known.get(url)}
+        for url in [url for url in self._keys if known.get(url) != self._known.get(url)]:
+            if (fetch := self._keys.pop(url).leave()) is not None:
+                self._leaving.add(fetch)
+                fetch.add_done_callback(self._leaving.discard)
         self._known = known
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})

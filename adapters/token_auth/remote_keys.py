@@ -64,9 +64,14 @@ class RemoteKeys:
         return self._keys.get(kid)
 
     async def aclose(self) -> None:
+        if (fetch := self.leave()) is not None:
+            await asyncio.wait({fetch})
+
+    def leave(self) -> asyncio.Task[None] | None:
+        """Cancels the fetch that is under way, and gives it, as it takes a moment to end. Who waits can't tell."""
         if self._fetching is not None:
             self._fetching.cancel()
-            await asyncio.wait({self._fetching})
+        return self._fetching
 
     def _age(self) -> float | None:
         return None if self._fetched_at is None else self._clock.monotonic() - self._fetched_at
@@ -88,6 +93,8 @@ class RemoteKeys:
     def _begin(self) -> None:
         if self._fetching is None:
             self._tried_at = self._clock.monotonic()
+            # Until it has the keys, also where it is cancelled before its first step.
+            self._failed = True
             self._fetching = asyncio.create_task(self._fetch())
             self._fetching.add_done_callback(self._over)
 
@@ -95,7 +102,6 @@ class RemoteKeys:
         self._fetching = None
 
     async def _fetch(self) -> None:
-        self._failed = True
         try:
             uri = self._issuer.jwks_uri or await self._discovered()
             keys = read_jwks(await self._document(uri))

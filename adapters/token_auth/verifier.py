@@ -249,16 +249,19 @@ class TokenAuth:
         else:
             verified = await self._foreign.verified(presented)
         try:
-            standing = await self._standing(verified.auth)
+            auth, standing = await self._standing(verified.auth)
         except NotFound as error:
             raise jwt.invalid() from error
-        self._check_welcome(verified.auth, standing.tenant_status, standing.principal)
-        return bounded(verified.auth, standing.principal), timedelta(seconds=verified.expires_at - now)
+        self._check_welcome(auth, standing.tenant_status, standing.principal)
+        return bounded(auth, standing.principal), timedelta(seconds=verified.expires_at - now)
 
-    async def _standing(self, auth: AuthContext) -> Standing:
-        """Asked as a caller of its tenant without any scope: enough to see the tenant itself, and nothing else."""
+    async def _standing(self, auth: AuthContext) -> tuple[AuthContext, Standing]:
+        """The caller with no more than it may at home, and its standing in its tenant.
+
+        Asked as a caller of its tenant without any scope: enough to see the tenant itself, and nothing else.
+        """
         if auth.home is None:
-            return await self._tenants.standing(AuthContext(tenant=auth.tenant, principal=auth.principal))
+            return auth, await self._tenants.standing(AuthContext(tenant=auth.tenant, principal=auth.principal))
         # Minted for a run of somebody who acts for the tenant: welcome as long as it may, and is welcome at home.
         name = PrincipalId(auth.principal.removeprefix(f"{auth.home}/"))
         actor = AuthContext(tenant=auth.home, principal=name)
@@ -266,7 +269,9 @@ class TokenAuth:
             raise jwt.invalid()
         at_home = await self._tenants.standing(actor)
         _check_welcome(at_home.tenant_status, at_home.principal)
-        return await self._tenants.acting(actor, auth.tenant)
+        if TENANT_ACT_AS not in bounded(replace(actor, scopes=frozenset({TENANT_ACT_AS})), at_home.principal).scopes:
+            raise jwt.invalid()
+        return bounded(auth, at_home.principal), await self._tenants.acting(actor, auth.tenant)
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """The part of the admin surface that is about principals and keys. Platform only; what it does is in the tenant's audit."""
 
-import re
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -23,6 +23,7 @@ from deploy.administration.identity_routes import (
     ROUTES,
 )
 from deploy.administration.routes import DEFAULT_PAGE
+from deploy.principal_names import CHARACTERS, OWN_CHARACTERS, is_name, is_own_name
 from ports.context import SCOPES, AuthContext
 from ports.errors import Conflict, InvalidArgument, NotFound
 from ports.http.edge import decoded, exchange
@@ -33,7 +34,6 @@ from ports.tenant import ApiKey, NewKey, TenantDirectory
 
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MAX_MADE: Final = 4_096
 
 
@@ -42,6 +42,8 @@ class Made:
 
     def __init__(self) -> None:
         self._made: dict[tuple[TenantId, PrincipalId, str], KeyId] = {}
+        self.alone = asyncio.Lock()
+        """Held from `check` to `note`: of two at once with one request's key, the second finds what the first made."""
 
     def check(self, auth: AuthContext, request: str) -> None:
         known = self._made.get((auth.tenant, auth.principal, request))
@@ -98,8 +100,12 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
         auth, acting = await _within(tenants, request, tenant_id)
         if not is_tenant_id(body.actor_tenant):
             raise _wrong("$.actor_tenant", "this can't name a tenant")
+        actor = TenantId(body.actor_tenant)
+        if body.allowed:
+            # Whoever gets that name later would find itself let in.
+            await tenants.get(auth, actor)
         change = tenants.let_act if body.allowed else tenants.end_acting
-        await change(auth, acting.tenant, actor_tenant=TenantId(body.actor_tenant), principal=_own(body.principal))
+        await change(auth, acting.tenant, actor_tenant=actor, principal=_named(body.principal))
         found = await tenants.list_acting(auth, acting.tenant)
         return json_answer(wire.ActingList(items=found, **_whose(auth)))
 
@@ -128,7 +134,6 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
             raise _wrong("$.namespace", "write 1 to 64 small letters, digits, - or _")
         principal = _own(body.principal)
         auth, acting = await _within(tenants, request, tenant_id)
-        made.check(auth, _asked(request))
         secret = keys.new_secret()
         new = NewKey(
             principal=principal,
@@ -138,24 +143,27 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
             secret_sha256=keys.digest(secret),
             expires_at=_end(body.expires_in_days),
         )
-        key = await tenants.issue_key(msgspec.structs.replace(acting, namespace=body.namespace), new)
-        made.note(auth, _asked(request), key.id)
+        async with made.alone:
+            made.check(auth, _asked(request))
+            key = await tenants.issue_key(msgspec.structs.replace(acting, namespace=body.namespace), new)
+            made.note(auth, _asked(request), key.id)
         return shown(auth, key, secret)
 
     @post(KEY + "/:rotate", status_code=201)
     async def rotate(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:
         body = decoded(exchange(request.scope).json, wire.RotateKey)
         auth, acting = await _within(tenants, request, tenant_id)
-        made.check(auth, _asked(request))
         secret = keys.new_secret()
-        key = await tenants.rotate_key(
-            acting,
-            _key(key_id),
-            secret_sha256=keys.digest(secret),
-            old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
-            expires_at=_end(body.expires_in_days),
-        )
-        made.note(auth, _asked(request), key.id)
+        async with made.alone:
+            made.check(auth, _asked(request))
+            key = await tenants.rotate_key(
+                acting,
+                _key(key_id),
+                secret_sha256=keys.digest(secret),
+                old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
+                expires_at=_end(body.expires_in_days),
+            )
+            made.note(auth, _asked(request), key.id)
         return shown(auth, key, secret)
 
     @post(KEY + "/:revoke", status_code=200)
@@ -187,8 +195,14 @@ def _granted(body: wire.IssueKey) -> frozenset[str]:
 
 
 def _own(text: str) -> PrincipalId:
-    if not _NAME.fullmatch(text):
-        raise _wrong("$.principal", "write 1 to 128 letters, digits and any of . _ : @ -")
+    if not is_own_name(text):
+        raise _wrong("$.principal", f"write {OWN_CHARACTERS}")
+    return PrincipalId(text)
+
+
+def _named(text: str) -> PrincipalId:
+    if not is_name(text):
+        raise _wrong("$.principal", f"write {CHARACTERS}")
     return PrincipalId(text)
 
 
@@ -196,7 +210,7 @@ def _known(text: str) -> PrincipalId:
     home, slash, name = text.rpartition("/")
     if slash and not is_tenant_id(home):
         raise _wrong("$.principal", "before a / is the tenant that it belongs to")
-    _own(name)
+    _named(name)
     return PrincipalId(text)
 
 

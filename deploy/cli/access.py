@@ -1,7 +1,6 @@
 """Tokens and directory access for commands that act in somebody's name."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final, TypeVar
@@ -12,14 +11,12 @@ from adapters.token_auth.jwt import is_namespace
 from deploy import credentials
 from deploy.cli.io import Io
 from deploy.internal import Directory, open_directory, open_issuer, operator_of
+from deploy.principal_names import CHARACTERS, OWN_CHARACTERS, is_name, is_own_name
 from deploy.roles import scopes_of
 from ports.errors import InvalidArgument
 from ports.ids import PrincipalId, TenantId, is_tenant_id
 
 AUDIENCES: Final = ("stack-a", "stack-b", "admin")
-MAX_PRINCIPAL_CHARS: Final = 128
-
-_PRINCIPAL: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@-]{{0,{MAX_PRINCIPAL_CHARS - 1}}}")
 
 # Which of the seeded keys stands for a role; the admin's can do whatever people can.
 _SEEDED_KEYS: Final = {"service": "app"}
@@ -36,10 +33,16 @@ def tenant_id(text: str) -> TenantId:
 
 def principal_id(text: str) -> PrincipalId:
     """Raises `InvalidArgument` when `text` can't name a principal."""
-    if not _PRINCIPAL.fullmatch(text):
+    if not is_name(text):
+        raise InvalidArgument(f"{text!r} can't name a principal: write {CHARACTERS}, such as svc_shop or usr_ann")
+    return PrincipalId(text)
+
+
+def own_principal(text: str) -> PrincipalId:
+    """As `principal_id`, of those that the node itself speaks for."""
+    if not is_own_name(text):
         raise InvalidArgument(
-            f"{text!r} can't name a principal: write 1 to {MAX_PRINCIPAL_CHARS} letters, digits and any of . _ : @ -, "
-            "such as svc_shop or usr_ann"
+            f"{text!r} can't name a principal of this node: write {OWN_CHARACTERS}, such as svc_shop or usr_ann"
         )
     return PrincipalId(text)
 

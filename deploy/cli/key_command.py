@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from adapters.token_auth import keys
-from deploy.cli.access import namespace_of, principal_id, tenant_id, whole, with_directory
+from deploy.cli.access import namespace_of, own_principal, tenant_id, whole, with_directory
 from deploy.cli.io import FINE, Io
 from deploy.credentials import SeededKey
 from deploy.internal import Directory, operator_of
@@ -111,7 +111,7 @@ def _issue_options(parsed: argparse.Namespace) -> Issue:
         role=None if parsed.scope else parsed.role or "service",
         scopes=frozenset(parsed.scope),
         namespace=namespace_of(parsed.namespace),
-        principal=principal_id(who),
+        principal=own_principal(who),
         label=parsed.label,
         days=None if parsed.days is None else whole("--days", parsed.days, least=1, most=MAX_DAYS),
         json=parsed.json,

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from deploy.action import exclusive
-from deploy.cli.access import AUDIENCES, mint, principal_id, whole
+from deploy.cli.access import AUDIENCES, mint, own_principal, whole
 from deploy.cli.io import FINE, Io
 from deploy.internal import open_audit, operator_of
 from deploy.issuer_keys import rotate
@@ -79,7 +79,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         role=parsed.role,
         audience=parsed.audience,
         minutes=whole("--minutes", parsed.minutes, least=1, most=MAX_MINUTES),
-        principal=None if parsed.principal is None else principal_id(parsed.principal),
+        principal=None if parsed.principal is None else own_principal(parsed.principal),
     )
 
 

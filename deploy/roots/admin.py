@@ -33,7 +33,7 @@ from ports.audit import AuditLog
 from ports.clock import Clock
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.errors import Unsupported
-from ports.http.audit import denials
+from ports.http.audit import ActingNotes, denials
 from ports.http.edge import App
 from ports.ids import PrincipalId, TenantId
 from stack_b.administration import Administration
@@ -141,7 +141,12 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         identity = identity_part(ports["tenant"], env=env.mode())
         parts = (part, tenants, identity, audit_surface.part(ports["audit"]))
         app = create_admin_app(
-            parts, verifier=ports["verifier"], metrics=metrics, probes=probes, denied=denials(ports["audit"])
+            parts,
+            verifier=ports["verifier"],
+            metrics=metrics,
+            probes=probes,
+            denied=denials(ports["audit"]),
+            acted=ActingNotes(ports["audit"], clock).acted,
         )
         async with signing_of(env, ports["audit"], clock):
             yield app

@@ -147,6 +147,24 @@ class TestActing:
         with pytest.raises(Unauthenticated):
             await hub.verifier.verify(token)
 
+    async def test_what_bounds_it_at_home_bounds_the_token_of_its_run(self, hub: Hub) -> None:
+        auth = await hub.act()
+        token = hub.node.issuer.mint(auth, audience=AUDIENCE, scopes=auth.scopes, lifetime=timedelta(minutes=30))
+        assert (await hub.verifier.verify(token)).scopes == auth.scopes
+
+        at_home = frozenset({"tenant:act_as", "runs:read", "audit:read"})
+        await hub.bar(ACME, "svc_hub", roles=frozenset({"viewer"}), scopes=at_home)
+        await hub.bar(GLOBEX, THERE, roles=frozenset({"service"}), scopes=frozenset({"runs:read", "runs:create"}))
+        await hub.node.advance(MEMORY)
+
+        seen = await hub.verifier.verify(token)
+        assert seen.principal == THERE
+        assert (seen.scopes, seen.roles) == (frozenset({"runs:read"}), frozenset({"service"}))
+        await hub.bar(ACME, "svc_hub", roles=frozenset({"viewer"}), scopes=at_home - {"tenant:act_as"})
+        await hub.node.advance(MEMORY)
+        with pytest.raises(Unauthenticated):
+            await hub.verifier.verify(token)
+
     @pytest.mark.parametrize(
         "changed",
         [

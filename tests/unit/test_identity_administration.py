@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from anyio import create_task_group
+from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from adapters.inproc import store, tenant
@@ -16,7 +18,8 @@ from conformance.people import ACME, GLOBEX, PLATFORM
 from deploy.administration.identity import part
 from deploy.administration.identity_routes import ROUTES
 from ports.adapter import Given
-from ports.ids import KeyId, PrincipalId
+from ports.errors import NotFound
+from ports.ids import KeyId, PrincipalId, TenantId
 from ports.roles import ROLES
 from ports.tenant import Entitlements, FoundKey, TenantDirectory
 from tests.support.admin import Admin, admin
@@ -82,8 +85,8 @@ class TestKeys:
         "wrong",
         [
             {"role": None}, {"scopes": ["runs:read"]}, {"role": "king"}, {"role": None, "scopes": ["queue:any-tenant"]},
-            {"principal": "tnt_x/svc"}, {"principal": ""}, {"principal": "a\nb"}, {"namespace": "../x"},
-            {"label": "x" * 201},
+            {"principal": "tnt_x/svc"}, {"principal": "acme:ann"}, {"principal": ""}, {"principal": "a\nb"},
+            {"namespace": "../x"}, {"label": "x" * 201},
             {"expires_in_days": 0}, {"expires_in_days": 99_999}, {"unknown": 1}, {"principal": None},
         ],
     )  # fmt: skip
@@ -101,6 +104,33 @@ class TestKeys:
 
         assert (again.status_code, again.json()["error"]["details"]) == (409, {"key_id": first["key"]["id"]})
         assert len((await node.send("GET", URL + "/keys")).json()["items"]) == 1
+
+    @pytest.mark.parametrize("verb", ["issue", "rotate"])
+    async def test_of_two_requests_at_once_with_one_idempotency_key_one_makes_a_key(
+        self, node: Admin, tenants: TenantDirectory, monkeypatch: pytest.MonkeyPatch, verb: str
+    ) -> None:
+        old = await issued(node)
+        where = {"issue": URL + "/keys", "rotate": f"{URL}/keys/{old['key']['id']}:rotate"}[verb]
+        body = {"issue": {"principal": "svc_a", "role": "viewer"}, "rotate": {"grace_minutes": 60}}[verb]
+        storing = getattr(tenants, f"{verb}_key")
+
+        async def slow(*given: Any, **more: Any) -> Any:
+            for _ in range(20):
+                await checkpoint()
+            return await storing(*given, **more)
+
+        monkeypatch.setattr(tenants, f"{verb}_key", slow)
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await node.send("POST", where, body, idempotency_key="once"))
+
+        async with create_task_group() as group:
+            group.start_soon(ask)
+            group.start_soon(ask)
+
+        assert sorted(answer.status_code for answer in answers) == [201, 409]
+        assert len((await node.send("GET", URL + "/keys")).json()["items"]) == 2
 
     async def test_a_rotated_key_and_its_successor_overlap(self, node: Admin, tenants: TenantDirectory) -> None:
         old = await issued(node)
@@ -187,6 +217,21 @@ class TestPrincipals:
         assert (await node.send("GET", URL + "/acting")).json()["items"] == said
 
         assert (await node.send("PUT", URL + "/acting", {**body, "allowed": False})).json()["items"] == []
+
+    async def test_nobody_of_a_tenant_that_there_is_not_is_let_act(self, node: Admin, tenants: TenantDirectory) -> None:
+        body = {"actor_tenant": "tnt_later", "principal": "svc_hub", "allowed": True}
+
+        answer = await node.send("PUT", URL + "/acting", body)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert (await node.send("GET", URL + "/acting")).json()["items"] == []
+        later = TenantId("tnt_later")
+        await tenants.create(PLATFORM, later, name="", entitlements=Entitlements())
+        with pytest.raises(NotFound):
+            await tenants.acting(replace(ACME, tenant=later, principal=PrincipalId("svc_hub")), ACME.tenant)
+        assert (
+            await node.send("PUT", URL + "/acting", {**body, "actor_tenant": "tnt_none", "allowed": False})
+        ).is_success
 
     @pytest.mark.parametrize("wrong", [{"actor_tenant": "x"}, {"actor_tenant": ACME.tenant}, {"principal": "a/b"}])
     async def test_who_can_not_act_is_refused(self, node: Admin, wrong: dict[str, Any]) -> None:

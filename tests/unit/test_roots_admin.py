@@ -15,7 +15,7 @@ from adapters.inproc.store import store
 from adapters.inproc.tenant import InprocTenants
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
-from conformance.people import ACME, PLATFORM
+from conformance.people import ACME, GLOBEX, PLATFORM
 from deploy.roots.admin import STORED, create, defaults, facts
 from deploy.roots.environment import Environment
 from deploy.roots.wiring import Choice, open_ports
@@ -77,6 +77,33 @@ async def test_it_takes_tokens_of_its_own_audience_and_knows_the_rest_of_the_nod
     assert "/etc/agentos/gateway.json" in answers["admin"].json()["overridden_by"]
     assert ready["dependencies"] == {"database": "ok"}
     assert [one["code"] for one in plan.json()["diagnostics"]] == ["demo_in_prod"]
+
+
+async def test_who_acts_for_a_tenant_is_in_its_audit_before_it_has_looked_into_it(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    env, name, clock = Environment(variables), uuid.uuid4().hex, SystemClock()
+    choices = defaults(env) | {port: Choice(adapter="inproc", config={"name": name}) for port in STORED}
+    issuer = Choice(
+        adapter="tokens", config={"private_key_file": str(tmp_path / "key.pem"), "issuer": variables["AGENTOS_ISSUER"]}
+    )
+    service = replace(ACME, scopes=frozenset({"tenant:act_as", "audit:read"}))
+    tenants = InprocTenants(store(name), clock)
+    for one in (ACME, GLOBEX):
+        await tenants.create(PLATFORM, one.tenant, name="", entitlements=Entitlements())
+    await tenants.let_act(PLATFORM, GLOBEX.tenant, actor_tenant=ACME.tenant, principal=service.principal)
+
+    async with (
+        open_ports({"issuer": issuer}, {"issuer": None}, clock=clock) as ports,
+        create(env, choices, clock=clock) as app,
+    ):
+        token = ports["issuer"].mint(service, audience="admin", scopes=service.scopes, lifetime=timedelta(minutes=5))
+        headers = {"authorization": f"Bearer {token}", "x-tenant-id": GLOBEX.tenant}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(cast("Any", app)), base_url="http://admin") as http:
+            answers = [(await http.get("/v1/admin/audit", headers=headers)).json() for _ in range(2)]
+
+    told = [[one["entry"]["action"] for one in answer["items"]] for answer in answers]
+    assert told == [["acting.use"], ["audit.read", "acting.use"]]
 
 
 def test_a_dry_run_says_of_a_provided_kind_what_the_gateway_would_refuse(variables: dict[str, str]) -> None:

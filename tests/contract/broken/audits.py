@@ -133,6 +133,19 @@ class TestLooksInSecret(BrokenAudits):
     caught_by = frozenset({"test_a_look_into_anothers_audit_is_in_that_audit"})
 
 
+class LooksInSecretWhereItActs(InprocAuditLog):
+    """Whoever acts for a tenant is taken for one of its own."""
+
+    def _looked(self, auth: AuthContext, tenant: TenantId) -> None:
+        if auth.tenant != tenant:
+            super()._looked(auth, tenant)
+
+
+class TestLooksInSecretWhereItActs(BrokenAudits):
+    broken = LooksInSecretWhereItActs
+    caught_by = frozenset({"test_a_look_of_who_acts_for_the_tenant_is_anothers_look"})
+
+
 class IgnoresThePrincipal(InprocAuditLog):
     async def query(
         self, auth: AuthContext, tenant: TenantId, wanted: Wanted, *, limit: int, cursor: str | None = None
