@@ -58,6 +58,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     tag: str = ""
     request: Any = None
     """Type of the JSON body; None for none."""
+    request_optional: bool = False
+    """An absent body is one with all its defaults."""
     response: Any = None
     """Type of the JSON answer; None when it has none, or not in JSON."""
     status: int = 200
@@ -153,7 +155,10 @@ def _operation(
     if operation.tag:
         document["tags"] = [operation.tag]
     if request is not None:
-        document["requestBody"] = {"required": True, "content": {"application/json": {"schema": request}}}
+        document["requestBody"] = {
+            "required": not operation.request_optional,
+            "content": {"application/json": {"schema": request}},
+        }
         document["x-max-body-bytes"] = route.max_body_bytes
     return document
 
