@@ -15,12 +15,14 @@ from observability.http import observer
 from observability.metrics import Metrics
 from ports.auth import TokenVerifier
 from ports.context import AuthContext
+from ports.errors import NotFound
 from ports.http import permissions
 from ports.http.edge import Acted, App, Denied, Edge, exchange, no_word, nothing_acted
 from ports.http.health import OK, Probe, states_of
 from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
 from ports.http.strict_json import MAX_DEPTH
+from ports.ids import TenantId, is_tenant_id
 from ports.messages import Json
 
 VERSION: Final = "1"
@@ -146,6 +148,18 @@ def _my_permissions(table: RouteTable) -> HTTPRouteHandler:
 
 def json_answer(view: Struct, *, status: int = 200) -> Response[bytes]:
     return Response(msgspec.json.encode(view), media_type="application/json", status_code=status)
+
+
+def whose(auth: AuthContext) -> dict[str, Any]:
+    """What every view of the admin API has besides its own members."""
+    return {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
+
+
+def tenant_named(text: str) -> TenantId:
+    """A tenant's id from a path or a body; raises `NotFound` for what can't be one."""
+    if not is_tenant_id(text):
+        raise NotFound(f"there is no tenant {text[:64]!r}")
+    return TenantId(text)
 
 
 def _served(app: Litestar) -> list[tuple[str, str]]:

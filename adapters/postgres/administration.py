@@ -11,7 +11,7 @@ from adapters.postgres.administration_homes import AdministrationOfHomes
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.homes import Homes, each_home
 from adapters.postgres.move_tables import SHARED
-from adapters.postgres.rows import Row, packed, trace_of
+from adapters.postgres.rows import Row, actor_of, packed, trace_of
 from adapters.postgres.run_reads import absent, loaded, run_scope, whole_run
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -78,13 +78,13 @@ class PostgresAdministration:
 
     async def begin_erasing(self, auth: AuthContext, tenant: TenantId, *, export_sha256: str) -> None:
         async with self._database.transaction(tenant) as transaction:
-            await _begin(transaction, tenant, {**_noted(auth, tenant), "export_sha256": export_sha256})
+            await _begin(transaction, tenant, {"tenant": tenant, **actor_of(auth), "export_sha256": export_sha256})
 
     async def erase(self, auth: AuthContext, tenant: TenantId, *, export_sha256: str, limit: int) -> Erased:
         check_erasing(auth, limit)
         if not is_tenant_id(tenant):
             raise NotFound(f"there is no tenant {tenant!r}")
-        noted = _noted(auth, tenant)
+        noted = {"tenant": tenant, **actor_of(auth)}
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock"], {"tenant": tenant})
             await _begin(transaction, tenant, {**noted, "export_sha256": export_sha256})
@@ -101,16 +101,6 @@ class PostgresAdministration:
         async with self._database.transaction(tenant) as transaction:
             row = await transaction.row(_SQL["exported"], {"tenant": tenant})
         return None if row is None else str(row["export_sha256"])
-
-
-def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
-    return {
-        "tenant": tenant,
-        "namespace": auth.namespace,
-        "actor": auth.actor_tenant,
-        "principal": auth.principal,
-        "correlation_id": auth.trace.correlation_id,
-    }
 
 
 async def _begin(transaction: Transaction, tenant: TenantId, noted: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from adapters.postgres.audit_homes import AuditOfHomes
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.rows import Row, packed, page_size
+from adapters.postgres.rows import Row, actor_of, packed, page_size
 from adapters.postgres.statements import load
 from adapters.postgres.together import Together
 from ports.adapter import AdapterSpec, Given
@@ -141,10 +141,7 @@ class PostgresAuditLog:
             "tenant": tenant,
             "first": _bounded(first),
             "last": _bounded(last),
-            "namespace": auth.namespace,
-            "actor": auth.actor_tenant,
-            "principal": auth.principal,
-            "correlation_id": auth.trace.correlation_id,
+            **actor_of(auth),
             "whose": _text(principal),
         }
         async with self._database.transaction(tenant) as transaction:
@@ -170,10 +167,7 @@ async def _note(transaction: Transaction, asks: Sequence[_Ask]) -> Sequence[None
 def _ask(auth: AuthContext, note: Note, tenant: TenantId) -> _Ask:
     return _Ask(
         tenant=tenant,
-        namespace=auth.namespace,
-        actor=auth.actor_tenant,
-        principal=auth.principal,
-        correlation_id=auth.trace.correlation_id,
+        **actor_of(auth),
         action=note.action,
         subject=note.subject,
         outcome=note.outcome,

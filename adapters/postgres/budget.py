@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.rows import Row, packed, positive
+from adapters.postgres.rows import Row, actor_of, packed, positive
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.budget import (
@@ -222,24 +222,14 @@ class PostgresBudget:
         require_platform(auth)
         check_budget(budget)
         async with self._database.transaction(tenant) as transaction:
-            await transaction.rows(_SQL["set_budget"], {**_noted(auth, tenant), **msgspec.structs.asdict(budget)})
+            told = {"tenant": tenant, **actor_of(auth), **msgspec.structs.asdict(budget)}
+            await transaction.rows(_SQL["set_budget"], told)
 
     async def remove_budget(self, auth: AuthContext, tenant: TenantId, budget: str) -> None:
         require_platform(auth)
         async with self._database.transaction(tenant) as transaction:
-            if await transaction.row(_SQL["remove_budget"], {**_noted(auth, tenant), "id": budget}) is None:
+            if await transaction.row(_SQL["remove_budget"], {"tenant": tenant, **actor_of(auth), "id": budget}) is None:
                 raise NotFound(f"there is no budget {budget!r}")
-
-
-def _noted(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
-    """Whose budget it is, and who changes it."""
-    return {
-        "tenant": tenant,
-        "namespace": auth.namespace,
-        "actor": auth.actor_tenant,
-        "principal": auth.principal,
-        "correlation_id": auth.trace.correlation_id,
-    }
 
 
 class _Locked:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.rows import Row, packed
+from adapters.postgres.rows import Row, actor_of, packed
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
 from ports.context import ADMIN_PLATFORM, AuthContext
@@ -80,7 +80,7 @@ class PostgresPrivacy:
     async def erase(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId) -> Erasure:
         _check(auth, tenant)
         check_subject(subject)
-        asked = {**_whose(auth, tenant), "subject": subject, "name": erased_name(tenant, subject)}
+        asked = {"tenant": tenant, **actor_of(auth), "subject": subject, "name": erased_name(tenant, subject)}
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock"], asked)
             [standing] = await transaction.rows(_SQL["standing"], asked)
@@ -113,7 +113,7 @@ class PostgresPrivacy:
         _check(auth, tenant)
         check_hold(subject, reason)
         asked = {
-            **_whose(auth, tenant), "subject": subject, "reason": reason, "action": HELD, "everybody": EVERYBODY
+            "tenant": tenant, **actor_of(auth), "subject": subject, "reason": reason, "action": HELD, "everybody": EVERYBODY
         }  # fmt: skip
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock_upkeep"], asked)
@@ -127,7 +127,7 @@ class PostgresPrivacy:
     async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
         _check(auth, tenant)
         found = uuid_of("hld", hold)
-        asked = {**_whose(auth, tenant), "hold": found, "action": RELEASED, "everybody": EVERYBODY}
+        asked = {"tenant": tenant, **actor_of(auth), "hold": found, "action": RELEASED, "everybody": EVERYBODY}
         async with self._database.transaction(tenant) as transaction:
             await _known(transaction, tenant)
             row = None if found is None else await transaction.row(_SQL["release"], asked)
@@ -146,7 +146,8 @@ class PostgresPrivacy:
         _check(auth, tenant)
         check_days(days)
         asked = {
-            **_whose(auth, tenant),
+            "tenant": tenant,
+            **actor_of(auth),
             "action": RETAINED,
             "days": packed({name: kept for name, kept in days.items() if kept is not None}),
             "classes": packed([name for name, kept in days.items() if kept is None]),
@@ -239,16 +240,6 @@ def _check(auth: AuthContext, tenant: TenantId) -> None:
     auth.require(ADMIN_PLATFORM)
     if not is_tenant_id(tenant):
         raise no_tenant(tenant)
-
-
-def _whose(auth: AuthContext, tenant: TenantId) -> dict[str, Any]:
-    return {
-        "tenant": tenant,
-        "namespace": auth.namespace,
-        "actor": auth.actor_tenant,
-        "principal": auth.principal,
-        "correlation_id": auth.trace.correlation_id,
-    }
 
 
 def _erasure(row: Row) -> Erasure:

@@ -161,3 +161,13 @@ def by_place(rows: Sequence[Row], tenants: Sequence[TenantId]) -> dict[int, Row]
 
 def trace_of(auth: AuthContext) -> dict[str, Any]:
     return {"correlation_id": auth.trace.correlation_id, "traceparent": auth.trace.traceparent}
+
+
+def actor_of(auth: AuthContext) -> dict[str, Any]:
+    """Who does it, for the audit."""
+    return {
+        "namespace": auth.namespace,
+        "actor": auth.actor_tenant,
+        "principal": auth.principal,
+        "correlation_id": auth.trace.correlation_id,
+    }

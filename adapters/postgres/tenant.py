@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.rows import Row, packed, page_size
+from adapters.postgres.rows import Row, actor_of, packed, page_size
 from adapters.postgres.statements import load
 from adapters.postgres.tenant_homes import copied_to_homes
 from ports.adapter import AdapterSpec, Given
@@ -61,7 +61,7 @@ class PostgresTenants:
         if not is_tenant_id(tenant):
             raise InvalidArgument(f"{tenant!r} can't name a tenant; use tnt_ and lower-case letters, digits, _ or -")
         check_entitlements(entitlements)
-        asked = {**_noted(auth), "tenant": tenant, "name": name, "entitlements": packed(entitlements)}
+        asked = {**actor_of(auth), "tenant": tenant, "name": name, "entitlements": packed(entitlements)}
         async with self._database.transaction(tenant) as transaction:
             try:
                 row = await transaction.row(_SQL["create"], asked)
@@ -90,19 +90,19 @@ class PostgresTenants:
 
     async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
         auth.require(_PLATFORM)
-        return _tenant(await self._one(tenant, "set_status", {**_noted(auth), "status": status}))
+        return _tenant(await self._one(tenant, "set_status", {**actor_of(auth), "status": status}))
 
     async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
         auth.require(_PLATFORM)
         check_entitlements(entitlements)
         # Which rules held when is for the audit: it names the version that was set, or that there are none any more.
         policy = f"{tenant}@{entitlements.policy.version or 'none'}"
-        asked = {**_noted(auth), "entitlements": packed(entitlements), "policy": policy}
+        asked = {**actor_of(auth), "entitlements": packed(entitlements), "policy": policy}
         return _tenant(await self._one(tenant, "set_entitlements", asked))
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         asked = {
-            **_noted(auth),
+            **actor_of(auth),
             "holder": new.principal,
             "scopes": packed(sorted(new.scopes)),
             "roles": packed(sorted(new.roles)),
@@ -128,7 +128,7 @@ class PostgresTenants:
         )
 
     async def revoke_key(self, auth: AuthContext, key_id: KeyId) -> None:
-        asked = {**_noted(auth), "tenant": auth.tenant, "key": uuid_of("key", key_id) or uuid.UUID(int=0)}
+        asked = {**actor_of(auth), "tenant": auth.tenant, "key": uuid_of("key", key_id) or uuid.UUID(int=0)}
         async with self._database.transaction(auth.tenant) as transaction:
             if await transaction.row(_SQL["revoke_key"], asked) is None:
                 raise NotFound(f"there is no key {key_id!r}")
@@ -144,7 +144,7 @@ class PostgresTenants:
     ) -> ApiKey:
         auth.require(_TENANT)
         asked = {
-            **_noted(auth),
+            **actor_of(auth),
             "tenant": auth.tenant,
             "key": uuid_of("key", key_id) or uuid.UUID(int=0),
             "secret_sha256": secret_sha256,
@@ -171,7 +171,7 @@ class PostgresTenants:
         auth.require(_TENANT)
         check_principal(roles, scopes, principal)
         asked = {
-            **_noted(auth),
+            **actor_of(auth),
             "holder": principal,
             "status": status,
             "roles": None if roles is None else packed(sorted(roles)),
@@ -212,13 +212,13 @@ class PostgresTenants:
     ) -> None:
         auth.require(_PLATFORM)
         check_actor(tenant, actor_tenant, principal)
-        await self._one(tenant, "let_act", {**_noted(auth), "actor_tenant": actor_tenant, "holder": principal})
+        await self._one(tenant, "let_act", {**actor_of(auth), "actor_tenant": actor_tenant, "holder": principal})
 
     async def end_acting(
         self, auth: AuthContext, tenant: TenantId, *, actor_tenant: TenantId, principal: PrincipalId
     ) -> None:
         auth.require(_PLATFORM)
-        await self._one(tenant, "end_acting", {**_noted(auth), "actor_tenant": actor_tenant, "holder": principal})
+        await self._one(tenant, "end_acting", {**actor_of(auth), "actor_tenant": actor_tenant, "holder": principal})
 
     async def list_acting(self, auth: AuthContext, tenant: TenantId) -> tuple[Acting, ...]:
         auth.require(_TENANT if tenant == auth.tenant else _PLATFORM)
@@ -275,16 +275,6 @@ class PostgresTenants:
         if row is None:
             raise NotFound(f"there is no tenant {tenant!r}")
         return row
-
-
-def _noted(auth: AuthContext) -> dict[str, Any]:
-    """Who does it, for the audit."""
-    return {
-        "namespace": auth.namespace,
-        "actor": auth.actor_tenant,
-        "principal": auth.principal,
-        "correlation_id": auth.trace.correlation_id,
-    }
 
 
 def _tenant(row: Row) -> Tenant:

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from litestar import Response, get, post, put
@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from adapters.token_auth import keys
 from adapters.token_auth.jwt import is_namespace
-from deploy.admin_surface import Asked, Part, identity_of, json_answer
+from deploy.admin_surface import Asked, Part, identity_of, json_answer, tenant_named, whose
 from deploy.administration import identity_wire as wire
 from deploy.administration.identity_routes import (
     ACTING,
@@ -75,7 +75,7 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
     ) -> Response[bytes]:
         auth, acting = await _within(tenants, request, tenant_id)
         page = await tenants.list_principals(acting, limit=limit, cursor=cursor)
-        return json_answer(wire.PrincipalPage(items=page.items, next_cursor=page.next_cursor, **_whose(auth)))
+        return json_answer(wire.PrincipalPage(items=page.items, next_cursor=page.next_cursor, **whose(auth)))
 
     @put(PRINCIPALS)
     async def put_principal(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -86,13 +86,13 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
         kept = await tenants.put_principal(
             acting, _known(body.principal), status=body.status, roles=roles, scopes=scopes
         )
-        return json_answer(wire.PrincipalView(principal=kept, **_whose(auth)))
+        return json_answer(wire.PrincipalView(principal=kept, **whose(auth)))
 
     @get(ACTING)
     async def list_acting(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, acting = await _within(tenants, request, tenant_id)
         found = await tenants.list_acting(auth, acting.tenant)
-        return json_answer(wire.ActingList(items=found, **_whose(auth)))
+        return json_answer(wire.ActingList(items=found, **whose(auth)))
 
     @put(ACTING)
     async def put_acting(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -107,7 +107,7 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
         change = tenants.let_act if body.allowed else tenants.end_acting
         await change(auth, acting.tenant, actor_tenant=actor, principal=_named(body.principal))
         found = await tenants.list_acting(auth, acting.tenant)
-        return json_answer(wire.ActingList(items=found, **_whose(auth)))
+        return json_answer(wire.ActingList(items=found, **whose(auth)))
 
     return [list_principals, put_principal, list_acting, put_acting]
 
@@ -115,7 +115,7 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
 def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandler]:
     def shown(auth: AuthContext, key: ApiKey, secret: str) -> Response[bytes]:
         told = keys.render(env, key.id, secret)
-        return json_answer(wire.IssuedKey(key=wire.key_line(key), api_key=told, **_whose(auth)), status=201)
+        return json_answer(wire.IssuedKey(key=wire.key_line(key), api_key=told, **whose(auth)), status=201)
 
     @get(KEYS)
     async def list_keys(
@@ -124,7 +124,7 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
         auth, acting = await _within(tenants, request, tenant_id)
         page = await tenants.list_keys(acting, limit=limit, cursor=cursor)
         lines = tuple(wire.key_line(key) for key in page.items)
-        return json_answer(wire.KeyPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
+        return json_answer(wire.KeyPage(items=lines, next_cursor=page.next_cursor, **whose(auth)))
 
     @post(KEYS, status_code=201)
     async def issue(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -171,7 +171,7 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
         decoded(exchange(request.scope).json, wire.RevokeKey)
         auth, acting = await _within(tenants, request, tenant_id)
         await tenants.revoke_key(acting, _key(key_id))
-        return json_answer(wire.Revoked(revoked=key_id, **_whose(auth)))
+        return json_answer(wire.Revoked(revoked=key_id, **whose(auth)))
 
     return [list_keys, issue, rotate, revoke]
 
@@ -179,9 +179,7 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
 async def _within(tenants: TenantDirectory, request: Asked, text: str) -> tuple[AuthContext, AuthContext]:
     """The caller, and the caller as it changes what is this tenant's. Raises `NotFound` where there is none."""
     auth = identity_of(request)
-    if not is_tenant_id(text):
-        raise NotFound(f"there is no tenant {text[:64]!r}")
-    tenant = (await tenants.get(auth, TenantId(text))).id
+    tenant = (await tenants.get(auth, tenant_named(text))).id
     home = None if tenant == auth.tenant else auth.tenant
     return auth, msgspec.structs.replace(auth, tenant=tenant, scopes=auth.scopes | {"admin:tenant"}, home=home)
 
@@ -231,7 +229,3 @@ def _end(days: int | None) -> datetime | None:
 def _asked(request: Asked) -> str:
     """The repeat of a request has the same key and goes to the same place."""
     return f"{request.scope['path']} {exchange(request.scope).idempotency_key}"
-
-
-def _whose(auth: AuthContext) -> dict[str, Any]:
-    return {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}

@@ -8,7 +8,7 @@ from litestar import Response, delete, get, patch, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from deploy.admin_surface import Asked, Part, identity_of, json_answer
+from deploy.admin_surface import Asked, Part, identity_of, json_answer, tenant_named, whose
 from deploy.administration import privacy_part, wire
 from deploy.administration.documentation import LIMITS, OPERATIONS
 from deploy.administration.offboarding import check_confirmed, offboard
@@ -63,7 +63,7 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
         auth = identity_of(request)
         page = await platform.tenants.list_tenants(auth, limit=limit, cursor=cursor)
         lines = tuple(wire.TenantLine(**wire.tenant_line(tenant)) for tenant in page.items)
-        return json_answer(wire.TenantPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
+        return json_answer(wire.TenantPage(items=lines, next_cursor=page.next_cursor, **whose(auth)))
 
     @post(TENANTS, status_code=201)
     async def create(request: Asked) -> Response[bytes]:
@@ -90,16 +90,16 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
     @post(TENANT + "/:disable", status_code=200)
     async def disable(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth = identity_of(request)
-        return _shown(await platform.tenants.set_status(auth, _id(tenant_id), "disabled"), auth)
+        return _shown(await platform.tenants.set_status(auth, tenant_named(tenant_id), "disabled"), auth)
 
     @post(TENANT + "/:enable", status_code=200)
     async def enable(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth = identity_of(request)
-        return _shown(await platform.tenants.set_status(auth, _id(tenant_id), "active"), auth)
+        return _shown(await platform.tenants.set_status(auth, tenant_named(tenant_id), "active"), auth)
 
     @delete(TENANT, status_code=200)
     async def remove(request: Asked, tenant_id: FromPath[str], confirm: FromQuery[str] = "") -> Response[bytes]:
-        auth, tenant = identity_of(request), _id(tenant_id)
+        auth, tenant = identity_of(request), tenant_named(tenant_id)
         check_confirmed(tenant, confirm)
         gone = await offboard(
             auth,
@@ -115,7 +115,7 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
             export_sha256=gone.export_sha256,
             export_file=None if gone.export is None else gone.export.path,
             export_rows=None if gone.export is None else gone.export.manifest.rows,
-            **_whose(auth),
+            **whose(auth),
         )
         return json_answer(view, status=200 if gone.done else 202)
 
@@ -128,7 +128,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         found = await budgets_of(platform.budget, auth, tenant, scope_id=scope_id)
-        return json_answer(wire.BudgetList(items=found, **_whose(auth)))
+        return json_answer(wire.BudgetList(items=found, **whose(auth)))
 
     @get(BUDGET)
     async def budget(
@@ -152,7 +152,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         await platform.budget.remove_budget(auth, tenant.id, budget_id)
-        return json_answer(wire.Removed(removed=budget_id, **_whose(auth)))
+        return json_answer(wire.Removed(removed=budget_id, **whose(auth)))
 
     @get(USAGE)
     async def usage(
@@ -166,7 +166,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         lines = await usage_of(
             platform.budget, platform.requests, auth, tenant, since=since, by_agent=by_agent == "true"
         )
-        return json_answer(wire.UsageReport(since=since, usage=lines, **_whose(auth)))
+        return json_answer(wire.UsageReport(since=since, usage=lines, **whose(auth)))
 
     return [budgets, budget, set_budget, remove_budget, usage]
 
@@ -188,15 +188,15 @@ def _runs(platform: Platform) -> list[HTTPRouteHandler]:
         reading = msgspec.structs.replace(in_tenant(auth, tenant), namespace=namespace)
         page = await platform.runs.list_runs(reading, _where(status, agent_id), limit=limit, cursor=cursor)
         lines = tuple(wire.RunLine(**wire.run_line(run)) for run in page.items)
-        return json_answer(wire.RunPage(items=lines, next_cursor=page.next_cursor, **_whose(auth)))
+        return json_answer(wire.RunPage(items=lines, next_cursor=page.next_cursor, **whose(auth)))
 
     @post(RUNS + "/{run_id:str}/:kill", status_code=200)
     async def kill(request: Asked, run_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.KillRun)
         killed = await platform.administration.kill(
-            auth, _id(body.tenant_id), RunId(run_id), reason=body.reason, namespace=body.namespace
+            auth, tenant_named(body.tenant_id), RunId(run_id), reason=body.reason, namespace=body.namespace
         )
-        return json_answer(wire.RunAnswer(**wire.run_line(killed), **_whose(auth)))
+        return json_answer(wire.RunAnswer(**wire.run_line(killed), **whose(auth)))
 
     return [list_runs, kill]
 
@@ -215,7 +215,7 @@ async def _one_budget(
 ) -> wire.BudgetAnswer:
     for view in await budgets_of(platform.budget, auth, tenant, scope_id=scope_id):
         if view.budget.id == budget_id:
-            return wire.BudgetAnswer(budget=view.budget, window=view.window, **_whose(auth))
+            return wire.BudgetAnswer(budget=view.budget, window=view.window, **whose(auth))
     raise NotFound(f"there is no budget {budget_id[:64]!r}")
 
 
@@ -231,18 +231,8 @@ def _where(status: str | None, agent_id: str | None) -> RunFilter:
 
 
 async def _tenant(platform: Platform, auth: AuthContext, text: str) -> Tenant:
-    return await platform.tenants.get(auth, _id(text))
-
-
-def _id(text: str) -> TenantId:
-    if not is_tenant_id(text):
-        raise NotFound(f"there is no tenant {text[:64]!r}")
-    return TenantId(text)
-
-
-def _whose(auth: AuthContext) -> dict[str, Any]:
-    return {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
+    return await platform.tenants.get(auth, tenant_named(text))
 
 
 def _shown(tenant: Tenant, auth: AuthContext, *, status: int = 200) -> Response[bytes]:
-    return json_answer(wire.TenantView(**wire.tenant_line(tenant), **_whose(auth)), status=status)
+    return json_answer(wire.TenantView(**wire.tenant_line(tenant), **whose(auth)), status=status)

@@ -1,24 +1,23 @@
 """Routes, documentation and endpoints of requests about one's data. Platform only."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from litestar import Response, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
 
-from deploy.admin_surface import Asked, identity_of, json_answer
+from deploy.admin_surface import Asked, identity_of, json_answer, tenant_named, whose
 from deploy.administration import privacy_wire as wire
 from deploy.administration.platform import Platform
 from deploy.administration.privacy import ERASE_CALLS_PER_REQUEST, check_erasing_confirmed, erase_for, export_for
 from deploy.administration.routes import TENANT, template
 from ports.context import ADMIN_PLATFORM, AuthContext
-from ports.errors import NotFound
 from ports.http.edge import decoded, exchange
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import Route
-from ports.ids import PrincipalId, TenantId, is_tenant_id
+from ports.ids import PrincipalId, TenantId
 from ports.privacy import MAX_HOLDS, MAX_REASON_CHARS, MAX_RETENTION_DAYS, MAX_SUBJECT_CHARS
 
 PRIVACY: Final = TENANT + "/privacy"
@@ -122,7 +121,7 @@ def handlers(platform: Platform) -> list[HTTPRouteHandler]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.CreateExport)
         made = await export_for(
             auth,
-            _id(tenant_id),
+            tenant_named(tenant_id),
             PrincipalId(body.subject),
             tenants=platform.tenants,
             audit=platform.audit,
@@ -133,68 +132,62 @@ def handlers(platform: Platform) -> list[HTTPRouteHandler]:
             export_file=made.path,
             export_sha256=made.sha256,
             export_rows=made.manifest.rows,
-            **_whose(auth),
+            **whose(auth),
         )
         return json_answer(view, status=201)
 
     @get(ERASURES)
     async def erasures(request: Asked, tenant_id: FromPath[str], limit: Limit = MAX_PAGE) -> Response[bytes]:
         auth = identity_of(request)
-        found = await platform.privacy.erasures(auth, _id(tenant_id), limit=limit)
-        return json_answer(wire.ErasureList(items=tuple(map(wire.erasure_line, found)), **_whose(auth)))
+        found = await platform.privacy.erasures(auth, tenant_named(tenant_id), limit=limit)
+        return json_answer(wire.ErasureList(items=tuple(map(wire.erasure_line, found)), **whose(auth)))
 
     @post(ERASURES, status_code=200)
     async def erase(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.Erase)
         check_erasing_confirmed(body.subject, body.confirm)
         erasure = await erase_for(
-            auth, _id(tenant_id), PrincipalId(body.subject), privacy=platform.privacy, calls=ERASE_CALLS_PER_REQUEST
+            auth,
+            tenant_named(tenant_id),
+            PrincipalId(body.subject),
+            privacy=platform.privacy,
+            calls=ERASE_CALLS_PER_REQUEST,
         )
-        view = wire.ErasureView(**msgspec.structs.asdict(wire.erasure_line(erasure)), **_whose(auth))
+        view = wire.ErasureView(**msgspec.structs.asdict(wire.erasure_line(erasure)), **whose(auth))
         return json_answer(view, status=200 if erasure.done else 202)
 
     @get(HOLDS)
     async def holds(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth = identity_of(request)
-        found = await platform.privacy.holds(auth, _id(tenant_id))
-        return json_answer(wire.HoldList(items=tuple(map(wire.hold_line, found)), **_whose(auth)))
+        found = await platform.privacy.holds(auth, tenant_named(tenant_id))
+        return json_answer(wire.HoldList(items=tuple(map(wire.hold_line, found)), **whose(auth)))
 
     @post(HOLDS, status_code=201)
     async def hold(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PlaceHold)
         subject = None if body.subject is None else PrincipalId(body.subject)
-        placed = await platform.privacy.hold(auth, _id(tenant_id), subject, reason=body.reason)
-        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(placed)), **_whose(auth)), status=201)
+        placed = await platform.privacy.hold(auth, tenant_named(tenant_id), subject, reason=body.reason)
+        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(placed)), **whose(auth)), status=201)
 
     @post(HOLDS + "/{hold_id:str}/:release", status_code=200)
     async def release(request: Asked, tenant_id: FromPath[str], hold_id: FromPath[str]) -> Response[bytes]:
         auth = identity_of(request)
-        released = await platform.privacy.release(auth, _id(tenant_id), hold_id)
-        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(released)), **_whose(auth)))
+        released = await platform.privacy.release(auth, tenant_named(tenant_id), hold_id)
+        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(released)), **whose(auth)))
 
     @get(RETENTION)
     async def retention(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth = identity_of(request)
-        return await _rules(platform, auth, _id(tenant_id))
+        return await _rules(platform, auth, tenant_named(tenant_id))
 
     @patch(RETENTION)
     async def retain(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PatchRetention)
-        await platform.privacy.retain(auth, _id(tenant_id), body.days)
-        return await _rules(platform, auth, _id(tenant_id))
+        await platform.privacy.retain(auth, tenant_named(tenant_id), body.days)
+        return await _rules(platform, auth, tenant_named(tenant_id))
 
     return [export, erasures, erase, holds, hold, release, retention, retain]
 
 
 async def _rules(platform: Platform, auth: AuthContext, tenant: TenantId) -> Response[bytes]:
-    return json_answer(wire.RetentionView(days=await platform.privacy.retention(auth, tenant), **_whose(auth)))
-
-
-def _id(text: str) -> TenantId:
-    if not is_tenant_id(text):
-        raise NotFound(f"there is no tenant {text[:64]!r}")
-    return TenantId(text)
-
-
-def _whose(auth: AuthContext) -> dict[str, Any]:
-    return {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
+    return json_answer(wire.RetentionView(days=await platform.privacy.retention(auth, tenant), **whose(auth)))
