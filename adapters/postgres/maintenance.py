@@ -27,7 +27,7 @@ DAYS_AHEAD: Final = 7
 BATCH: Final = 200
 """Runs that one call removes at most; well within a statement's time."""
 ROWS: Final = 2_000
-"""Texts, and as many replies: a row each."""
+"""Texts, and as many replies, and requests of days that are held: a row each."""
 
 
 class PostgresMaintenance:
@@ -57,16 +57,17 @@ class PostgresMaintenance:
         await step("make_request_days", {"ahead": DAYS_AHEAD})
         runs = await step("forget_runs", {"days": days, "limit": BATCH})
         requests = await step("forget_requests", {"days": days, "limit": ROWS})
+        thinned = await step("thin_request_days", {"days": days, "limit": ROWS})
         await step("drop_request_days", {"days": days})
         more = runs is not None and runs["removed"] == BATCH
         if runs is not None and not more:
             await step("drop_event_days", {"days": days})
         retained = await step("retain", {"limit": BATCH})
-        if runs is None or requests is None or retained is None or failed:
+        if runs is None or requests is None or thinned is None or retained is None or failed:
             raise failed[0]
         return Upkeep(
             runs_removed=runs["removed"] + retained["runs"],
-            more=more or requests["removed"] == ROWS or retained["most"] == BATCH,
+            more=more or ROWS in (requests["removed"], thinned["removed"]) or retained["most"] == BATCH,
         )
 
 

@@ -191,7 +191,14 @@ def test_under_a_hold_nothing_goes(database: Clone, environ: dict[str, str], who
 
 
 @pytest.mark.parametrize(
-    "step", ["ao_forget_runs(7, 100)", "ao_forget_requests(7, 100)", "ao_drop_request_days(7)", "ao_retain(100)"]
+    "step",
+    [
+        "ao_forget_runs(7, 100)",
+        "ao_forget_requests(7, 100)",
+        "ao_thin_request_days(7, 100)",
+        "ao_drop_request_days(7)",
+        "ao_retain(100)",
+    ],
 )
 def test_a_hold_waits_for_what_upkeep_is_removing(database: Clone, step: str) -> None:
     """Whoever is told that the hold is in force finds all that it holds, or nothing that goes later."""
@@ -210,6 +217,40 @@ def test_a_hold_waits_for_what_upkeep_is_removing(database: Clone, step: str) ->
             return bool(done), (await hold).subject == ANN.principal
 
     assert asyncio.run(placed()) == (False, True)
+
+
+def test_of_a_day_that_is_held_the_rest_goes_in_batches(database: Clone, environ: dict[str, str]) -> None:
+    async def services(step: str) -> int:
+        connection = await asyncpg.connect(database.app, server_settings={"search_path": "agentos"})
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL app.tenant_id = '{NODE.tenant}'")
+                removed: int = await connection.fetchval(f"SELECT {step}")
+                return removed
+        finally:
+            await connection.close()
+
+    def kept() -> list[str]:
+        rows = asyncio.run(fetch(database.superuser, "SELECT principal FROM request_records ORDER BY 1"))
+        return [row["principal"] for row in rows]
+
+    everybodys = kept()
+    placed = run(environ, "hold", ANN.principal, "--reason", "case 17/26", "--json")
+    asyncio.run(shift_time(database, timedelta(days=30)))
+
+    thinned = [asyncio.run(services("ao_thin_request_days(7, 1)")) for _ in range(3)]
+    asyncio.run(services("ao_drop_request_days(7)"))
+    held = kept()
+    released = run(environ, "release", json.loads(placed.out)["id"])
+    unheld = asyncio.run(services("ao_thin_request_days(7, 1)"))
+    asyncio.run(services("ao_drop_request_days(7)"))
+
+    assert everybodys == sorted([ANN.principal, BEN.principal, THERE.principal])
+    assert thinned == [1, 1, 0]
+    assert held == [ANN.principal]
+    assert released.code == 0
+    assert unheld == 0, "a day that nobody holds is dropped as a whole"
+    assert kept() == []
 
 
 def test_a_step_of_upkeep_that_fails_keeps_no_other_from_its_turn(database: Clone, environ: dict[str, str]) -> None:

@@ -110,38 +110,48 @@ END;
 REVOKE ALL ON FUNCTION ao_audit_heads(text, integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ao_audit_heads(text, integer) TO ao_app;
 
--- The only way an entry goes. Its number and hash stay, and an entry of the same transaction says which went (`detail`, as
--- 3-7,12), so that the chain can be checked with the gap. Entries that tell of this are never erased. Only the tenant the
--- transaction is bound to, and it says how many went.
+-- An entry that tells which went, as numbers (`detail`, as 3-7,12), in the transaction that removes them; how many they are.
+CREATE FUNCTION ao_audit_note_erased(
+    p_tenant text, p_numbers bigint[], p_namespace text, p_actor_tenant text, p_principal text, p_correlation_id text
+) RETURNS bigint LANGUAGE plpgsql VOLATILE SET search_path = agentos, pg_temp
+AS $$
+DECLARE
+    which text;
+BEGIN
+    SELECT string_agg(CASE WHEN i.first = i.last THEN CAST(i.first AS text) ELSE i.first || '-' || i.last END, ',' ORDER BY i.first)
+    INTO which
+    FROM (
+        SELECT min(g.seq) AS first, max(g.seq) AS last
+        FROM (SELECT n.seq, n.seq - row_number() OVER (ORDER BY n.seq) AS island FROM unnest(p_numbers) AS n (seq)) g
+        GROUP BY g.island
+    ) i;
+    IF which IS NOT NULL THEN
+        INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, detail)
+        VALUES (p_tenant, p_namespace, p_actor_tenant, p_principal, 'audit.erase', 'audit', p_correlation_id, which);
+    END IF;
+    RETURN coalesce(cardinality(p_numbers), 0);
+END
+$$;
+REVOKE ALL ON FUNCTION ao_audit_note_erased(text, bigint[], text, text, text, text) FROM PUBLIC;
+
+-- The only way an entry goes. Its number and hash stay, so that the chain can be checked with the gap. Entries that tell of
+-- this are never erased. Only the tenant the transaction is bound to, and it says how many went.
 CREATE FUNCTION ao_audit_erase(
     p_first bigint, p_last bigint, p_namespace text, p_actor_tenant text, p_principal text, p_correlation_id text, p_subject text
 ) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 AS $$
 DECLARE
-    whose text := nullif(current_setting('app.tenant_id', true), '');
-    many  bigint;
-    which text;
+    whose   text := nullif(current_setting('app.tenant_id', true), '');
+    numbers bigint[];
 BEGIN
     WITH gone AS (
         DELETE FROM audit_log a USING audit_chain c
         WHERE c.tenant_id = whose AND c.seq BETWEEN p_first AND p_last AND a.tenant_id = c.tenant_id AND a.id = c.entry
           AND a.action <> 'audit.erase' AND (p_subject IS NULL OR a.principal = p_subject)
         RETURNING c.seq
-    ),
-    islands AS (
-        SELECT min(g.seq) AS first, max(g.seq) AS last, count(*) AS many
-        FROM (SELECT gone.seq, gone.seq - row_number() OVER (ORDER BY gone.seq) AS island FROM gone) g
-        GROUP BY g.island
     )
-    SELECT coalesce(sum(i.many), 0),
-           string_agg(CASE WHEN i.first = i.last THEN CAST(i.first AS text) ELSE i.first || '-' || i.last END, ',' ORDER BY i.first)
-    INTO many, which
-    FROM islands i;
-    IF many > 0 THEN
-        INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, detail)
-        VALUES (whose, p_namespace, p_actor_tenant, p_principal, 'audit.erase', 'audit', p_correlation_id, which);
-    END IF;
-    RETURN many;
+    SELECT array_agg(gone.seq) INTO numbers FROM gone;
+    RETURN ao_audit_note_erased(whose, numbers, p_namespace, p_actor_tenant, p_principal, p_correlation_id);
 END
 $$;
 REVOKE ALL ON FUNCTION ao_audit_erase(bigint, bigint, text, text, text, text, text) FROM PUBLIC;
@@ -150,5 +160,6 @@ GRANT EXECUTE ON FUNCTION ao_audit_erase(bigint, bigint, text, text, text, text,
 ALTER FUNCTION ao_audit_form(audit_log) OWNER TO ao_def;
 ALTER FUNCTION ao_audit_link() OWNER TO ao_def;
 ALTER FUNCTION ao_audit_heads(text, integer) OWNER TO ao_def;
+ALTER FUNCTION ao_audit_note_erased(text, bigint[], text, text, text, text) OWNER TO ao_def;
 ALTER FUNCTION ao_audit_erase(bigint, bigint, text, text, text, text, text) OWNER TO ao_def;
 REVOKE CREATE ON SCHEMA agentos FROM ao_def;

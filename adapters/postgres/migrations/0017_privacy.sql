@@ -414,9 +414,8 @@ CREATE OR REPLACE FUNCTION ao_audit_erase(
 ) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 AS $$
 DECLARE
-    whose text := nullif(current_setting('app.tenant_id', true), '');
-    many  bigint;
-    which text;
+    whose   text := nullif(current_setting('app.tenant_id', true), '');
+    numbers bigint[];
 BEGIN
     PERFORM ao_lock_holds(whose);
     WITH gone AS (
@@ -427,21 +426,9 @@ BEGIN
                OR a.principal = p_subject AND a.actor_tenant = ao_actor(whose, p_subject))
           AND NOT ao_held(whose, a.principal) AND NOT ao_held(whose, a.subject)
         RETURNING c.seq
-    ),
-    islands AS (
-        SELECT min(g.seq) AS first, max(g.seq) AS last, count(*) AS many
-        FROM (SELECT gone.seq, gone.seq - row_number() OVER (ORDER BY gone.seq) AS island FROM gone) g
-        GROUP BY g.island
     )
-    SELECT coalesce(sum(i.many), 0),
-           string_agg(CASE WHEN i.first = i.last THEN CAST(i.first AS text) ELSE i.first || '-' || i.last END, ',' ORDER BY i.first)
-    INTO many, which
-    FROM islands i;
-    IF many > 0 THEN
-        INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, detail)
-        VALUES (whose, p_namespace, p_actor_tenant, p_principal, 'audit.erase', 'audit', p_correlation_id, which);
-    END IF;
-    RETURN many;
+    SELECT array_agg(gone.seq) INTO numbers FROM gone;
+    RETURN ao_audit_note_erased(whose, numbers, p_namespace, p_actor_tenant, p_principal, p_correlation_id);
 END
 $$;
 
@@ -473,21 +460,44 @@ END
 $$;
 RESET ROLE;
 
--- Of a day that is over: where somebody holds something of it, what nobody holds goes row by row, and the day stays.
-CREATE FUNCTION ao_thin_requests(p_lower uuid, p_upper uuid) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
-AS $$
-BEGIN
-    IF NOT EXISTS (
+-- Whether somebody holds something of a day's requests, which then is not dropped as a whole.
+CREATE FUNCTION ao_day_held(p_lower uuid, p_upper uuid) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = agentos, pg_temp
+    RETURN EXISTS (
         SELECT FROM legal_holds h
         JOIN request_records r ON r.tenant_id = h.tenant_id AND r.id >= p_lower AND r.id < p_upper
         WHERE h.released_at IS NULL AND (h.subject IS NULL OR h.subject = r.principal)
-    ) THEN
-        RETURN false;
+    );
+
+-- Of such days, what nobody holds goes row by row: at most so many.
+CREATE FUNCTION ao_thin_request_days(p_days integer, p_limit integer) RETURNS integer
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
+AS $$
+DECLARE
+    v_day   record;
+    v_gone  integer;
+    v_total integer := 0;
+BEGIN
+    PERFORM ao_share_holds();
+    IF p_days < 7 THEN
+        RAISE EXCEPTION 'requests are kept for at least 7 days, not %', p_days USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    DELETE FROM request_records r
-    WHERE r.id >= p_lower AND r.id < p_upper AND NOT ao_held(r.tenant_id, r.principal);
-    RETURN true;
+    FOR v_day IN
+        SELECT p.lower, p.upper FROM ao_request_partitions() p
+        WHERE p.upper <= ao_day_start(ao_today() - p_days) ORDER BY p.upper
+    LOOP
+        CONTINUE WHEN NOT ao_day_held(v_day.lower, v_day.upper);
+        DELETE FROM request_records x USING (
+            SELECT r.tenant_id, r.id FROM request_records r
+            WHERE r.id >= v_day.lower AND r.id < v_day.upper AND NOT ao_held(r.tenant_id, r.principal)
+            LIMIT p_limit - v_total
+        ) due
+        WHERE x.tenant_id = due.tenant_id AND x.id = due.id AND x.id >= v_day.lower AND x.id < v_day.upper;
+        GET DIAGNOSTICS v_gone = ROW_COUNT;
+        v_total := v_total + v_gone;
+        EXIT WHEN v_total >= p_limit;
+    END LOOP;
+    RETURN v_total;
 END
 $$;
 
@@ -507,7 +517,7 @@ BEGIN
         SELECT p.name, p.lower, p.upper FROM ao_request_partitions() p
         WHERE p.upper <= ao_day_start(ao_today() - p_days) ORDER BY p.upper
     LOOP
-        CONTINUE WHEN ao_thin_requests(v_day.lower, v_day.upper);
+        CONTINUE WHEN ao_day_held(v_day.lower, v_day.upper);
         EXECUTE format('DROP TABLE %I', v_day.name);
         v_dropped := v_dropped + 1;
     END LOOP;
@@ -596,35 +606,23 @@ END
 $$;
 
 -- As `ao_audit_erase`, by age and for no caller.
-CREATE FUNCTION ao_audit_forget(p_tenant text, p_until timestamptz, p_limit integer) RETURNS integer
+CREATE FUNCTION ao_audit_forget(p_tenant text, p_until timestamptz, p_limit integer) RETURNS bigint
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = agentos, pg_temp
 AS $$
 DECLARE
-    v_count integer;
-    v_which text;
+    v_numbers bigint[];
 BEGIN
     WITH due AS MATERIALIZED (
         SELECT a.tenant_id, a.id, c.seq FROM audit_log a JOIN audit_chain c ON c.tenant_id = a.tenant_id AND c.entry = a.id
-        WHERE a.tenant_id = p_tenant AND a.at < p_until
+        WHERE a.tenant_id = p_tenant AND a.id < ao_first_id(p_until) AND a.at < p_until
           AND a.action NOT IN ('audit.erase', 'subject.erase', 'subject.erased', 'tenant.erase', 'tenant.erased')
         ORDER BY a.id LIMIT p_limit
     ),
     gone AS (
         DELETE FROM audit_log a USING due WHERE a.tenant_id = due.tenant_id AND a.id = due.id RETURNING due.seq
-    ),
-    islands AS (
-        SELECT min(g.seq) AS first, max(g.seq) AS last, count(*) AS many
-        FROM (SELECT gone.seq, gone.seq - row_number() OVER (ORDER BY gone.seq) AS island FROM gone) g
-        GROUP BY g.island
     )
-    SELECT coalesce(sum(i.many), 0),
-           string_agg(CASE WHEN i.first = i.last THEN CAST(i.first AS text) ELSE i.first || '-' || i.last END, ',' ORDER BY i.first)
-    INTO v_count, v_which FROM islands i;
-    IF v_count > 0 THEN
-        INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, detail)
-        VALUES (p_tenant, 'default', 'tnt_system', 'svc_upkeep', 'audit.erase', 'audit', '', v_which);
-    END IF;
-    RETURN v_count;
+    SELECT array_agg(gone.seq) INTO v_numbers FROM gone;
+    RETURN ao_audit_note_erased(p_tenant, v_numbers, 'default', 'tnt_system', 'svc_upkeep', '');
 END
 $$;
 
@@ -636,7 +634,9 @@ BEGIN
         'ao_held(text, text)', 'ao_holds_in_force(text)', 'ao_erasing(text)', 'ao_remove_runs(text[], uuid[], boolean)',
         'ao_open_runs_of(text)', 'ao_runs_since(text, timestamptz)', 'ao_erase_runs(text, uuid, integer)',
         'ao_erase_requests(text, uuid, integer)', 'ao_erase_usage(text, text, integer)',
-        'ao_erase_rest(text, text, integer)', 'ao_end_erasing(text)', 'ao_thin_requests(uuid, uuid)', 'ao_retain(integer)',
+        'ao_erase_rest(text, text, integer)', 'ao_end_erasing(text)',
+        'ao_day_held(uuid, uuid)', 'ao_thin_request_days(integer, integer)',
+        'ao_retain(integer)',
         'ao_audit_forget(text, timestamptz, integer)'
     ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
@@ -648,7 +648,7 @@ SET LOCAL ROLE ao_def;
 GRANT EXECUTE ON FUNCTION ao_held(text, text), ao_holds_in_force(text), ao_open_runs_of(text),
     ao_runs_since(text, timestamptz), ao_erase_runs(text, uuid, integer), ao_erase_requests(text, uuid, integer),
     ao_erase_usage(text, text, integer), ao_erase_rest(text, text, integer), ao_end_erasing(text) TO ao_control;
-GRANT EXECUTE ON FUNCTION ao_thin_requests(uuid, uuid) TO ao_owner;
-GRANT EXECUTE ON FUNCTION ao_retain(integer) TO ao_app;
+GRANT EXECUTE ON FUNCTION ao_day_held(uuid, uuid) TO ao_owner;
+GRANT EXECUTE ON FUNCTION ao_retain(integer), ao_thin_request_days(integer, integer) TO ao_app;
 RESET ROLE;
 REVOKE CREATE ON SCHEMA agentos FROM ao_def;

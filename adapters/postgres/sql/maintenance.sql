@@ -17,6 +17,10 @@ SELECT ao_drop_event_days(:days);
 -- name: make_request_days
 SELECT ao_make_request_days(:ahead) AS made;
 
+-- name: thin_request_days
+-- Of days of which somebody holds something.
+SELECT ao_thin_request_days(:days, :limit) AS removed;
+
 -- name: drop_request_days
 SELECT ao_drop_request_days(:days) AS dropped;
 
