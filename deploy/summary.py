@@ -48,7 +48,7 @@ def credentials_note(node: Node) -> str:
     keys = f"API keys: {tokens} (0600; this file is the only copy)." if tokens.exists() else "No API key was issued."
     return (
         f"{keys} All generated secrets: {node.secrets} (0700). "
-        "Rotate a key: ./agentos key issue --tenant <tenant>, move its users over, then ./agentos key revoke <old key id>; "
+        "Rotate a key: ./agentos key rotate <key id> --tenant <tenant>, which ends the old one after a grace; "
         "a revoked key is refused within 5 s. Rotate the signing key: ./agentos token rotate-key; "
         "with --revoke, tokens signed before are refused from then on."
     )

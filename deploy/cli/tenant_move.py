@@ -167,7 +167,7 @@ class _Telling:
         if step.point in ("copied", "cleared"):
             many = self._stretches[step.table] = self._stretches.get(step.table, 0) + 1
             if many % _TOLD_EVERY == 1:
-                self._io.say(f"… {step.table}: {step.point} {many:,} stretches")
+                self._io.say(f"… {step.table}: {step.point}, stretch {many:,}")
         elif step.point == "caught_up":
             self._io.say(f"… caught up with {step.rows:,} changes")
         elif step.point == "left":

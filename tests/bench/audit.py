@@ -5,19 +5,15 @@ trigger, in turn; then a chain is checked. Each call waits for its commit, and t
 together, as in a service.
 """
 
-import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
-from rich.console import Console
 
 from adapters.postgres import audit, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
@@ -29,11 +25,10 @@ from ports.adapter import Given
 from ports.audit import READ, AuditLog, Note
 from ports.ids import TenantId
 from ports.run_state import RunStatePort
-from tests.bench import machine
-from tests.bench.calls import callers, make_tenants, per_second
+from tests.bench.calls import Options, callers, make_tenants, measure, parse, per_second
 from tests.bench.engine import on_uvloop
 from tests.bench.figures import ratio
-from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
+from tests.bench.harness import Figures, Line, Part
 from tests.support.postgres import Server, execute
 
 T = TypeVar("T")
@@ -41,15 +36,6 @@ T = TypeVar("T")
 MANY_TENANTS: Final = 16
 _READER: Final = replace(ACME, scopes=ACME.scopes | {READ})
 
-
-class Options(Struct, frozen=True, kw_only=True):
-    calls: int = 3_000
-    concurrency: int = 64
-    rounds: int = 5
-    json: str | None = None
-
-
-SMOKE: Final = Options(calls=64, concurrency=8, rounds=1)
 
 _LINES: Final = (
     Line("entries noted, one tenant"),
@@ -166,26 +152,5 @@ class AuditBench:
         return await stack.enter_async_context(audit.SPEC.open(config, Given(clock=SystemClock())))
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.audit", description=__doc__)
-    for name, text in {"calls": "per figure", "concurrency": "callers at once", "rounds": "interleaved rounds"}.items():
-        parser.add_argument(
-            f"--{name}", type=at_least_one, default=getattr(Options(), name), help=f"{text} (%(default)s)"
-        )
-    parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
-    given = parser.parse_args(arguments)
-    if given.smoke:
-        return msgspec.structs.replace(SMOKE, json=given.json)
-    return Options(calls=given.calls, concurrency=given.concurrency, rounds=given.rounds, json=given.json)
-
-
-def main(options: Options) -> None:
-    with machine.workplace() as home, machine.database(home) as server:
-        told = conditions(options, postgres=on_uvloop(machine.settings(server)))
-        rounds = interleaved(options.rounds, AuditBench(server, options).parts(), Console(stderr=True))
-    report(record_of("audit", told, rounds), _LINES, json=options.json)
-
-
 if __name__ == "__main__":
-    main(parse(sys.argv[1:]))
+    measure("audit", parse("audit", __doc__, sys.argv[1:]), lambda *made: AuditBench(*made).parts(), _LINES)

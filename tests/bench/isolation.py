@@ -5,7 +5,6 @@ with neither, in turn, on one server. Each creation waits for its commit, and th
 together, as in a service.
 """
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-import msgspec
 import psutil
-from msgspec import Struct
-from rich.console import Console
 
 from adapters.postgres import run_state, tenant
 from adapters.postgres.engine import PostgresConfig
@@ -25,23 +21,13 @@ from conformance.factories import new_run
 from ports.adapter import Given
 from ports.run_state import RunStatePort
 from tests.bench import machine
-from tests.bench.calls import callers, make_tenants, per_second
+from tests.bench.calls import Options, callers, make_tenants, measure, parse, per_second
 from tests.bench.engine import on_uvloop
 from tests.bench.figures import ratio
-from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
+from tests.bench.harness import Figures, Line, Part
 from tests.support.postgres import Server, execute
 
 TENANTS: Final = 16
-
-
-class Options(Struct, frozen=True, kw_only=True):
-    calls: int = 3_000
-    concurrency: int = 64
-    rounds: int = 5
-    json: str | None = None
-
-
-SMOKE: Final = Options(calls=64, concurrency=8, rounds=1)
 
 _WALLS: Final = """
     DO $$
@@ -147,26 +133,5 @@ def _ratios(found: Mapping[str, float]) -> Figures:
     }
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.isolation", description=__doc__)
-    for name, text in {"calls": "per figure", "concurrency": "callers at once", "rounds": "interleaved rounds"}.items():
-        parser.add_argument(
-            f"--{name}", type=at_least_one, default=getattr(Options(), name), help=f"{text} (%(default)s)"
-        )
-    parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
-    given = parser.parse_args(arguments)
-    if given.smoke:
-        return msgspec.structs.replace(SMOKE, json=given.json)
-    return Options(calls=given.calls, concurrency=given.concurrency, rounds=given.rounds, json=given.json)
-
-
-def main(options: Options) -> None:
-    with machine.workplace() as home, machine.database(home) as server:
-        told = conditions(options, postgres=on_uvloop(machine.settings(server)))
-        rounds = interleaved(options.rounds, IsolationBench(server, options).parts(), Console(stderr=True))
-    report(record_of("isolation", told, rounds), _LINES, json=options.json)
-
-
 if __name__ == "__main__":
-    main(parse(sys.argv[1:]))
+    measure("isolation", parse("isolation", __doc__, sys.argv[1:]), lambda *made: IsolationBench(*made).parts(), _LINES)
