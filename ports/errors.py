@@ -175,3 +175,10 @@ def from_code(code: str, message: str, **more: Any) -> AgentOSError:
     if owner is None:
         return Internal(f"{code}: {message}", **more)
     return owner(message, code=code, **more)
+
+
+def again(error: AgentOSError) -> AgentOSError:
+    """The same refusal for another caller: an exception belongs to whoever raises it."""
+    copy = from_code(error.code, error.message, details=error.details, retryable=error.retryable)
+    copy.retry_after, copy.surface = error.retry_after, error.surface
+    return copy

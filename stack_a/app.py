@@ -72,7 +72,6 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
     again = Again(run_state=deps.run_state, queue=deps.queue, metrics=deps.metrics, shedder=shedder)
     admission = Admission(deps.tenant, deps.clock, share=deps.share)
     streams = streams or OpenStreams(share=deps.share)
-    streams.caps_of = admission.streams_of
     family = Family(run_state=deps.run_state, queue=deps.queue)
     app = _litestar(
         [
@@ -81,7 +80,9 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
             *issuer_routes(deps.published),
             *health_routes({"database": database_answers}, deps.metrics),
         ],
-        {"deps": deps, "intake": intake, "again": again, "family": family, "streams": streams},
+        {
+            "deps": deps, "intake": intake, "again": again, "family": family, "admission": admission, "streams": streams,
+        },
     )  # fmt: skip
     return Edge(
         cast(App, app),

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import NotFound, PermissionDenied
+from ports.fresh import Fresh
 from ports.quota_rules import RequestRates, StreamPlaces
 from ports.tenant import Tenant, TenantDirectory
-from stack_b.fresh import Fresh
 
 
 class TenantCache:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from ports.context import AuthContext
-from ports.errors import AgentOSError, Unavailable
+from ports.errors import AgentOSError, Unavailable, again
 from ports.ids import PrincipalId, TenantId
 from ports.messages import Json
 from stack_b.backends.protocol import OUTCOME_UNKNOWN
@@ -16,7 +16,7 @@ from stack_b.broadcast import Broadcast
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.chunks import Piece
 from stack_b.once import Client, circumstances
-from stack_b.replay import again, digest_of, is_streamed
+from stack_b.replay import digest_of, is_streamed
 
 _Where: TypeAlias = tuple[TenantId, str, PrincipalId, str]
 

@@ -132,13 +132,6 @@ def error_in(outcome: Json) -> AgentOSError:
     return error
 
 
-def again(error: AgentOSError) -> AgentOSError:
-    """The same refusal for another caller: an exception belongs to whoever raises it."""
-    copy = error_in(outcome_of(error))
-    copy.retry_after = error.retry_after
-    return copy
-
-
 def _head(reply: dict[str, Json]) -> dict[str, Json]:
     """What all chunks of `reply` have."""
     head = {name: value for name, value in reply.items() if name not in {"choices", *RECEIPT}}

@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Final, TypeAlias
 
 from ports.context import AuthContext
-from ports.errors import AgentOSError, Conflict, Unavailable
+from ports.errors import AgentOSError, Conflict, Unavailable, again
 from ports.ids import TenantId
 from ports.messages import Json
 from ports.reply_journal import Done, Ticket, Won
@@ -35,7 +35,6 @@ from stack_b.once import Client, Once, of_retry
 from stack_b.pipeline import Pipeline
 from stack_b.replay import (
     Gathered,
-    again,
     chunks_of,
     closing_of,
     digest_of,

@@ -10,6 +10,7 @@ from ports.context import AuthContext
 from ports.run_intake import RunIntake
 from ports.run_state import MAX_PAGE
 from stack_a.deps import ApiDeps
+from stack_a.http.admission import Admission
 from stack_a.http.stream import OpenStreams
 from stack_a.runs import again, family
 
@@ -18,6 +19,7 @@ Deps: TypeAlias = NamedDependency[SkipValidation[ApiDeps]]
 Intake: TypeAlias = NamedDependency[SkipValidation[RunIntake]]
 Again: TypeAlias = NamedDependency[SkipValidation[again.Again]]
 Family: TypeAlias = NamedDependency[SkipValidation[family.Family]]
+Admitted: TypeAlias = NamedDependency[SkipValidation[Admission]]
 Streams: TypeAlias = NamedDependency[SkipValidation[OpenStreams]]
 
 PathText: TypeAlias = FromPath[str]

@@ -11,6 +11,7 @@ from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
 from ports.messages import Json
 from ports.run_state import MAX_PAGE, RunStatus
 from stack_a.http import stream, wire
+from stack_a.http.admission import DEFAULTS
 from stack_a.runs.start import MAX_ALLOWLIST
 
 JWKS: Final = "/.well-known/jwks.json"
@@ -52,8 +53,8 @@ LIMITS: Final = {
     "default_page_size": wire.DEFAULT_PAGE,
     "max_tool_allowlist": MAX_ALLOWLIST,
     "max_deadline_s": wire.MAX_DEADLINE_S,
-    "max_event_streams_per_principal": stream.MAX_PER_PRINCIPAL,
-    "max_event_streams_per_tenant": stream.MAX_PER_TENANT,
+    "max_event_streams_per_principal": DEFAULTS.max_event_streams_per_principal,
+    "max_event_streams_per_tenant": DEFAULTS.max_event_streams,
     "event_stream_lag_s": int(stream.LAGGED_AFTER.total_seconds()),
 }
 

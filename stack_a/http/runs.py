@@ -14,7 +14,7 @@ from ports.ids import AgentId, RunId, is_agent_id, uuid_of
 from ports.run_intake import RunRequest
 from ports.run_state import TERMINAL, Idempotency, RunFilter, RunStatus
 from stack_a.http import wire
-from stack_a.http.given import Deps, Family, HttpRequest, Intake, Limit, PathText, QueryText, Streams
+from stack_a.http.given import Admitted, Deps, Family, HttpRequest, Intake, Limit, PathText, QueryText, Streams
 from stack_a.http.stream import EventStream, frames
 from stack_a.runs.plan import digest
 
@@ -127,7 +127,13 @@ async def list_steps(
 
 @get("/v1/runs/{run_id:str}/events")
 async def follow_events(
-    request: HttpRequest, run_id: PathText, deps: Deps, streams: Streams, after: QueryText = None
+    request: HttpRequest,
+    run_id: PathText,
+    deps: Deps,
+    *,
+    admission: Admitted,
+    streams: Streams,
+    after: QueryText = None,
 ) -> EventStream:
     found = exchange(request.scope)
     auth = found.identity
@@ -136,7 +142,7 @@ async def follow_events(
     known = run_id_of(run_id)
     # Absent, foreign or beyond the end: said with a status, before the stream begins.
     await deps.event.read(auth, known, after=start, limit=1)
-    give_back = streams.take(auth)
+    give_back = streams.take(auth, await admission.entitlements(auth))
 
     async def body() -> AsyncGenerator[bytes, None]:
         try:

@@ -34,13 +34,6 @@ LAGGED_AFTER: Final = timedelta(seconds=30)
 """How long a reader may leave the server's write buffer full."""
 STALLED_AFTER: Final = timedelta(seconds=1)
 """The same once the process is leaving."""
-MAX_PER_PRINCIPAL: Final = Entitlements().max_event_streams_per_principal
-MAX_PER_TENANT: Final = Entitlements().max_event_streams
-"""Unless a tenant is entitled to others."""
-
-
-def defaults_of(_: AuthContext) -> tuple[int, int]:
-    return MAX_PER_TENANT, MAX_PER_PRINCIPAL
 
 
 class OpenStreams:
@@ -49,8 +42,6 @@ class OpenStreams:
     def __init__(self, *, share: int = 1) -> None:
         self._places = StreamPlaces(kind="event streams", share=share)
         self.closing = asyncio.Event()
-        self.caps_of: Callable[[AuthContext], tuple[int, int]] = defaults_of
-        """Of the caller's tenant, and of each of its principals."""
 
     @property
     def count(self) -> int:
@@ -61,7 +52,7 @@ class OpenStreams:
         """End every stream now, and take no new one: the process is leaving, and clients resume elsewhere."""
         self.closing.set()
 
-    def take(self, auth: AuthContext) -> Callable[[], None]:
+    def take(self, auth: AuthContext, entitled: Entitlements) -> Callable[[], None]:
         """Take a place; the result gives it back.
 
         Raises:
@@ -70,8 +61,9 @@ class OpenStreams:
         """
         if self.closing.is_set():
             raise Unavailable("this process is shutting down; connect again", retry_after=timedelta(seconds=1))
-        per_tenant, per_principal = self.caps_of(auth)
-        return self._places.take(auth, per_tenant=per_tenant, per_principal=per_principal)
+        return self._places.take(
+            auth, per_tenant=entitled.max_event_streams, per_principal=entitled.max_event_streams_per_principal
+        )
 
 
 async def frames(

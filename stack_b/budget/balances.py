@@ -16,7 +16,7 @@ from ports.budget import Balance, BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.ids import TenantId
-from stack_b.shared_reads import SharedReads
+from ports.shared_reads import SharedReads
 
 FRESH_S: Final = 1.0
 MAX_TENANTS: Final = 10_000

@@ -9,11 +9,11 @@ from ports.budget_rules import accounts
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import PermissionDenied
+from ports.fresh import Fresh
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.estimate import Ask
 from stack_b.budget.slices import output_within
 from stack_b.canonical import About
-from stack_b.fresh import Fresh
 
 
 class Plan(Struct, frozen=True, kw_only=True):

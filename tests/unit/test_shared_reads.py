@@ -13,10 +13,10 @@ from conformance.people import ACME
 from ports.budget import Balance, Budget
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Unavailable
+from ports.shared_reads import SharedReads
 from stack_b.budget.balances import Balances
 from stack_b.budget.plan import Budgets
 from stack_b.entitlement import TenantCache
-from stack_b.shared_reads import SharedReads
 from tests.support.stack_b import CALLERS, stack_b
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ from conformance.clock import ManualClock
 from conformance.people import ACME, GLOBEX
 from ports.context import AuthContext
 from ports.errors import Unavailable
-from stack_b.fresh import AHEAD, STALE, Fresh
+from ports.fresh import AHEAD, STALE, Fresh
 
 pytestmark = [pytest.mark.anyio]
 

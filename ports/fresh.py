@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.ids import TenantId
-from stack_b.shared_reads import SharedReads
+from ports.shared_reads import SharedReads
 
 AHEAD: Final = timedelta(seconds=2)
 """What is older is read anew, and nobody waits for it."""

@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from ports.errors import AgentOSError
-from stack_b.replay import again
+from ports.errors import AgentOSError, again
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 ValueT = TypeVar("ValueT")
