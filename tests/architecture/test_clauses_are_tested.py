@@ -11,8 +11,8 @@ from conformance.clauses import CLAUSES, DEFERRED, PORT_MODULES, clauses_in
 from conformance.contract import Contract, proven_clauses
 
 NO_CLAUSES = {
-    "adapter", "audit_rules", "budget_rules", "capabilities", "context", "cursor", "errors", "fresh", "http", "ids", "memory_rules",
-    "messages", "pii_rules", "pii_text", "policy", "priority", "quota_rules", "roles", "run_rules", "shared_reads",
+    "adapter", "audit_rules", "budget_rules", "capabilities", "context", "cursor", "errors", "fresh", "http", "ids",
+    "memory_rules", "messages", "pii_rules", "pii_text", "policy", "priority", "quota_rules", "roles", "run_rules", "shared_reads",
 }  # fmt: skip
 """Modules of `ports` that are no seam: values and rules, tested where they are."""
 
