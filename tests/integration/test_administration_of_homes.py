@@ -20,10 +20,9 @@ from deploy.roots.admin import exporter, subject_exporter
 from deploy.roots.wiring import Choice, open_ports
 from observability.metrics import Metrics
 from ports.errors import Conflict, Unavailable
-from ports.ids import TenantId
 from tests.support.admin import Tokens
 from tests.support.homes import CLOCK, OTHER, Homes, open_homes, prompt, silent
-from tests.support.postgres import Clone, fetch
+from tests.support.postgres import fetch, left_of
 
 pytestmark = pytest.mark.anyio
 
@@ -78,22 +77,6 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
             transport = httpx.ASGITransport(cast("Any", app))
             http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://admin"))
             yield Node(homes, http, platform)
-
-
-async def left_of(database: Clone, tenant: TenantId) -> set[str]:
-    """Tables with rows of it, beside the audit, which is for good; those of moves too."""
-    columns = await fetch(
-        database.superuser,
-        "SELECT c.relname AS name, a.attname AS tenant FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
-        "AND a.attname IN ('tenant_id', 'tenant') WHERE c.relnamespace = 'agentos'::regnamespace AND c.relkind = 'r'",
-    )
-    found: set[str] = set()
-    for column in columns:
-        query = f"SELECT count(*) AS rows FROM {column['name']} WHERE {column['tenant']} = $1"
-        [row] = await fetch(database.superuser, query, tenant)
-        if row["rows"] and not column["name"].startswith("audit"):
-            found.add(column["name"])
-    return found
 
 
 async def test_runs_of_a_tenant_are_listed_and_killed_where_it_lives(node: Node) -> None:

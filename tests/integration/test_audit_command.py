@@ -13,10 +13,11 @@ from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key
 from conformance.people import ACME, GLOBEX
-from deploy.node import write_private
+from deploy import credentials
+from deploy.node import Node
 from ports.adapter import Given
 from ports.audit import Note
-from tests.support.cli import agentos
+from tests.support.cli import agentos, home_of
 from tests.support.postgres import Clone, clone, drop, execute
 
 
@@ -30,12 +31,9 @@ def database() -> Iterator[Clone]:
 
 @pytest.fixture
 def environ(database: Clone, tmp_path: Path) -> dict[str, str]:
-    secrets = tmp_path / "home" / "secrets"
-    secrets.mkdir(parents=True)
-    write_private(secrets / "database_url", database.app)
-    write_private(secrets / "database_control_url", database.control)
-    generate_key(secrets / "audit_key.pem")
-    return {"AGENTOS_HOME": str(tmp_path / "home")}
+    made = home_of(database, tmp_path)
+    generate_key(Node.locate(made).secret(credentials.AUDIT_KEY))
+    return made
 
 
 async def _noted(database: Clone) -> None:

@@ -11,10 +11,9 @@ from adapters.postgres import tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.people import ACME, GLOBEX, PLATFORM
-from deploy.node import write_private
 from ports.adapter import Given
 from ports.tenant import Entitlements
-from tests.support.cli import agentos
+from tests.support.cli import agentos, home_of
 from tests.support.postgres import Clone, clone, drop, fetch
 
 
@@ -28,11 +27,7 @@ def database() -> Iterator[Clone]:
 
 @pytest.fixture
 def environ(database: Clone, tmp_path: Path) -> dict[str, str]:
-    secrets = tmp_path / "home" / "secrets"
-    secrets.mkdir(parents=True)
-    write_private(secrets / "database_url", database.app)
-    write_private(secrets / "database_control_url", database.control)
-    return {"AGENTOS_HOME": str(tmp_path / "home")}
+    return home_of(database, tmp_path)
 
 
 async def _two_tenants(database: Clone) -> None:

@@ -21,8 +21,9 @@ from adapters.postgres.subject_tables import NOT_A_SUBJECTS, OF_A_SUBJECT
 from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key
 from conformance.people import ACME, GLOBEX, NODE, PLATFORM
+from deploy import credentials
 from deploy.audit_check import checked
-from deploy.node import write_private
+from deploy.node import Node, write_private
 from ports.adapter import Given
 from ports.audit import Note
 from ports.context import SCOPES, AuthContext
@@ -30,7 +31,7 @@ from ports.errors import AgentOSError
 from ports.ids import TenantId
 from ports.maintenance import MIN_RETENTION
 from ports.privacy import erased_name
-from tests.support.cli import Said, agentos
+from tests.support.cli import Said, agentos, home_of
 from tests.support.postgres import Clone, clone, drop, execute, fetch, shift_time
 from tests.support.subject_data import KEYS, dump, named, plant, tables_with, two_tenants
 
@@ -62,12 +63,9 @@ async def _planted(database: Clone) -> None:
 
 @pytest.fixture
 def environ(database: Clone, tmp_path: Path) -> dict[str, str]:
-    secrets = tmp_path / "home" / "secrets"
-    secrets.mkdir(parents=True)
-    write_private(secrets / "database_url", database.app)
-    write_private(secrets / "database_control_url", database.control)
-    write_private(secrets / "record_keys", KEYS)
-    return {"AGENTOS_HOME": str(tmp_path / "home")}
+    made = home_of(database, tmp_path)
+    write_private(Node.locate(made).secret(credentials.RECORD_KEYS), KEYS)
+    return made
 
 
 def rows_of(database: Clone) -> dict[str, list[str]]:

@@ -30,7 +30,7 @@ from ports.errors import AgentOSError, InvalidArgument
 from ports.ids import PrincipalId, TenantId, WorkerId
 from ports.tenant import Entitlements, NewKey
 from tests.support.admin import Tokens
-from tests.support.postgres import Clone, cloned, execute, fetch
+from tests.support.postgres import Clone, cloned, execute, fetch, left_of
 
 pytestmark = pytest.mark.anyio
 
@@ -298,25 +298,6 @@ async def test_a_tenant_is_deleted_only_when_disabled_confirmed_idle_and_exporte
     assert done.json()["export_rows"] == manifest.rows
     assert [one[0] for one in await node.audit()][-2:] == ["tenant.erase", "tenant.erased"]
     assert await left_of(node.database, ACME.tenant) == {"tenant_tombstones"}
-
-
-async def left_of(database: Clone, tenant: TenantId) -> set[str]:
-    tables = await fetch(
-        database.superuser,
-        "SELECT c.relname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tenant_id' "
-        "WHERE c.relnamespace = 'agentos'::regnamespace AND c.relkind = 'r'",
-    )
-    """Tables with rows of it, beside the audit, which is for good."""
-    found: set[str] = set()
-    for table in tables:
-        [row] = await fetch(
-            database.superuser,
-            f"SELECT count(*) AS rows FROM {table['name']} WHERE tenant_id = $1",
-            tenant,
-        )
-        if row["rows"] and not table["name"].startswith("audit"):
-            found.add(table["name"])
-    return found
 
 
 async def test_an_erasing_that_was_interrupted_is_gone_on_with_and_exports_nothing_again(node: Node) -> None:

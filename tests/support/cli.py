@@ -3,9 +3,22 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from deploy import credentials
 from deploy.cli.main import main
+from deploy.node import Node, write_private
 from deploy.report import Check, Phase, word
+from tests.support.postgres import Clone
+
+
+def home_of(database: Clone, directory: Path) -> dict[str, str]:
+    """The environment of commands on a node of which there is no more than its database."""
+    node = Node.locate({"AGENTOS_HOME": str(directory / "home")})
+    node.create()
+    write_private(node.secret(credentials.APP_URL), database.app)
+    write_private(node.secret(credentials.CONTROL_URL), database.control)
+    return {"AGENTOS_HOME": str(node.home)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
-from uuid import uuid4
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
-from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
-from adapters.inproc.tool import InprocTools, PythonTool
+from adapters.inproc.model import Rule
 from adapters.postgres import agent, audit, event, homes, memory, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.postgres.move import clear_remains, move_tenant
@@ -27,29 +25,20 @@ from ports.audit import AuditLog
 from ports.context import AuthContext
 from ports.errors import Conflict
 from ports.event import EventPort
-from ports.ids import AgentId, RunId, TenantId, WorkerId
+from ports.ids import AgentId, RunId, TenantId
 from ports.memory import MemoryPort
 from ports.messages import Json
-from ports.model import ChatRequest, Message, ToolRequest
 from ports.queue import QueuePort
 from ports.run_intake import RunRequest
 from ports.run_state import RunStatePort
 from ports.tenant import Entitlements, TenantDirectory
-from ports.tool import ToolSpec
-from stack_a.deps import WorkerDeps
 from stack_a.runs.start import Intake
-from stack_a.worker import Worker
 from tests.support.postgres import Clone, cloned
+from tests.support.worker_node import first_a_tool_then_text, working
 
 CLOCK: Final = SystemClock()
 AGENT: Final = AgentSpec(id=AgentId("agt_homes"), model="m", tools=("count",))
 OTHER: Final = "eu1"
-
-
-def a_tool_then_text(_auth: AuthContext, request: ChatRequest) -> Message:
-    if request.messages[-1].role == "tool":
-        return Message(role="assistant", content="done")
-    return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name="count", arguments="{}"),))
 
 
 @dataclass(kw_only=True)
@@ -135,25 +124,15 @@ class Homes:
         return await move_tenant(PLATFORM, tenant, to, self.places, tell=tell or silent)
 
     @asynccontextmanager
-    async def worker(self, home: Clone, *, concurrency: int = 8, rule: Rule = a_tool_then_text) -> AsyncIterator[None]:
+    async def worker(
+        self, home: Clone, *, concurrency: int = 8, rule: Rule = first_a_tool_then_text
+    ) -> AsyncIterator[None]:
         """Of one home, as a node has it: it knows no other."""
-        schema: dict[str, Json] = {"type": "object", "additionalProperties": False}
-        spec = ToolSpec(name="count", description="c", input_schema=schema, effect="pure")
-        async with open_ports(PostgresConfig(dsn=home.app)) as ports:
-            deps = WorkerDeps(
-                clock=CLOCK,
-                run_state=ports.runs,
-                queue=ports.queue,
-                agent=ports.agents,
-                model=InprocModel(InprocModelConfig(chat_models=("m",)), rule),
-                tool=InprocTools([PythonTool(spec=spec, act=self._count)], CLOCK),
-                metrics=Metrics(),
-            )
-            made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid4().hex}"), concurrency=concurrency)
-            async with anyio.create_task_group() as group:
-                group.start_soon(made.serve)
-                yield
-                group.cancel_scope.cancel()
+        async with (
+            open_ports(PostgresConfig(dsn=home.app)) as ports,
+            working(ports, self._count, concurrency=concurrency, rule=rule),
+        ):
+            yield
 
     async def _count(self, _auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
         self.calls.append(key)

@@ -189,3 +189,19 @@ async def cloned() -> AsyncIterator[Clone]:
         made = await clone()
         stack.push_async_callback(drop, made)
         yield made
+
+
+async def left_of(database: Clone, tenant: str) -> set[str]:
+    """Tables with rows of it, beside the audit, which is for good; those of moves too."""
+    columns = await fetch(
+        database.superuser,
+        "SELECT c.relname AS name, a.attname AS tenant FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+        "AND a.attname IN ('tenant_id', 'tenant') WHERE c.relnamespace = 'agentos'::regnamespace AND c.relkind = 'r'",
+    )
+    found: set[str] = set()
+    for column in columns:
+        query = f"SELECT count(*) AS rows FROM {column['name']} WHERE {column['tenant']} = $1"
+        [row] = await fetch(database.superuser, query, tenant)
+        if row["rows"] and not column["name"].startswith("audit"):
+            found.add(column["name"])
+    return found

@@ -3,14 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import anyio
 import anyio.lowlevel
 
 from adapters.inproc.model import InprocModel, InprocModelConfig, Rule
-from adapters.inproc.tool import InprocTools, PythonTool
+from adapters.inproc.tool import Act, InprocTools, PythonTool
 from adapters.postgres import agent, event, queue, run_state, tenant
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
@@ -45,6 +45,37 @@ def first_a_tool_then_text(_auth: AuthContext, request: ChatRequest) -> Message:
     return Message(role="assistant", tool_calls=(ToolRequest(id="call_1", name="count", arguments="{}"),))
 
 
+class Worked(Protocol):
+    """What a worker works on."""
+
+    runs: RunStatePort
+    queue: QueuePort
+    agents: AgentRegistry
+
+
+@asynccontextmanager
+async def working(
+    ports: Worked, act: Act, *, concurrency: int, clock: Clock = _CLOCK, rule: Rule = first_a_tool_then_text
+) -> AsyncIterator[None]:
+    """A worker whose agents' tool `count` is `act`."""
+    schema: dict[str, Json] = {"type": "object", "additionalProperties": False}
+    spec = ToolSpec(name="count", description="c", input_schema=schema, effect="pure")
+    deps = WorkerDeps(
+        clock=clock,
+        run_state=ports.runs,
+        queue=ports.queue,
+        agent=ports.agents,
+        model=InprocModel(InprocModelConfig(chat_models=("m",)), rule),
+        tool=InprocTools([PythonTool(spec=spec, act=act)], clock),
+        metrics=Metrics(),
+    )
+    made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid4().hex}"), concurrency=concurrency)
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.serve)
+        yield
+        group.cancel_scope.cancel()
+
+
 @dataclass(kw_only=True)
 class Node:
     """The ports of one database and what the agent's tool saw: how many of each tenant's runs were in it at once."""
@@ -75,22 +106,8 @@ class Node:
     async def worker(
         self, *, concurrency: int, clock: Clock = _CLOCK, rule: Rule = first_a_tool_then_text
     ) -> AsyncIterator[None]:
-        schema: dict[str, Json] = {"type": "object", "additionalProperties": False}
-        spec = ToolSpec(name="count", description="c", input_schema=schema, effect="pure")
-        deps = WorkerDeps(
-            clock=clock,
-            run_state=self.runs,
-            queue=self.queue,
-            agent=self.agents,
-            model=InprocModel(InprocModelConfig(chat_models=("m",)), rule),
-            tool=InprocTools([PythonTool(spec=spec, act=self._count)], clock),
-            metrics=Metrics(),
-        )
-        made = Worker(deps, new_id=lambda: WorkerId(f"wrk_{uuid4().hex}"), concurrency=concurrency)
-        async with anyio.create_task_group() as group:
-            group.start_soon(made.serve)
+        async with working(self, self._count, concurrency=concurrency, clock=clock, rule=rule):
             yield
-            group.cancel_scope.cancel()
 
     async def _count(self, auth: AuthContext, _arguments: dict[str, Json], _key: str) -> Json:
         self.inside[auth.tenant] = self.inside.get(auth.tenant, 0) + 1
