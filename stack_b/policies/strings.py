@@ -1,31 +1,28 @@
 """What policies read of a JSON value: every string a backend, a client or a tool would see. Pure."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from ports.messages import Json
-from stack_b.redaction.spans import is_media
-
-_MEDIA: Final = frozenset({"url", "data", "file_data"})
-"""Members whose value may be bytes as base64, which is no text."""
+from stack_b.redaction.spans import OUTERMOST, is_media
 
 
-def strings(value: Json) -> Iterator[str]:
+def strings(value: Json, place: tuple[str, str] = OUTERMOST) -> Iterator[str]:
     """Texts, the names of members, and numbers as they are written; the texts of a list's parts also as one.
 
-    Parts are read together by a model, so that nothing is hidden by cutting it in two.
+    Parts are read together by a model, so that nothing is hidden by cutting it in two. `place` is where it stands, as in
+    `MEDIA_PLACES`.
     """
     if isinstance(value, str):
-        yield value
+        if not is_media(value, place):
+            yield value
     elif isinstance(value, dict):
         for name, member in value.items():
             yield name
-            if not (name in _MEDIA and isinstance(member, str) and is_media(member)):
-                yield from strings(member)
+            yield from strings(member, (place[1], name))
     elif isinstance(value, list):
         yield from _together(value)
         for item in value:
-            yield from strings(item)
+            yield from strings(item, place)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield str(value)
 

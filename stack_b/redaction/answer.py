@@ -16,7 +16,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
-from stack_b.redaction.spans import SHORTEST, is_media, rewritten, texts
+from stack_b.redaction.spans import OUTERMOST, SHORTEST, is_media, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
 from stack_b.replay import RECEIPT
 
@@ -253,18 +253,19 @@ class _Choice:
         shown: dict[str, Json] = dict(await self._texts_ended())
         for name, member in self._held.items():
             if not self.blocked:
-                value = await (self._function(member) if name == "function_call" else self.value(member))
+                value = await (self._function(member) if name == "function_call" else self.value(member, ("", name)))
                 shown |= {} if self.blocked else {name: value}
         return shown
 
-    async def value(self, value: Json) -> Json:
-        """A JSON value with each of its strings as it may be shown."""
+    async def value(self, value: Json, place: tuple[str, str] = OUTERMOST) -> Json:
+        """A JSON value with each of its strings as it may be shown. `place` is where it stands, as in `MEDIA_PLACES`."""
         if isinstance(value, str):
-            return value if is_media(value) else self._noted(await self._lens.shown(value, ends=True))
+            return value if is_media(value, place) else self._noted(await self._lens.shown(value, ends=True))
         if isinstance(value, list):
-            return [await self.value(item) for item in value]
+            return [await self.value(item, place) for item in value]
         if isinstance(value, dict):
-            return {await self.value(name): await self.value(member) for name, member in value.items()}
+            inside = place[1]
+            return {await self.value(name): await self.value(member, (inside, name)) for name, member in value.items()}
         if isinstance(value, int) and len(str(value)) > SHORTEST:
             text = self._noted(await self._lens.shown(str(value), ends=True))
             return value if text == str(value) else text

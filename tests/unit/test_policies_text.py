@@ -191,6 +191,7 @@ class TestStrings:
 
         assert media not in list(strings({"image_url": {"url": media}}))
         assert media in list(strings({"content": media}))
+        assert media in list(strings({"metadata": {"url": media, "data": media}}))
         assert "secretword" in " ".join(strings({"file": {"file_data": "secretword"}}))
 
     @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Redaction: every text a backend would see, and nothing that isn't text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from stack_b.policy import decide
 from stack_b.redaction.spans import replaced, rewritten, texts
 
 MEDIA = "data:image/png;base64," + "QUJD" * 100
+IMAGE: Any = {"type": "image_url", "image_url": {"url": MEDIA}}
 
 
 class Finds:
@@ -63,7 +64,7 @@ def test_what_is_outside_of_the_spans_is_untouched(text: str, cuts: Sequence[int
 def test_every_string_is_looked_at_names_included_and_media_is_not() -> None:
     value = {
         "messages": [
-            {"role": "user", "name": "ann-user", "content": [{"type": "text", "text": "the part"}, {"url": MEDIA}]},
+            {"role": "user", "name": "ann-user", "content": [{"type": "text", "text": "the part"}, IMAGE]},
             {"role": "assistant", "tool_calls": [{"function": {"arguments": '{"to":"x"}'}}]},
         ],
         "metadata": {"some-key": "some value"},
@@ -75,6 +76,24 @@ def test_every_string_is_looked_at_names_included_and_media_is_not() -> None:
 
     assert {"ann-user", "the part", '{"to":"x"}', "some-key", "some value"} <= seen
     assert MEDIA not in seen
+
+
+@pytest.mark.parametrize(
+    "text", [MEDIA, "/".join(["4111111111111111"] * 17), "x/" * 120 + "/AKIAIOSFODNN7REALKEY/" + "y/" * 10]
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda text: {"messages": [{"role": "user", "content": text}]},
+        lambda text: {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]},
+        lambda text: {"input": [text]},
+        lambda text: {"metadata": {"data": text, "url": text}},
+        lambda text: {"url": text},
+    ],
+    ids=["content", "part", "input", "metadata", "outermost"],
+)
+def test_what_looks_like_media_is_a_text_wherever_media_do_not_stand(text: str, place: Callable[[str], Any]) -> None:
+    assert text in texts(place(text))
 
 
 def test_two_member_names_that_become_one_placeholder_both_stay() -> None:
