@@ -14,9 +14,10 @@ from ports.context import AuthContext
 from ports.errors import PermissionDenied
 from ports.messages import Json
 from ports.model import PolicyOutcome
-from ports.pii import PiiDetector
+from ports.pii import PiiDetector, Span
 from stack_b.canonical import NOBODY_KNOWN, About
 from stack_b.redaction.findings import Finding, findings_of
+from stack_b.redaction.parts import is_cut, joined, texts_of
 from stack_b.redaction.placeholders import Placeholders
 from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import placeholder, replaced, rewritten, texts
@@ -45,11 +46,23 @@ async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: P
     def stand_in(kind: str, found: str) -> str:
         return undone.of(kind, found) if rules.mode(kind) == "reversible" else placeholder(kind)
 
+    async def spans_in(text: str) -> list[Span]:
+        return [span for span in await detector.detect(auth, text) if rules.mode(span.kind) != "allow"]
+
+    parted: list[list[Json]] = []
+    looked_at = texts(value, parted)
+    cut: set[int] = set()
+    for items in parted:
+        said = texts_of(items)
+        if is_cut(await spans_in("".join(said)), said):
+            cut.add(id(items))
+    if cut:
+        value = joined(value, cut)
+        looked_at = texts(value)
     replacements: dict[str, str] = {}
     found: list[str] = []
-    for text in dict.fromkeys(texts(value)):
-        spans = [span for span in await detector.detect(auth, text) if rules.mode(span.kind) != "allow"]
-        if spans:
+    for text in dict.fromkeys(looked_at):
+        if spans := await spans_in(text):
             replacements[text] = replaced(text, spans, stand_in)
             found += [span.kind for span in spans]
     if not found:

@@ -6,6 +6,7 @@ from typing import Final
 
 from ports.messages import Json
 from ports.pii import Span
+from stack_b.redaction.parts import texts_of
 
 SHORTEST: Final = 5
 """Nothing that counts as personal data is shorter (`a@b.c`)."""
@@ -58,18 +59,18 @@ def replaced(text: str, spans: Sequence[Span], stand_in: Callable[[str, str], st
     return "".join((*parts, text[end:]))
 
 
-def texts(value: Json) -> list[str]:
+def texts(value: Json, parted: list[list[Json]] | None = None) -> list[str]:
     """Every string that a backend would see and that may hold something to find, member names included.
 
     Numbers as well, if they are long enough to be an account's; but not those of the outermost members, which are
-    settings such as `seed`.
+    settings such as `seed`. `parted` is given the lists that hold a text in parts.
     """
     found: list[str] = []
-    _gather(value, found, OUTERMOST, depth=0)
+    _gather(value, found, [] if parted is None else parted, OUTERMOST, depth=0)
     return found
 
 
-def _gather(value: Json, found: list[str], place: tuple[str, str], *, depth: int) -> None:
+def _gather(value: Json, found: list[str], parted: list[list[Json]], place: tuple[str, str], *, depth: int) -> None:
     if isinstance(value, str):
         if _counts(value) and not is_media(value, place):
             found.append(value)
@@ -78,10 +79,12 @@ def _gather(value: Json, found: list[str], place: tuple[str, str], *, depth: int
             found += filter(_counts, value)
         inside = place[1]
         for name, member in value.items():
-            _gather(member, found, (inside, name), depth=depth + 1)
+            _gather(member, found, parted, (inside, name), depth=depth + 1)
     elif isinstance(value, list):
+        if len(value) > 1 and texts_of(value):
+            parted.append(value)
         for item in value:
-            _gather(item, found, place, depth=depth + 1)
+            _gather(item, found, parted, place, depth=depth + 1)
     elif depth > 1 and _is_long(value):
         found.append(str(value))
 

@@ -115,6 +115,38 @@ async def test_a_decision_says_what_was_found_how_often() -> None:
     assert value["messages"][0]["content"] == "ann@x.org wrote"
 
 
+def part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("parts", "sent"),
+    [
+        ([part("mail ann@"), part("x.org now")], [part("mail [EMAIL] now")]),
+        ([part("mail ann@"), IMAGE, part("x.org"), part("!")], [part("mail [EMAIL]!"), IMAGE]),
+        ([part("a"), part("nn@x.or"), part("g")], [part("[EMAIL]")]),
+        ([part("mail ann@x.org"), part("now")], [part("mail [EMAIL]"), part("now")]),
+    ],
+)
+async def test_what_is_cut_in_two_by_the_end_of_a_part_is_found(parts: list[Any], sent: list[Any]) -> None:
+    value: Any = {"messages": [{"role": "user", "content": parts}, {"role": "user", "content": "hello"}]}
+
+    decision = await decide(Finds("ann@x.org"), ACME, value)
+
+    assert decision.value == {"messages": [{"role": "user", "content": sent}, {"role": "user", "content": "hello"}]}
+    assert [(finding.kind, finding.count) for finding in decision.findings] == [("email", 1)]
+
+
+@pytest.mark.anyio
+async def test_texts_that_are_no_parts_are_not_read_as_one() -> None:
+    value: Any = {"input": ["mail ann@", "x.org"]}
+
+    decision = await decide(Finds("ann@x.org"), ACME, value)
+
+    assert decision.outcome.decision == "allowed"
+
+
 @pytest.mark.anyio
 async def test_nothing_found_leaves_the_value_as_it_is() -> None:
     value = {"messages": [{"content": "nothing here"}]}

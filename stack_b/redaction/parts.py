@@ -1,0 +1,38 @@
+"""Texts in parts, which a model reads as one: what is cut in two by the end of a part is one thing to it. Pure."""
+
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+
+from ports.messages import Json
+from ports.pii import Span
+
+
+def texts_of(items: Sequence[Json]) -> list[str]:
+    """The texts of a list's parts, in order; empty where no two of them are texts."""
+    found = [item["text"] for item in items if isinstance(item, dict) and isinstance(item.get("text"), str)]
+    return found if len(found) > 1 else []
+
+
+def is_cut(spans: Sequence[Span], parts: Sequence[str]) -> bool:
+    """Whether one of the spans, of all parts in one, goes on over the end of a part."""
+    ends = list(accumulate(map(len, parts)))[:-1]
+    return any(span.start < end < span.end for span in spans for end in ends)
+
+
+def joined(value: Json, lists: Collection[int]) -> Json:
+    """`value`, where each of these lists (by `id`) has its texts in the first part that has one."""
+    if isinstance(value, dict):
+        return {name: joined(member, lists) for name, member in value.items()}
+    if not isinstance(value, list):
+        return value
+    if id(value) not in lists:
+        return [joined(item, lists) for item in value]
+    whole: str | None = "".join(texts_of(value))
+    items: list[Json] = []
+    for item in value:
+        if not (isinstance(item, dict) and isinstance(item.get("text"), str)):
+            items.append(joined(item, lists))
+        elif whole is not None:
+            items.append({**item, "text": whole})
+            whole = None
+    return items
