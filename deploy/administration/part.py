@@ -34,6 +34,7 @@ from ports.http.edge import decoded, exchange
 from ports.ids import AgentId, RunId, TenantId, is_agent_id, is_tenant_id
 from ports.run_state import MAX_PAGE, RunFilter, RunStatus
 from ports.tenant import Entitlements, Tenant
+from stack_b.policies.problems import check_policy
 
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 Days: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_DAYS)]
@@ -72,6 +73,7 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
             raise InvalidArgument(
                 "$.id: write tnt_ and small letters, digits, - or _", code="validation_failed", details={"path": "$.id"}
             )
+        check_policy(body.entitlements.policy)
         made = await platform.tenants.create(auth, TenantId(body.id), name=body.name, entitlements=body.entitlements)
         return _shown(made, auth, status=201)
 
@@ -205,9 +207,12 @@ def entitled(known: Entitlements, changes: dict[str, Any]) -> Entitlements:
     """`known`, with these members instead.
 
     Raises:
-        InvalidArgument: `validation_failed`, with the member that is wrong.
+        InvalidArgument: `validation_failed`, with the member that is wrong; or all that is wrong with the policy.
     """
-    return decoded({**msgspec.to_builtins(known), **changes}, Entitlements)
+    wanted = decoded({**msgspec.to_builtins(known), **changes}, Entitlements)
+    if wanted.policy != known.policy:
+        check_policy(wanted.policy)
+    return wanted
 
 
 async def _one_budget(

@@ -38,10 +38,15 @@ def parse_policy(raw: bytes | str) -> Policy:
         reason = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise _unusable([f"it is not JSON: {reason}"]) from None
     policy, found = _converted(given)
-    found += problems(policy)
-    if found:
+    if found := [*found, *problems(policy)]:
         raise _unusable(found)
     return policy
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise `InvalidArgument` with every problem of a tenant's own policy."""
+    if found := problems(policy):
+        raise _unusable(found)
 
 
 def check_policies(policies: Mapping[str, Policy]) -> None:

@@ -141,6 +141,11 @@ async def test_a_tenant_is_made_looked_at_changed_and_switched(node: Node) -> No
     changed = await node.send("PATCH", ACME_URL, {"entitlements": {"max_active_runs": 7, "models": ["m-1"]}})
     wrong = await node.send("PATCH", ACME_URL, {"entitlements": {"max_active_runs": 0}})
     unknown = await node.send("PATCH", ACME_URL, {"entitlements": {"rain": 1}})
+    unusable = {"policy": {"rules": [{"id": "a", "effect": "deny", "patterns": ["(?P‹"]}]}}
+    policies = [
+        await node.send("PATCH", ACME_URL, {"entitlements": unusable}),
+        await node.send("POST", "/v1/admin/tenants", {"id": "tnt_new", "name": "New", "entitlements": unusable}),
+    ]
     off = await node.send("POST", f"{ACME_URL}:disable", {})
     on = await node.send("POST", f"{ACME_URL}:enable", {})
     shown = await node.send("GET", ACME_URL)
@@ -152,6 +157,8 @@ async def test_a_tenant_is_made_looked_at_changed_and_switched(node: Node) -> No
     assert changed.json()["entitlements"]["max_active_runs"] == 7
     assert [answer.status_code for answer in (wrong, unknown, absent)] == [422, 422, 404]
     assert wrong.json()["error"]["details"]["path"] == "$.max_active_runs"
+    assert [answer.status_code for answer in policies] == [400, 400]
+    assert all("rule 'a'" in answer.json()["error"]["details"]["problems"][0] for answer in policies)
     assert (off.json()["status"], on.json()["status"]) == ("disabled", "active")
     assert shown.json()["entitlements"] == changed.json()["entitlements"]
     assert [one[0] for one in await node.audit()] == [
