@@ -17,6 +17,7 @@ from stack_b.policies.width import MAX_WIDTH, width
 ODD: Final = (
     "a", "b", " ", "é", "e", "\u0301", "\u0323", "ﬁ", "ß", "\u200b", "%41", "%C3%A9", "%", "&eacute;", "&", "&#769;",
     "\\u0041", "\\", "\\\\n", "ｶ", "ﾞ", "각", "\u1100", "\u1161", "\u11a8", "中", "😀", "\ufe0f", "u00", "41", ";",
+    "%25", "&amp;", "\u2028", "\U000e0041", "\x08",
 )  # fmt: skip
 """What composes with what stands before it, and what stands for something else."""
 
