@@ -17,7 +17,7 @@ from stack_b.policies.patterns import Search
 from stack_b.policies.rules import Rules, Subject
 from stack_b.policies.strings import names_of, strings
 from stack_b.policies.text import WAYS, Reading, canonical_texts, one_way
-from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer
+from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer, are_counts
 from stack_b.redaction.findings import Finding
 
 _BLOCKED: Final = "content_filter"
@@ -110,8 +110,17 @@ class Guarded:
         self._candidate = candidate
         self._searches = self._rules.searches(self._subject, candidate)
 
+    async def counts(self, usage: dict[str, Json] | None) -> dict[str, Json] | None:
+        """Of what is denied, nothing."""
+        return self._counts(await self._answer.counts(usage))
+
+    async def beside(self, answer: dict[str, Json]) -> dict[str, Json]:
+        return self._headed(await self._answer.beside(answer), HEAD | {"data"})
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         shown = self._headed(await self._answer.whole(answer), HEAD)
+        if not are_counts(shown.get("usage")):
+            shown = {**shown, "usage": self._counts(shown["usage"])}
         return {**shown, "choices": [self._whole(choice) for choice in shown["choices"]]}
 
     async def pieces(self, pieces: list[Piece]) -> list[Piece]:
@@ -143,6 +152,12 @@ class Guarded:
         if before is None or not reasons:
             return before
         return PolicyOutcome(decision="blocked", reasons=(*before.reasons, *reasons))
+
+    def _counts(self, usage: dict[str, Json] | None) -> dict[str, Json] | None:
+        if not self._searches or are_counts(usage):
+            return usage
+        shown: dict[str, Json] = self._headed({"counts": usage}, frozenset()).get("counts", {})
+        return shown
 
     def _choice(self, index: int) -> "_Choice":
         return self._choices.setdefault(index, _Choice(self))

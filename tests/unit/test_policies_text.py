@@ -185,6 +185,9 @@ class TestStrings:
         parts = [{"type": "text", "text": "blue he"}, {"type": "text", "text": "ron"}]
 
         assert "blue heron" in list(strings({"content": parts}))
+        assert "blue heron" in list(
+            strings([{"type": "refusal", "refusal": "blue "}, {"type": "text", "text": "heron"}])
+        )
         assert "blue heron" in list(strings(["blue he", "ron"]))
 
     def test_media_are_no_text_and_what_only_looks_like_it_is(self) -> None:
