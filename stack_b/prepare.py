@@ -121,6 +121,14 @@ class Preparation:
             caller=caller,
         )
 
+    async def again(self, auth: AuthContext, call: ChatCall | EmbedCall, trail: Trail) -> Ruled:
+        """What of it must hold when its answer is there already: all but budgets. Raises like `chat`."""
+        members = said(call) if isinstance(call, ChatCall) else embedding(call)
+        tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
+        permitted = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
+        await self.inspected(auth, members, self.rules(tenant), trail)
+        return permitted
+
     # The stages, in their order.
 
     def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
@@ -135,8 +143,11 @@ class Preparation:
             conversation=conversation,
         )
 
-    async def entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
-        tenant = await self._tenants.tenant(auth)
+    async def entitled(
+        self, auth: AuthContext, asked: Asked, *, counted: bool = False
+    ) -> tuple[Tenant, tuple[Candidate, ...]]:
+        """`counted`: the request is, already."""
+        tenant = await (self._tenants.served(auth) if counted else self._tenants.tenant(auth))
         now = self._clock.now()
         candidates = self._router.candidates(
             auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)

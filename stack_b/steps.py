@@ -122,30 +122,36 @@ class Steps:
         """
         step, first = await self._joined(auth, call, once)
         with self._attended(step):
+            if not first:
+                await self._pipeline.anew.permitted(auth, call)
             result = await self._result(step)
         if first and result.made:
             return result.reply
-        self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
-        return replayed(result.reply, auth, joined=result.made)
+        reply = result.reply if result.made else await self._pipeline.anew.shown(auth, call, result.reply)
+        self._pipeline.recorder.replayed(auth, call, reply, joined=result.made)
+        return replayed(reply, auth, joined=result.made)
 
     async def stream(self, auth: AuthContext, call: ChatCall, once: Once) -> AsyncGenerator[Sequence[Piece], None]:
         """The same as chunks, from the first one on, whenever one comes."""
         step, first = await self._joined(auth, call, once)
         with self._attended(step):
+            if not first:
+                await self._pipeline.anew.permitted(auth, call)
             if step.said is not None:
                 async with aclosing(step.said.listen()) as said:
                     async for chunk in said:
                         yield (chunk,)
             result = await self._result(step)
+        reply = result.reply if result.made else await self._pipeline.anew.shown(auth, call, result.reply)
         if first and result.made:
             last = step.closing
         elif step.said is not None and result.made:
-            last = closing_of(replayed(result.reply, auth, joined=True), include_usage=call.include_usage)
+            last = closing_of(replayed(reply, auth, joined=True), include_usage=call.include_usage)
         else:
-            last = chunks_of(replayed(result.reply, auth, joined=result.made), include_usage=call.include_usage)
+            last = chunks_of(replayed(reply, auth, joined=result.made), include_usage=call.include_usage)
         yield last
         if not (first and result.made):
-            self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
+            self._pipeline.recorder.replayed(auth, call, reply, joined=result.made)
 
     def flight(self, auth: AuthContext, call: ChatCall | EmbedCall, client: Client) -> Flight:
         """A call without a key, which a retry of its client may join."""
@@ -199,7 +205,9 @@ class Steps:
 
     def _begun(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, flight: Flight | None) -> _Step:
         where = _where(auth, once)
-        step = _Step(once=once, digest=digest(auth, call), flight=flight, said=Broadcast() if is_streamed(call) else None)
+        step = _Step(
+            once=once, digest=digest(auth, call), flight=flight, said=Broadcast() if is_streamed(call) else None
+        )
         if flight is not None:
             flight.joined()
         step.task = asyncio.create_task(self._run(auth, call, step))

@@ -108,4 +108,3 @@ async def test_so_it_is_on_every_surface(path: str) -> None:
             answer = await node.post(path, body, who, **{"x-step-key": KEY})
             assert answer.status_code == 200, answer.text
             assert answer.json()["route"]["replayed"] is False
-

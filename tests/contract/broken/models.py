@@ -116,6 +116,7 @@ class TestAsksTheBackendForPolicy(BrokenModel):
             "test_another_step_is_another_call_and_so_is_one_without_a_step",
             "test_another_request_under_the_same_key_conflicts_where_there_is_a_journal",
             "test_a_step_of_another_tenant_is_another_call",
+            "test_a_step_of_another_principal_is_another_call",
             "test_an_abort_ends_the_call_in_the_backend_and_frees_the_key",
             "test_a_call_goes_on_when_its_caller_leaves_where_there_is_a_journal",
         }
