@@ -15,8 +15,9 @@ Clauses (each has a test in `conformance.model`):
          it is made once: whoever comes later, or at the same time, gets the same reply, and `route.replayed` says so.
          Another request under the same key then raises `Conflict` (`idempotency_key_reused`). A key is its tenant's and
          principal's: another one's same key is another call.
-* MOD-9  `abort` ends the call under way under that key, whichever process makes it: it ends in the backend too, its callers get an
-         error, and the key is free again. A key that nobody calls under, or somebody else, is left as it is.
+* MOD-9  `abort` ends the call under way under that key, whichever process makes it: it ends in the backend too, its
+         callers get an error, and the key is free again. A key that nobody calls under, or somebody else, is left as
+         it is.
 * MOD-10 Where `journaled`, a call with a `step_key` goes on when its caller leaves; a later one gets its reply.
 """
 

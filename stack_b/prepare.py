@@ -133,7 +133,7 @@ class Preparation:
 
     def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
         if isinstance(call, EmbedCall):
-            return Asked(name=call.model, kind="embed", preference=call.preference)
+            return Asked(name=call.model, kind="embed", preference=call.preference, extra=call.extra)
         conversation = conversation_of(call.members) if self._router.spreads() else ""
         return Asked(
             name=call.model,
@@ -141,6 +141,7 @@ class Preparation:
             preference=call.preference,
             agent=call.about.agent,
             conversation=conversation,
+            extra=call.extra,
         )
 
     async def entitled(
@@ -158,7 +159,7 @@ class Preparation:
                 f"this tenant has no {asked.kind} model of the name it asked for; GET /v1/models lists what it may use",
                 code="model_not_entitled",
             )
-        return tenant, candidates
+        return tenant, self._router.taking(asked.extra, candidates) if asked.extra else candidates
 
     def ruled(
         self,
