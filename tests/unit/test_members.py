@@ -47,7 +47,7 @@ _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens"})
 async def test_whatever_the_official_clients_may_say_is_decided() -> None:
     """A new release of a client that knows more fails here: say what becomes of it."""
     here: Mapping[Any, set[str]] = {
-        CompletionCreateParamsStreaming: CHAT | WITHIN.keys(),
+        CompletionCreateParamsStreaming: {*CHAT, *WITHIN},
         EmbeddingCreateParams: set(EMBED),
         ResponseCreateParamsStreaming: {*ResponsesBody.__struct_fields__, *responses_in.HARMLESS},
         MessageCreateParamsStreaming: {*MessagesBody.__struct_fields__, *messages_in.HARMLESS},
@@ -177,7 +177,7 @@ async def test_an_operator_passes_no_member_on_that_steers_or_widens() -> None:
 
 async def test_a_model_that_is_not_the_tenants_is_not_told_apart_by_what_it_takes() -> None:
     async with stack_b(models=("none",)) as node:
-        answers = [await _ask(node, **more) for more in ({}, {"plugins": []})]
+        answers = [await _ask(node), await _ask(node, plugins=[])]
 
     assert [answer["error"]["code"] for answer in answers] == ["model_not_entitled"] * 2
 
