@@ -34,12 +34,14 @@ from ports.privacy import (
     changes,
     check_days,
     check_hold,
+    check_same_hold,
     check_subject,
     elsewhere,
     erased_name,
     held,
     no_hold,
     no_tenant,
+    requested_hold,
     runs_open,
     too_many_holds,
 )
@@ -126,9 +128,12 @@ class PostgresPrivacy:
             rows = await transaction.rows(_SQL["erasures"], {"tenant": tenant, "limit": MAX_ERASURES})
         return {row["name"]: erasure_of(row) for row in rows}
 
-    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
         _check(auth, tenant)
         check_hold(subject, reason)
+        wanted = requested_hold(auth, tenant, request) if request else None
         asked = {
             "tenant": tenant, **actor_of(auth), "subject": subject, "reason": reason, "action": HELD, "everybody": EVERYBODY
         }  # fmt: skip
@@ -136,9 +141,12 @@ class PostgresPrivacy:
             await transaction.rows(_SQL["lock_upkeep"], asked)
             await transaction.rows(_SQL["lock"], asked)
             await self._here(transaction, tenant)
+            if wanted and (known := await transaction.row(_SQL["one_hold"], {**asked, "hold": wanted})) is not None:
+                check_same_hold(_hold(known), subject, reason)
+                return _hold(known)
             if len(await transaction.rows(_SQL["holds"], {**asked, "limit": MAX_HOLDS})) == MAX_HOLDS:
                 raise too_many_holds()
-            [row] = await transaction.rows(_SQL["hold"], asked)
+            [row] = await transaction.rows(_SQL["hold"], {**asked, "hold": wanted})
         return _hold(row)
 
     async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:

@@ -82,9 +82,11 @@ class PrivacyOfHomes:
             found = tuple(_with(one, there.get(one.name)) for one in found)
         return found
 
-    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
         await self._check_reached(auth, tenant)
-        placed = await self._shared.hold(auth, tenant, subject, reason=reason)
+        placed = await self._shared.hold(auth, tenant, subject, reason=reason, request=request)
         await self._copy_kept(tenant)
         return placed
 

@@ -40,7 +40,7 @@ class Node:
     async def send(self, method: str, path: str, body: Any = None) -> httpx.Response:
         headers = {"authorization": "Bearer platform"}
         if method != "GET":
-            headers["idempotency-key"] = uuid.uuid4().hex
+            headers |= {"idempotency-key": uuid.uuid4().hex, "if-match": "*"}
         return await self.http.request(method, path, json=body, headers=headers)
 
 

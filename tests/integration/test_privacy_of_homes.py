@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 from zipfile import ZipFile
 
+import asyncpg
 import pytest
 
 from adapters.postgres import administration, audit, maintenance, privacy, privacy_erasing
@@ -22,7 +23,7 @@ from ports.audit import AuditLog
 from ports.errors import AgentOSError, Conflict, Unavailable
 from ports.ids import PrincipalId
 from ports.privacy import Erasure, PrivacyPort, erased_name
-from tests.support.homes import CLOCK, OTHER, Homes, Killed, killed_at, open_homes, prompt, silent
+from tests.support.homes import CLOCK, OTHER, Homes, Killed, killed_at, open_homes, prompt, silent, waits_for_a_lock
 from tests.support.postgres import Clone, execute, fetch, shift_time
 from tests.support.subject_data import dump, named, plant, plant_at_home, tables_with
 
@@ -339,6 +340,27 @@ async def test_of_two_that_copy_the_later_has_what_the_earlier_had(homes: Homes,
 
     assert sorted(await kept_in(homes.other)) == sorted(await kept_in(homes.shared))
     assert len(await kept_in(homes.other)) == 8
+
+
+async def test_while_one_copies_nobody_places_another(homes: Homes, port: PrivacyPort) -> None:
+    """Else the copy, which has not seen it, might be the last to arrive."""
+    await settle(homes)
+    upkeep = await asyncpg.connect(homes.other.superuser)
+    try:
+        await upkeep.execute("SELECT pg_advisory_lock(174487310)")
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(port.hold(PLATFORM, ACME.tenant, WHO, reason="case 17/26"))
+            await waits_for_a_lock(homes.other)
+            second = group.create_task(port.hold(PLATFORM, ACME.tenant, None, reason="case 18/26"))
+            await waits_for_a_lock(homes.shared)
+            before = await kept_in(homes.shared)
+            await upkeep.execute("SELECT pg_advisory_unlock(174487310)")
+    finally:
+        await upkeep.close()
+
+    assert before == [(WHO, "case 17/26")]
+    assert {first.result().subject, second.result().subject} == {WHO, None}
+    assert len(await kept_in(homes.other)) == 2
 
 
 async def test_a_hold_that_did_not_reach_the_home_is_there_before_anything_goes(

@@ -23,7 +23,19 @@ from ports.ids import RunId, TenantId, WorkerId
 from ports.run_state import Change, RunFilter
 from ports.tenant import Entitlements
 from tests.support.catalogue_lint import RULES
-from tests.support.homes import AGENT, OTHER, Homes, Killed, Ports, killed_at, open_homes, open_ports, prompt, silent
+from tests.support.homes import (
+    AGENT,
+    OTHER,
+    Homes,
+    Killed,
+    Ports,
+    killed_at,
+    open_homes,
+    open_ports,
+    prompt,
+    silent,
+    waits_for_a_lock,
+)
 from tests.support.postgres import Clone, execute, fetch, shift_time
 
 pytestmark = pytest.mark.anyio
@@ -508,16 +520,6 @@ async def test_a_hold_that_is_placed_while_a_move_begins_goes_along(homes: Homes
 
     [row] = await fetch(homes.other.superuser, "SELECT tenant_id, reason FROM legal_holds")
     assert tuple(row) == (ACME.tenant, "case 17/26")
-
-
-async def waits_for_a_lock(clone: Clone) -> None:
-    waiting = (
-        "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-        "WHERE d.datname = $1 AND l.locktype = 'advisory' AND NOT l.granted"
-    )
-    with anyio.fail_after(30):
-        while not await fetch(clone.superuser, waiting, clone.name):  # noqa: ASYNC110 - the database does
-            await anyio.sleep(0.02)
 
 
 @pytest.mark.parametrize("point", ["compared", "written", "left", "directed"])

@@ -1,4 +1,5 @@
--- Holds, rules of retention and erasings of tenants that live, or lived, in a home. See ADR 0044.
+-- Holds, rules of retention and erasings of tenants that live, or lived, in a home (see ADR 0044); and a tenant's version, by
+-- which two administrators see that they change the same.
 --
 -- The shared database's holds and rules are the tenant's. Each home that it ever lived in has a copy of those in force, for
 -- what removes rows there looks for them there.
@@ -7,6 +8,8 @@ GRANT CREATE ON SCHEMA agentos TO ao_def;
 GRANT INSERT, UPDATE ON legal_holds TO ao_def;
 GRANT INSERT, UPDATE, DELETE ON retention_rules TO ao_def;
 GRANT UPDATE, DELETE ON subject_tombstones TO ao_def;
+
+ALTER TABLE tenants ADD COLUMN version integer NOT NULL DEFAULT 1;
 
 -- Puts these holds and rules in place of those that are here, of the tenant that the transaction is bound to. In the database
 -- that has the tenant itself, and not a copy of its line, it does nothing but fail. Of a tenant that has not arrived, no rule
@@ -47,5 +50,11 @@ REVOKE ALL ON FUNCTION ao_copy_kept(json, json) FROM PUBLIC;
 ALTER FUNCTION ao_copy_kept(json, json) OWNER TO ao_def;
 SET LOCAL ROLE ao_def;
 GRANT EXECUTE ON FUNCTION ao_copy_kept(json, json) TO ao_control;
+-- As before, with all columns that there are by now.
+CREATE OR REPLACE FUNCTION ao_tenant_list(p_after text, p_limit integer) RETURNS SETOF tenants
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = agentos, pg_temp
+BEGIN ATOMIC
+    SELECT t.* FROM tenants t WHERE t.tenant_id > p_after ORDER BY t.tenant_id LIMIT p_limit;
+END;
 RESET ROLE;
 REVOKE CREATE ON SCHEMA agentos FROM ao_def;

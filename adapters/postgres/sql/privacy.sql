@@ -100,10 +100,13 @@ WHERE x.tenant_id = :tenant
 ORDER BY x.status = 'erased', x.begun_at DESC, x.name
 LIMIT :limit;
 
+-- name: one_hold
+SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.id = :hold;
+
 -- name: hold
 WITH made AS (
-    INSERT INTO legal_holds (tenant_id, subject, reason, placed_by)
-    SELECT t.tenant_id, :subject, :reason, :principal FROM tenants t WHERE t.tenant_id = :tenant
+    INSERT INTO legal_holds (tenant_id, id, subject, reason, placed_by)
+    SELECT t.tenant_id, coalesce(CAST(:hold AS uuid), uuidv7()), :subject, :reason, :principal FROM tenants t WHERE t.tenant_id = :tenant
     RETURNING *
 ),
 noted AS (
@@ -133,7 +136,7 @@ noted AS (
 SELECT * FROM ended;
 
 -- name: holds
-SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.released_at IS NULL ORDER BY h.id LIMIT :limit;
+SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.released_at IS NULL ORDER BY h.placed_at, h.id LIMIT :limit;
 
 -- name: known
 SELECT t.tenant_id, EXISTS (SELECT FROM ao_tenant_stays()) AS elsewhere FROM tenants t WHERE t.tenant_id = :tenant;
