@@ -168,6 +168,7 @@ class TestDisablesNobody(BrokenTenants):
     broken = DisablesNobody
     caught_by = frozenset(
         {
+            "test_a_version_grows_with_each_change",
             "test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own",
             "test_a_disabled_tenants_key_is_found_and_says_so",
             "test_a_standing_tells_the_tenants_status_and_needs_one",
@@ -330,6 +331,8 @@ class TestEntitlesNobody(BrokenTenants):
     broken = EntitlesNobody
     caught_by = frozenset(
         {
+            "test_a_version_grows_with_each_change",
+            "test_of_two_who_change_the_same_version_one_wins",
             "test_the_platform_replaces_a_tenants_entitlements",
         }
     )
