@@ -15,6 +15,7 @@ from ports.pii import PiiMode
 from ports.pii_text import readings
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
+from stack_b.backends.reach import Reach
 from stack_b.redaction.nested import MAX_DEPTH
 from tests.support.disguises import ANY_TEXT, DIGITS
 from tests.support.in_process import in_process
@@ -28,6 +29,10 @@ CARD: Final = "4111111111111111"
 NUMBER: Final = int(CARD)
 CHAT, RESPONSES, MESSAGES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"
 TOLD: Final = {"id": "chatcmpl-up", "choices": [], "usage": usage(7, 5)}
+
+
+PASSES: Final = {"up": Reach(passes=frozenset({"account", "x", "more", "seed"}))}
+"""Members that the backend alone knows."""
 
 
 def upstream_of(upstream: ScriptedUpstream) -> OpenAiCompatible:
@@ -110,7 +115,7 @@ PLACES: Final[dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("mode", ["redact", "reversible", "block"])
 async def test_no_place_of_a_request_passes_it(body: dict[str, Any], mode: PiiMode) -> None:
     upstream = ScriptedUpstream([completion("fine", usage=usage(7, 5))])
-    async with stack_b(upstream_of(upstream), pii_modes={"payment_card": mode}) as node:
+    async with stack_b(upstream_of(upstream), reaches=PASSES, pii_modes={"payment_card": mode}) as node:
         answer = await node.post(CHAT, {"model": "m-1", **body})
 
     assert answer.status_code == (403 if mode == "block" else 200), answer.text
@@ -178,7 +183,7 @@ async def test_no_surface_passes_it_in_any_disguise(surface: str, disguise: str,
     for _ in range(deep):
         text = json.dumps({"in": text}, ensure_ascii=False)
     upstream = ScriptedUpstream([EMBEDDED if path == EMBEDDINGS else completion("fine", usage=usage(7, 5))])
-    async with stack_b(upstream_of(upstream), pii_modes={"payment_card": mode}) as node:
+    async with stack_b(upstream_of(upstream), reaches=PASSES, pii_modes={"payment_card": mode}) as node:
         answer = await node.post(path, {"model": "e-1" if path == EMBEDDINGS else "m-1", **write(text)})
 
     assert answer.status_code == 200, answer.text
@@ -199,7 +204,7 @@ async def test_arguments_stay_json_and_a_number_comes_back_as_one(mode: PiiMode)
         + '", "n": 1.50, "big": 12345678901234567890123 }'
     )
     upstream = ScriptedUpstream([completion("fine")])
-    async with stack_b(upstream_of(upstream), pii_modes={"payment_card": mode}) as node:
+    async with stack_b(upstream_of(upstream), reaches=PASSES, pii_modes={"payment_card": mode}) as node:
         await node.post(CHAT, {"model": "m-1", **called(given)})
         sent = upstream.requests[0].body["messages"][1]["tool_calls"][0]["function"]["arguments"]
         upstream.script[:] = [calling(sent)]
@@ -245,7 +250,7 @@ def test_json_in_json_is_kept_so_deep() -> None:
 )
 async def test_what_is_clean_is_sent_as_it_is(body: dict[str, Any]) -> None:
     upstream = ScriptedUpstream([completion("fine", usage=usage(7, 5))])
-    async with stack_b(upstream_of(upstream)) as node:
+    async with stack_b(upstream_of(upstream), reaches=PASSES) as node:
         answer = await node.post(CHAT, {"model": "m-1", **body})
 
     assert answer.json()["policy_outcome"]["decision"] == "allowed"
@@ -254,7 +259,7 @@ async def test_what_is_clean_is_sent_as_it_is(body: dict[str, Any]) -> None:
 
 async def test_a_text_in_a_data_url_stays_one() -> None:
     upstream = ScriptedUpstream([completion("fine")])
-    async with stack_b(upstream_of(upstream)) as node:
+    async with stack_b(upstream_of(upstream), reaches=PASSES) as node:
         await node.post(CHAT, {"model": "m-1", **file(f"data:text/plain;base64,{b64('it is ' + CARD)}")})
 
     sent = upstream.requests[0].body["messages"][0]["content"][0]["file"]["file_data"]
@@ -345,9 +350,11 @@ async def test_no_stream_shows_it_in_any_disguise(path: str, disguise: str, cuts
     text = f"it is {(ANY_TEXT | DIGITS)[disguise](CARD)} they said"
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[start:end] for start, end in pairwise(edges)]
-    upstream = ScriptedUpstream([Events([*(delta(**{member: piece}) for piece in pieces), delta("stop"), TOLD])])
+    upstream = ScriptedUpstream(
+        [Events([*(delta(**dict[str, Any]({member: piece})) for piece in pieces), delta("stop"), TOLD])]
+    )
     asked = {"input": "hi"} if path == RESPONSES else {**user("hi"), "max_tokens": 9}
-    async with stack_b(upstream_of(upstream)) as node:
+    async with stack_b(upstream_of(upstream), reaches=PASSES) as node:
         answer = await node.post(path, {"model": "m-1", "stream": True, **asked})
 
     assert answer.status_code == 200
