@@ -22,7 +22,7 @@ from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.check import Check, Verdict
 from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
-from stack_b.encoding import encoded
+from stack_b.encoding import vector_of
 from stack_b.entitlement import TenantCache
 from stack_b.interrupt import Deadlines
 from stack_b.prepare import Preparation, Ready
@@ -124,7 +124,7 @@ class Pipeline:
                             gathered.add_all(written_out(rest))
                         yield rest
                 self._looked_through(ready, trail)
-                receipt = trail.receipt(spending.total, shaper.reported)
+                receipt = trail.receipt(spending.total, await ready.answer.counts(shaper.reported))
                 closing = await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
                 if gathered is not None and trail.texts is not None:
                     gathered.add_all(written_out(closing))
@@ -146,8 +146,9 @@ class Pipeline:
                 answer = await self._attempts.whole(
                     ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
-            data = [{**item, "embedding": encoded(item["embedding"], call.encoding)} for item in answer["data"]]
-            receipt = trail.receipt(spending.total, answer.get("usage"))
+            answer = await ready.answer.beside(answer)
+            data = [vector_of(item, call.encoding) for item in answer["data"]]
+            receipt = trail.receipt(spending.total, await ready.answer.counts(answer.get("usage")))
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
     async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
