@@ -68,7 +68,7 @@ _CLIENTS: Final = frozenset({"function", "custom"})
 
 
 def _offers(tool: Json) -> Iterator[str]:
-    """Every name that it may go by, and those of the tools inside it. A provider's own is its kind, whatever it is called."""
+    """Every name that it may go by, and those of the tools inside it. A provider's own is its kind."""
     yield from names_of(tool)
     if isinstance(tool, dict):
         kind = tool.get("type")
