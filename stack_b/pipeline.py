@@ -151,7 +151,7 @@ class Pipeline:
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
     async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
-        """What `chat` or `embed` would decide, without a call. A denial is audited before it is told; nothing else is written."""
+        """What `chat` or `embed` would decide, without a call. A denial is in the audit before it is told."""
         trail = Trail(auth, self._clock)
         try:
             with self._request(trail, within=self._deadlines):

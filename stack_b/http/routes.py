@@ -77,7 +77,8 @@ OPERATIONS: Final = {
             "leaves, and who sends the same request under it within 7 days gets the same reply (`route.replayed`), as far "
             "as it may still be asked for, and pays nothing. So it is with `Idempotency-Key`. Members that not every "
             "backend may be sent, and tools that the provider runs, are refused (400) where no backend passes them. Who "
-            "repeats a request while its call is under way joins it, a stream from its first chunk (`route.joined`). A retry of the official clients (`x-stainless-retry-count`) needs no key."
+            "repeats a request while its call is under way joins it, a stream from its first chunk (`route.joined`). "
+            "A retry of the official clients (`x-stainless-retry-count`) needs no key."
         ),
         parameters=(_ONCE,),
         tag="models",
