@@ -34,6 +34,7 @@ _INLINE: Final = {"audio_url": "url", "file": "file_data", "video_url": "url"}
 _SCHEME_CHARS: Final = 32
 _BESIDE: Final = frozenset({"attachments", "audio", "audios", "documents", "files", "images", "videos"})
 """Members of a message in which servers take media."""
+_TYPE: Final = b'"type"'
 _MEDIA_WORDS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(_MEDIA_TYPES))
 
 
@@ -75,7 +76,8 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     body = msgspec.json.encode(call.members)
     # Nearly every request is text, and bytes are searched faster than values.
-    media = sum(1 for _ in _media(call.members)) if any(map(body.__contains__, _MEDIA_WORDS)) else 0
+    typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
+    media = sum(1 for _ in _media(call.members)) if typed else 0
     bound = len(body) + MEDIA_TOKENS * media + (UNREAD_TOKENS if _is_unread(call.members) else 0)
     each = _each(call, limits, model_max_tokens)
     return Ask(
