@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from ports.context import AuthContext
-from ports.errors import AgentOSError
+from ports.errors import AgentOSError, PermissionDenied
 from ports.messages import Json
 from stack_b.anew import Anew
 from stack_b.attempts import Attempts
@@ -152,9 +152,14 @@ class Pipeline:
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
     async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
-        """What `chat` or `embed` would decide, without a call and without changing a row."""
-        with self._request(Trail(auth, self._clock), within=self._deadlines):
-            return await self._check.of(auth, call)
+        """What `chat` or `embed` would decide, without a call. A denial is in the audit before it is told."""
+        trail = Trail(auth, self._clock)
+        try:
+            with self._request(trail, within=self._deadlines):
+                return await self._check.of(auth, call)
+        except PermissionDenied as error:
+            await self.recorder.over(trail, call, error)
+            raise
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
         """What the tenant may ask for, aliases and tiers included, sorted by id, each with who would be asked first."""

@@ -13,6 +13,7 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, PermissionDenied
 from ports.http.envelope import status_of
 from ports.messages import Json, Usage
+from ports.model import PolicyOutcome
 from ports.pii import PiiDetector
 from ports.request_log import RequestRecord, Written, new_request_id
 from stack_b.canonical import ChatCall, EmbedCall
@@ -67,6 +68,27 @@ class Recorder:
             status=status_of(error),
             code=error.code,
             denied=True,
+        )
+        await self.writer.denied(auth, Written(record=record))
+
+    async def foretold(
+        self, auth: AuthContext, call: ChatCall | EmbedCall, outcome: PolicyOutcome, refusal: str
+    ) -> None:
+        """Somebody who asked first is told that a call would be denied: it is in the audit before that."""
+        now = self._clock.now()
+        record = RequestRecord(
+            id=new_request_id(now),
+            at=now,
+            namespace=auth.namespace,
+            principal=auth.principal,
+            correlation_id=auth.trace.correlation_id,
+            route=call.route,
+            model_asked=call.model,
+            status=_OK,
+            code=refusal,
+            denied=True,
+            decision=outcome.decision,
+            reasons=outcome.reasons,
         )
         await self.writer.denied(auth, Written(record=record))
 
