@@ -54,8 +54,8 @@ class Node:
         if method != "GET":
             headers |= {"idempotency-key": uuid.uuid4().hex, "if-match": "*"}
         headers |= {name.replace("_", "-"): value for name, value in more.items()}
-        headers = {name: value for name, value in headers.items() if value is not None}
-        return await self.http.request(method, path, json=body, headers=headers)
+        sent = {name: value for name, value in headers.items() if value is not None}
+        return await self.http.request(method, path, json=body, headers=sent)
 
     async def audit(self, tenant: TenantId = ACME.tenant) -> list[tuple[str, str, str]]:
         rows = await fetch(
