@@ -26,7 +26,7 @@ class TenantCache:
             ResourceExhausted: `rate_limited`; it asks too often.
             Unavailable: the directory can't be asked (fail closed).
         """
-        tenant = await self._served(auth)
+        tenant = await self.served(auth)
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant
 
@@ -38,7 +38,7 @@ class TenantCache:
             PermissionDenied, Unavailable: as for `tenant`.
             ResourceExhausted: `concurrency_limited`; it has as many as it may.
         """
-        entitled = (await self._served(auth)).entitlements
+        entitled = (await self.served(auth)).entitlements
         give_back = self._streams.take(
             auth,
             per_tenant=entitled.max_model_streams,
@@ -49,7 +49,8 @@ class TenantCache:
         finally:
             give_back()
 
-    async def _served(self, auth: AuthContext) -> Tenant:
+    async def served(self, auth: AuthContext) -> Tenant:
+        """The same, of a request that is counted already. Raises like `tenant`."""
         known = self._fresh.at_hand(auth)
         tenant = await self._fresh.of(auth) if known is None else known[0]
         if tenant is None or tenant.status != "active":
