@@ -35,7 +35,7 @@ REST: Final = 3
 """Times as long as a batch took, its kind begins no other one: at half of its capacity this process and the server spent a
 third less on a run, and a call was answered in half the time (`tests.bench.engine`)."""
 MOST_REST_S: Final = 0.02
-"""But no longer than this."""
+"""But no longer than this, unless a kind says less."""
 
 
 class Apart(Exception):
@@ -61,9 +61,18 @@ class Together(Generic[AskT, AnswerT]):
     database does not answer is told to all.
     """
 
-    def __init__(self, database: Database, act: Act[AskT, AnswerT], *, most: int = MOST, gather_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        act: Act[AskT, AnswerT],
+        *,
+        most: int = MOST,
+        gather_s: float = 0.0,
+        most_rest_s: float = MOST_REST_S,
+    ) -> None:
         """With `gather_s` the first call waits so long for others: for what nobody waits for."""
         self._gather_s = gather_s
+        self._most_rest_s = most_rest_s
         self._gathering: asyncio.TimerHandle | None = None
         self._database = database
         self._act = act
@@ -118,7 +127,7 @@ class Together(Generic[AskT, AnswerT]):
                 calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
                 await self._make(calls)
                 ended_at = loop.time()
-                self._rested_at = ended_at + min(MOST_REST_S, REST * (ended_at - began_at))
+                self._rested_at = ended_at + min(self._most_rest_s, REST * (ended_at - began_at))
         finally:
             # In the same turn of the loop: the next call must not take us for a lane that will serve it.
             self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import signal
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
@@ -13,6 +12,7 @@ import uvicorn
 import uvloop
 
 from deploy.handover import Door, inherited
+from deploy.roots.collector import start_is_over
 from deploy.roots.http_protocol import BoundedProtocol
 from ports.http.edge import App
 
@@ -25,9 +25,6 @@ LINGER_S: Final = 2.0
 it was the last time. Closed at once, one of them might have been sending at that moment."""
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual client pools and proxies (60 s), so that they close first."""
-GC_ALLOCATIONS: Final = 20_000
-"""Objects that come and stay between two looks of the collector. What requests make goes by its count of references; the
-interpreter's own 700 are a few requests."""
 _LOOK_S: Final = 0.05
 
 
@@ -112,10 +109,7 @@ async def serve(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    # What was built at start lives as long as the process: the collector needn't look at it again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, 10, 10)
+    start_is_over()
     sockets = inherited(handover, host=host, port=port) if handover is not None else []
     if sockets:
         await _until_ready(app)

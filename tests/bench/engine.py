@@ -21,6 +21,7 @@ import uvloop
 from msgspec import Struct
 from rich.console import Console
 
+from deploy.roots.collector import start_is_over
 from ports.context import AuthContext
 from tests.bench import machine
 from tests.bench.engine_load import CALLER, Phase, open_load, read_phase
@@ -175,6 +176,8 @@ class EngineBench:
         # Twice what the workers take: they never wait for us.
         window = 2 * options.concurrency * options.workers
         async with open_load(self._server, self._callers) as load:
+            # It stands for the API, which does the same.
+            start_is_over()
             await load.saturate(f"{name}-warm-up", runs=options.warm_up, window=window, seconds=options.seconds)
             before = await self._spent(workers)
             if per_second is None:

@@ -17,6 +17,7 @@ import anyio
 from adapters.inproc.model import InprocModel, InprocModelConfig
 from adapters.inproc.tool import InprocTools, PythonTool
 from adapters.system_clock import SystemClock
+from deploy.roots.collector import start_is_over
 from deploy.roots.environment import Environment
 from deploy.roots.server import run
 from deploy.roots.wiring import Choice, open_ports
@@ -128,6 +129,8 @@ async def main(env: Environment) -> None:
                 group.start_soon(worker.serve)
                 while not worker.holds_lease:  # noqa: ASYNC110 - the worker announces it to nobody
                     await anyio.sleep(0.01)
+                # Production's does it when it begins to serve its metrics.
+                start_is_over()
                 sys.stdout.write(READY + "\n")
                 sys.stdout.flush()
                 async for _ in ending:

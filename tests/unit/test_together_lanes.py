@@ -107,3 +107,27 @@ async def test_a_kind_rests_a_few_times_as_long_as_its_last_batch_took() -> None
 
     assert [asks for asks, _ in batches] == [["a"], ["b", "c"]]
     assert batches[1][1] - ended_at >= REST * 0.004
+
+
+async def test_a_kind_that_may_not_rest_goes_on_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    batches: list[list[str]] = []
+
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
+        batches.append(list(asks))
+        took = asyncio.Event()
+        loop.call_later(0.004, took.set)
+        await took.wait()
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act, most_rest_s=0.0)
+
+    with anyio.fail_after(5):
+        await together(ACME, "a", order="a")
+        async with anyio.create_task_group() as group:
+            for word in ("b", "c"):
+                group.start_soon(partial(together, ACME, word, order=word))
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+
+    assert batches == [["a"], ["b"], ["c"]]
