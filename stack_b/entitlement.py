@@ -26,7 +26,8 @@ class TenantCache:
             ResourceExhausted: `rate_limited`; it asks too often.
             Unavailable: the directory can't be asked (fail closed).
         """
-        tenant = await self._served(auth)
+        known = self._fresh.at_hand(auth)
+        tenant = served(await self._fresh.of(auth) if known is None else known[0])
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant
 
@@ -38,7 +39,7 @@ class TenantCache:
             PermissionDenied, Unavailable: as for `tenant`.
             ResourceExhausted: `concurrency_limited`; it has as many as it may.
         """
-        entitled = (await self._served(auth)).entitlements
+        entitled = served(await self._fresh.of(auth)).entitlements
         give_back = self._streams.take(
             auth,
             per_tenant=entitled.max_model_streams,
@@ -49,13 +50,6 @@ class TenantCache:
         finally:
             give_back()
 
-    async def _served(self, auth: AuthContext) -> Tenant:
-        known = self._fresh.at_hand(auth)
-        tenant = await self._fresh.of(auth) if known is None else known[0]
-        if tenant is None or tenant.status != "active":
-            raise PermissionDenied("the tenant is disabled; ask the operator of this node", code="tenant_disabled")
-        return tenant
-
     async def close(self) -> None:
         await self._fresh.close()
 
@@ -64,3 +58,10 @@ class TenantCache:
             return await self._directory.get(auth, auth.tenant)
         except NotFound:
             return None
+
+
+def served(tenant: Tenant | None) -> Tenant:
+    """Raises `PermissionDenied` for one that is not served any more."""
+    if tenant is None or tenant.status != "active":
+        raise PermissionDenied("the tenant is disabled; ask the operator of this node", code="tenant_disabled")
+    return tenant

@@ -72,7 +72,13 @@ class Spending:
         """The call's own count, in place of what was assumed."""
         self._known.append((usage, of))
         self._assumed, self._assumed_of = _NOTHING_USED, _NOBODY
-        self.total = self._sum()
+        self.total = self._sum() if len(self._known) > 1 else usage
+
+    @property
+    def only(self) -> tuple[Usage, Served] | None:
+        """The one attempt there was, as mostly, once it is over."""
+        known = self._known
+        return known[0] if len(known) == 1 and self._assumed is _NOTHING_USED else None
 
     def attempts(self) -> list[tuple[Usage, Served]]:
         """In their order; those that were free as well."""
@@ -186,6 +192,8 @@ class Reservation:
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
     """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
     request = request or f"req_{os.urandom(16).hex()}"
+    if (only := spending.only) is not None and only[0].total_tokens:
+        return (_event(auth, about, (request, 1), *only),)
     events: list[UsageEvent] = []
     for number, (usage, served) in enumerate(spending.attempts(), start=1):
         if usage.prompt_tokens or usage.completion_tokens or usage.cost_nanousd:
