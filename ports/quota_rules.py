@@ -42,11 +42,7 @@ class RequestRates:
             ResourceExhausted: `rate_limited`, with when there is room again. A refused one is not counted.
         """
         now = self._clock.monotonic()
-        step = WINDOW_SECONDS / (
-            per_minute if self._share == 1 and per_minute > 0 else part_of(per_minute, self._share)
-        )
-        before = self._used_until.get(tenant)
-        used_until = step + (now if before is None or before < now else before)
+        used_until = max(self._used_until.get(tenant, now), now) + WINDOW_SECONDS / part_of(per_minute, self._share)
         # A billionth of the window: sums of steps are not exact.
         if used_until > now + WINDOW_SECONDS * (1 + 1e-9):
             raise ResourceExhausted(

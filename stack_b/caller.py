@@ -2,19 +2,38 @@
 
 from collections.abc import Callable
 
+from stack_b.interrupt import Interrupt
+
+
+class Gone(Exception):
+    """They left, and nothing more is done for them."""
+
 
 class Caller:
     """One request's. When they leave, the call under way ends at once, unless it would be billed to its end all the same:
     then it is read to its end, so that what is settled is what was billed."""
 
+    __slots__ = ("_interrupt", "bound", "gone", "on_leaving")
+
     def __init__(self) -> None:
         self.gone = False
         self.bound = False
         """The call under way goes on without them."""
-        self.on_leaving: Callable[[], None] = lambda: None
+        self.on_leaving: Callable[[], None] | None = None
         """Ends everything that is done for them."""
+        self._interrupt: Interrupt | None = None
 
     def leave(self) -> None:
         self.gone = True
-        if not self.bound:
+        if self.bound:
+            return
+        if self._interrupt is not None:
+            self._interrupt.fire(Gone)
+        if self.on_leaving is not None:
             self.on_leaving()
+
+    def ends_by(self, interrupt: Interrupt | None) -> None:
+        """What is done for them now is in this block, or in none."""
+        self._interrupt = interrupt
+        if interrupt is not None and self.gone:
+            interrupt.fire(Gone)

@@ -1,4 +1,4 @@
-"""The block around one call of a backend: whoever waits for it is bound to it, and what became of it is noted where it counts."""
+"""The block around one call of a backend: who waits is bound to it, and what became of it is noted where that counts."""
 
 from types import TracebackType
 from typing import Self

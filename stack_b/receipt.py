@@ -20,8 +20,8 @@ class Trail:
     """Gathers one request's receipt as the request passes its stages."""
 
     __slots__ = (
-        "_attempts", "_clock", "_first_content_s", "_possible_duplicate", "_started", "_upstream_s", "at", "auth", "candidate",
-        "limited_by", "outcome", "over", "request", "spending", "standing", "texts",
+        "_attempts", "_clock", "_first_content_s", "_possible_duplicate", "_started", "_upstream_s", "at", "auth",
+        "candidate", "limited_by", "outcome", "over", "request", "spending", "standing", "texts",
     )  # fmt: skip
 
     def __init__(self, auth: AuthContext, clock: Clock, *, possible_duplicate: bool = False) -> None:

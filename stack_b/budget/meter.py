@@ -1,6 +1,7 @@
 """`reserved(...)`: hold a request's budget, and settle it exactly once on every way out."""
 
 import os
+from collections.abc import Awaitable
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
@@ -16,7 +17,7 @@ from ports.messages import Usage
 from stack_b.budget.balances import Balances
 from stack_b.budget.held import Held
 from stack_b.budget.over import over
-from stack_b.budget.purse import Purse
+from stack_b.budget.purse import Purse, Taken
 from stack_b.canonical import NOBODY_KNOWN, About
 
 SETTLE_BOUND_S: Final = 10.0
@@ -174,7 +175,14 @@ class Reservation:
         self._about = about
 
     async def __aenter__(self) -> Spending:
-        taken = await self._purse.take(self._auth, self._amount, self._on, self._lease)
+        return self._begun(await self._purse.take(self._auth, self._amount, self._on, self._lease))
+
+    def at_hand(self) -> Spending | None:
+        """The block, entered, where nothing has to be waited for, as mostly."""
+        taken = self._purse.at_hand(self._auth, self._amount, self._on, self._lease)
+        return None if taken is None else self._begun(taken)
+
+    def _begun(self, taken: Taken) -> Spending:
         self._balances.held(self._auth.tenant, self._amount.tokens)
         self._held = Held(self._auth, taken, on=self._on, lease=self._lease, purse=self._purse, balances=self._balances)
         self._spending = Spending(self._held)
@@ -183,10 +191,15 @@ class Reservation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        if (booking := self.ended()) is not None:
+            await booking
+
+    def ended(self) -> Awaitable[object] | None:
+        """The block is over; what there is to wait for, if anything."""
         spending = self._spending
         self._balances.settled(self._auth.tenant, self._held.amount.tokens, spending.total.total_tokens)
         events = events_of(self._auth, self._about, spending, self._request)
-        await self._purse.put(self._held.taken, events, wait_s=SETTLE_BOUND_S)
+        return self._purse.over(self._held.taken, events, wait_s=SETTLE_BOUND_S)
 
 
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:

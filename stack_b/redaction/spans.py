@@ -79,11 +79,7 @@ def _gather(value: Json, found: list[str], parted: list[list[Json]], place: tupl
             found += filter(_counts, value)
         inside = place[1]
         for name, member in value.items():
-            # Most are texts: those are not worth a call.
-            if not isinstance(member, str):
-                _gather(member, found, parted, (inside, name), depth=depth + 1)
-            elif _counts(member) and not is_media(member, (inside, name)):
-                found.append(member)
+            _gather(member, found, parted, (inside, name), depth=depth + 1)
     elif isinstance(value, list):
         if len(value) > 1 and texts_of(value):
             parted.append(value)
