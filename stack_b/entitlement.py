@@ -33,7 +33,7 @@ class TenantCache:
         return None if known is None else self._counted(known[0])
 
     def _counted(self, found: Tenant | None) -> Tenant:
-        tenant = served(found)
+        tenant = _active(found)
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant
 
@@ -48,13 +48,17 @@ class TenantCache:
 
     async def place(self, auth: AuthContext) -> Callable[[], None]:
         """Take a place for a stream; the result gives it back. Raises like `streaming`."""
-        known = self._fresh.at_hand(auth)
-        entitled = served(await self._fresh.of(auth) if known is None else known[0]).entitlements
+        entitled = (await self.served(auth)).entitlements
         return self._streams.take(
             auth,
             per_tenant=entitled.max_model_streams,
             per_principal=entitled.max_model_streams_per_principal,
         )
+
+    async def served(self, auth: AuthContext) -> Tenant:
+        """The same as `tenant`, of a request that is counted already. Raises like it."""
+        known = self._fresh.at_hand(auth)
+        return _active(await self._fresh.of(auth) if known is None else known[0])
 
     async def close(self) -> None:
         await self._fresh.close()
@@ -82,7 +86,7 @@ class _Streaming:
         self._give_back()
 
 
-def served(tenant: Tenant | None) -> Tenant:
+def _active(tenant: Tenant | None) -> Tenant:
     """Raises `PermissionDenied` for one that is not served any more."""
     if tenant is None or tenant.status != "active":
         raise PermissionDenied("the tenant is disabled; ask the operator of this node", code="tenant_disabled")
