@@ -1,5 +1,6 @@
 """What every TenantDirectory must show. Clauses: `ports.tenant`."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -17,7 +18,7 @@ from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Json
 from ports.policy import Argument, Policy, Rule
-from ports.tenant import ApiKey, Entitlements, NewKey, Standing, TenantDirectory
+from ports.tenant import ApiKey, Entitlements, NewKey, Standing, Tenant, TenantDirectory
 
 # Not `people.TENANTS`: those may exist already.
 INITECH: Final = TenantId("tnt_initech")
@@ -162,6 +163,43 @@ class TenantContract(Contract):
         assert (disabled.status, seen.status, enabled.status) == ("disabled", "disabled", "active")
         with pytest.raises(NotFound):
             await directory.set_status(PLATFORM, NOBODY, "disabled")
+
+    @clause("TNT-15")
+    async def test_a_version_grows_with_each_change(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        first = (await directory.get(PLATFORM, INITECH)).version
+        wanted = msgspec.structs.replace(ENTITLED, weight=7)
+
+        versions = [
+            (await directory.set_entitlements(PLATFORM, INITECH, wanted, if_match=first)).version,
+            (await directory.set_entitlements(PLATFORM, INITECH, wanted, if_match=first)).version,
+            (await directory.set_status(PLATFORM, INITECH, "disabled")).version,
+            (await directory.set_status(PLATFORM, INITECH, "disabled")).version,
+            (await directory.set_entitlements(PLATFORM, INITECH, ENTITLED)).version,
+        ]
+
+        assert [version - first for version in versions] == [1, 1, 2, 2, 3]
+        assert (await directory.get(PETER, INITECH)).version == versions[-1]
+        assert [
+            one.version for one in (await directory.list_tenants(PLATFORM, limit=10)).items if one.id == INITECH
+        ] == [versions[-1]]
+
+    @clause("TNT-15")
+    async def test_of_two_who_change_the_same_version_one_wins(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        first = (await directory.get(PLATFORM, INITECH)).version
+        wanted = [msgspec.structs.replace(ENTITLED, weight=weight) for weight in range(2, 8)]
+
+        answers = await asyncio.gather(
+            *(directory.set_entitlements(PLATFORM, INITECH, one, if_match=first) for one in wanted),
+            return_exceptions=True,
+        )
+
+        [won] = [one for one in answers if isinstance(one, Tenant)]
+        lost = [one for one in answers if isinstance(one, Conflict)]
+        assert (len(lost), won.version) == (len(wanted) - 1, first + 1)
+        assert {one.details["current"] for one in lost} == {won.version}
+        assert await directory.get(PETER, INITECH) == won
 
     @clause("TNT-8")
     async def test_the_platform_replaces_a_tenants_entitlements(self, harness: TenantHarness) -> None:

@@ -26,6 +26,9 @@ Clauses (each has a test in `conformance.tenant`):
          whoever may not, and whoever asks for a tenant that there is not, gets the same `NotFound`.
 * TNT-14 `keys_used` notes when keys were used last, which `list_keys` tells; it never goes back, and an unknown key is
          nothing.
+* TNT-15 A tenant's version grows with each change of its entitlements and of its status. `set_entitlements` with an
+         `if_match` that is not the version raises `Conflict`, whose details name it as `current`, and changes nothing. Of
+         many at the same time with the same `if_match` one wins. What is so already is no change, whatever `if_match` says.
 """
 
 from collections.abc import Mapping
@@ -38,7 +41,7 @@ from msgspec.structs import replace
 
 from ports.context import DEFAULT_NAMESPACE, SCOPES, AuthContext
 from ports.egress import HostPattern
-from ports.errors import InvalidArgument
+from ports.errors import Conflict, InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id
 from ports.messages import Page
 from ports.pii import PiiMode
@@ -110,6 +113,17 @@ class Tenant(Struct, frozen=True, kw_only=True):
     status: Literal["active", "disabled"]
     entitlements: Entitlements
     created_at: datetime
+    version: int = 1
+    """Of what it is entitled to, and whether it is active."""
+
+
+def check_match(known: Tenant, wanted: Entitlements, if_match: int | None) -> None:
+    """Raise `Conflict` where somebody else's change would be lost."""
+    if if_match is not None and known.version != if_match and known.entitlements != wanted:
+        raise Conflict(
+            f"{known.id} is at version {known.version} by now, not {if_match}: look at it, then send your change again",
+            details={"current": known.version},
+        )
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
@@ -211,7 +225,11 @@ class TenantDirectory(Protocol):
         self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]
     ) -> Tenant: ...
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant: ...
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
+        """`if_match` None: whatever is there."""
+        ...
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         """Store a key of the caller's tenant and namespace. The caller made the secret and keeps it."""

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from ports.context import AuthContext
 from ports.errors import AgentOSError
 from ports.messages import Json
+from stack_b.anew import Anew
 from stack_b.attempts import Attempts
 from stack_b.backends.catalog import Candidate
 from stack_b.blocks import Refusing, Reserved
@@ -50,6 +51,7 @@ class Pipeline:
         self._prepare = Preparation(deps, tell, self._tenants, pii)
         self._attempts = Attempts(deps.router, deps.clock, deps.limits, tell)
         self._check = Check(self._prepare, deps.budget, self.balances, self.meter, pii)
+        self.anew = Anew(self._prepare, self.recorder, pii, deps.clock, tell)
         self._deadlines = Deadlines(deps.limits.request_s)
 
     async def drain(self) -> None:

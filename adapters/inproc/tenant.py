@@ -32,6 +32,7 @@ from ports.tenant import (
     TenantDirectory,
     check_actor,
     check_entitlements,
+    check_match,
     check_principal,
 )
 
@@ -110,14 +111,21 @@ class InprocTenants:
 
     async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
         auth.require(_PLATFORM)
-        changed = replace(self._row(tenant), status=status)
+        known = self._row(tenant)
+        changed = known if known.status == status else replace(known, status=status, version=known.version + 1)
         self._tenants.rows[tenant] = changed
         return changed
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         auth.require(_PLATFORM)
         check_entitlements(entitlements)
-        changed = replace(self._row(tenant), entitlements=entitlements)
+        known = self._row(tenant)
+        check_match(known, entitlements, if_match)
+        if known.entitlements == entitlements:
+            return known
+        changed = replace(known, entitlements=entitlements, version=known.version + 1)
         self._tenants.rows[tenant] = changed
         return changed
 

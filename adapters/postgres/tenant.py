@@ -34,6 +34,7 @@ from ports.tenant import (
     TenantDirectory,
     check_actor,
     check_entitlements,
+    check_match,
     check_principal,
 )
 
@@ -92,13 +93,23 @@ class PostgresTenants:
         auth.require(_PLATFORM)
         return _tenant(await self._one(tenant, "set_status", {**actor_of(auth), "status": status}))
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         auth.require(_PLATFORM)
         check_entitlements(entitlements)
         # Which rules held when is for the audit: it names the version that was set, or that there are none any more.
         policy = f"{tenant}@{entitlements.policy.version or 'none'}"
         asked = {**actor_of(auth), "entitlements": packed(entitlements), "policy": policy}
-        return _tenant(await self._one(tenant, "set_entitlements", asked))
+        if not is_tenant_id(tenant):
+            raise NotFound(f"there is no tenant {tenant!r}")
+        async with self._database.transaction(tenant) as transaction:
+            row = await transaction.row(_SQL["lock"], {"tenant": tenant})
+            if row is None:
+                raise NotFound(f"there is no tenant {tenant!r}")
+            check_match(_tenant(row), entitlements, if_match)
+            [row] = await transaction.rows(_SQL["set_entitlements"], {**asked, "tenant": tenant})
+        return _tenant(row)
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         asked = {
@@ -284,6 +295,7 @@ def _tenant(row: Row) -> Tenant:
         status=row["status"],
         entitlements=msgspec.convert(row["entitlements"], Entitlements),
         created_at=row["created_at"],
+        version=row["version"],
     )
 
 

@@ -31,13 +31,14 @@ _FAULTS: Final = "faults"
 _DEFAULT_MINUTES: Final = 5.0
 _EXAMPLES: Final = "2000"
 _SLOW: Final = ("tests/e2e", "tests/integration", "tests/bench")
-_NODES: Final = "tests/e2e"
-_BESIDE: Final = ("-n", "auto", "--maxprocesses", "4", "--dist")
-"""A test per processor at a time. Each process has a database server of its own."""
-_TESTS: Final = (*_BESIDE, "worksteal")
-_WHOLE_FILES: Final = (*_BESIDE, "loadfile", "-m", "not alone")
-"""Tests of whole stacks and nodes: those of a file share one."""
-_ALONE: Final = ("-m", "alone")
+_PROCESSES: Final = 4
+"""More than a small machine has processors: whole nodes mostly wait. Each process has a database server of its own."""
+_BESIDE: Final = (
+    *("-n", str(_PROCESSES), "--dist", "loadfile", "--no-loadscope-reorder"),
+    *("-m", "not alone"),
+)
+"""Whole files, as the tests of a file share a stack or a node, in the order that `tests/conftest.py` gives them."""
+_ALONE: Final = ("-m", "alone", "tests/e2e")
 """Those that have the machine to themselves, as what they see of it is measured in seconds."""
 
 
@@ -110,15 +111,10 @@ def _test_steps(options: Options, pytest: tuple[str, ...]) -> tuple[Step, ...]:
         return (Step(name="tests", command=(*pytest, *options.pytest, *ignored), shown=True),)
     # Why something was skipped is always said.
     usual = (*pytest, "-q", "-rs")
-    beside = (*usual, *_TESTS, *(ignored or (f"--ignore={_NODES}",)))
-    tests = Step(name="tests", command=beside, shown=True)
+    tests = Step(name="tests", command=(*usual, *_BESIDE, *ignored), shown=True)
     if options.fast:
         return (tests,)
-    return (
-        tests,
-        Step(name="nodes", command=(*usual, *_WHOLE_FILES, _NODES), shown=True),
-        Step(name="alone", command=(*usual, *_ALONE, _NODES), shown=True),
-    )
+    return (tests, Step(name="alone", command=(*usual, *_ALONE), shown=True))
 
 
 def _fault_steps(minutes: float, seed: int | None, python: str) -> tuple[Step, ...]:

@@ -95,7 +95,7 @@ def subject_exporter(stored: Choice, folder: Path | None) -> SubjectExporter:
     async def export(tenant: TenantId, subject: PrincipalId) -> Export:
         dsn, directory = _where(stored, folder)
         target = subject_export_path(directory, tenant, subject, datetime.now(UTC))
-        return await export_subject(dsn, tenant, subject, target)
+        return await export_subject(dsn, tenant, subject, target, homes_in(stored.config))
 
     return export
 

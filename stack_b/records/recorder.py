@@ -75,6 +75,22 @@ class Recorder:
         )
         await self.writer.denied(auth, Written(record=record))
 
+    def told_to_end(self, auth: AuthContext, route: str, *, aborted: bool) -> None:
+        """A call was to be ended by its step key."""
+        now = self._clock.now()
+        record = RequestRecord(
+            id=new_request_id(now),
+            at=now,
+            namespace=auth.namespace,
+            principal=auth.principal,
+            correlation_id=auth.trace.correlation_id,
+            route=route,
+            model_asked="",
+            status=_OK,
+            reasons=("step:aborted" if aborted else "step:nothing_under_way",),
+        )
+        self.writer.note(auth, Written(record=record))
+
     def replayed(self, auth: AuthContext, call: ChatCall | EmbedCall, reply: dict[str, Json], *, joined: bool) -> None:
         """A request that was answered with what another one has paid."""
         now, route = self._clock.now(), reply.get("route") or {}

@@ -21,6 +21,7 @@ from ports.tenant import ALL, Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
 from stack_b.backends.reach import Reach
 from stack_b.canonical import Preference
+from stack_b.members import untaken
 from stack_b.routing.breaker import Breaker, State
 from stack_b.routing.canary import Watch, drawn
 from stack_b.routing.choice import choose, permits, permits_backend, permits_tier
@@ -51,6 +52,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     """What the client says it is calling for, see `agent_of`; a canary then draws agents, and not those who call."""
     conversation: str = ""
     """Equal for the turns of one conversation, see `conversation_of`; empty where it has none."""
+    extra: tuple[str, ...] = ()
+    """What of it not every backend may be sent."""
 
 
 class _Reasons(NamedTuple):
@@ -117,6 +120,17 @@ class Router:
             return tuple(self._preferred(asked.preference, found))
         first = [one for one in found if one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
+
+    def taking(self, extra: tuple[str, ...], candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        """Those that may be sent all of `extra`. Raises `InvalidArgument` where nobody may."""
+        able = tuple(one for one in candidates if self._passes(one).issuperset(extra))
+        if not able:
+            refused = [name for name in extra if not any(name in self._passes(one) for one in candidates)] or extra
+            raise untaken(refused[0])
+        return able
+
+    def _passes(self, candidate: Candidate) -> frozenset[str]:
+        return self._reaches.get(candidate.backend.name, _UNKNOWN).passes
 
     def tier(self, name: str) -> str:
         """The tier that a client asks for by `name`; empty where it is none."""

@@ -12,8 +12,6 @@ from tests.bench.__main__ import BENCHES, says
 from tests.bench.harness import Record
 from tests.bench.machine import ROOT
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.parametrize(
     ("bench", "figures"),

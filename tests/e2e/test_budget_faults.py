@@ -6,12 +6,9 @@ import sys
 from typing import Final
 
 import msgspec
-import pytest
 
 from tests.faults.reconcile import Record
 from tests.support.node import ROOT
-
-pytestmark = pytest.mark.alone
 
 SEED: Final = 20_260_101
 

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import pytest
 
 from tests.faults.driver import Outcome
 from tests.faults.points import POINTS
 from tests.support.node import ROOT
-
-pytestmark = pytest.mark.alone
 
 SEED: Final = 20_260_101
 

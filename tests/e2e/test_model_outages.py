@@ -20,7 +20,7 @@ from ports.run_state import TERMINAL, Run
 from tests.support.instant_loop import InstantClock, InstantLoop
 from tests.support.stack_a import AGENT, StackA, stack_a
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+pytestmark = [pytest.mark.anyio]
 
 
 @pytest.fixture

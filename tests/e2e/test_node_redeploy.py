@@ -17,8 +17,6 @@ from deploy.handover import keeper
 from tests.faults.redeploys import Load, entitle, redeployed
 from tests.support.node import NodeUnderTest
 
-pytestmark = pytest.mark.alone
-
 SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
 

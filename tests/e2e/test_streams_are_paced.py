@@ -16,7 +16,7 @@ from tests.support.http_server import served
 from tests.support.scripted_upstream import delta, usage
 from tests.support.stack_b import stack_b, upstream_at
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+pytestmark = [pytest.mark.anyio]
 
 WORDS = [f"word{letter} " for letter in "abcdefghijklmnopqrst"]
 HELLO: Any = [{"role": "user", "content": "hello"}]

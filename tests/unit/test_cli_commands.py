@@ -332,13 +332,12 @@ class TestTestCommand:
     def test_every_check_is_part_of_it(self) -> None:
         planned = steps(Options(), Path("/bin"))
 
-        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests", "nodes", "alone"]
+        assert [step.name for step in planned] == ["format", "lint", "types", "imports", "tests", "alone"]
 
     def test_every_test_is_run_once(self) -> None:
-        beside, nodes, alone = steps(Options(), Path("/bin"))[-3:]
+        beside, alone = steps(Options(), Path("/bin"))[-2:]
 
-        assert "--ignore=tests/e2e" in beside.command
-        assert nodes.command[-3:] == ("-m", "not alone", "tests/e2e")
+        assert beside.command[-2:] == ("-m", "not alone")
         assert alone.command[-3:] == ("-m", "alone", "tests/e2e")
         assert "-n" not in alone.command
 

@@ -210,6 +210,46 @@ class TestStrings:
                 {"tools": [{"type": "custom", "custom": {"name": "g"}, "function": {"name": "h"}}]},
                 ("h", "g"),
             ),
+            # However deep they stand.
+            (
+                {
+                    "tools": [
+                        {
+                            "type": "namespace",
+                            "name": "crm",
+                            "tools": [{"type": "function", "name": "i"}, {"type": "shell"}],
+                        }
+                    ]
+                },
+                ("crm", "namespace", "i", "shell"),
+            ),
+            ({"tools": [{"functionDeclarations": [{"name": "j"}]}]}, ("", "j")),
+            ({"tools": [{"type": "function", "function": {"name": "k", "functions": [{"name": "l"}]}}]}, ("k", "l")),
+            ({"tools": [{"type": "custom", "custom": {"name": "m", "tools": [[{"name": "n"}]]}}]}, ("m", "n")),
+            ({"functions": [{"name": "o", "functions": [{"name": "p"}]}]}, ("o", "p")),
+            (
+                {"tools": [{"type": "mcp", "server_label": "s", "allowed_tools": ["q"], "x": {"tool_names": ["r"]}}]},
+                ("mcp", "q", "r"),
+            ),
+            ({"mcp_servers": [{"name": "s", "tool_configuration": {"allowed_tools": ["t"]}}]}, ("s", "t")),
+            (
+                {
+                    "tool_choice": {
+                        "type": "allowed_tools",
+                        "mode": "auto",
+                        "tools": [{"type": "x", "x": {"name": "u"}}],
+                    }
+                },
+                ("u", "x"),
+            ),
+            # A name that somebody gave it makes of a provider's tool no other.
+            ({"tools": [{"type": "web_search", "name": "get_weather"}]}, ("get_weather", "web_search")),
+            # What only describes arguments offers nothing.
+            (
+                {"tools": [{"type": "function", "function": {"name": "v", "parameters": {"default": {"name": "w"}}}}]},
+                ("v",),
+            ),
+            ({"tools": [{"name": "v", "input_schema": {"examples": [{"name": "w"}]}}]}, ("v",)),
         ],
     )
     def test_what_is_offered_or_forced_has_a_name(self, members: dict[str, object], names: tuple[str, ...]) -> None:

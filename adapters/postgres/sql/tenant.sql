@@ -17,10 +17,15 @@ SELECT * FROM made;
 -- name: get
 SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant;
 
+-- name: lock
+-- Whoever changes it meanwhile waits.
+SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant FOR UPDATE;
+
 -- name: set_status
 -- Setting what is set already changes nothing, and is not noted.
 WITH changed AS (
-    UPDATE tenants t SET status = :status WHERE t.tenant_id = :tenant AND t.status <> :status RETURNING t.*
+    UPDATE tenants t SET status = :status, version = t.version + 1
+    WHERE t.tenant_id = :tenant AND t.status <> :status RETURNING t.*
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
@@ -39,7 +44,7 @@ WITH before AS (
     FROM tenants t WHERE t.tenant_id = :tenant
 ),
 changed AS (
-    UPDATE tenants t SET entitlements = CAST(:entitlements AS json)
+    UPDATE tenants t SET entitlements = CAST(:entitlements AS json), version = t.version + 1
     WHERE t.tenant_id = :tenant AND CAST(t.entitlements AS text) <> CAST(:entitlements AS text)
     RETURNING t.*
 ),

@@ -168,6 +168,7 @@ class TestDisablesNobody(BrokenTenants):
     broken = DisablesNobody
     caught_by = frozenset(
         {
+            "test_a_version_grows_with_each_change",
             "test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own",
             "test_a_disabled_tenants_key_is_found_and_says_so",
             "test_a_standing_tells_the_tenants_status_and_needs_one",
@@ -316,9 +317,11 @@ class TestLosesEverythingAtReopen(BrokenTenants):
 
 
 class EntitlesNobody(InprocTenants):
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         known = self._tenants.rows.get(tenant)
-        changed = await super().set_entitlements(auth, tenant, entitlements)
+        changed = await super().set_entitlements(auth, tenant, entitlements, if_match=if_match)
         if known is not None:
             self._tenants.rows[tenant] = known
         return changed
@@ -328,15 +331,46 @@ class TestEntitlesNobody(BrokenTenants):
     broken = EntitlesNobody
     caught_by = frozenset(
         {
+            "test_a_version_grows_with_each_change",
+            "test_of_two_who_change_the_same_version_one_wins",
             "test_the_platform_replaces_a_tenants_entitlements",
         }
     )
 
 
+class LosesWhatOthersChanged(InprocTenants):
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
+        del if_match
+        return await super().set_entitlements(auth, tenant, entitlements)
+
+
+class TestLosesWhatOthersChanged(BrokenTenants):
+    broken = LosesWhatOthersChanged
+    caught_by = frozenset({"test_of_two_who_change_the_same_version_one_wins"})
+
+
+class StandsStill(InprocTenants):
+    """A version that says nothing."""
+
+    async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
+        changed = replace(await super().set_status(auth, tenant, status), version=1)
+        self._tenants.rows[tenant] = changed
+        return changed
+
+
+class TestStandsStill(BrokenTenants):
+    broken = StandsStill
+    caught_by = frozenset({"test_a_version_grows_with_each_change"})
+
+
 class EntitlesForAnybody(InprocTenants):
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         del auth
-        return await super().set_entitlements(PLATFORM, tenant, entitlements)
+        return await super().set_entitlements(PLATFORM, tenant, entitlements, if_match=if_match)
 
 
 class TestEntitlesForAnybody(BrokenTenants):
@@ -349,9 +383,13 @@ class TestEntitlesForAnybody(BrokenTenants):
 
 
 class MergesEntitlements(InprocTenants):
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         known = self._row(tenant).entitlements if tenant in self._tenants.rows else entitlements
-        return await super().set_entitlements(auth, tenant, replace(entitlements, models=known.models))
+        return await super().set_entitlements(
+            auth, tenant, replace(entitlements, models=known.models), if_match=if_match
+        )
 
 
 class TestMergesEntitlements(BrokenTenants):
@@ -367,8 +405,10 @@ class ClampsEntitlements(InprocTenants):
     async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant:
         return await super().create(auth, tenant, name=name, entitlements=clamped(entitlements))
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
-        return await super().set_entitlements(auth, tenant, clamped(entitlements))
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
+        return await super().set_entitlements(auth, tenant, clamped(entitlements), if_match=if_match)
 
 
 def clamped(entitlements: Entitlements) -> Entitlements:

@@ -186,8 +186,9 @@ MAP: Final[Mapping[Key, Row]] = {
     ("admin", "GET", _TENANT): Row(ids=_SUBJECT, platform=True),
     ("admin", "PATCH", _TENANT): Row(
         ids={**_SUBJECT, **_VERB},
-        plain=("body:entitlements",),
+        plain=("body:entitlements", "header:If-Match"),
         body={"entitlements": {"max_active_runs": 7}},
+        headers={"If-Match": "*"},
         platform=True,
     ),
     ("admin", "PUT", _BUDGET): Row(
