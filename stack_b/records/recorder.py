@@ -16,6 +16,7 @@ from ports.messages import Json, Usage
 from ports.model import PolicyOutcome
 from ports.pii import PiiDetector
 from ports.request_log import RequestRecord, Written, new_request_id
+from stack_b.caller import Gone
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.kept_texts import Texts
@@ -53,6 +54,10 @@ class Recorder:
         if error is None and trail.texts is not None:
             written = await self._kept(trail, written, trail.texts)
         self.writer.note(trail.auth, written)
+
+    def went_well(self, trail: Trail, call: ChatCall | EmbedCall) -> None:
+        """`over` without an error, where no texts are kept: nothing is waited for."""
+        self.writer.note(trail.auth, Written(record=_record(trail, call, None)))
 
     async def turned_away(self, auth: AuthContext, route: str, error: PermissionDenied) -> None:
         """A request of somebody known that came no further than the edge: it is in the audit before it is told."""
@@ -193,4 +198,6 @@ def _ended(error: BaseException | None) -> tuple[int, str]:
         return _OK, ""
     if isinstance(error, AgentOSError):
         return status_of(error), error.code
+    if isinstance(error, Gone):
+        return CLIENT_GONE, _CLIENT_GONE_CODE
     return (status_of(_BUG), _BUG.code) if isinstance(error, Exception) else (CLIENT_GONE, _CLIENT_GONE_CODE)
