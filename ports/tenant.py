@@ -29,6 +29,10 @@ Clauses (each has a test in `conformance.tenant`):
 * TNT-15 A tenant's version grows with each change of its entitlements and of its status. `set_entitlements` with an
          `if_match` that is not the version raises `Conflict`, whose details name it as `current`, and changes nothing. Of
          many at the same time with the same `if_match` one wins. What is so already is no change, whatever `if_match` says.
+* TNT-16 A tenant has `MAX_KEYS` keys in force at most: beyond, `issue_key` and `rotate_key` raise `Conflict`
+         (`too_many_keys`), also of many at once. Revoked and expired ones don't count.
+* TNT-17 `get_key` gives a key of the caller's tenant, `list_keys` those of one namespace where it is named; as they are,
+         ended ones included. `get_key` needs the scope `admin:tenant`, and a foreign or absent key raises `NotFound`.
 """
 
 from collections.abc import Mapping
@@ -52,6 +56,8 @@ ALL: Final = ("*",)
 
 
 MAX_ACTING: Final = 1_000
+MAX_KEYS: Final = 1_000
+"""In force at a time, per tenant."""
 MAX_KEPT_DAYS: Final = 90
 MAX_PRINCIPAL_CHARS: Final = 255
 
@@ -124,6 +130,10 @@ def check_match(known: Tenant, wanted: Entitlements, if_match: int | None) -> No
             f"{known.id} is at version {known.version} by now, not {if_match}: look at it, then send your change again",
             details={"current": known.version},
         )
+
+
+def too_many_keys(tenant: TenantId) -> Conflict:
+    return Conflict(f"{tenant} has {MAX_KEYS} keys in force; revoke some that are not used", code="too_many_keys")
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
@@ -289,4 +299,8 @@ class TenantDirectory(Protocol):
         """Like `find_key` without an AuthContext: it is what came of it."""
         ...
 
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]: ...
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]: ...
+
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey: ...

@@ -21,6 +21,7 @@ from ports.messages import Page
 from ports.privacy import erased_name
 from ports.tenant import (
     MAX_ACTING,
+    MAX_KEYS,
     Acting,
     ApiKey,
     Entitlements,
@@ -34,6 +35,7 @@ from ports.tenant import (
     check_entitlements,
     check_match,
     check_principal,
+    too_many_keys,
 )
 
 _PLATFORM: Final = "admin:platform"
@@ -132,6 +134,7 @@ class InprocTenants:
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         self._row(auth.tenant)
         now = self._clock.now()
+        self._check_room(auth.tenant)
         key = ApiKey(
             id=KeyId(self._store.mint("key", now)),
             tenant=auth.tenant,
@@ -182,6 +185,7 @@ class InprocTenants:
         now = self._clock.now()
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
             raise Conflict(f"the key {key_id!r} has ended; issue a new one")
+        self._check_room(auth.tenant)
         made = replace(
             old, id=KeyId(self._store.mint("key", now)), created_at=now, expires_at=expires_at, last_used_at=None
         )
@@ -189,6 +193,19 @@ class InprocTenants:
         self._tenants.keys[key_id] = (replace(old, expires_at=ends), digest)
         self._tenants.keys[made.id] = (made, secret_sha256)
         return made
+
+    def _check_room(self, tenant: TenantId) -> None:
+        now = self._clock.now()
+        keys = (key for key, _ in self._tenants.keys.values() if key.tenant == tenant and key.revoked_at is None)
+        if sum(key.expires_at is None or key.expires_at > now for key in keys) >= MAX_KEYS:
+            raise too_many_keys(tenant)
+
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey:
+        auth.require(_TENANT)
+        known = self._tenants.keys.get(key_id)
+        if known is None or known[0].tenant != auth.tenant:
+            raise NotFound(f"there is no key {key_id!r}")
+        return known[0]
 
     async def put_principal(
         self,
@@ -272,11 +289,15 @@ class InprocTenants:
                 latest = at if key.last_used_at is None else max(at, key.last_used_at)
                 self._tenants.keys[key_id] = (replace(key, last_used_at=latest), digest)
 
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)
         after = "" if cursor is None else decode_cursor(_KEY_CURSOR, cursor, tuple[str])[0]
         mine = (key for key, _ in self._tenants.keys.values() if key.tenant == auth.tenant)
-        later = sorted((key for key in mine if key.id > after), key=lambda key: key.id)
+        later = sorted(
+            (key for key in mine if key.id > after and namespace in {None, key.namespace}), key=lambda key: key.id
+        )
         shown = tuple(later[:size])
         more = len(later) > size
         return Page(items=shown, next_cursor=encode_cursor(_KEY_CURSOR, (shown[-1].id,)) if more else None)

@@ -88,6 +88,9 @@ class Answer:
         head = answer if answer.keys() <= HEAD else await self._headed(answer, HEAD)
         if not are_counts(answer.get("usage")):
             head = {**head, "usage": await self.counts(answer["usage"])}
+        if all(map(self._is_prose, answer["choices"])):
+            # As most are: seen without asking the detector, and left as it is.
+            return head
         return {**head, "choices": [await self._whole(choice) for choice in answer["choices"]]}
 
     async def pieces(self, pieces: list[Piece]) -> list[Piece]:
@@ -197,6 +200,14 @@ class Answer:
                 known = message.get(name)
                 message[name] = known + member if isinstance(known, str) and name != "role" else member
         return {**await self._ended(choice), "message": message}
+
+    def _is_prose(self, choice: dict[str, Json]) -> bool:
+        """Whether it says a plain text in which nothing can be."""
+        message = choice["message"]
+        if not (choice.keys() <= _PLAIN_CHOICE and message.keys() == _PLAIN_MESSAGE and choice.get("logprobs") is None):
+            return False
+        text = message["content"]
+        return isinstance(text, str) and self._lens.is_prose(text)
 
     async def _clear(self, choice: dict[str, Json]) -> bool:
         """Whether it is plain text with nothing in it, as most are: then it stays as it is."""

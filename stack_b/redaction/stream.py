@@ -49,6 +49,10 @@ class Lens:
         self.passes_prose = not capabilities.plain_words and not placeholders
         """There is nothing to look for in plain prose."""
 
+    def is_prose(self, text: str) -> bool:
+        """Whether there can be nothing in `text` to take out, nor anything to undo."""
+        return self.passes_prose and is_prose(text)
+
     async def clear(self, text: str) -> bool:
         """Whether there is nothing in `text` to take out, nor anything to undo."""
         return not self._placeholders and not await self.found(text)

@@ -64,6 +64,17 @@ SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant AND NOT EXISTS (SELECT FRO
 -- Across tenants, for the platform.
 SELECT * FROM ao_tenant_list(:after, :limit);
 
+-- name: lock_keys
+-- Before a key is made: of two at once the second counts the first's.
+SELECT pg_advisory_xact_lock(174487311, hashtext(:tenant));
+
+-- name: room
+SELECT count(*) AS in_force FROM api_keys k
+WHERE k.tenant_id = :tenant AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ao_now());
+
+-- name: get_key
+SELECT k.* FROM api_keys k WHERE k.tenant_id = :tenant AND k.id = :key;
+
 -- name: issue_key
 -- No row: there is no such tenant.
 WITH made AS (
@@ -103,6 +114,7 @@ SELECT k.id FROM api_keys k WHERE k.tenant_id = :tenant AND k.id = :key;
 SELECT k.*
 FROM api_keys k
 WHERE k.tenant_id = :tenant AND k.id > coalesce(CAST(:after AS uuid), CAST('00000000-0000-0000-0000-000000000000' AS uuid))
+  AND (CAST(:namespace AS text) IS NULL OR k.namespace = :namespace)
 ORDER BY k.id
 LIMIT :limit;
 

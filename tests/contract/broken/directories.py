@@ -276,8 +276,10 @@ class TestRevokesForAnybody(BrokenTenants):
 
 
 class ListsEverybodysKeys(InprocTenants):
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
-        page = await super().list_keys(auth, limit=limit, cursor=cursor)
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
+        page = await super().list_keys(auth, limit=limit, cursor=cursor, namespace=namespace)
         others = tuple(key for key, _ in self._tenants.keys.values() if key.tenant != auth.tenant)
         return page if page.next_cursor else replace(page, items=page.items + others)
 
@@ -293,11 +295,13 @@ class TestListsEverybodysKeys(BrokenTenants):
 
 
 class TakesAnyCursor(InprocTenants):
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
         try:
-            return await super().list_keys(auth, limit=limit, cursor=cursor)
+            return await super().list_keys(auth, limit=limit, cursor=cursor, namespace=namespace)
         except AgentOSError:
-            return await super().list_keys(auth, limit=limit)
+            return await super().list_keys(auth, limit=limit, namespace=namespace)
 
 
 class TestTakesAnyCursor(BrokenTenants):
@@ -336,6 +340,40 @@ class TestEntitlesNobody(BrokenTenants):
             "test_the_platform_replaces_a_tenants_entitlements",
         }
     )
+
+
+class KeysWithoutALimit(InprocTenants):
+    def _check_room(self, tenant: TenantId) -> None:
+        pass
+
+
+class TestKeysWithoutALimit(BrokenTenants):
+    broken = KeysWithoutALimit
+    caught_by = frozenset({"test_keys_in_force_have_a_limit"})
+
+
+class GivesAnybodysKey(InprocTenants):
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey:
+        known = self._tenants.keys.get(key_id)
+        return await super().get_key(auth, key_id) if known is None else known[0]
+
+
+class TestGivesAnybodysKey(BrokenTenants):
+    broken = GivesAnybodysKey
+    caught_by = frozenset({"test_a_key_is_given_to_its_tenants_administrator"})
+
+
+class ListsEveryNamespace(InprocTenants):
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
+        del namespace
+        return await super().list_keys(auth, limit=limit, cursor=cursor)
+
+
+class TestListsEveryNamespace(BrokenTenants):
+    broken = ListsEveryNamespace
+    caught_by = frozenset({"test_keys_are_listed_by_namespace"})
 
 
 class LosesWhatOthersChanged(InprocTenants):
