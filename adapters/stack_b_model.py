@@ -268,7 +268,7 @@ class StackBModel:
 
 
 def _headers(request: ChatRequest) -> dict[str, str]:
-    """What is said beside the body: it reaches no backend, and is no part of what makes two requests equal."""
+    """What is said beside the body: it reaches no backend."""
     said = {"x-agent-id": quote(request.agent, safe=""), "x-session-id": quote(request.session, safe="")}
     headers = {name: value for name, value in said.items() if value}
     return headers if request.step_key is None else {**headers, "x-step-key": request.step_key}

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from conformance.clauses import clause
 from conformance.contract import Contract
 from conformance.harness import ModelHarness
-from conformance.people import ACME, GLOBEX
+from conformance.people import ACME, ACME_BEN, GLOBEX
 from conformance.waiting import PATIENCE_S
 from ports.errors import AgentOSError, Conflict, PermissionDenied, Unavailable
 from ports.model import ChatDelta, ChatReply, ChatRequest, Message, ModelPort
@@ -238,6 +238,15 @@ class ModelContract(Contract):
 
         assert await harness.backend_calls() == 2
 
+    @clause("MOD-8")
+    async def test_a_step_of_another_principal_is_another_call(self, harness: ModelHarness) -> None:
+        model = await harness.open()
+
+        await model.chat(ACME_BEN, request(harness, "that is the question", step_key=KEY))
+        assert not (await model.chat(ACME, request(harness, step_key=KEY))).route.replayed
+
+        assert await harness.backend_calls() == 2
+
     @clause("MOD-9")
     async def test_an_abort_ends_the_call_in_the_backend_and_frees_the_key(self, harness: ModelHarness) -> None:
         model = await harness.open()
@@ -279,6 +288,7 @@ class ModelContract(Contract):
                 await waiting(harness, 1)
                 await model.abort(ACME, "run_1:2")
                 await model.abort(GLOBEX, KEY)
+                await model.abort(ACME_BEN, KEY)
                 await harness.release_backend()
 
         assert len(replies) == 1

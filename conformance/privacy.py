@@ -501,6 +501,27 @@ class PrivacyContract(Contract):
         assert await port.release(PLATFORM, TENANT, first.id) == first
         assert await (await harness.reopen()).holds(PLATFORM, TENANT) == (second,)
 
+    @clause("PRI-8", "PRI-11")
+    async def test_a_hold_is_placed_once_by_a_request(self, harness: PrivacyHarness) -> None:
+        port = await seeded(harness)
+        first = await port.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-1")
+
+        assert await (await harness.reopen()).hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-1") == first
+        for subject, reason in ((BEN, WHY), (None, WHY), (ANN, "another")):
+            with pytest.raises(Conflict) as refused:
+                await port.hold(PLATFORM, TENANT, subject, reason=reason, request="key-1")
+            assert refused.value.code == "idempotency_key_reused"
+        colleague = replace(PLATFORM, principal=PrincipalId("usr_colleague"))
+        others = [
+            await port.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-2"),
+            await port.hold(colleague, TENANT, ANN, reason=WHY, request="key-1"),
+        ]
+        assert await port.holds(PLATFORM, TENANT) == (first, *others)
+        await port.release(PLATFORM, TENANT, first.id)
+        assert await port.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-1") == first
+        assert await port.holds(PLATFORM, TENANT) == tuple(others)
+        assert len(await told(harness, HELD)) == 3
+
     @clause("PRI-8", "PRI-10")
     async def test_only_a_hold_of_the_tenant_that_is_in_force_can_be_released(self, harness: PrivacyHarness) -> None:
         port = await seeded(harness)

@@ -461,6 +461,45 @@ class QueueContract(Contract):
 
         assert 5 <= order.count(ACME.tenant) <= 7
 
+    @clause("QUE-18")
+    async def test_of_tenants_with_nothing_under_way_each_gets_its_first(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        for body in (b"1", b"2", b"3"):
+            await queue.enqueue(ACME, body)
+        for body in (b"4", b"5"):
+            await queue.enqueue(GLOBEX, body)
+
+        firsts = await queue.lease(NODE, limit=4, duration=LEASE, idle_only=True)
+
+        assert sorted(one.body for one in firsts) == [b"1", b"4"]
+
+    @clause("QUE-18")
+    async def test_a_tenant_with_a_message_leased_is_not_idle_until_that_is_over(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        for body in (b"1", b"2"):
+            await queue.enqueue(ACME, body)
+        [first] = await queue.lease(NODE, limit=1, duration=LEASE)
+        await queue.enqueue(GLOBEX, b"3")
+
+        idle = await queue.lease(NODE, limit=4, duration=LEASE, idle_only=True)
+        await queue.ack(NODE, first)
+        again = await queue.lease(NODE, limit=4, duration=LEASE, idle_only=True)
+
+        assert [one.body for one in idle] == [b"3"]
+        assert [one.body for one in again] == [b"2"]
+
+    @clause("QUE-18")
+    async def test_no_more_idle_tenants_are_served_than_asked_for(self, harness: QueueHarness) -> None:
+        queue = await harness.open()
+        await queue.enqueue(ACME, b"1")
+        await queue.enqueue(GLOBEX, b"2")
+
+        first = await queue.lease(NODE, limit=1, duration=LEASE, idle_only=True)
+        second = await queue.lease(NODE, limit=1, duration=LEASE, idle_only=True)
+
+        assert sorted(one.body for one in first + second) == [b"1", b"2"]
+        assert len(first) == 1
+
     @clause("QUE-17")
     @pytest.mark.parametrize("auth", [ACME, NODE], ids=["a tenant", "a worker"])
     @pytest.mark.parametrize("limit", [1, 3])

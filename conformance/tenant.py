@@ -1,5 +1,6 @@
 """What every TenantDirectory must show. Clauses: `ports.tenant`."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -17,7 +18,7 @@ from ports.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.messages import Json
 from ports.policy import Argument, Policy, Rule
-from ports.tenant import ApiKey, Entitlements, NewKey, Standing, TenantDirectory
+from ports.tenant import MAX_KEYS, ApiKey, Entitlements, NewKey, Standing, Tenant, TenantDirectory
 
 # Not `people.TENANTS`: those may exist already.
 INITECH: Final = TenantId("tnt_initech")
@@ -162,6 +163,100 @@ class TenantContract(Contract):
         assert (disabled.status, seen.status, enabled.status) == ("disabled", "disabled", "active")
         with pytest.raises(NotFound):
             await directory.set_status(PLATFORM, NOBODY, "disabled")
+
+    @clause("TNT-16")
+    async def test_keys_in_force_have_a_limit(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        ended = await directory.issue_key(PETER, new_key())
+        await directory.revoke_key(PETER, ended.id)
+        keys = [await directory.issue_key(PETER, new_key()) for _ in range(MAX_KEYS - 2)]
+
+        answers = await asyncio.gather(
+            *(directory.issue_key(PETER, new_key()) for _ in range(6)), return_exceptions=True
+        )
+
+        lost = [one for one in answers if isinstance(one, Conflict)]
+        assert (len(lost), {one.code for one in lost}) == (4, {"too_many_keys"})
+        with pytest.raises(Conflict) as refused:
+            await directory.rotate_key(
+                PETER, keys[0].id, secret_sha256=OTHER_DIGEST, old_until=keys[0].created_at + HOUR
+            )
+        assert refused.value.code == "too_many_keys"
+        assert (await directory.get_key(PETER, keys[0].id)).expires_at is None
+        await directory.issue_key(GAVIN, new_key())
+        await directory.revoke_key(PETER, keys[0].id)
+        await directory.issue_key(PETER, new_key())
+
+    @clause("TNT-17")
+    async def test_a_key_is_given_to_its_tenants_administrator(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        key = await directory.issue_key(PETER, new_key())
+        await directory.revoke_key(PETER, key.id)
+
+        given = await directory.get_key(PETER, key.id)
+        assert (given.id, given.namespace, given.scopes, given.principal) == (
+            key.id, PETER.namespace, key.scopes, key.principal
+        )  # fmt: skip
+        assert given.revoked_at is not None
+        for auth, asked in ((GAVIN, key.id), (PETER, ABSENT), (PETER, KeyId("key_x"))):
+            with pytest.raises(NotFound):
+                await directory.get_key(auth, asked)
+        with pytest.raises(PermissionDenied):
+            await directory.get_key(msgspec.structs.replace(PETER, scopes=READING), key.id)
+
+    @clause("TNT-17")
+    async def test_keys_are_listed_by_namespace(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        other = msgspec.structs.replace(PETER, namespace="attic")
+        mine = [(await directory.issue_key(auth, new_key())).id for auth in (PETER, other, PETER, other, PETER)]
+
+        first = await directory.list_keys(PETER, limit=2, namespace="lab")
+        second = await directory.list_keys(PETER, limit=2, cursor=first.next_cursor, namespace="lab")
+
+        assert [one.id for one in (*first.items, *second.items)] == sorted(mine[::2])
+        assert second.next_cursor is None
+        assert [one.id for one in (await directory.list_keys(PETER, limit=9, namespace="attic")).items] == sorted(
+            mine[1::2]
+        )
+        assert (await directory.list_keys(PETER, limit=9, namespace="cellar")).items == ()
+        assert len((await directory.list_keys(PETER, limit=9)).items) == 5
+
+    @clause("TNT-15")
+    async def test_a_version_grows_with_each_change(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        first = (await directory.get(PLATFORM, INITECH)).version
+        wanted = msgspec.structs.replace(ENTITLED, weight=7)
+
+        versions = [
+            (await directory.set_entitlements(PLATFORM, INITECH, wanted, if_match=first)).version,
+            (await directory.set_entitlements(PLATFORM, INITECH, wanted, if_match=first)).version,
+            (await directory.set_status(PLATFORM, INITECH, "disabled")).version,
+            (await directory.set_status(PLATFORM, INITECH, "disabled")).version,
+            (await directory.set_entitlements(PLATFORM, INITECH, ENTITLED)).version,
+        ]
+
+        assert [version - first for version in versions] == [1, 1, 2, 2, 3]
+        assert (await directory.get(PETER, INITECH)).version == versions[-1]
+        assert [
+            one.version for one in (await directory.list_tenants(PLATFORM, limit=10)).items if one.id == INITECH
+        ] == [versions[-1]]
+
+    @clause("TNT-15")
+    async def test_of_two_who_change_the_same_version_one_wins(self, harness: TenantHarness) -> None:
+        directory = await directory_of_two(harness)
+        first = (await directory.get(PLATFORM, INITECH)).version
+        wanted = [msgspec.structs.replace(ENTITLED, weight=weight) for weight in range(2, 8)]
+
+        answers = await asyncio.gather(
+            *(directory.set_entitlements(PLATFORM, INITECH, one, if_match=first) for one in wanted),
+            return_exceptions=True,
+        )
+
+        [won] = [one for one in answers if isinstance(one, Tenant)]
+        lost = [one for one in answers if isinstance(one, Conflict)]
+        assert (len(lost), won.version) == (len(wanted) - 1, first + 1)
+        assert {one.details["current"] for one in lost} == {won.version}
+        assert await directory.get(PETER, INITECH) == won
 
     @clause("TNT-8")
     async def test_the_platform_replaces_a_tenants_entitlements(self, harness: TenantHarness) -> None:

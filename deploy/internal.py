@@ -114,7 +114,9 @@ async def open_platform(node: Node, *, opened: Open = as_it_is, tell: Tell = nob
 
     async def export_one(tenant: TenantId, subject: PrincipalId) -> Export:
         target = subject_export_path(node.exports, tenant, subject, datetime.now(UTC))
-        return await export_subject(str(config["dsn"]), tenant, subject, target, opened=opened, tell=tell)
+        return await export_subject(
+            str(config["dsn"]), tenant, subject, target, homes_in(config), opened=opened, tell=tell
+        )
 
     async with open_ports(choices, dict.fromkeys(names), clock=SystemClock()) as ports:
         yield Platform(

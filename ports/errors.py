@@ -116,6 +116,7 @@ CODES: Final[Mapping[str, type[AgentOSError]]] = {
     "runs_open": Conflict,
     "legal_hold": Conflict,
     "too_many_holds": Conflict,
+    "too_many_keys": Conflict,
     "rate_limited": ResourceExhausted,
     "concurrency_limited": ResourceExhausted,
     "budget_exceeded": ResourceExhausted,

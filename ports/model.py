@@ -13,9 +13,11 @@ Clauses (each has a test in `conformance.model`):
 * MOD-7  A backend that does not answer raises `Unavailable`.
 * MOD-8  Two calls with the same `step_key` and an equal request, streamed or not, are the same call. Where `journaled`,
          it is made once: whoever comes later, or at the same time, gets the same reply, and `route.replayed` says so.
-         Another request under the same key then raises `Conflict` (`idempotency_key_reused`).
-* MOD-9  `abort` ends the call under way under that key, whoever makes it: it ends in the backend too, its callers get an
-         error, and the key is free again. A key that nobody calls under is left as it is.
+         Another request under the same key then raises `Conflict` (`idempotency_key_reused`). A key is its tenant's and
+         principal's: another one's same key is another call.
+* MOD-9  `abort` ends the call under way under that key, whichever process makes it: it ends in the backend too, its
+         callers get an error, and the key is free again. A key that nobody calls under, or somebody else, is left as
+         it is.
 * MOD-10 Where `journaled`, a call with a `step_key` goes on when its caller leaves; a later one gets its reply.
 """
 

@@ -25,7 +25,9 @@ Clauses (each has a test in `conformance.privacy`):
          an erasing. Nor does upkeep remove it, whatever its age, nor `AuditLog.erase` what the audit says of it, nor
          `Administration.erase` its tenant (`Conflict`, `legal_hold`).
 * PRI-8  `hold` is in force until it is released; `holds` lists those in force, the oldest first. A hold that is absent,
-         released or another tenant's can't be released: `NotFound`.
+         released or another tenant's can't be released: `NotFound`. Asked for again by the same caller with the same
+         `request`, it is the same hold, also after a crash and when it was released since; with another subject or reason,
+         `Conflict` (`idempotency_key_reused`).
 * PRI-9  `retain` says for how many days a tenant keeps a class of data, in place of what it said before, `retention` gives
          it back. Upkeep removes what is older by a day; of usage and the audit it removes what they say, not that they are.
          A rule never keeps anything for longer than the node does.
@@ -35,10 +37,12 @@ Clauses (each has a test in `conformance.privacy`):
 """
 
 import hashlib
+import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, Literal, Protocol, TypeAlias, get_args
 
+import msgspec
 from msgspec import Struct
 
 from ports.context import AuthContext
@@ -126,9 +130,14 @@ class PrivacyPort(Protocol):
         """Those that are not done, then the newest."""
         ...
 
-    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
-        """Raises `InvalidArgument` for a reason that says nothing or more than `MAX_REASON_CHARS`, `Conflict`
-        (`too_many_holds`) above `MAX_HOLDS`."""
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
+        """`request` makes repeating safe; empty: a hold of its own each time.
+
+        Raises `InvalidArgument` for a reason that says nothing or more than `MAX_REASON_CHARS`, `Conflict`
+        (`too_many_holds`) above `MAX_HOLDS`.
+        """
         ...
 
     async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
@@ -152,6 +161,21 @@ class PrivacyPort(Protocol):
 def erased_name(tenant: TenantId, subject: str) -> str:
     """What a subject is called after its erasing: a digest, so that whoever knows whom to look for finds the tombstone."""
     return f"{ERASED}:{hashlib.sha256(f'{tenant} {subject}'.encode()).hexdigest()}"
+
+
+def requested_hold(auth: AuthContext, tenant: TenantId, request: str) -> uuid.UUID:
+    """The id of the hold that a caller places by this request: a repeat has the same."""
+    whose = msgspec.json.encode((tenant, auth.actor_tenant, auth.principal, request))
+    return uuid.UUID(bytes=hashlib.sha256(whose).digest()[:16])
+
+
+def check_same_hold(placed: Hold, subject: PrincipalId | None, reason: str) -> None:
+    if (placed.subject, placed.reason) != (subject, reason):
+        raise Conflict(
+            "this request's key placed another hold; send a key of its own with each",
+            code="idempotency_key_reused",
+            details={"hold_id": placed.id},
+        )
 
 
 def check_subject(subject: str) -> None:

@@ -24,6 +24,8 @@ Clauses (each has a test in `conformance.queue`):
 * QUE-16  A tenant that had nothing waiting comes back as an equal: it has saved no turns up, and owes none.
 * QUE-17  Of one tenant's messages those of a higher `priority` come first, and of equal ones the oldest. Between tenants a
           priority changes nothing. One that is none (`ports.priority`) raises `InvalidArgument`, and nothing is enqueued.
+* QUE-18  A caller with `queue:any-tenant` that asks for `idle_only` gets one message of each tenant that has nothing under
+          way: no message leased and, where the adapter knows of runs, none running.
 """
 
 from datetime import datetime, timedelta
@@ -82,11 +84,18 @@ class QueuePort(Protocol):
         ...
 
     async def lease(
-        self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
+        self,
+        auth: AuthContext,
+        *,
+        limit: int,
+        duration: timedelta,
+        wait: timedelta = timedelta(0),
+        idle_only: bool = False,
     ) -> list[Delivery]:
         """Up to `limit` messages, invisible to others for `duration`: the caller's own in order, or tenants in turn.
 
-        Where the adapter knows that a tenant has as many runs running as it may, its messages wait.
+        Where the adapter knows that a tenant has as many runs running as it may, its messages wait. To a caller of
+        one tenant `idle_only` says nothing.
         """
         ...
 

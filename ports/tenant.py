@@ -26,6 +26,13 @@ Clauses (each has a test in `conformance.tenant`):
          whoever may not, and whoever asks for a tenant that there is not, gets the same `NotFound`.
 * TNT-14 `keys_used` notes when keys were used last, which `list_keys` tells; it never goes back, and an unknown key is
          nothing.
+* TNT-15 A tenant's version grows with each change of its entitlements and of its status. `set_entitlements` with an
+         `if_match` that is not the version raises `Conflict`, whose details name it as `current`, and changes nothing. Of
+         many at the same time with the same `if_match` one wins. What is so already is no change, whatever `if_match` says.
+* TNT-16 A tenant has `MAX_KEYS` keys in force at most: beyond, `issue_key` and `rotate_key` raise `Conflict`
+         (`too_many_keys`), also of many at once. Revoked and expired ones don't count.
+* TNT-17 `get_key` gives a key of the caller's tenant, `list_keys` those of one namespace where it is named; as they are,
+         ended ones included. `get_key` needs the scope `admin:tenant`, and a foreign or absent key raises `NotFound`.
 """
 
 from collections.abc import Mapping
@@ -38,7 +45,7 @@ from msgspec.structs import replace
 
 from ports.context import DEFAULT_NAMESPACE, SCOPES, AuthContext
 from ports.egress import HostPattern
-from ports.errors import InvalidArgument
+from ports.errors import Conflict, InvalidArgument
 from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id
 from ports.messages import Page
 from ports.pii import PiiMode
@@ -49,6 +56,8 @@ ALL: Final = ("*",)
 
 
 MAX_ACTING: Final = 1_000
+MAX_KEYS: Final = 1_000
+"""In force at a time, per tenant."""
 MAX_KEPT_DAYS: Final = 90
 MAX_PRINCIPAL_CHARS: Final = 255
 
@@ -110,6 +119,21 @@ class Tenant(Struct, frozen=True, kw_only=True):
     status: Literal["active", "disabled"]
     entitlements: Entitlements
     created_at: datetime
+    version: int = 1
+    """Of what it is entitled to, and whether it is active."""
+
+
+def check_match(known: Tenant, wanted: Entitlements, if_match: int | None) -> None:
+    """Raise `Conflict` where somebody else's change would be lost."""
+    if if_match is not None and known.version != if_match and known.entitlements != wanted:
+        raise Conflict(
+            f"{known.id} is at version {known.version} by now, not {if_match}: look at it, then send your change again",
+            details={"current": known.version},
+        )
+
+
+def too_many_keys(tenant: TenantId) -> Conflict:
+    return Conflict(f"{tenant} has {MAX_KEYS} keys in force; revoke some that are not used", code="too_many_keys")
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
@@ -211,7 +235,11 @@ class TenantDirectory(Protocol):
         self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]
     ) -> Tenant: ...
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant: ...
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
+        """`if_match` None: whatever is there."""
+        ...
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         """Store a key of the caller's tenant and namespace. The caller made the secret and keeps it."""
@@ -271,4 +299,8 @@ class TenantDirectory(Protocol):
         """Like `find_key` without an AuthContext: it is what came of it."""
         ...
 
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]: ...
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]: ...
+
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey: ...

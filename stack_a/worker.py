@@ -52,6 +52,31 @@ ROOM_AFTER: Final = timedelta(milliseconds=250)
 """How long a hint is put aside whose tenant has as many runs running as it may. Queues that know don't even deliver it."""
 
 
+RESERVED_EVERY: Final = 16
+"""One slot in so many, and at least one of `RESERVED_FROM`, is kept for tenants that have nothing running: the first run of
+theirs starts as on an idle node, whatever backlog another tenant has."""
+RESERVED_FROM: Final = 8
+"""Slots from which on one is kept: of fewer it would be too large a part."""
+
+
+def reserve_of(concurrency: int) -> int:
+    return 0 if concurrency < RESERVED_FROM else max(1, concurrency // RESERVED_EVERY)
+
+
+class _Slots:
+    """So many runs at once."""
+
+    def __init__(self, many: int) -> None:
+        self._many = many
+        self.places = anyio.Semaphore(many)
+        self.in_hand = 0
+        """Hints and orphans being claimed or executed, or waiting: the queue and the sweep may take too many."""
+
+    @property
+    def free(self) -> int:
+        return max(0, self._many - self.in_hand)
+
+
 class Worker:
     """Runs up to `concurrency` runs at once in this process. `serve` once per instance."""
 
@@ -73,10 +98,9 @@ class Worker:
         self._keep: Keep = keep or (lambda lease: lease.keep(deps.run_state))
         self._agents = PinnedAgents(deps.agent)
         self._family = Family(run_state=deps.run_state, queue=deps.queue)
-        self._concurrency = concurrency
-        self._slots = anyio.Semaphore(concurrency)
-        self._in_hand = 0
-        """Hints and orphans being claimed or executed."""
+        kept = reserve_of(concurrency)
+        self._slots = _Slots(concurrency - kept)
+        self._reserve = _Slots(kept)
         self._executions: dict[RunId, Execution] = {}
         self._claimed: dict[RunId, int] = {}
         """The epoch of each run in hand, from the claim on."""
@@ -114,6 +138,7 @@ class Worker:
             await self._registered.wait()
             async with anyio.create_task_group() as taking:
                 taking.start_soon(self._take_forever, group)
+                taking.start_soon(self._take_for_idle_forever, group)
                 taking.start_soon(self._sweep_forever, group)
                 await self._leaving.wait()
                 taking.cancel_scope.cancel()
@@ -136,7 +161,7 @@ class Worker:
 
     async def _until_idle(self) -> None:
         """Until nothing is being claimed or executed any more."""
-        while self._in_hand:
+        while self._slots.in_hand or self._reserve.in_hand:
             await self._changed.wait()
 
     def _announce(self) -> None:
@@ -165,36 +190,52 @@ class Worker:
     @property
     def _free(self) -> int:
         """How much more to take. What waits here for a slot would keep others' turns waiting, and other workers idle."""
-        return max(0, self._concurrency - self._in_hand) if self.holds_lease else 0
+        return self._slots.free if self.holds_lease else 0
 
-    def _take_in_hand(self, group: TaskGroup, work: Callable[[], Awaitable[None]]) -> None:
-        self._in_hand += 1
+    @property
+    def _free_for_idle(self) -> int:
+        """How much more to take for tenants that have nothing under way. While there are other slots they need no more."""
+        return self._reserve.free if self.holds_lease and self._free == 0 else 0
+
+    def _take_in_hand(self, group: TaskGroup, slots: _Slots, work: Callable[[], Awaitable[None]]) -> None:
+        slots.in_hand += 1
 
         async def in_a_slot() -> None:
             try:
-                async with self._slots:
+                async with slots.places:
                     await work()
             finally:
-                self._in_hand -= 1
+                slots.in_hand -= 1
                 self._announce()
 
         group.start_soon(in_a_slot)
 
     async def _take_forever(self, group: TaskGroup) -> None:
+        def free() -> int:
+            return self._free - self._sweep_due
+
+        await self._take_hints(group, self._slots, free, idle_only=False)
+
+    async def _take_for_idle_forever(self, group: TaskGroup) -> None:
+        await self._take_hints(group, self._reserve, lambda: self._free_for_idle, idle_only=True)
+
+    async def _take_hints(self, group: TaskGroup, slots: _Slots, free: Callable[[], int], *, idle_only: bool) -> None:
         while True:
-            free = self._free - self._sweep_due
-            if free <= 0:
+            limit = free()
+            if limit <= 0:
                 with anyio.move_on_after(LEASE_WAIT.total_seconds()):
                     await self._changed.wait()
                 continue
             try:
-                deliveries = await self._deps.queue.lease(SELF, limit=free, duration=HINT_LEASE, wait=LEASE_WAIT)
+                deliveries = await self._deps.queue.lease(
+                    SELF, limit=limit, duration=HINT_LEASE, wait=LEASE_WAIT, idle_only=idle_only
+                )
             except AgentOSError as error:
                 logger.warning("worker.lease_failed", extra={"worker_id": self.id, "code": error.code})
                 await self._deps.clock.sleep(RETRY_AFTER)
                 continue
             for delivery in deliveries:
-                self._take_in_hand(group, partial(self._follow_hint, delivery, group))
+                self._take_in_hand(group, slots, partial(self._follow_hint, delivery, group))
 
     async def _follow_hint(self, delivery: Delivery, group: TaskGroup) -> None:
         hint = msgspec.json.decode(delivery.body, type=Hint)
@@ -257,7 +298,7 @@ class Worker:
                 logger.warning("worker.sweep_failed", extra={"worker_id": self.id, "code": error.code})
                 orphans = ()
             for orphan in orphans:
-                self._take_in_hand(group, partial(self._adopt, orphan.requester, orphan.run_id))
+                self._take_in_hand(group, self._slots, partial(self._adopt, orphan.requester, orphan.run_id))
             # Not before: whose worker is gone waits longest already.
             mended = await self._mend()
             # As many as there was room for: there may be more, and they come before new ones.

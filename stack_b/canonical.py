@@ -25,6 +25,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     """The client's members that a backend may know: `messages`, `tools` and the rest, without those named below."""
     metadata: dict[str, Json] = {}
     """What the client says of itself where that is not among `members`, because no backend is told."""
+    extra: tuple[str, ...] = ()
+    """What of it not every backend may be sent, see `stack_b.members`."""
     choices: int = 1
     max_tokens: int | None = None
     """Per choice; None when the client left it to us."""
@@ -43,6 +45,7 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...]
     members: dict[str, Json]
     """`dimensions`, `user` and what else a backend may know."""
+    extra: tuple[str, ...] = ()
     encoding: Literal["float", "base64"] = "float"
     about: About = NOBODY_KNOWN
     preference: Preference = "quality"

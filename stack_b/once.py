@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from ports.context import AuthContext, PolicyContext
 from ports.reply_journal import RETENTION
-from stack_b.canonical import About, ChatCall, EmbedCall, Preference
+from stack_b.canonical import NOBODY_KNOWN, About, ChatCall, EmbedCall, Preference
 from stack_b.replay import digest_of
 
 JOIN_WINDOW: Final = timedelta(minutes=2)
@@ -54,6 +54,10 @@ class Client(Struct, frozen=True, kw_only=True):
 
 
 Circumstances: TypeAlias = tuple[About, Preference, PolicyContext]
+_NOTHING_SAID: Final[Circumstances] = (NOBODY_KNOWN, "quality", PolicyContext())
+
+_OWNER_CHARS: Final = 32
+"""128 bits of a principal's digest: nobody finds a name that has another's."""
 
 
 def circumstances(auth: AuthContext, call: ChatCall | EmbedCall) -> Circumstances:
@@ -61,8 +65,19 @@ def circumstances(auth: AuthContext, call: ChatCall | EmbedCall) -> Circumstance
     return (call.about, call.preference, auth.policy)
 
 
-def of_step(key: str) -> Once:
-    return Once(key=key, named=f"the step key {key!r}")
+def digest(auth: AuthContext, call: ChatCall | EmbedCall) -> str:
+    """Of what is asked and under which circumstances: who repeats it under others asks for something else."""
+    asked, under = digest_of(call), circumstances(auth, call)
+    if under == _NOTHING_SAID:
+        return asked
+    return "sha256:" + hashlib.sha256(asked.encode() + b"\0" + msgspec.json.encode(under)).hexdigest()
+
+
+def of_step(auth: AuthContext, key: str) -> Once:
+    """A step of a run: its principal's, whichever token it comes with. A worker that takes the run over has another one."""
+    owner = hashlib.sha256(auth.principal.encode("utf-8", "surrogatepass")).hexdigest()[:_OWNER_CHARS]
+    # Behind the key, so that whoever looks into the journal sees of which step an entry is.
+    return Once(key=f"{key}/{owner}", named=f"the step key {key!r}")
 
 
 def of_client(auth: AuthContext, route: str, key: str) -> Once:
@@ -88,6 +103,6 @@ def patience(retries: int) -> timedelta:
 
 
 def _hashed(kind: str, auth: AuthContext, route: str, key: str) -> str:
-    # The slash is in no step key, so that none of those is ever taken for one of these.
+    # 64 characters behind the slash, which is in no step key: none of those is ever taken for one of these.
     text = f"{auth.principal}\0{route}\0{key}"
     return f"{kind}/{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

@@ -121,11 +121,19 @@ class Preparation:
             caller=caller,
         )
 
+    async def again(self, auth: AuthContext, call: ChatCall | EmbedCall, trail: Trail) -> Ruled:
+        """What of it must hold when its answer is there already: all but budgets. Raises like `chat`."""
+        members = said(call) if isinstance(call, ChatCall) else embedding(call)
+        tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
+        permitted = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
+        await self.inspected(auth, members, self.rules(tenant), trail)
+        return permitted
+
     # The stages, in their order.
 
     def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
         if isinstance(call, EmbedCall):
-            return Asked(name=call.model, kind="embed", preference=call.preference)
+            return Asked(name=call.model, kind="embed", preference=call.preference, extra=call.extra)
         conversation = conversation_of(call.members) if self._router.spreads() else ""
         return Asked(
             name=call.model,
@@ -133,10 +141,17 @@ class Preparation:
             preference=call.preference,
             agent=call.about.agent,
             conversation=conversation,
+            extra=call.extra,
         )
 
-    async def entitled(self, auth: AuthContext, asked: Asked) -> tuple[Tenant, tuple[Candidate, ...]]:
-        tenant = await self._tenants.tenant(auth)
+    async def entitled(
+        self, auth: AuthContext, asked: Asked, *, counted: bool = False
+    ) -> tuple[Tenant, tuple[Candidate, ...]]:
+        """`counted`: the request is, already."""
+        if counted:
+            tenant = await self._tenants.served(auth)
+        else:
+            tenant = self._tenants.at_hand(auth) or await self._tenants.tenant(auth)
         now = self._clock.now()
         candidates = self._router.candidates(
             auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)
@@ -147,7 +162,7 @@ class Preparation:
                 f"this tenant has no {asked.kind} model of the name it asked for; GET /v1/models lists what it may use",
                 code="model_not_entitled",
             )
-        return tenant, candidates
+        return tenant, self._router.taking(asked.extra, candidates) if asked.extra else candidates
 
     def ruled(
         self,
@@ -212,7 +227,10 @@ class Preparation:
         if about is not NOBODY_KNOWN:
             about = await named(self._pii, auth, about, rules)
         tier = self._router.target(call.model)
-        return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=tier, name=call.model)
+        budgets = self._budgets.at_hand(auth)
+        if budgets is None:
+            budgets = await self._budgets.of(auth)
+        return planned(auth, budgets, candidates, about, ask, tier=tier, name=call.model)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))

@@ -31,13 +31,12 @@ from stack_b.deps import StackBDeps
 from stack_b.entries import Entries, reused
 from stack_b.flights import Flight, Flights
 from stack_b.interrupt import out_of_time
-from stack_b.once import Client, Once, of_retry
+from stack_b.once import Client, Once, digest, of_retry
 from stack_b.pipeline import Pipeline
 from stack_b.replay import (
     Gathered,
     chunks_of,
     closing_of,
-    digest_of,
     error_in,
     is_closing,
     is_final,
@@ -123,30 +122,36 @@ class Steps:
         """
         step, first = await self._joined(auth, call, once)
         with self._attended(step):
+            if not first:
+                await self._pipeline.anew.permitted(auth, call)
             result = await self._result(step)
         if first and result.made:
             return result.reply
-        self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
-        return replayed(result.reply, auth, joined=result.made)
+        reply = result.reply if result.made else await self._pipeline.anew.shown(auth, call, result.reply)
+        self._pipeline.recorder.replayed(auth, call, reply, joined=result.made)
+        return replayed(reply, auth, joined=result.made)
 
     async def stream(self, auth: AuthContext, call: ChatCall, once: Once) -> AsyncGenerator[Sequence[Piece], None]:
         """The same as chunks, from the first one on, whenever one comes."""
         step, first = await self._joined(auth, call, once)
         with self._attended(step):
+            if not first:
+                await self._pipeline.anew.permitted(auth, call)
             if step.said is not None:
                 async with aclosing(step.said.listen()) as said:
                     async for chunk in said:
                         yield (chunk,)
             result = await self._result(step)
+        reply = result.reply if result.made else await self._pipeline.anew.shown(auth, call, result.reply)
         if first and result.made:
             last = step.closing
         elif step.said is not None and result.made:
-            last = closing_of(replayed(result.reply, auth, joined=True), include_usage=call.include_usage)
+            last = closing_of(replayed(reply, auth, joined=True), include_usage=call.include_usage)
         else:
-            last = chunks_of(replayed(result.reply, auth, joined=result.made), include_usage=call.include_usage)
+            last = chunks_of(replayed(reply, auth, joined=result.made), include_usage=call.include_usage)
         yield last
         if not (first and result.made):
-            self._pipeline.recorder.replayed(auth, call, result.reply, joined=result.made)
+            self._pipeline.recorder.replayed(auth, call, reply, joined=result.made)
 
     def flight(self, auth: AuthContext, call: ChatCall | EmbedCall, client: Client) -> Flight:
         """A call without a key, which a retry of its client may join."""
@@ -165,13 +170,15 @@ class Steps:
         self._unattended(self._steps[where])
         return True
 
-    async def abort(self, auth: AuthContext, key: str) -> bool:
-        """End the call under way, in this process or another; whether there was one."""
-        step = self._steps.get((auth.tenant, auth.namespace, key))
+    async def abort(self, auth: AuthContext, once: Once, route: str) -> bool:
+        """End the call under way, in this process or another; whether there was one. Who asked for it is noted."""
+        step = self._steps.get(_where(auth, once))
         if step is not None:
             step.abort()
             await asyncio.wait({step.task}, timeout=ABORT_WAIT_S)
-        return await self._entries.cancel(auth, key) or step is not None
+        aborted = await self._entries.cancel(auth, once.key) or step is not None
+        self._pipeline.recorder.told_to_end(auth, route, aborted=aborted)
+        return aborted
 
     async def drain(self) -> None:
         """Let the calls under way end, within the grace; then cut them off. Called once, before the ports close."""
@@ -190,7 +197,7 @@ class Steps:
         await self._pipeline.admit(auth)
         step = self._steps.get(_where(auth, once))
         if step is not None:
-            if step.digest != digest_of(call):
+            if step.digest != digest(auth, call):
                 raise reused(once)
             return step, False
         flight = None if once.patience is None else self._flights.same(auth, call)
@@ -198,7 +205,9 @@ class Steps:
 
     def _begun(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, flight: Flight | None) -> _Step:
         where = _where(auth, once)
-        step = _Step(once=once, digest=digest_of(call), flight=flight, said=Broadcast() if is_streamed(call) else None)
+        step = _Step(
+            once=once, digest=digest(auth, call), flight=flight, said=Broadcast() if is_streamed(call) else None
+        )
         if flight is not None:
             flight.joined()
         step.task = asyncio.create_task(self._run(auth, call, step))

@@ -13,6 +13,8 @@ class Holds:
 
     rows: dict[str, tuple[TenantId, Hold]] = field(default_factory=dict)
     """Those in force, by id."""
+    requested: dict[str, Hold] = field(default_factory=dict)
+    """Those that were placed by a request with a key, by id; released or not."""
     days: dict[TenantId, dict[DataClass, int]] = field(default_factory=dict)
 
     def of(self, tenant: TenantId) -> tuple[Hold, ...]:

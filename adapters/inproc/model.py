@@ -17,7 +17,7 @@ from adapters.inproc.store import own
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.errors import Conflict, InvalidArgument, PermissionDenied, Unavailable
-from ports.ids import TenantId
+from ports.ids import PrincipalId, TenantId
 from ports.messages import Usage
 from ports.model import (
     ChatDelta,
@@ -35,7 +35,7 @@ from ports.model import (
 
 Rule: TypeAlias = Callable[[AuthContext, ChatRequest], Message | Coroutine[Any, Any, Message]]
 """What to answer, at once or later. May raise anything of the error tree, as a backend would."""
-Step: TypeAlias = tuple[TenantId, str, str]
+Step: TypeAlias = tuple[TenantId, str, str, PrincipalId]
 """Tenant, namespace, step key."""
 
 BACKEND: Final = "inproc"
@@ -89,10 +89,10 @@ class InprocModel:
             raise PermissionDenied(f"policy blocks this request: {', '.join(outcome.reasons)}", code="policy_blocked")
         if request.step_key is None:
             return await self._answer(self._rule(auth, request), request, outcome)
-        return own(await self._answer_once((auth.tenant, auth.namespace, request.step_key), auth, request, outcome))
+        return own(await self._answer_once(_step(auth, request.step_key), auth, request, outcome))
 
     async def abort(self, auth: AuthContext, step_key: str) -> None:
-        under_way = self._calls.get((auth.tenant, auth.namespace, step_key))
+        under_way = self._calls.get(_step(auth, step_key))
         if under_way is not None:
             under_way[1].cancel()
             await asyncio.wait({under_way[1]})
@@ -185,6 +185,10 @@ class InprocModel:
             policy_outcome=outcome,
             route=Route(backend=BACKEND, model=request.model),
         )
+
+
+def _step(auth: AuthContext, key: str) -> Step:
+    return (auth.tenant, auth.namespace, key, auth.principal)
 
 
 def replayed(reply: ChatReply) -> ChatReply:

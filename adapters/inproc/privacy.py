@@ -23,7 +23,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.audit import Note
 from ports.clock import Clock
 from ports.context import ADMIN_PLATFORM, AuthContext
-from ports.ids import PrincipalId, TenantId
+from ports.ids import PrincipalId, TenantId, minted
 from ports.privacy import (
     BEGUN,
     CLASSES,
@@ -42,11 +42,13 @@ from ports.privacy import (
     changes,
     check_days,
     check_hold,
+    check_same_hold,
     check_subject,
     erased_name,
     held,
     no_hold,
     no_tenant,
+    requested_hold,
     runs_open,
     too_many_holds,
 )
@@ -121,16 +123,25 @@ class InprocPrivacy:
         mine.sort(key=lambda one: one.done)
         return tuple(mine[: page_size(limit, MAX_ERASURES)])
 
-    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
         self._check(auth, tenant)
         check_hold(subject, reason)
+        asked = minted("hld", requested_hold(auth, tenant, request)) if request else ""
+        if (known := self._holds.requested.get(asked)) is not None:
+            check_same_hold(known, subject, reason)
+            return known
         if len(self._holds.of(tenant)) >= MAX_HOLDS:
             raise too_many_holds()
         now = self._clock.now()
         hold = Hold(
-            id=self._store.mint("hld", now), subject=subject, reason=reason, placed_by=auth.principal, placed_at=now
-        )
+            id=asked or self._store.mint("hld", now), subject=subject, reason=reason, placed_by=auth.principal,
+            placed_at=now,
+        )  # fmt: skip
         self._holds.rows[hold.id] = (tenant, hold)
+        if asked:
+            self._holds.requested[asked] = hold
         await self._note(auth, tenant, HELD, subject or EVERYBODY, hold.id)
         return hold
 

@@ -86,14 +86,23 @@ class InprocQueue:
         self._messages.changed.fire()
 
     async def lease(
-        self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
+        self,
+        auth: AuthContext,
+        *,
+        limit: int,
+        duration: timedelta,
+        wait: timedelta = timedelta(0),
+        idle_only: bool = False,
     ) -> list[Delivery]:
         size = page_size(limit, _MAX_LEASED)
         deadline = self._clock.now() + wait
         while True:
             now = self._clock.now()
             ready = self._in_order([one for one in self._visible(auth) if one.leasable_at() <= now])
-            due = self._in_turn(ready, size) if QUEUE_ANY_TENANT in auth.scopes else ready[:size]
+            if QUEUE_ANY_TENANT in auth.scopes:
+                due = self._in_turn(self._firsts(ready, now) if idle_only else ready, size)
+            else:
+                due = ready[:size]
             if taken := [self._take(one, now + duration) for one in due]:
                 return taken
             if now >= deadline:
@@ -128,6 +137,14 @@ class InprocQueue:
     def _in_order(self, ready: list[Message]) -> list[Message]:
         """Each tenant's."""
         return sorted(ready, key=lambda one: (-one.priority, one.id))
+
+    def _firsts(self, ready: list[Message], now: datetime) -> list[Message]:
+        """Of each tenant that has nothing under way its first."""
+        leased = {one.requester.tenant for one in self._messages.rows.values() if one.leased(now)}
+        firsts = {one.requester.tenant: one for one in reversed(ready)}
+        return [
+            one for tenant, one in firsts.items() if tenant not in leased and self._runs.count(tenant, "running") == 0
+        ]
 
     def _in_turn(self, ready: list[Message], size: int) -> list[Message]:
         """One after the other, the first of the tenant whose time is least and that has room for another run."""

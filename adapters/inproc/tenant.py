@@ -21,6 +21,7 @@ from ports.messages import Page
 from ports.privacy import erased_name
 from ports.tenant import (
     MAX_ACTING,
+    MAX_KEYS,
     Acting,
     ApiKey,
     Entitlements,
@@ -32,7 +33,9 @@ from ports.tenant import (
     TenantDirectory,
     check_actor,
     check_entitlements,
+    check_match,
     check_principal,
+    too_many_keys,
 )
 
 _PLATFORM: Final = "admin:platform"
@@ -110,20 +113,28 @@ class InprocTenants:
 
     async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
         auth.require(_PLATFORM)
-        changed = replace(self._row(tenant), status=status)
+        known = self._row(tenant)
+        changed = known if known.status == status else replace(known, status=status, version=known.version + 1)
         self._tenants.rows[tenant] = changed
         return changed
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         auth.require(_PLATFORM)
         check_entitlements(entitlements)
-        changed = replace(self._row(tenant), entitlements=entitlements)
+        known = self._row(tenant)
+        check_match(known, entitlements, if_match)
+        if known.entitlements == entitlements:
+            return known
+        changed = replace(known, entitlements=entitlements, version=known.version + 1)
         self._tenants.rows[tenant] = changed
         return changed
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         self._row(auth.tenant)
         now = self._clock.now()
+        self._check_room(auth.tenant)
         key = ApiKey(
             id=KeyId(self._store.mint("key", now)),
             tenant=auth.tenant,
@@ -174,6 +185,7 @@ class InprocTenants:
         now = self._clock.now()
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
             raise Conflict(f"the key {key_id!r} has ended; issue a new one")
+        self._check_room(auth.tenant)
         made = replace(
             old, id=KeyId(self._store.mint("key", now)), created_at=now, expires_at=expires_at, last_used_at=None
         )
@@ -181,6 +193,19 @@ class InprocTenants:
         self._tenants.keys[key_id] = (replace(old, expires_at=ends), digest)
         self._tenants.keys[made.id] = (made, secret_sha256)
         return made
+
+    def _check_room(self, tenant: TenantId) -> None:
+        now = self._clock.now()
+        keys = (key for key, _ in self._tenants.keys.values() if key.tenant == tenant and key.revoked_at is None)
+        if sum(key.expires_at is None or key.expires_at > now for key in keys) >= MAX_KEYS:
+            raise too_many_keys(tenant)
+
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey:
+        auth.require(_TENANT)
+        known = self._tenants.keys.get(key_id)
+        if known is None or known[0].tenant != auth.tenant:
+            raise NotFound(f"there is no key {key_id!r}")
+        return known[0]
 
     async def put_principal(
         self,
@@ -264,11 +289,15 @@ class InprocTenants:
                 latest = at if key.last_used_at is None else max(at, key.last_used_at)
                 self._tenants.keys[key_id] = (replace(key, last_used_at=latest), digest)
 
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)
         after = "" if cursor is None else decode_cursor(_KEY_CURSOR, cursor, tuple[str])[0]
         mine = (key for key, _ in self._tenants.keys.values() if key.tenant == auth.tenant)
-        later = sorted((key for key in mine if key.id > after), key=lambda key: key.id)
+        later = sorted(
+            (key for key in mine if key.id > after and namespace in {None, key.namespace}), key=lambda key: key.id
+        )
         shown = tuple(later[:size])
         more = len(later) > size
         return Page(items=shown, next_cursor=encode_cursor(_KEY_CURSOR, (shown[-1].id,)) if more else None)

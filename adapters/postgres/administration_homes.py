@@ -10,10 +10,11 @@ from typing import Any, Final, Protocol
 from adapters.postgres.engine import Database
 from adapters.postgres.homes import Homes, Routed
 from adapters.postgres.move_tables import SHARED
+from adapters.postgres.settled import check_settled
 from adapters.postgres.statements import load
 from ports.administration import Administration, Erased, check_erasing
 from ports.context import AuthContext
-from ports.errors import Conflict, NotFound, Unavailable
+from ports.errors import NotFound
 from ports.ids import RunId, TenantId, is_tenant_id
 from ports.run_state import Run
 
@@ -64,7 +65,7 @@ class AdministrationOfHomes:
         check_erasing(auth, limit)
         if not is_tenant_id(tenant):
             raise NotFound(f"there is no tenant {tenant!r}")
-        await self._check_settled(tenant)
+        await check_settled(self._databases, tenant)
         await self._homes.ask_again()
         removed = 0
         if (home := await self._homes.of(tenant)) != SHARED:
@@ -79,24 +80,3 @@ class AdministrationOfHomes:
                     await transaction.rows(_SQL["forget_home"], {})
         rest = await self._plain[SHARED].erase(auth, tenant, export_sha256=export_sha256, limit=limit - removed)
         return Erased(removed=removed + rest.removed, done=rest.done)
-
-    async def _check_settled(self, tenant: TenantId) -> None:
-        """Nothing of the tenant is under way between two databases, or left behind in one."""
-        async with self._databases[SHARED].transaction(tenant) as transaction:
-            stays = [row["home"] for row in await transaction.rows(_SQL["stays"], {})]
-        for name in (SHARED, *stays):
-            if (database := self._databases.get(name)) is None:
-                raise Unavailable(
-                    f"{tenant} has lived in the home {name!r}, which is not configured here; add it to AGENTOS_HOMES "
-                    "and run `agentos redeploy`, so that nothing of it is left there"
-                )
-            async with database.transaction(tenant) as transaction:
-                standing = await transaction.row(_SQL["move_standing"], {})
-            if standing is None:
-                continue
-            if standing["state"] == "left":
-                raise Conflict(
-                    f"there are remains of {tenant} in {name!r}; remove them first with "
-                    f"`agentos tenant move {tenant} --clear --grace-hours 0`"
-                )
-            raise Conflict(f"{tenant} is being moved; let that come to its end, or abort it")

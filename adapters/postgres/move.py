@@ -21,6 +21,7 @@ from adapters.postgres import homes
 from adapters.postgres.move_copy import copy, remember
 from adapters.postgres.move_guard import guard, unguard
 from adapters.postgres.move_job import SETTLES, Move, Places, Report, Standing, Step, Tell, moving
+from adapters.postgres.move_kept import bring_kept, forget_kept
 from adapters.postgres.move_link import End, Sum
 from adapters.postgres.move_switch import arrive, open_up, switch
 from adapters.postgres.move_tables import SHARED, TABLES
@@ -70,28 +71,16 @@ async def move_tenant(
         return report
 
 
-_KEPT: Final = """
-SELECT EXISTS (SELECT FROM legal_holds WHERE tenant_id = $1 AND released_at IS NULL)
-    OR EXISTS (SELECT FROM retention_rules WHERE tenant_id = $1)
-    OR EXISTS (SELECT FROM subject_tombstones WHERE tenant_id = $1 AND status = 'erasing')
-"""
-
-
-async def _check_free(move: Move, there: End) -> None:
+async def _check_free(move: Move) -> None:
     """Under `ao_lock_holds` what is found stays so: whoever holds or removes something of a tenant's takes it too."""
     tenant = move.tenant
     if await move.directory.connection.fetchval("SELECT 1 FROM tenant_tombstones WHERE tenant_id = $1", tenant):
         raise Conflict(f"{tenant} is being removed; it does not move any more")
-    if there.name != SHARED and await move.directory.connection.fetchval(_KEPT, tenant):
-        raise Conflict(
-            f"{tenant} has legal holds, retention of its own or an erasing under way; a home knows none of it. See "
-            f"`agentos privacy holds`, `retention` and `erasures`, each with --tenant {tenant}"
-        )
 
 
 async def _begin(move: Move, here: End, there: End) -> None:
     tenant = move.tenant
-    await _check_free(move, there)
+    await _check_free(move)
     if await move.standing(there) is None:
         for table in TABLES:
             if await there.reach(tenant, table, None) is not None:
@@ -107,12 +96,15 @@ async def _begin(move: Move, here: End, there: End) -> None:
     if await move.standing(here) is None:
         async with move.directory.connection.transaction():
             await move.directory.connection.execute("SELECT ao_lock_holds($1)", tenant)
-            await _check_free(move, there)
+            await _check_free(move)
             if there.name != SHARED:
-                # Before anything of it can be noted there: its audit has a chain there from now on.
+                # Before anything of it can be noted there: its audit has a chain there from now on, and whoever places a
+                # hold tells it.
                 await move.directory.connection.execute(
                     "INSERT INTO tenant_stays (tenant, home) VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, there.name
                 )
+            async with there.connection.transaction():
+                await bring_kept(move, there)
             await move.note(move.directory, "tenant.move_begin", there.name)
         await here.connection.execute(
             "INSERT INTO tenant_moves (tenant, state, other) VALUES ($1, 'leaving', $2)", tenant, there.name
@@ -140,6 +132,7 @@ async def abort_move(auth: AuthContext, tenant: TenantId, places: Places, *, tel
         await _clear(move, there)
         await here.connection.execute("DELETE FROM tenant_changes WHERE tenant = $1", tenant)
         async with move.directory.connection.transaction():
+            await move.directory.connection.execute("SELECT ao_lock_holds($1)", tenant)
             await _forget_stay(move, there)
             await move.note(move.directory, "tenant.move_abort", there.name)
         await here.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1", tenant)
@@ -150,6 +143,7 @@ async def _forget_stay(move: Move, there: End) -> None:
     """Where it never lived, nothing of it is to be looked for. Where it did before, its audit has a chain."""
     chain = "SELECT 1 FROM audit_heads WHERE tenant_id = $1"
     if there.name != SHARED and not await there.connection.fetchval(chain, move.tenant):
+        await forget_kept(move, there)
         await move.directory.connection.execute(
             "DELETE FROM tenant_stays WHERE tenant = $1 AND home = $2", move.tenant, there.name
         )

@@ -9,6 +9,7 @@ import asyncpg
 
 from adapters.postgres.move_copy import bring, catch_up
 from adapters.postgres.move_job import SETTLES, Move, Report, Step
+from adapters.postgres.move_kept import bring_kept, look_again
 from adapters.postgres.move_link import End, Sum
 from adapters.postgres.move_tables import BY_NAME, COUNTERS, SHARED, quoted
 from adapters.postgres.signals import CHANNEL, QUEUE, payloads
@@ -189,7 +190,9 @@ async def open_up(move: Move, there: End) -> None:
     if there.name != SHARED:
         # Who changed it after it was brought and before everybody was told has not copied it.
         await _bring_line(move, there)
-    async with there.connection.transaction():
+    async with move.directory.connection.transaction(), there.connection.transaction():
+        await move.directory.connection.execute("SELECT ao_lock_holds($1)", move.tenant)
+        await look_again(move, there)
         await there.connection.execute(
             "INSERT INTO queue_turns AS q (tenant_id, vtime, next_at, served_at) "
             "SELECT $1::text, v.last_value, ao_now(), ao_now() FROM queue_vtime v "
@@ -197,5 +200,7 @@ async def open_up(move: Move, there: End) -> None:
             move.tenant,
         )
         await there.connection.execute("DELETE FROM tenant_moves WHERE tenant = $1 AND state = 'arriving'", move.tenant)
+        # From here on its rules are in force.
+        await bring_kept(move, there)
     await there.connection.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUE)
     await move.tell(Step(point="opened"))

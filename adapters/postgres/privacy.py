@@ -1,19 +1,17 @@
-"""PrivacyPort over PostgreSQL: windows of a tenant's rows in their order, so that each call looks at a bounded number.
-
-Nothing is indexed by who it is of: these are questions of a day in a year, and no write shall pay for them. How far an
-erasing got is in its tombstone, in the transaction of what it removed. Only the role of administration may do any of it.
-"""
+"""PrivacyPort over PostgreSQL. Only the role of administration may do any of it."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.move_tables import SHARED
+from adapters.postgres.privacy_erasing import FIRST, Rest, erasure_of, go_on, nothing_yet
+from adapters.postgres.privacy_homes import PrivacyOfHomes
 from adapters.postgres.rows import Row, actor_of, packed
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -23,7 +21,6 @@ from ports.ids import PrincipalId, TenantId, is_tenant_id, minted, uuid_of
 from ports.privacy import (
     BEGUN,
     CLASSES,
-    DONE,
     EVERYBODY,
     HELD,
     MAX_HOLDS,
@@ -37,68 +34,84 @@ from ports.privacy import (
     changes,
     check_days,
     check_hold,
+    check_same_hold,
     check_subject,
     elsewhere,
     erased_name,
     held,
     no_hold,
     no_tenant,
+    requested_hold,
     runs_open,
     too_many_holds,
 )
 
 _SQL: Final = load("privacy")
-WINDOW: Final = 2_000
-"""Rows of a tenant that one call looks at; well within a statement's time."""
-RUNS: Final = 200
-"""Runs that one call looks at: each may have many events."""
 MAX_ERASURES: Final = 200
-_BEFORE_ALL: Final = "00000000-0000-0000-0000-000000000000"
-
-_STAGES: Final[tuple[tuple[str, str], ...]] = (
-    ("runs", "runs"),
-    ("request_contents", "texts"),
-    ("requests", "requests"),
-    ("usage", "usage"),
-    ("model_replies", "replies"),
-    ("queue_messages", "replies"),
-    ("memory_items", "memory"),
-    ("api_keys", "keys"),
-    ("audit", "audit"),
-)
-"""In this order, and what each counts as."""
-_ORDER: Final = tuple(stage for stage, _ in _STAGES)
-_END: Final = "end"
 
 
 class PostgresPrivacy:
-    """Satisfies `PrivacyPort`."""
+    """Satisfies `PrivacyPort` over one database, and is a part of what does over several (`PrivacyOfHomes`)."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, with_homes: bool = False) -> None:
+        """`with_homes`: of tenants that live elsewhere this is a part, and the others are looked after as well."""
         self._database = database
+        self._with_homes = with_homes
 
     async def erase(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId) -> Erasure:
-        _check(auth, tenant)
-        check_subject(subject)
-        asked = {"tenant": tenant, **actor_of(auth), "subject": subject, "name": erased_name(tenant, subject)}
-        async with self._database.transaction(tenant) as transaction:
-            await transaction.rows(_SQL["lock"], asked)
-            [standing] = await transaction.rows(_SQL["standing"], asked)
-            if not standing["known"]:
-                raise no_tenant(tenant)
-            if standing["elsewhere"]:
-                raise elsewhere(tenant)
+        async with self._asking(auth, tenant, subject) as (transaction, asked):
+            return await go_on(transaction, asked, await self._begun(transaction, asked), Rest())
+
+    async def check_erasable(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId) -> None:
+        """Raise as `erase` does, and begin nothing."""
+        async with self._asking(auth, tenant, subject) as (transaction, asked):
+            _check_free(await _standing(transaction, asked), subject)
+
+    async def begun(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId) -> Erasure | None:
+        """The erasing that is not done."""
+        async with self._asking(auth, tenant, subject) as (transaction, asked):
+            row = await transaction.row(_SQL["tombstone"], asked)
+        return None if row is None or row["status"] == "erased" else erasure_of(row)
+
+    async def begin(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId) -> Erasure:
+        """The first part of what the first call of `erase` does: the subject is barred, and nothing goes."""
+        async with self._asking(auth, tenant, subject) as (transaction, asked):
+            return erasure_of(await self._begun(transaction, asked))
+
+    async def finish(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId, begun: Erasure, beside: Counts
+    ) -> Erasure:
+        """The next batch here of an erasing of which all other databases are done; what went there is `beside`."""
+        async with self._asking(auth, tenant, subject) as (transaction, asked):
+            standing = await _standing(transaction, asked)
             if standing["held"]:
                 raise held(repr(subject))
             row = await transaction.row(_SQL["tombstone"], asked)
-            if row is None or row["status"] == "erased":
-                if standing["open_runs"]:
-                    raise runs_open(subject, standing["open_runs"])
-                begun = {"action": BEGUN, "stage": _ORDER[0], "counts": packed(msgspec.to_builtins(Counts()))}
-                [row] = await transaction.rows(_SQL["begin"], {**asked, **begun})
-            elif row["stage"] == _ORDER[0] and row["after"] is None and standing["open_runs"]:
-                raise runs_open(subject, standing["open_runs"])
-            return await _go_on(transaction, asked, row)
+            assert row is not None, "a tombstone stays"
+            if row["status"] == "erased" or row["begun_at"] != begun.begun_at:
+                return erasure_of(row)  # somebody else came to its end
+            if _is_at_its_first(row):
+                _check_free(standing, subject)
+            return await go_on(transaction, asked, row, Rest(beside=beside))
+
+    async def erase_there(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId, begun_at: datetime
+    ) -> Erasure:
+        """The next batch, in a home, of the erasing that began in the shared database at that moment; done or not."""
+        async with self._asking(auth, tenant, subject) as (transaction, asked):
+            standing = await _standing(transaction, asked)
+            row = await transaction.row(_SQL["tombstone"], asked)
+            if row is None or row["begun_at"] != begun_at:
+                _check_free(standing, subject)
+                first = {**asked, **nothing_yet(), "action": BEGUN, "begun": begun_at}
+                [row] = await transaction.rows(_SQL["begin_there"], first)
+            elif row["status"] == "erased":
+                return erasure_of(row)
+            elif standing["held"]:
+                raise held(repr(subject))
+            elif _is_at_its_first(row):
+                _check_free(standing, subject)
+            return await go_on(transaction, asked, row, Rest(directory=False))
 
     async def erasures(self, auth: AuthContext, tenant: TenantId, *, limit: int = MAX_ERASURES) -> tuple[Erasure, ...]:
         _check(auth, tenant)
@@ -107,21 +120,33 @@ class PostgresPrivacy:
         asked = {"tenant": tenant, "limit": min(limit, MAX_ERASURES)}
         async with self._database.transaction(tenant) as transaction:
             await _known(transaction, tenant)
-            return tuple(_erasure(row) for row in await transaction.rows(_SQL["erasures"], asked))
+            return tuple(erasure_of(row) for row in await transaction.rows(_SQL["erasures"], asked))
 
-    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
+    async def erasing_there(self, tenant: TenantId) -> dict[str, Erasure]:
+        """What became of erasings here, by name, where this is a home."""
+        async with self._database.transaction(tenant) as transaction:
+            rows = await transaction.rows(_SQL["erasures"], {"tenant": tenant, "limit": MAX_ERASURES})
+        return {row["name"]: erasure_of(row) for row in rows}
+
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
         _check(auth, tenant)
         check_hold(subject, reason)
+        wanted = requested_hold(auth, tenant, request) if request else None
         asked = {
             "tenant": tenant, **actor_of(auth), "subject": subject, "reason": reason, "action": HELD, "everybody": EVERYBODY
         }  # fmt: skip
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock_upkeep"], asked)
             await transaction.rows(_SQL["lock"], asked)
-            await _here(transaction, tenant)
+            await self._here(transaction, tenant)
+            if wanted and (known := await transaction.row(_SQL["one_hold"], {**asked, "hold": wanted})) is not None:
+                check_same_hold(_hold(known), subject, reason)
+                return _hold(known)
             if len(await transaction.rows(_SQL["holds"], {**asked, "limit": MAX_HOLDS})) == MAX_HOLDS:
                 raise too_many_holds()
-            [row] = await transaction.rows(_SQL["hold"], asked)
+            [row] = await transaction.rows(_SQL["hold"], {**asked, "hold": wanted})
         return _hold(row)
 
     async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
@@ -154,7 +179,7 @@ class PostgresPrivacy:
         }
         async with self._database.transaction(tenant) as transaction:
             await transaction.rows(_SQL["lock"], asked)
-            await _here(transaction, tenant)
+            await self._here(transaction, tenant)
             told = changes(await _rules(transaction, tenant), days)
             if told:
                 await transaction.rows(_SQL["retain"], asked)
@@ -166,68 +191,64 @@ class PostgresPrivacy:
         async with self._database.transaction(tenant) as transaction:
             return await _rules(transaction, tenant)
 
+    async def _here(self, transaction: Transaction, tenant: TenantId) -> None:
+        """What is removed where the tenant's home is looks for holds and rules there, and would find none."""
+        row = await transaction.row(_SQL["known"], {"tenant": tenant})
+        if row is None:
+            raise no_tenant(tenant)
+        if row["elsewhere"] and not self._with_homes:
+            raise elsewhere(tenant)
 
-async def _go_on(transaction: Transaction, asked: dict[str, Any], row: Row) -> Erasure:
-    """The next window of the stage that the tombstone names."""
-    stage, counts = str(row["stage"]), msgspec.convert(row["counts"], Counts)
-    if stage == _END:
-        return await _end(transaction, asked, counts, row["begun_at"])
-    removed, after = await _window(transaction, asked, stage, row["after"])
-    name = dict(_STAGES)[stage]
-    counts = replace(counts, **{name: getattr(counts, name) + removed})
-    if after is None:
-        place = _ORDER.index(stage) + 1
-        stage = _ORDER[place] if place < len(_ORDER) else _END
-    kept = {**asked, "stage": stage, "after": after, "counts": packed(msgspec.to_builtins(counts))}
-    [row] = await transaction.rows(_SQL["keep"], kept)
-    if stage == _END:
-        return await _end(transaction, asked, counts, row["begun_at"])
-    return _erasure(row)
+    @asynccontextmanager
+    async def _asking(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId
+    ) -> AsyncIterator[tuple[Transaction, dict[str, Any]]]:
+        """A transaction in which nobody places a hold."""
+        _check(auth, tenant)
+        check_subject(subject)
+        asked = {"tenant": tenant, **actor_of(auth), "subject": subject, "name": erased_name(tenant, subject)}
+        async with self._database.transaction(tenant) as transaction:
+            await transaction.rows(_SQL["lock"], asked)
+            yield transaction, asked
+
+    async def _begun(self, transaction: Transaction, asked: dict[str, Any]) -> Row:
+        """The tombstone of an erasing that may go on here."""
+        tenant, subject = asked["tenant"], asked["subject"]
+        standing = await _standing(transaction, asked)
+        if not standing["known"]:
+            raise no_tenant(tenant)
+        if standing["elsewhere"] and not self._with_homes:
+            raise elsewhere(tenant)
+        if standing["held"]:
+            raise held(repr(subject))
+        row = await transaction.row(_SQL["tombstone"], asked)
+        if row is None or row["status"] == "erased":
+            _check_free(standing, subject)
+            [row] = await transaction.rows(_SQL["begin"], {**asked, **nothing_yet(), "action": BEGUN})
+        elif _is_at_its_first(row):
+            _check_free(standing, subject)
+        return row
 
 
-async def _window(
-    transaction: Transaction, asked: dict[str, Any], stage: str, after: str | None
-) -> tuple[int, str | None]:
-    """How many rows that were, and where to go on; None: they were the last."""
-    if stage in {"runs", "requests", "usage"}:
-        first = "" if stage == "usage" else _BEFORE_ALL
-        limit = RUNS if stage == "runs" else WINDOW
-        [row] = await transaction.rows(_SQL[f"erase_{stage}"], {**asked, "after": after or first, "limit": limit})
-        return row["removed"], None if row["last"] is None else str(row["last"])
-    if stage == "audit":
-        first_seq = int(after or 0) + 1
-        last_seq = first_seq + WINDOW - 1
-        [row] = await transaction.rows(_SQL["erase_audit"], {**asked, "first": first_seq, "last": last_seq})
-        return row["removed"], None if last_seq >= (row["head"] or 0) else str(last_seq)
-    [row] = await transaction.rows(_SQL["erase_rest"], {**asked, "stage": stage, "limit": WINDOW})
-    return row["removed"], None if row["removed"] < WINDOW else _BEFORE_ALL
+async def _standing(transaction: Transaction, asked: dict[str, Any]) -> Row:
+    [row] = await transaction.rows(_SQL["standing"], asked)
+    return row
 
 
-async def _end(transaction: Transaction, asked: dict[str, Any], counts: Counts, begun: datetime) -> Erasure:
-    """Unless runs came in between the first call and the moment in which every process knew who was barred."""
-    [late] = await transaction.rows(_SQL["late"], {**asked, "begun": begun})
-    if late["late"]:
-        again = {"stage": _ORDER[0], "after": None, "counts": packed(msgspec.to_builtins(counts))}
-        [row] = await transaction.rows(_SQL["keep"], {**asked, **again})
-        return _erasure(row)
-    await transaction.rows(_SQL["end"], asked)
-    told = ", ".join(f"{name} {count}" for name, count in msgspec.structs.asdict(counts).items())
-    [row] = await transaction.rows(_SQL["done"], {**asked, "action": DONE, "detail": told})
-    return _erasure(row)
+def _check_free(standing: Row, subject: PrincipalId) -> None:
+    if standing["held"]:
+        raise held(repr(subject))
+    if standing["open_runs"]:
+        raise runs_open(subject, standing["open_runs"])
+
+
+def _is_at_its_first(row: Row) -> bool:
+    return row["stage"] == FIRST and row["after"] is None
 
 
 async def _known(transaction: Transaction, tenant: TenantId) -> None:
     if await transaction.row(_SQL["known"], {"tenant": tenant}) is None:
         raise no_tenant(tenant)
-
-
-async def _here(transaction: Transaction, tenant: TenantId) -> None:
-    """What is removed where the tenant's home is looks for holds and rules there, and would find none."""
-    row = await transaction.row(_SQL["known"], {"tenant": tenant})
-    if row is None:
-        raise no_tenant(tenant)
-    if row["elsewhere"]:
-        raise elsewhere(tenant)
 
 
 async def _rules(transaction: Transaction, tenant: TenantId) -> dict[DataClass, int]:
@@ -240,16 +261,6 @@ def _check(auth: AuthContext, tenant: TenantId) -> None:
     auth.require(ADMIN_PLATFORM)
     if not is_tenant_id(tenant):
         raise no_tenant(tenant)
-
-
-def _erasure(row: Row) -> Erasure:
-    return Erasure(
-        name=row["name"],
-        status=row["status"],
-        begun_at=row["begun_at"],
-        erased_at=row["erased_at"],
-        counts=msgspec.convert(row["counts"], Counts),
-    )
 
 
 def _hold(row: Row) -> Hold:
@@ -269,8 +280,17 @@ class PrivacyCapabilities(Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def open_privacy(config: PostgresConfig, _given: Given) -> AsyncIterator[PrivacyPort]:
-    async with open_database(config) as database:
-        yield PostgresPrivacy(database)
+    shared = replace(config, homes=())
+    async with AsyncExitStack() as stack:
+        own = await stack.enter_async_context(open_database(shared))
+        if not config.homes:
+            yield PostgresPrivacy(own)
+            return
+        databases = {SHARED: own}
+        for name, dsn in config.homes:
+            databases[name] = await stack.enter_async_context(open_database(replace(shared, dsn=dsn)))
+        places = {name: PostgresPrivacy(one, with_homes=True) for name, one in databases.items()}
+        yield PrivacyOfHomes(places, databases)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, PrivacyPort]] = AdapterSpec(

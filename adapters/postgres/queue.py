@@ -71,7 +71,13 @@ class PostgresQueue:
         self._database.signals.tell(QUEUE)
 
     async def lease(
-        self, auth: AuthContext, *, limit: int, duration: timedelta, wait: timedelta = timedelta(0)
+        self,
+        auth: AuthContext,
+        *,
+        limit: int,
+        duration: timedelta,
+        wait: timedelta = timedelta(0),
+        idle_only: bool = False,
     ) -> list[Delivery]:
         asked = {"limit": page_size(limit, _MAX_LEASED), "duration": positive(duration)}
         loop = asyncio.get_running_loop()
@@ -80,7 +86,7 @@ class PostgresQueue:
         with self._database.signals.waiting(QUEUE) as waiter:
             while True:
                 await self._looks_apart()
-                if rows := await self._take(auth, asked):
+                if rows := await self._take(auth, asked, idle_only=idle_only):
                     return [_delivery(row) for row in sorted(rows, key=lambda row: (-row["priority"], row["id"].bytes))]
                 if (left := deadline - loop.time()) <= 0:
                     return []
@@ -125,10 +131,10 @@ class PostgresQueue:
             await asyncio.sleep(left)
         self._look_at = loop.time() + LOOKS_APART_S
 
-    async def _take(self, auth: AuthContext, asked: dict[str, Any]) -> Sequence[Row]:
+    async def _take(self, auth: AuthContext, asked: dict[str, Any], *, idle_only: bool) -> Sequence[Row]:
         if QUEUE_ANY_TENANT in auth.scopes:
             limits = {"max_active_runs": _UNKNOWN.max_active_runs}
-            return await self._for_leases.once(_SQL["lease_any"], {**asked, **limits})
+            return await self._for_leases.once(_SQL["lease_idle" if idle_only else "lease_any"], {**asked, **limits})
         async with self._for_leases.transaction(auth.tenant) as transaction:
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 

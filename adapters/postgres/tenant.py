@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
-from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
 from adapters.postgres.rows import Row, actor_of, packed, page_size
 from adapters.postgres.statements import load
 from adapters.postgres.tenant_homes import copied_to_homes
@@ -23,6 +23,7 @@ from ports.ids import KeyId, PrincipalId, TenantId, is_tenant_id, minted, uuid_o
 from ports.messages import Page
 from ports.tenant import (
     MAX_ACTING,
+    MAX_KEYS,
     Acting,
     ApiKey,
     Entitlements,
@@ -34,7 +35,9 @@ from ports.tenant import (
     TenantDirectory,
     check_actor,
     check_entitlements,
+    check_match,
     check_principal,
+    too_many_keys,
 )
 
 _SQL: Final = load("tenant")
@@ -92,13 +95,23 @@ class PostgresTenants:
         auth.require(_PLATFORM)
         return _tenant(await self._one(tenant, "set_status", {**actor_of(auth), "status": status}))
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         auth.require(_PLATFORM)
         check_entitlements(entitlements)
         # Which rules held when is for the audit: it names the version that was set, or that there are none any more.
         policy = f"{tenant}@{entitlements.policy.version or 'none'}"
         asked = {**actor_of(auth), "entitlements": packed(entitlements), "policy": policy}
-        return _tenant(await self._one(tenant, "set_entitlements", asked))
+        if not is_tenant_id(tenant):
+            raise NotFound(f"there is no tenant {tenant!r}")
+        async with self._database.transaction(tenant) as transaction:
+            row = await transaction.row(_SQL["lock"], {"tenant": tenant})
+            if row is None:
+                raise NotFound(f"there is no tenant {tenant!r}")
+            check_match(_tenant(row), entitlements, if_match)
+            [row] = await transaction.rows(_SQL["set_entitlements"], {**asked, "tenant": tenant})
+        return _tenant(row)
 
     async def issue_key(self, auth: AuthContext, new: NewKey) -> ApiKey:
         asked = {
@@ -110,7 +123,22 @@ class PostgresTenants:
             "secret_sha256": new.secret_sha256,
             "expires_at": new.expires_at,
         }
-        row = await self._one(auth.tenant, "issue_key", asked)
+        if not is_tenant_id(auth.tenant):
+            raise NotFound(f"there is no tenant {auth.tenant!r}")
+        async with self._database.transaction(auth.tenant) as transaction:
+            await _check_room(transaction, auth.tenant)
+            row = await transaction.row(_SQL["issue_key"], {**asked, "tenant": auth.tenant})
+        if row is None:
+            raise NotFound(f"there is no tenant {auth.tenant!r}")
+        return _key(row, revocable=True)
+
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey:
+        auth.require(_TENANT)
+        asked = {"tenant": auth.tenant, "key": uuid_of("key", key_id) or uuid.UUID(int=0)}
+        async with self._database.transaction(auth.tenant) as transaction:
+            row = await transaction.row(_SQL["get_key"], asked)
+        if row is None:
+            raise NotFound(f"there is no key {key_id!r}")
         return _key(row, revocable=True)
 
     async def find_key(self, key_id: KeyId, secret_sha256: bytes) -> FoundKey | None:
@@ -152,11 +180,14 @@ class PostgresTenants:
             "expires_at": expires_at,
         }
         async with self._database.transaction(auth.tenant) as transaction:
+            full = await _is_full(transaction, auth.tenant)
             row = await transaction.row(_SQL["rotate_key"], asked)
-        if row is None:
-            raise NotFound(f"there is no key {key_id!r}")
-        if row["id"] is None:
-            raise Conflict(f"the key {key_id!r} has ended; issue a new one")
+            if row is None:
+                raise NotFound(f"there is no key {key_id!r}")
+            if row["id"] is None:
+                raise Conflict(f"the key {key_id!r} has ended; issue a new one")
+            if full:
+                raise too_many_keys(auth.tenant)
         return _key(row, revocable=True)
 
     async def put_principal(
@@ -253,10 +284,12 @@ class PostgresTenants:
             async with self._database.transaction() as transaction:
                 await transaction.row(_SQL["keys_used"], {"used": packed(found)})
 
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
         size = page_size(limit, _MAX_PAGE)
         after = None if cursor is None else decode_cursor(_KEY_CURSOR, cursor, tuple[uuid.UUID])[0]
-        asked = {"tenant": auth.tenant, "after": after, "limit": size + 1}
+        asked = {"tenant": auth.tenant, "after": after, "limit": size + 1, "namespace": namespace}
         async with self._database.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["list_keys"], asked)
         more = len(rows) > size
@@ -277,6 +310,17 @@ class PostgresTenants:
         return row
 
 
+async def _is_full(transaction: Transaction, tenant: TenantId) -> bool:
+    await transaction.rows(_SQL["lock_keys"], {"tenant": tenant})
+    [room] = await transaction.rows(_SQL["room"], {"tenant": tenant})
+    return bool(room["in_force"] >= MAX_KEYS)
+
+
+async def _check_room(transaction: Transaction, tenant: TenantId) -> None:
+    if await _is_full(transaction, tenant):
+        raise too_many_keys(tenant)
+
+
 def _tenant(row: Row) -> Tenant:
     return Tenant(
         id=TenantId(row["tenant_id"]),
@@ -284,6 +328,7 @@ def _tenant(row: Row) -> Tenant:
         status=row["status"],
         entitlements=msgspec.convert(row["entitlements"], Entitlements),
         created_at=row["created_at"],
+        version=row["version"],
     )
 
 

@@ -11,8 +11,8 @@ moment, so export a tenant that is disabled when the two must agree.
 import asyncio
 import hashlib
 import zipfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -23,10 +23,11 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.errors import translated
+from adapters.postgres.move_tables import BY_NAME, SHARED
 from adapters.postgres.subject_tables import OF_A_SUBJECT
 from ports.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from ports.ids import PrincipalId, TenantId, is_tenant_id
-from ports.privacy import check_subject, elsewhere
+from ports.privacy import check_subject
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -106,11 +107,19 @@ async def export_tenant(
 
 
 async def export_subject(
-    dsn: str, tenant: TenantId, subject: PrincipalId, target: Path, *, opened: Open = as_it_is, tell: Tell = nobody
+    dsn: str,
+    tenant: TenantId,
+    subject: PrincipalId,
+    target: Path,
+    homes: Mapping[str, str] = MappingProxyType({}),
+    *,
+    opened: Open = as_it_is,
+    tell: Tell = nobody,
 ) -> Export:
-    """As `export_tenant`, of one principal in all of the tenant's namespaces. Who is not known has no rows."""
+    """As `export_tenant`, of one principal in all of the tenant's namespaces. Who is not known has no rows. While
+    the tenant moves, and beside remains, what lies in two places is written once."""
     check_subject(subject)
-    return await _export(_Job(dsn=dsn, tenant=tenant, subject=subject, opened=opened, tell=tell), target)
+    return await _export(_Job(dsn=dsn, tenant=tenant, subject=subject, homes=homes, opened=opened, tell=tell), target)
 
 
 class _Job(Struct, frozen=True, kw_only=True):
@@ -166,31 +175,31 @@ def verified(path: Path) -> Manifest:
 
 async def _write(job: _Job, path: Path) -> Manifest:
     tenant = job.tenant
-    async with _looking(job.dsn, tenant) as connection:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(_looking(job.dsn, tenant))
         if await connection.fetchval("SELECT 1 FROM tenants WHERE tenant_id = $1", tenant) is None:
             raise NotFound(f"there is no tenant {tenant!r}")
-        stays = [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]
-        if stays and job.subject is not None:
-            raise elsewhere(tenant)
+        places = {SHARED: connection}
+        for home in [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]:
+            if home not in job.homes:
+                raise Unavailable(
+                    f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to "
+                    "AGENTOS_HOMES and run `agentos redeploy`"
+                )
+            places[home] = await stack.enter_async_context(_looking(job.homes[home], tenant))
+        passed = {} if job.subject is None else await _copies(tenant, places)
         migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")
         tables: dict[str, Table] = {}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
-            for name, columns in await _tables(connection):
-                if job.subject is None or name in OF_A_SUBJECT:
-                    job.tell(name, sum(table.rows for table in tables.values()))
-                    tables[name] = await _table(connection, packed, job, name, columns)
-            for home in stays:
-                if home not in job.homes:
-                    raise Unavailable(
-                        f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to "
-                        "AGENTOS_HOMES and run `agentos redeploy`"
-                    )
-                async with _looking(job.homes[home], tenant) as there:
-                    for name, columns in await _tables(there):
-                        # Most are empty there, and some were never of any use there.
-                        if await there.fetchval(f'SELECT 1 FROM "{name}" WHERE tenant_id = $1 LIMIT 1', tenant):  # noqa: S608 - ours
-                            member = f"{home}/{name}"
-                            tables[member] = await _table(there, packed, job, name, columns, member=member)
+            for home, there in places.items():
+                for name, columns in await _tables(there):
+                    if job.subject is not None and (name not in OF_A_SUBJECT or name in passed.get(home, ())):
+                        continue
+                    member = name if home == SHARED else f"{home}/{name}"
+                    # Most are empty in a home, and some were never of any use there.
+                    if home == SHARED or await _has_any(there, name, tenant):
+                        job.tell(member, sum(table.rows for table in tables.values()))
+                        tables[member] = await _table(there, packed, job, name, columns, member=member)
             manifest = Manifest(
                 format=FORMAT,
                 tenant_id=tenant,
@@ -201,6 +210,29 @@ async def _write(job: _Job, path: Path) -> Manifest:
             )
             packed.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2))
     return manifest
+
+
+async def _copies(tenant: TenantId, places: Mapping[str, asyncpg.Connection]) -> dict[str, Collection[str]]:
+    """In which of these pictures which tables have no more than another one has: copies under way, and remains.
+
+    Raises:
+        Unavailable: the tenant moved between two of them.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for home, there in places.items():
+        if (row := await there.fetchrow("SELECT state, other FROM ao_move_standing()")) is not None:
+            found[home] = (row["state"], row["other"])
+    for state, other in found.values():
+        beyond = found[other][0] if other in found else ""
+        # Of two pictures one is older: only these say the same of where the tenant was.
+        if other in places and (state, beyond) not in {("leaving", "arriving"), ("arriving", "leaving"), ("left", "")}:
+            raise Unavailable(f"{tenant} is being moved; ask again")
+    return {home: BY_NAME for home, (state, _) in found.items() if state != "leaving"}
+
+
+async def _has_any(connection: asyncpg.Connection, name: str, tenant: TenantId) -> bool:
+    found = await connection.fetchval(f'SELECT 1 FROM "{name}" WHERE tenant_id = $1 LIMIT 1', tenant)  # noqa: S608 - ours
+    return found is not None
 
 
 @asynccontextmanager

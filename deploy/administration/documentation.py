@@ -64,10 +64,21 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("PATCH", TENANT_TEMPLATE): Operation(
         summary="Change quotas and entitlements",
+        description=(
+            "Of the version that `If-Match` names. `conflict`: somebody else was first; `details.current` is the version "
+            "by now. What is so already is no change."
+        ),
         tag="tenants",
         request=wire.PatchTenant,
         response=wire.TenantView,
-        codes=("not_found",),
+        parameters=(
+            Parameter(
+                name="If-Match",
+                description='The `ETag` of what you changed, such as `"7"`; `*` for whatever is there.',
+                where="header",
+            ),
+        ),
+        codes=("not_found", "conflict"),
     ),
     ("POST", TENANT_TEMPLATE + ":disable"): Operation(
         summary="Refuse its keys and tokens within 5 s", tag="tenants", response=wire.TenantView, codes=("not_found",)

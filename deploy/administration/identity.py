@@ -129,10 +129,10 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
     @post(KEYS, status_code=201)
     async def issue(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         body = decoded(exchange(request.scope).json, wire.IssueKey)
-        scopes = _granted(body)
+        scopes = granted(body.role, body.scopes)
         if not is_namespace(body.namespace):
             raise _wrong("$.namespace", "write 1 to 64 small letters, digits, - or _")
-        principal = _own(body.principal)
+        principal = own_named(body.principal)
         auth, acting = await _within(tenants, request, tenant_id)
         secret = keys.new_secret()
         new = NewKey(
@@ -141,12 +141,12 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
             roles=frozenset() if body.role is None else frozenset({body.role}),
             label=body.label,
             secret_sha256=keys.digest(secret),
-            expires_at=_end(body.expires_in_days),
+            expires_at=end_of(body.expires_in_days),
         )
         async with made.alone:
-            made.check(auth, _asked(request))
+            made.check(auth, asked_by(request))
             key = await tenants.issue_key(msgspec.structs.replace(acting, namespace=body.namespace), new)
-            made.note(auth, _asked(request), key.id)
+            made.note(auth, asked_by(request), key.id)
         return shown(auth, key, secret)
 
     @post(KEY + "/:rotate", status_code=201)
@@ -155,22 +155,22 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
         auth, acting = await _within(tenants, request, tenant_id)
         secret = keys.new_secret()
         async with made.alone:
-            made.check(auth, _asked(request))
+            made.check(auth, asked_by(request))
             key = await tenants.rotate_key(
                 acting,
-                _key(key_id),
+                key_named(key_id),
                 secret_sha256=keys.digest(secret),
                 old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
-                expires_at=_end(body.expires_in_days),
+                expires_at=end_of(body.expires_in_days),
             )
-            made.note(auth, _asked(request), key.id)
+            made.note(auth, asked_by(request), key.id)
         return shown(auth, key, secret)
 
     @post(KEY + "/:revoke", status_code=200)
     async def revoke(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:
         decoded(exchange(request.scope).json, wire.RevokeKey)
         auth, acting = await _within(tenants, request, tenant_id)
-        await tenants.revoke_key(acting, _key(key_id))
+        await tenants.revoke_key(acting, key_named(key_id))
         return json_answer(wire.Revoked(revoked=key_id, **whose(auth)))
 
     return [list_keys, issue, rotate, revoke]
@@ -184,15 +184,16 @@ async def _within(tenants: TenantDirectory, request: Asked, text: str) -> tuple[
     return auth, msgspec.structs.replace(auth, tenant=tenant, scopes=auth.scopes | {"admin:tenant"}, home=home)
 
 
-def _granted(body: wire.IssueKey) -> frozenset[str]:
-    if (body.role is None) == (not body.scopes):
+def granted(role: str | None, named: tuple[str, ...]) -> frozenset[str]:
+    """What a role, or scopes in place of one, come to."""
+    if (role is None) == (not named):
         raise _wrong("$.role", "say a role, or scopes instead of one")
-    if unknown := sorted(set(body.scopes) - SCOPES):
+    if unknown := sorted(set(named) - SCOPES):
         raise _wrong("$.scopes", f"there is no scope {unknown[0]!r}")
-    return frozenset(body.scopes) if body.role is None else scopes_of(body.role)
+    return frozenset(named) if role is None else scopes_of(role)
 
 
-def _own(text: str) -> PrincipalId:
+def own_named(text: str) -> PrincipalId:
     if not is_own_name(text):
         raise _wrong("$.principal", f"write {OWN_CHARACTERS}")
     return PrincipalId(text)
@@ -216,16 +217,16 @@ def _wrong(path: str, reason: str) -> InvalidArgument:
     return InvalidArgument(f"{path}: {reason}", code="validation_failed", details={"path": path})
 
 
-def _key(text: str) -> KeyId:
+def key_named(text: str) -> KeyId:
     if uuid_of("key", text) is None:
         raise NotFound(f"there is no key {text[:64]!r}")
     return KeyId(text)
 
 
-def _end(days: int | None) -> datetime | None:
+def end_of(days: int | None) -> datetime | None:
     return None if days is None else datetime.now(UTC) + timedelta(days=days)
 
 
-def _asked(request: Asked) -> str:
+def asked_by(request: Asked) -> str:
     """The repeat of a request has the same key and goes to the same place."""
     return f"{request.scope['path']} {exchange(request.scope).idempotency_key}"

@@ -35,7 +35,7 @@ LIMITS: Final[Mapping[str, int]] = {
     "max_key_grace_minutes": wire.MAX_GRACE_MINUTES,
 }
 
-_PAGES: Final = (
+PAGES: Final = (
     Parameter(
         name="limit",
         description="Items on a page.",
@@ -43,7 +43,7 @@ _PAGES: Final = (
     ),
     Parameter(name="cursor", description="`next_cursor` of the page before."),
 )
-_ONCE: Final = (
+ONCE: Final = (
     "The secret is in this answer and nowhere else. An Idempotency-Key that was used is a `conflict`, which names the key "
     "that was made: revoke it where its answer was lost."
 )
@@ -53,7 +53,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         summary="Principals that something is kept of",
         tag="principals",
         response=wire.PrincipalPage,
-        parameters=_PAGES,
+        parameters=PAGES,
         codes=("not_found",),
     ),
     ("PUT", template(PRINCIPALS)): Operation(
@@ -82,27 +82,27 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         summary="A tenant's API keys, without their secrets",
         tag="keys",
         response=wire.KeyPage,
-        parameters=_PAGES,
+        parameters=PAGES,
         codes=("not_found",),
     ),
     ("POST", template(KEYS)): Operation(
         summary="Issue an API key",
-        description=_ONCE,
+        description=ONCE,
         tag="keys",
         request=wire.IssueKey,
         response=wire.IssuedKey,
         status=201,
-        codes=("not_found", "conflict"),
+        codes=("not_found", "conflict", "too_many_keys"),
     ),
     ("POST", ROTATE): Operation(
         summary="Make a key's successor, and end the key after a grace",
-        description=_ONCE + " A key that has ended is a `conflict`. The body may be left out.",
+        description=ONCE + " A key that has ended is a `conflict`. The body may be left out.",
         tag="keys",
         request=wire.RotateKey,
         request_optional=True,
         response=wire.IssuedKey,
         status=201,
-        codes=("not_found", "conflict"),
+        codes=("not_found", "conflict", "too_many_keys"),
     ),
     ("POST", REVOKE): Operation(
         summary="End a key; it is refused within 5 s",

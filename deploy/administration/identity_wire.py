@@ -46,6 +46,15 @@ class IssueKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expires_in_days: Days | None = None
 
 
+class IssueOwnKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    principal: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+    role: RoleName | None = None
+    scopes: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=32)] = ()
+    """Instead of a role."""
+    label: Annotated[str, Meta(max_length=MAX_LABEL_CHARS)] = ""
+    expires_in_days: Days | None = None
+
+
 class RotateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grace_minutes: Annotated[int, Meta(ge=0, le=MAX_GRACE_MINUTES)] = 24 * 60
     """How long the old one still works."""

@@ -31,6 +31,7 @@ from ports.budget import Budget
 from ports.context import AuthContext
 from ports.errors import InvalidArgument, NotFound
 from ports.http.edge import decoded, exchange
+from ports.http.versions import etag, if_match
 from ports.ids import AgentId, RunId, TenantId, is_agent_id, is_tenant_id
 from ports.run_state import MAX_PAGE, RunFilter, RunStatus
 from ports.tenant import Entitlements, Tenant
@@ -85,9 +86,14 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
     @patch(TENANT)
     async def change(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PatchTenant)
+        version = if_match(request.headers.get("if-match"), of="the tenant", required=True)
         known = await _tenant(platform, auth, tenant_id)
         wanted = entitled(known.entitlements, body.entitlements)
-        return _shown(await platform.tenants.set_entitlements(auth, known.id, wanted), auth)
+        # What is not named stays as it is: as it was when it was read here, too.
+        changed = await platform.tenants.set_entitlements(
+            auth, known.id, wanted, if_match=known.version if version is None else version
+        )
+        return _shown(changed, auth)
 
     @post(TENANT + "/:disable", status_code=200)
     async def disable(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -240,4 +246,6 @@ async def _tenant(platform: Platform, auth: AuthContext, text: str) -> Tenant:
 
 
 def _shown(tenant: Tenant, auth: AuthContext, *, status: int = 200) -> Response[bytes]:
-    return json_answer(wire.TenantView(**wire.tenant_line(tenant), **whose(auth)), status=status)
+    answer = json_answer(wire.TenantView(**wire.tenant_line(tenant), **whose(auth)), status=status)
+    answer.headers["etag"] = etag(tenant.version)
+    return answer

@@ -92,12 +92,12 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("POST", template(HOLDS)): Operation(
         summary="Keep all of a principal, or of the tenant, until it is released",
-        description="Neither erasing nor retention removes what is held.",
+        description="Neither erasing nor retention removes what is held. Sent again with its key it is one hold.",
         tag="privacy",
         request=wire.PlaceHold,
         response=wire.HoldView,
         status=201,
-        codes=("not_found", "too_many_holds"),
+        codes=("not_found", "too_many_holds", "idempotency_key_reused"),
     ),
     ("POST", RELEASE): Operation(
         summary="Release a legal hold", tag="privacy", response=wire.HoldView, codes=("not_found",)
@@ -166,7 +166,8 @@ def handlers(platform: Platform) -> list[HTTPRouteHandler]:
     async def hold(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PlaceHold)
         subject = None if body.subject is None else PrincipalId(body.subject)
-        placed = await platform.privacy.hold(auth, tenant_named(tenant_id), subject, reason=body.reason)
+        asked = exchange(request.scope).idempotency_key or ""
+        placed = await platform.privacy.hold(auth, tenant_named(tenant_id), subject, reason=body.reason, request=asked)
         return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(placed)), **whose(auth)), status=201)
 
     @post(HOLDS + "/{hold_id:str}/:release", status_code=200)

@@ -33,6 +33,7 @@ class TenantView(Struct, frozen=True, kw_only=True):
     status: Literal["active", "disabled"]
     entitlements: Entitlements
     created_at: datetime
+    version: int
     tenant_id: TenantId
     correlation_id: str
 
@@ -43,6 +44,8 @@ class TenantLine(Struct, frozen=True, kw_only=True):
     status: Literal["active", "disabled"]
     entitlements: Entitlements
     created_at: datetime
+    version: int
+    """Its `ETag` is this in quotes."""
 
 
 class TenantPage(Struct, frozen=True, kw_only=True):

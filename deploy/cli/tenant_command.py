@@ -287,7 +287,7 @@ def quota(options: Quota, io: Io) -> int:
         # A class that isn't named stays as it is.
         pii = {**known.entitlements.pii, **given.get("pii", {})}
         wanted = msgspec.structs.replace(known.entitlements, **{**given, "pii": pii})
-        return await directory.tenants.set_entitlements(operator, name, wanted)
+        return await directory.tenants.set_entitlements(operator, name, wanted, if_match=known.version)
 
     tenant = with_directory(io, act)
     if options.json:

@@ -84,7 +84,9 @@ def entitle(options: Entitle, io: Io) -> int:
     async def act(platform: Platform) -> Tenant:
         operator = operator_of(name)
         known = await platform.tenants.get(operator, name)
-        return await platform.tenants.set_entitlements(operator, name, entitled(known.entitlements, changes))
+        return await platform.tenants.set_entitlements(
+            operator, name, entitled(known.entitlements, changes), if_match=known.version
+        )
 
     return _shown(with_platform(io, act), io, as_json=options.json)
 

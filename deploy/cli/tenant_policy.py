@@ -45,7 +45,7 @@ def show_or_set(options: ShowOrSet, io: Io) -> int:
         if wanted is None:
             return known
         changed = msgspec.structs.replace(known.entitlements, policy=wanted)
-        return await directory.tenants.set_entitlements(operator, name, changed)
+        return await directory.tenants.set_entitlements(operator, name, changed, if_match=known.version)
 
     policy = with_directory(io, act).entitlements.policy
     if options.json:

@@ -12,6 +12,7 @@ from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import load_key
 from deploy import audit_surface
 from deploy.admin_surface import Part, create_admin_app
+from deploy.administration import own_keys
 from deploy.administration import part as administration
 from deploy.administration.identity import part as identity_part
 from deploy.administration.offboarding import Exporter, export_path
@@ -95,7 +96,7 @@ def subject_exporter(stored: Choice, folder: Path | None) -> SubjectExporter:
     async def export(tenant: TenantId, subject: PrincipalId) -> Export:
         dsn, directory = _where(stored, folder)
         target = subject_export_path(directory, tenant, subject, datetime.now(UTC))
-        return await export_subject(dsn, tenant, subject, target)
+        return await export_subject(dsn, tenant, subject, target, homes_in(stored.config))
 
     return export
 
@@ -139,7 +140,13 @@ async def create(env: Environment, choices: Mapping[str, Choice], *, clock: Cloc
         )
         probes = {"database": lambda: store.current(_SELF, newer_than=2**62)}
         identity = identity_part(ports["tenant"], env=env.mode())
-        parts = (part, tenants, identity, audit_surface.part(ports["audit"]))
+        parts = (
+            part,
+            tenants,
+            identity,
+            own_keys.part(ports["tenant"], env=env.mode()),
+            audit_surface.part(ports["audit"]),
+        )
         app = create_admin_app(
             parts,
             verifier=ports["verifier"],

@@ -33,6 +33,7 @@ STATUS: Final[Mapping[str, int]] = {
     "legal_hold": 409,
     "runs_open": 409,
     "too_many_holds": 409,
+    "too_many_keys": 409,
     "idempotency_in_progress": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,

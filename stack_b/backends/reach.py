@@ -17,6 +17,8 @@ class Reach(Struct, frozen=True, kw_only=True):
     regions: frozenset[str] = frozenset()
     """Empty: unknown."""
     classifications: frozenset[str] = frozenset(USUAL)
+    passes: frozenset[str] = frozenset()
+    """Members of requests that it may be sent beside those that every backend may."""
 
     def may_see(self, context: PolicyContext, regions: frozenset[str]) -> bool:
         """Whether a request of this context may go there. `regions`: the tenant's, `*` for anywhere."""

@@ -22,6 +22,7 @@ from stack_b.backends.plain_secrets import plain_secrets
 from stack_b.backends.protocol import ModelCard, OpenBackend, Price
 from stack_b.backends.provided import ProvidedBackend
 from stack_b.backends.reach import USUAL, Reach
+from stack_b.members import NEVER
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
@@ -83,6 +84,9 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a kind must be told to be called: azure's `api_version`, bedrock's `region`."""
     members: dict[str, Json] = {}
     """Sent in every request beside the client's own, and instead of them: such as ollama's `options`."""
+    pass_members: tuple[Place, ...] = ()
+    """Members of requests that it may be sent beside those that every backend may (`stack_b.members`); `tools.web_search`
+    is tools of that kind."""
     regions: tuple[Place, ...] = ()
     """Where what it is sent may be seen, all of them. Empty: unknown, so that nothing goes there which is bound to a
     region."""
@@ -93,7 +97,11 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def reach(self) -> Reach:
-        return Reach(regions=frozenset(self.regions), classifications=frozenset(self.classifications))
+        return Reach(
+            regions=frozenset(self.regions),
+            classifications=frozenset(self.classifications),
+            passes=frozenset(self.pass_members),
+        )
 
 
 def references(backend: BackendSettings) -> Iterator[tuple[str, str]]:
@@ -267,6 +275,8 @@ def _of_any(backend: BackendSettings) -> Iterator[str]:
         )
     if taken := sorted(backend.members.keys() & _STEERED):
         yield f"members {taken} are the gateway's own to say; leave them out"
+    if never := sorted(NEVER.intersection(backend.pass_members)):
+        yield f"pass_members {never} would let clients steer, or write more than is held; leave them out"
 
 
 def _card(model: ModelSettings, upstream: str | None = None) -> ModelCard:

@@ -14,6 +14,7 @@ from ports.gateway_configuration import MAX_COMMENT_CHARS, MAX_DOCUMENT_BYTES, M
 from ports.http.edge import Exchange, decoded, exchange
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import Route
+from ports.http.versions import etag, if_match
 from stack_b.administration import Administration
 from stack_b.diagnosis import MAX_DIAGNOSTICS
 from stack_b.http import admin_wire as wire
@@ -106,7 +107,6 @@ OPERATIONS: Final = {
     ),
 }
 
-_MATCH: Final = re.compile(r'"(0|[1-9][0-9]{0,17})"')
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -115,7 +115,7 @@ def handlers(administration: Administration, *, overridden_by: str | None = None
 
     def shown(found: Version | None, asked: Exchange, *, newest: bool) -> Response[bytes]:
         view = wire.configuration_view(found, asked.identity, newest=newest, overridden_by=overridden_by)
-        return _json(view, etag=0 if found is None else found.version)
+        return _json(view, version=0 if found is None else found.version)
 
     @get(CURRENT)
     async def current(request: Asked) -> Response[bytes]:
@@ -180,19 +180,7 @@ def _version(text: str) -> int:
 
 
 def _if_match(request: Asked, *, required: bool) -> int | None:
-    """None: whatever is there."""
-    sent = request.headers.get("if-match")
-    if sent is None and required:
-        raise InvalidArgument(
-            "send If-Match with the ETag of the configuration that you changed, so that nobody else's change is lost",
-            details={"path": "If-Match"},
-        )
-    if sent is None or sent == "*":
-        return None
-    match = _MATCH.fullmatch(sent)
-    if match is None:
-        raise InvalidArgument('If-Match is an ETag of ours, such as "7", or *', details={"path": "If-Match"})
-    return int(match[1])
+    return if_match(request.headers.get("if-match"), of="the configuration", required=required)
 
 
 def _dry_run(request: Asked) -> bool:
@@ -202,6 +190,6 @@ def _dry_run(request: Asked) -> bool:
     return bool(sent == "true")
 
 
-def _json(view: Any, *, etag: int | None = None) -> Response[bytes]:
-    headers = {} if etag is None else {"etag": f'"{etag}"'}
+def _json(view: Any, *, version: int | None = None) -> Response[bytes]:
+    headers = {} if version is None else {"etag": etag(version)}
     return Response(msgspec.json.encode(view), media_type="application/json", headers=headers)

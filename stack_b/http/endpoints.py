@@ -25,6 +25,7 @@ from stack_b.http.parse import PREFERENCE, chat_call, embed_call, preferring, st
 from stack_b.http.replies import json_reply, unless_gone
 from stack_b.http.wire import Health, InForce, ModelList, ModelView, Readiness, StepBody, StepView
 from stack_b.limits import Limits
+from stack_b.once import of_step
 from stack_b.pipeline import Pipeline
 from stack_b.steps import Steps
 
@@ -37,7 +38,7 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
     async def cancel_step(asked: Asked) -> Reply:
         found = asked.exchange
         auth, key = found.identity, step_key(decoded(found.json, StepBody).step_key)
-        aborted = await steps.abort(auth, key)
+        aborted = await steps.abort(auth, of_step(auth, key), found.template)
         correlation_id = auth.trace.correlation_id
         return json_reply(StepView(step_key=key, aborted=aborted, tenant_id=auth.tenant, correlation_id=correlation_id))
 
@@ -57,7 +58,10 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
         found = asked.exchange
         auth = found.identity
         call = _checked(found.json, deps.limits, found.headers.text(PREFERENCE), found.headers)
+        call = msgspec.structs.replace(call, route=found.template)
         verdict = await pipeline.check(auth, call)
+        if verdict.refusal is not None:
+            await pipeline.recorder.foretold(auth, call, verdict.policy_outcome, verdict.refusal)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})
 

@@ -24,7 +24,7 @@ def asked_once(headers: Headers, auth: AuthContext, call: ChatCall | EmbedCall, 
     """
     given = headers.text(STEP_KEY)
     if given is not None:
-        return of_step(step_key(given))
+        return of_step(auth, step_key(given))
     given = headers.idempotency_key()
     if given is not None:
         return of_client(auth, call.route, given)

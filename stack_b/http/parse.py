@@ -13,22 +13,7 @@ from stack_b.canonical import ChatCall, EmbedCall, Preference
 from stack_b.http.about import about
 from stack_b.http.wire import ChatBody, EmbeddingsBody
 from stack_b.limits import Limits
-
-# Members by which a client could choose where its request goes, or what is sent along: ours to decide. The first seven are
-# of the public contract; the others do the same in servers that may stand behind us.
-STEERING: Final = (
-    "provider", "base_url", "api_base", "api_key", "extra_body", "headers", "route",
-    "extra_headers", "extra_query", "api_version", "custom_llm_provider", "deployment_id", "fallbacks", "model_list",
-    "mock_response", "organization", "user_config",
-)  # fmt: skip
-
-# Other names for how much a backend may write, or more of it than is counted: the budget holds `max_tokens` times `n`.
-WIDENING: Final = (
-    "best_of", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens_to_sample", "min_tokens", "num_predict",
-    "options", "use_beam_search",
-)  # fmt: skip
-
-_NOT_TAKEN: Final = frozenset({*STEERING, *WIDENING})
+from stack_b.members import CHAT, EMBED, NEVER, STEERING, TOOLS, WIDENING, extra, tool_kind
 
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
@@ -66,11 +51,14 @@ def step_key(given: str) -> str:
 
 def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     """Raises `InvalidArgument` (`validation_failed`) with the member that is wrong in `details.path`."""
-    refuse_steering(value)
+    more = extra(value, CHAT)
+    if more:
+        refuse_steering(value)
     body = decoded(value, ChatBody)
     at_most(len(body.messages), limits.messages, "messages")
     if body.tools or "functions" in value:
         at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
+        more += tuple(dict.fromkeys(tool_kind(tool.type) for tool in body.tools or () if tool.type not in TOOLS))
     if isinstance(body.stop, list):
         at_most(len(body.stop), limits.stop_strings, "stop")
     if body.logit_bias:
@@ -81,6 +69,7 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
         model=body.model,
         members={name: member for name, member in value.items() if name not in _OURS},
         choices=body.n or 1,
+        extra=more,
         max_tokens=_max_tokens(body, limits),
         stream=body.stream or False,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -90,7 +79,9 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
 
 def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
     """Raises like `chat_call`."""
-    refuse_steering(value)
+    more = extra(value, EMBED)
+    if more:
+        refuse_steering(value)
     given = value.get("input")
     if isinstance(given, list) and given and not all(isinstance(item, str) for item in given):
         raise _refused("input", "input must be text: token ids can't be checked by policy, so send the text itself")
@@ -104,6 +95,7 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
         model=body.model,
         inputs=inputs,
         members={name: member for name, member in value.items() if name not in ours},
+        extra=more,
         encoding=body.encoding_format or "float",
         about=about(value.get("metadata")),
     )
@@ -111,7 +103,7 @@ def embed_call(value: dict[str, Json], limits: Limits) -> EmbedCall:
 
 def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") -> None:
     """Also for surfaces that limit an answer by another member, `limit`."""
-    if _NOT_TAKEN.isdisjoint(value):
+    if NEVER.isdisjoint(value):
         return
     for name in STEERING:
         if name in value:

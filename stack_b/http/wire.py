@@ -1,4 +1,4 @@
-"""What the gateway's endpoints take and give. Requests are lenient: a backend may know members that we don't."""
+"""What the gateway's endpoints take and give. Requests are lenient: `stack_b.members` decides what else is taken."""
 
 from typing import Annotated, Literal
 
@@ -46,7 +46,7 @@ class StreamOptions(Struct, frozen=True, kw_only=True):
 
 
 class ChatBody(Struct, frozen=True, kw_only=True):
-    """OpenAI's request. Members that steer routing are refused; others not named here are passed on."""
+    """OpenAI's request. Members that steer are refused; which others are passed on, `stack_b.members` says."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
     messages: Annotated[list[MessageBody], Meta(min_length=1)]

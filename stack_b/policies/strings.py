@@ -1,8 +1,10 @@
 """What policies read of a JSON value: every string a backend, a client or a tool would see. Pure."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ports.messages import Json
+from stack_b.redaction.parts import said_by
 from stack_b.redaction.spans import OUTERMOST, is_media
 
 
@@ -28,8 +30,8 @@ def strings(value: Json, place: tuple[str, str] = OUTERMOST) -> Iterator[str]:
 
 
 def _together(items: list[Json]) -> Iterator[str]:
-    said = [item if isinstance(item, str) else item.get("text") for item in items if isinstance(item, str | dict)]
-    texts = [text for text in said if isinstance(text, str)]
+    said = [item if isinstance(item, str) else said_by(item)[1] for item in items]
+    texts = [text for text in said if text is not None]
     if len(texts) > 1:
         yield "".join(texts)
 
@@ -37,10 +39,10 @@ def _together(items: list[Json]) -> Iterator[str]:
 def offered(members: dict[str, Json]) -> tuple[str, ...]:
     """The functions that a request offers to the model, or forces it to call, by name; a tool without one by its type."""
     names: list[str] = []
-    for member in ("tools", "functions"):
+    for member in _OFFERS:
         given = members.get(member)
         for tool in given if isinstance(given, list) else ():
-            names += names_of(tool)
+            names += _offers(tool)
     for member in ("tool_choice", "function_call"):
         choice = members.get(member)
         if isinstance(choice, dict):
@@ -48,7 +50,51 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
             tools = allowed.get("tools") if isinstance(allowed, dict) else None
             for tool in tools if isinstance(tools, list) else (choice,):
                 names += names_of(tool)
+            names += _named(choice)
     return tuple(dict.fromkeys(names))
+
+
+_OFFERS: Final = ("tools", "functions", "mcp_servers", "plugins")
+_LISTS: Final = frozenset({
+    "allowedFunctionNames", "allowed_function_names", "allowed_tools", "functionDeclarations", "function_declarations",
+    "functions", "tool_names", "tools",
+})  # fmt: skip
+"""Where tools stand inside of another one, as objects or as names only."""
+_SCHEMAS: Final = frozenset({
+    "input_schema", "inputSchema", "parameters", "parametersJsonSchema", "parameters_json_schema", "schema",
+})  # fmt: skip
+"""What describes arguments and offers nothing."""
+_CLIENTS: Final = frozenset({"function", "custom"})
+"""Kinds of tools that are only names to the provider."""
+
+
+def _offers(tool: Json) -> Iterator[str]:
+    """Every name that it may go by, and those of the tools inside it. A provider's own is its kind."""
+    yield from names_of(tool)
+    if isinstance(tool, dict):
+        kind = tool.get("type")
+        if isinstance(kind, str) and kind not in _CLIENTS:
+            yield kind
+        yield from _named(tool)
+
+
+def _named(value: Json, where: str = "") -> Iterator[str]:
+    """The names inside of it. `where`: the member that it stands in."""
+    if isinstance(value, list):
+        for item in value:
+            if where not in _LISTS:
+                yield from _named(item)
+            elif isinstance(item, str):
+                yield item
+            else:
+                yield from _offers(item) if isinstance(item, dict) else _named(item, where)
+    elif isinstance(value, dict):
+        name = value.get("name")
+        if isinstance(name, str):
+            yield name
+        for member, inside in value.items():
+            if member not in _SCHEMAS:
+                yield from _named(inside, member)
 
 
 def names_of(tool: Json) -> list[str]:

@@ -21,6 +21,7 @@ from ports.tenant import ALL, Entitlements
 from stack_b.backends.catalog import Candidate, Catalog
 from stack_b.backends.reach import Reach
 from stack_b.canonical import Preference
+from stack_b.members import untaken
 from stack_b.routing.breaker import Breaker, State
 from stack_b.routing.canary import Watch, drawn
 from stack_b.routing.choice import choose, permits, permits_backend, permits_tier
@@ -51,6 +52,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     """What the client says it is calling for, see `agent_of`; a canary then draws agents, and not those who call."""
     conversation: str = ""
     """Equal for the turns of one conversation, see `conversation_of`; empty where it has none."""
+    extra: tuple[str, ...] = ()
+    """What of it not every backend may be sent."""
 
 
 class _Reasons(NamedTuple):
@@ -76,6 +79,8 @@ class Router:
         self._rules = rules
         self._watches: dict[str, Watch] = {}
         self._remembered: dict[_Reasons, tuple[Candidate, ...]] = {}
+        self._last: dict[tuple[str, str, Kind], tuple[Entitlements, PolicyContext, tuple[Candidate, ...]]] = {}
+        """By tenant and what it asks for: of what it was entitled to then."""
         self._remembered_for: tuple[Candidate, ...] = ()
 
     def follow(self, rules: RoutingRules, *, reaches: Mapping[str, Reach]) -> None:
@@ -86,7 +91,7 @@ class Router:
         }
         self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
         self._rules = rules
-        self._remembered = {}
+        self._remembered, self._last = {}, {}
 
     def candidates(
         self,
@@ -116,6 +121,17 @@ class Router:
         first = [one for one in found if one.card.id == canary.model]
         return (*first, *self._preferred(asked.preference, [one for one in found if one not in first]))
 
+    def taking(self, extra: tuple[str, ...], candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        """Those that may be sent all of `extra`. Raises `InvalidArgument` where nobody may."""
+        able = tuple(one for one in candidates if self._passes(one).issuperset(extra))
+        if not able:
+            refused = [name for name in extra if not any(name in self._passes(one) for one in candidates)] or extra
+            raise untaken(refused[0])
+        return able
+
+    def _passes(self, candidate: Candidate) -> frozenset[str]:
+        return self._reaches.get(candidate.backend.name, _UNKNOWN).passes
+
     def tier(self, name: str) -> str:
         """The tier that a client asks for by `name`; empty where it is none."""
         return self._rules.tier(name)
@@ -127,7 +143,18 @@ class Router:
     def _settled_order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         served = self._catalog.served()
         if self._remembered_for is not served:
-            self._remembered_for, self._remembered = served, {}
+            self._remembered_for, self._remembered, self._last = served, {}, {}
+        who = (auth.tenant, asked.name, asked.kind)
+        last = self._last.get(who)
+        if last is not None and last[0] is entitlements and last[1] is auth.policy:
+            # Nothing is compared where these are the very objects of the request before.
+            return last[2]
+        found = self._order(auth, asked, entitlements)
+        if found and (last is not None or len(self._last) < MAX_REMEMBERED):
+            self._last[who] = (entitlements, auth.policy, found)
+        return found
+
+    def _order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         key = _Reasons(
             asked.name,
             asked.kind,
@@ -222,7 +249,7 @@ class Router:
             breaker.left()
             return
         # What is not `upstream_…` is ours, such as having no connection left.
-        failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
+        failed = error is not None and isinstance(error, Unavailable) and error.code.startswith("upstream_")
         self._judge(breaker, attempt.auth, attempt.asked, candidate, failed=failed)
         if error is None:
             seconds = (now if attempt.first is None else attempt.first) - attempt.began
@@ -238,7 +265,8 @@ class Router:
             breaker.failed()
         else:
             breaker.succeeded()
-        if breaker.state != before:
+        # One that was closed stays so when a call goes well, as nearly all do.
+        if (failed or before != "closed") and breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
         canary = self._drawn(auth, asked) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):

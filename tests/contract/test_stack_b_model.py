@@ -15,7 +15,7 @@ from adapters.inproc.budget import InprocBudget
 from adapters.stack_b_model import SPEC, StackBModel, StackBModelConfig
 from adapters.system_clock import SystemClock
 from conformance.model import ModelContract
-from conformance.people import ACME
+from conformance.people import ACME, ACME_BEN
 from ports.adapter import Given
 from ports.context import AuthContext, Trace
 from ports.errors import PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
@@ -42,7 +42,7 @@ class Names:
     def mint(self, auth: AuthContext, *, audience: str, scopes: frozenset[str], lifetime: timedelta) -> str:
         assert lifetime <= timedelta(hours=1)
         self.minted.append((auth.tenant, audience, scopes))
-        return auth.tenant.removeprefix("tnt_")
+        return "colleague" if auth.principal == ACME_BEN.principal else auth.tenant.removeprefix("tnt_")
 
 
 class Breakable(DemoBackend):

@@ -20,6 +20,7 @@ from adapters.system_clock import SystemClock
 from adapters.token_auth.issuer import generate_key, jwks
 from conformance.factories import intent, new_run
 from conformance.people import ACME, NODE, PLATFORM
+from deploy.administration import own_keys
 from deploy.administration.identity_routes import ACTING, KEYS, PRINCIPALS, REVOKE, ROTATE
 from deploy.administration.privacy_part import ERASURES, EXPORTS, HOLDS, RELEASE, RETENTION
 from deploy.administration.routes import BUDGET, KILL, TENANT_TEMPLATE, TENANTS, template
@@ -218,6 +219,15 @@ async def on_a_key(world: World, route: Route) -> httpx.Response:
     return await world.send(route, tenant_id=tenant, key_id=key.json()["key"]["id"])
 
 
+async def issue_own_key(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, body={"principal": "svc_a", "role": "viewer"})
+
+
+async def on_an_own_key(world: World, route: Route) -> httpx.Response:
+    key = await issue_own_key(world, replace(route, template=own_keys.KEYS))
+    return await world.send(route, key_id=key.json()["key"]["id"])
+
+
 CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("POST", "/v1/agents/{agent_id}/runs"): (create, "run.create"),
     ("POST", "/v1/runs/{run_id}:cancel"): (cancel, "run.cancel"),
@@ -242,6 +252,9 @@ CHANGES: Final[dict[tuple[str, str], tuple[Exercise, str]]] = {
     ("PUT", template(PRINCIPALS)): (bar, "principal.disable"),
     ("PUT", template(ACTING)): (let_act, "acting.allow"),
     ("POST", template(KEYS)): (issue_key, "key.issue"),
+    ("POST", own_keys.KEYS): (issue_own_key, "key.issue"),
+    ("POST", own_keys.ROTATE): (on_an_own_key, "key.issue"),
+    ("POST", own_keys.REVOKE): (on_an_own_key, "key.revoke"),
     # Of the successor; `key.rotate` of the key is before it.
     ("POST", ROTATE): (on_a_key, "key.issue"),
     ("POST", REVOKE): (on_a_key, "key.revoke"),

@@ -12,14 +12,15 @@ import asyncpg
 import msgspec
 import pytest
 
-from adapters.postgres.engine import PostgresConfig, open_database
+from adapters.postgres.engine import SERVER_SETTINGS, PostgresConfig, open_database
 from adapters.postgres.statements import load
 from conformance.people import ACME, GLOBEX, NODE
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
-from ports.ids import RunId, WorkerId
+from ports.ids import RunId, WorkerId, uuid_of
 from ports.priority import DEFAULT
 from ports.tenant import Entitlements
+from stack_a.worker import RESERVED_FROM
 from tests.support.postgres import Clone, execute, fetch, shift_time
 from tests.support.worker_node import Node, open_node
 
@@ -81,6 +82,37 @@ class TestFairness:
 
         assert len(await node.queue.lease(NODE, limit=8, duration=LEASE)) == 1
 
+    async def test_a_slot_is_kept_for_a_tenant_that_has_nothing_running(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements())
+        await node.entitle(GLOBEX, Entitlements())
+        for _ in range(10):
+            await node.create(ACME)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with node.worker(concurrency=RESERVED_FROM):
+                await node.until_inside(ACME, RESERVED_FROM - 1)
+                runs = [await node.create(GLOBEX) for _ in range(2)]
+                await node.until_inside(GLOBEX, 1)
+                node.gate.set()
+                for run in runs:
+                    await node.ended(GLOBEX, run)
+
+    async def test_a_tenant_with_a_run_running_is_not_idle(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements())
+        worker = WorkerId("wrk_one")
+        await node.runs.renew(NODE, worker, LEASE)
+        first, _ = await node.create(ACME), await node.create(ACME)
+        [hint] = await node.queue.lease(NODE, limit=1, duration=LEASE)
+        await node.runs.claim(ACME, first, worker)
+        await node.queue.ack(NODE, hint)
+
+        running = await node.queue.lease(NODE, limit=8, duration=LEASE, idle_only=True)
+        await node.runs.release(ACME, first, 1)
+        idle = await node.queue.lease(NODE, limit=8, duration=LEASE, idle_only=True)
+
+        assert running == []
+        assert len(idle) == 1
+
     async def test_a_backlog_of_ten_thousand_delays_another_tenants_run_by_a_few(self, node: Node) -> None:
         await node.entitle(ACME, Entitlements())
         await node.entitle(GLOBEX, Entitlements())
@@ -97,6 +129,38 @@ class TestFairness:
 
         # All four slots may just have been taken, and the next batch leased.
         assert max(ahead) <= 12
+
+    async def test_what_is_done_for_each_run_costs_the_same_beside_a_large_backlog(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements(max_queued_runs=10_000))
+        worker = WorkerId("wrk_one")
+        await node.runs.renew(NODE, worker, LEASE)
+        await node.runs.claim(ACME, await node.create(ACME), worker)  # which makes places
+        [hint] = await node.queue.lease(NODE, limit=1, duration=LEASE)
+        run = await node.create(ACME)
+        whose = {
+            "place": 0,
+            "tenant": ACME.tenant,
+            "namespace": ACME.namespace,
+            "correlation_id": "",
+            "traceparent": "",
+        }
+        claim = {**whose, "run": str(uuid_of("run", run)), "worker": worker}
+        ack = {**whose, "message": str(uuid_of("msg", hint.id)), "lease": str(uuid_of("lse", hint.lease))}
+        # Statements are planned with what was known of the tables once: as in a process that began with few runs.
+        await backlog(node.database, ACME, 100)
+        await execute(node.database.superuser, "VACUUM ANALYZE agentos.queue_messages")
+        few = {
+            "claim": await blocks_of(node.database, "run_claim", "claim", claim),
+            "ack": await blocks_of(node.database, "queue", "ack", ack),
+        }
+        await backlog(node.database, ACME, 5_000)
+
+        many = {
+            "claim": await blocks_of(node.database, "run_claim", "claim", claim),
+            "ack": await blocks_of(node.database, "queue", "ack", ack),
+        }
+
+        assert all(many[name] <= 2 * few[name] for name in few), (few, many)
 
     async def test_one_tenants_racing_creations_get_all_the_room_there_is_and_no_more(self, node: Node) -> None:
         await node.entitle(ACME, Entitlements(runs_per_minute=240, max_queued_runs=333))
@@ -294,9 +358,32 @@ async def backlog(database: Clone, auth: AuthContext, size: int) -> None:
         SELECT '{auth.tenant}', 'default', '{requester}',
                convert_to('{{"run_id":"run_' || replace(id::text, '-', '') || '"}}', 'UTF8'), now()
         FROM made;
-        INSERT INTO queue_turns (tenant_id, vtime, next_at, served_at) VALUES ('{auth.tenant}', 0, now(), now());
+        INSERT INTO queue_turns (tenant_id, vtime, next_at, served_at) VALUES ('{auth.tenant}', 0, now(), now())
+        ON CONFLICT (tenant_id) DO UPDATE SET next_at = now();
         """,
     )
+
+
+async def blocks_of(database: Clone, file: str, name: str, ask: dict[str, Any]) -> int:
+    """How many blocks a statement of batches reads for one ask, of ACME's, that it finds. It is rolled back."""
+    statement = load(file)[name]
+    asks = msgspec.json.encode([ask]).decode()
+    arguments = ", ".join(f"'{asks}'" if one == "asks" else "50" for one in statement.names)
+    settings = {**SERVER_SETTINGS, "plan_cache_mode": "force_generic_plan"}
+    connection = await asyncpg.connect(database.app, server_settings=settings)
+    try:
+        await connection.execute(f"PREPARE asked AS {statement.sql}")
+        for _ in range(3):  # the first ones plan, which reads the catalogue
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(f"SET LOCAL app.tenant_id = '{ACME.tenant}'")
+            told = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE asked({arguments})")
+            await transaction.rollback()
+    finally:
+        await connection.close()
+    [plan] = msgspec.json.decode(told)
+    assert plan["Plan"]["Actual Rows"] == 1
+    return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
 async def blocks_of_a_lease(database: Clone, *, tenants: int, messages: int) -> int:

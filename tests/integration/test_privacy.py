@@ -348,13 +348,13 @@ def test_every_table_of_tenants_rows_says_whether_it_has_a_subjects(database: Cl
 
 KILLED: Final = """
 import asyncio, sys
-from adapters.postgres import privacy
+from adapters.postgres import privacy, privacy_erasing
 from adapters.postgres.engine import PostgresConfig
 from adapters.system_clock import SystemClock
 from conformance.people import PLATFORM
 from ports.adapter import Given
 
-privacy.WINDOW, privacy.RUNS = 3, 2
+privacy_erasing.WINDOW, privacy_erasing.RUNS = 3, 2
 
 async def main(dsn, tenant, subject):
     async with privacy.SPEC.open(PostgresConfig(dsn=dsn), Given(clock=SystemClock())) as port:

@@ -1,5 +1,6 @@
 """The part of the admin API about tenants, over PostgreSQL and as the role that it has there."""
 
+import asyncio
 import json
 import os
 import uuid
@@ -45,11 +46,16 @@ class Node:
         self.http = http
         self.platform = platform
 
-    async def send(self, method: str, path: str, body: Any = None, *, who: str = "platform") -> httpx.Response:
-        headers = {"authorization": f"Bearer {who}"}
+    async def send(
+        self, method: str, path: str, body: Any = None, *, who: str = "platform", **more: str | None
+    ) -> httpx.Response:
+        """`more` are headers, with _ for -; None: without it."""
+        headers: dict[str, str | None] = {"authorization": f"Bearer {who}"}
         if method != "GET":
-            headers["idempotency-key"] = uuid.uuid4().hex
-        return await self.http.request(method, path, json=body, headers=headers)
+            headers |= {"idempotency-key": uuid.uuid4().hex, "if-match": "*"}
+        headers |= {name.replace("_", "-"): value for name, value in more.items()}
+        sent = {name: value for name, value in headers.items() if value is not None}
+        return await self.http.request(method, path, json=body, headers=sent)
 
     async def audit(self, tenant: TenantId = ACME.tenant) -> list[tuple[str, str, str]]:
         rows = await fetch(
@@ -133,6 +139,46 @@ async def test_every_route_is_the_platforms_alone(node: Node, route: Any) -> Non
         "user": (403, "insufficient_scope"),
         "tenant_admin": (403, "insufficient_scope"),
     }
+
+
+async def test_of_two_administrators_the_second_is_told_that_the_first_was_there(node: Node) -> None:
+    await created(node)
+    version = (await node.send("GET", ACME_URL)).headers["etag"]
+    seven, nine = ({"entitlements": {"weight": weight}} for weight in (7, 9))
+
+    first = await node.send("PATCH", ACME_URL, seven, if_match=version)
+    second = await node.send("PATCH", ACME_URL, nine, if_match=version)
+    repeated = await node.send("PATCH", ACME_URL, seven, if_match=version)
+    without = await node.send("PATCH", ACME_URL, nine, if_match=None)
+    nonsense = await node.send("PATCH", ACME_URL, nine, if_match="W/7")
+    listed = (await node.send("GET", "/v1/admin/tenants")).json()["items"]
+    third = await node.send("PATCH", ACME_URL, nine, if_match=first.headers["etag"])
+
+    assert (version, first.status_code, first.headers["etag"], third.headers["etag"]) == ('"1"', 200, '"2"', '"3"')
+    assert (second.status_code, second.json()["error"]["details"]) == (409, {"current": 2})
+    assert (repeated.status_code, repeated.headers["etag"]) == (200, '"2"'), "it was lost on its way back, say"
+    assert [(one.status_code, one.json()["error"]["details"]["path"]) for one in (without, nonsense)] == [
+        (400, "If-Match")
+    ] * 2
+    assert [(one["id"], one["version"], one["entitlements"]["weight"]) for one in listed] == [(ACME.tenant, 2, 7)]
+    assert [action for action, _, _ in await node.audit()].count("tenant.entitle") == 2
+
+
+async def test_a_hold_that_is_asked_for_again_with_its_key_is_one(node: Node) -> None:
+    await created(node)
+    holds = f"{ACME_URL}/privacy/holds"
+    body = {"subject": "usr_ann", "reason": "case 17/26"}
+
+    answers = await asyncio.gather(*(node.send("POST", holds, body, idempotency_key="case-17") for _ in range(4)))
+    other = await node.send("POST", holds, {**body, "reason": "case 18/26"}, idempotency_key="case-17")
+    another = await node.send("POST", holds, body, idempotency_key="case-18")
+
+    assert [one.status_code for one in answers] == [201] * 4
+    assert len({one.json()["id"] for one in answers}) == 1
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    listed = (await node.send("GET", holds)).json()["items"]
+    assert [one["id"] for one in listed] == [answers[0].json()["id"], another.json()["id"]]
+    assert [action for action, _, _ in await node.audit()].count("hold.place") == 2
 
 
 async def test_a_tenant_is_made_looked_at_changed_and_switched(node: Node) -> None:

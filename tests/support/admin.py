@@ -12,22 +12,29 @@ from msgspec.structs import replace
 from adapters.inproc import gateway_configuration, store
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
-from conformance.people import ACME, PLATFORM
+from conformance.people import ACME, ACME_LAB, GLOBEX, PLATFORM
 from deploy.admin_surface import Part, create_admin_app
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.auth import mismatch
-from ports.context import AuthContext
+from ports.context import SCOPES, AuthContext
 from ports.errors import Unauthenticated
 from ports.gateway_configuration import GatewayConfigurations
+from ports.roles import ROLES
 from stack_b.administration import Administration
 from stack_b.diagnosis import NodeFacts
 from stack_b.http import admin as gateway
 
 CALLERS = {
     "platform": PLATFORM,
-    "tenant_admin": replace(ACME, scopes=ACME.scopes | {"admin:tenant", "audit:read"}),
+    "tenant_admin": replace(ACME, scopes=ACME.scopes | ROLES["tenant_admin"]),
     "user": ACME,
+    "viewer": replace(ACME, scopes=ROLES["viewer"]),
+    "narrow_admin": replace(ACME, scopes=ROLES["viewer"] - {"agents:read"} | {"admin:tenant"}),
+    "everything": replace(ACME, scopes=SCOPES),
+    "globex_admin": replace(GLOBEX, scopes=ROLES["tenant_admin"]),
+    "lab_admin": replace(ACME_LAB, scopes=ROLES["tenant_admin"]),
+    "guest": replace(GLOBEX, scopes=ROLES["tenant_admin"] | {"tenant:act_as"}).acting_for(ACME.tenant),
 }
 
 

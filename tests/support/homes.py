@@ -33,7 +33,7 @@ from ports.run_intake import RunRequest
 from ports.run_state import RunStatePort
 from ports.tenant import Entitlements, TenantDirectory
 from stack_a.runs.start import Intake
-from tests.support.postgres import Clone, cloned
+from tests.support.postgres import Clone, cloned, fetch
 from tests.support.worker_node import first_a_tool_then_text, working
 
 CLOCK: Final = SystemClock()
@@ -165,6 +165,16 @@ def killed_at(point: str, *, times: int = 1) -> Callable[[Step], Awaitable[None]
 
 async def silent(_: Step) -> None:
     pass
+
+
+async def waits_for_a_lock(clone: Clone) -> None:
+    waiting = (
+        "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+        "WHERE d.datname = $1 AND l.locktype = 'advisory' AND NOT l.granted"
+    )
+    with anyio.fail_after(30):
+        while not await fetch(clone.superuser, waiting, clone.name):  # noqa: ASYNC110 - the database does
+            await anyio.sleep(0.02)
 
 
 @contextmanager

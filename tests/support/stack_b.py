@@ -14,7 +14,7 @@ from adapters import regex_pii
 from adapters.inproc import budget, reply_journal, request_log, store, tenant
 from adapters.inproc.store import InprocConfig
 from adapters.system_clock import SystemClock
-from conformance.people import ACME, GLOBEX, NODE
+from conformance.people import ACME, ACME_BEN, GLOBEX, NODE
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.auth import mismatch
@@ -43,6 +43,7 @@ from stack_b.vault import Vault
 MAY_INVOKE = frozenset({"models:invoke"})
 CALLERS = {
     "acme": replace(ACME, scopes=MAY_INVOKE),
+    "colleague": replace(ACME_BEN, scopes=MAY_INVOKE),
     "globex": replace(GLOBEX, scopes=MAY_INVOKE),
     "reader": replace(ACME, scopes=frozenset({"runs:read"})),
 }

@@ -58,12 +58,8 @@ async def plant(database: Clone, auth: AuthContext, word: str, *, runs: int = 1)
         async def port(module: Any) -> Any:  # any of the adapters'
             return await stack.enter_async_context(module.SPEC.open(config, given))
 
-        state = await port(run_state)
-        for _ in range(runs):
-            await _run(state, auth, word)
-        await (await port(queue)).enqueue(auth, word.encode())
+        await plant_at_home(database, auth, word, runs=runs)
         await _request(await port(request_log), auth, word)
-        await (await port(memory)).put(auth, f"key {word}", {"said": word}, metadata={"of": word})
         replies = await port(reply_journal)
         won = await replies.open(auth, f"step-{uuid.uuid4()}", "digest", lease=_LEASE)
         assert isinstance(won, Won)
@@ -81,6 +77,21 @@ async def plant(database: Clone, auth: AuthContext, word: str, *, runs: int = 1)
             NewKey(principal=auth.principal, scopes=frozenset({"runs:read"}), label=word, secret_sha256=bytes(32)),
         )
         await tenants.put_principal(auth, auth.principal, status="active")
+
+
+async def plant_at_home(database: Clone, auth: AuthContext, word: str, *, runs: int = 1) -> None:
+    """As `plant`, of what lies where the tenant lives."""
+    given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.app)
+    async with AsyncExitStack() as stack:
+
+        async def port(module: Any) -> Any:  # any of the adapters'
+            return await stack.enter_async_context(module.SPEC.open(config, given))
+
+        state = await port(run_state)
+        for _ in range(runs):
+            await _run(state, auth, word)
+        await (await port(queue)).enqueue(auth, word.encode())
+        await (await port(memory)).put(auth, f"key {word}", {"said": word}, metadata={"of": word})
         log = await port(audit)
         await log.note(auth, Note(action="thing.done", subject="thing", detail=word))
         await log.note(replace(auth, principal=PrincipalId("usr_other")), Note(action="x", subject=auth.principal))

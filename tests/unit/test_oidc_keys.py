@@ -5,15 +5,19 @@ import json
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Final, cast
 
 import anyio.lowlevel
 import jwt as pyjwt
 import pytest
 
-from adapters.token_auth.remote_keys import FRESH_SECONDS, KEPT_SECONDS, REFETCH_SECONDS
+from adapters.token_auth.remote_keys import FRESH_SECONDS, KEPT_SECONDS, REFETCH_SECONDS, RemoteKeys
+from adapters.token_auth.trust import TrustedIssuer
+from conformance.clock import ManualClock
+from ports.egress import EgressPort, Fetched
 from ports.errors import Unauthenticated, Unavailable
 from tests.support.http_origin import answer
-from tests.support.oidc import DISCOVERY, JWKS, OidcIssuer, TrustingNode, public_jwk, trusted, trusting_node
+from tests.support.oidc import DISCOVERY, JWKS, OidcIssuer, TrustingNode, new_key, public_jwk, trusted, trusting_node
 
 LATER = timedelta(seconds=REFETCH_SECONDS)
 
@@ -219,3 +223,56 @@ class TestFailingClosed:
 
         with pytest.raises(Unavailable):
             await node.verifier.verify(node.issuer.token())
+
+
+class AnswersAnybody:
+    """A way out that forbids nothing: what is not asked for, nobody wanted."""
+
+    def __init__(self, documents: dict[str, dict[str, object]]) -> None:
+        self._documents = documents
+        self.asked: list[str] = []
+
+    async def fetch(self, _: object, url: str, **__: object) -> Fetched:
+        self.asked.append(url)
+        found = self._documents.get(url)
+        return Fetched(status=404) if found is None else Fetched(status=200, body=json.dumps(found).encode())
+
+
+_ID: Final = "https://id.example"
+_FOUND: Final = f"{_ID}/.well-known/openid-configuration"
+
+
+def _keys_of(jwks_uri: str, *, issuer: str = _ID) -> tuple[RemoteKeys, AnswersAnybody]:
+    key: dict[str, object] = {"keys": [public_jwk(new_key("EdDSA"), "EdDSA", kid="first")]}
+    discovery: dict[str, object] = {"issuer": issuer, "jwks_uri": jwks_uri}
+    out = AnswersAnybody({_FOUND: discovery, jwks_uri: key})
+    trust = TrustedIssuer(name="acme", issuer=_ID, tenant="tnt_acme")
+    return RemoteKeys(trust, cast("EgressPort", out), ManualClock()), out
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://id.example/keys", "http://127.0.0.1/keys", "http://localhost:8443/keys", "HTTPS://id.example/keys",
+        "//id.example/keys", "/keys", "ftp://id.example/keys", "file:///keys", "",
+    ],
+)  # fmt: skip
+async def test_keys_are_fetched_over_https_whatever_a_discovery_says(uri: str) -> None:
+    """Also where the guard would let it pass: whoever is on the way could put keys of their own there."""
+    keys, out = _keys_of(uri)
+
+    with pytest.raises(Unavailable):
+        await keys.find("first")
+    assert out.asked == [_FOUND]
+
+
+@pytest.mark.anyio
+async def test_keys_of_a_discovery_over_https_are_taken_and_another_issuers_are_not() -> None:
+    keys, _ = _keys_of("https://keys.example/keys")
+    others, out = _keys_of("https://keys.example/keys", issuer="https://evil.example")
+
+    assert await keys.find("first") is not None
+    with pytest.raises(Unavailable):
+        await others.find("first")
+    assert len(out.asked) == 1

@@ -259,6 +259,7 @@ class TestTheFile:
             ({"issuer": "http://x.example"}, "https"), ({"issuer": "https://u@x.example"}, "https"),
             ({"issuer": "https://x.example?y"}, "https"), ({"issuer": "https://X.example"}, "https"),
             ({"issuer": "https://node.example"}, "own"), ({"jwks_uri": "file:///etc/passwd"}, "https"),
+            ({"jwks_uri": "http://x.example/keys"}, "https"), ({"jwks_uri": "http://127.0.0.1/keys"}, "https"),
             ({"tenants": {}}, "for whom"), ({"tenant": "tnt_acme"}, "for whom"), ({"tenants": {"a": "acme"}}, "tenant"),
             ({"roles": {"a": "king"}}, "role"), ({"scopes": ["all"]}, "scope"), ({"scopes": ["egress:node"]}, "scope"),
             ({"algorithms": ["HS256"]}, "HS256"), ({"algorithms": []}, "algorithms"), ({"name": "A:b"}, "name"),

@@ -221,6 +221,26 @@ async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> Non
     assert 'agentos_policy_blocks_total{reason="tools"} 2.0' in counted
 
 
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "function", "function": {"name": "fine", "functions": [{"name": "pay_bill"}]}},
+        {"type": "custom", "custom": {"name": "fine", "tools": [{"type": "function", "name": "pay_bill"}]}},
+        {"functionDeclarations": [{"name": "pay_bill"}]},
+        {"type": "function", "name": "fine", "allowed_tools": ["pay_bill"]},
+    ],
+    ids=["functions", "tools", "declarations", "names"],
+)
+async def test_a_function_inside_of_a_tool_is_offered_too(tool: Any) -> None:
+    no_pay = [{"id": "no", "effect": "deny", "on": ["offer"], "functions": ["pay_*"]}]
+    two = Two(down=False)
+    async with stack_b(*two.backends, rules=no_pay) as node:
+        answer = await node.chat(model="m-1", tools=[tool])
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "tool_not_permitted")
+    assert two.heard == (0, 0)
+
+
 def test_what_an_agent_asks_is_not_what_another_one_asks() -> None:
     """Rules and budgets go by it: so nobody joins, or is answered with, the other's call."""
     asked = [

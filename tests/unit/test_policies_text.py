@@ -17,6 +17,7 @@ from stack_b.policies.width import MAX_WIDTH, width
 ODD: Final = (
     "a", "b", " ", "é", "e", "\u0301", "\u0323", "ﬁ", "ß", "\u200b", "%41", "%C3%A9", "%", "&eacute;", "&", "&#769;",
     "\\u0041", "\\", "\\\\n", "ｶ", "ﾞ", "각", "\u1100", "\u1161", "\u11a8", "中", "😀", "\ufe0f", "u00", "41", ";",
+    "%25", "&amp;", "\u2028", "\U000e0041", "\x08",
 )  # fmt: skip
 """What composes with what stands before it, and what stands for something else."""
 
@@ -184,6 +185,9 @@ class TestStrings:
         parts = [{"type": "text", "text": "blue he"}, {"type": "text", "text": "ron"}]
 
         assert "blue heron" in list(strings({"content": parts}))
+        assert "blue heron" in list(
+            strings([{"type": "refusal", "refusal": "blue "}, {"type": "text", "text": "heron"}])
+        )
         assert "blue heron" in list(strings(["blue he", "ron"]))
 
     def test_media_are_no_text_and_what_only_looks_like_it_is(self) -> None:
@@ -210,6 +214,46 @@ class TestStrings:
                 {"tools": [{"type": "custom", "custom": {"name": "g"}, "function": {"name": "h"}}]},
                 ("h", "g"),
             ),
+            # However deep they stand.
+            (
+                {
+                    "tools": [
+                        {
+                            "type": "namespace",
+                            "name": "crm",
+                            "tools": [{"type": "function", "name": "i"}, {"type": "shell"}],
+                        }
+                    ]
+                },
+                ("crm", "namespace", "i", "shell"),
+            ),
+            ({"tools": [{"functionDeclarations": [{"name": "j"}]}]}, ("", "j")),
+            ({"tools": [{"type": "function", "function": {"name": "k", "functions": [{"name": "l"}]}}]}, ("k", "l")),
+            ({"tools": [{"type": "custom", "custom": {"name": "m", "tools": [[{"name": "n"}]]}}]}, ("m", "n")),
+            ({"functions": [{"name": "o", "functions": [{"name": "p"}]}]}, ("o", "p")),
+            (
+                {"tools": [{"type": "mcp", "server_label": "s", "allowed_tools": ["q"], "x": {"tool_names": ["r"]}}]},
+                ("mcp", "q", "r"),
+            ),
+            ({"mcp_servers": [{"name": "s", "tool_configuration": {"allowed_tools": ["t"]}}]}, ("s", "t")),
+            (
+                {
+                    "tool_choice": {
+                        "type": "allowed_tools",
+                        "mode": "auto",
+                        "tools": [{"type": "x", "x": {"name": "u"}}],
+                    }
+                },
+                ("u", "x"),
+            ),
+            # A name that somebody gave it makes of a provider's tool no other.
+            ({"tools": [{"type": "web_search", "name": "get_weather"}]}, ("get_weather", "web_search")),
+            # What only describes arguments offers nothing.
+            (
+                {"tools": [{"type": "function", "function": {"name": "v", "parameters": {"default": {"name": "w"}}}}]},
+                ("v",),
+            ),
+            ({"tools": [{"name": "v", "input_schema": {"examples": [{"name": "w"}]}}]}, ("v",)),
         ],
     )
     def test_what_is_offered_or_forced_has_a_name(self, members: dict[str, object], names: tuple[str, ...]) -> None:

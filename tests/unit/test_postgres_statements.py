@@ -12,7 +12,8 @@ FOLDER: Final = files("adapters.postgres") / "sql"
 
 # They go through functions that cross tenants on purpose, or read what belongs to nobody.
 ACROSS_TENANTS: Final = {
-    "run_state.renew", "run_state.retire", "run_state.orphans", "run_state.adrift", "queue.lease_any", "queue.depth_any",
+    "run_state.renew", "run_state.retire", "run_state.orphans", "run_state.adrift", "queue.lease_any",
+    "queue.lease_idle", "queue.depth_any",
     "tenant.list", "tenant.find_key", "tenant.keys_used", "event.stream_epoch", "reply_journal.forget",
     "maintenance.make_event_days", "maintenance.make_request_days",
     "audit.heads", "maintenance.drop_request_days", "maintenance.forget_requests",

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from ports.errors import InvalidArgument
-from stack_b.http.parse import STEERING, WIDENING, chat_call, embed_call
+from stack_b.http.parse import chat_call, embed_call
 from stack_b.limits import Limits
+from stack_b.members import STEERING, WIDENING
 
 LIMITS = Limits()
 HELLO = {"role": "user", "content": "hello"}

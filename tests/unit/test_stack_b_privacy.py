@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from ports.messages import Json
+from stack_b.backends.reach import Reach
 from tests.support.scripted_upstream import Events, ScriptedUpstream, Whole, completion, delta
 from tests.support.stack_b import StackB, stack_b
 from tests.unit.test_stack_b_gateway import backend
@@ -61,6 +62,7 @@ REQUEST: Final[dict[str, Json]] = {
     "prediction": {"type": "content", "content": "predicted"},
     "an_unknown_member": {"deep": [{"deeper": "text"}]},
 }
+PASSES: Final = {"up": Reach(passes=frozenset({"an_unknown_member", "unknown"}))}
 _CHECKED: Final = frozenset({"role"})
 """A closed list of words: there is no room for a value."""
 
@@ -99,7 +101,7 @@ _READ: Final = {
 async def test_a_canary_in_any_string_of_a_request_does_not_go_upstream() -> None:
     upstream = ScriptedUpstream([completion()])
     tried = 0
-    async with stack_b(backend(upstream)) as node:
+    async with stack_b(backend(upstream), reaches=PASSES) as node:
         for path in PLACES:
             if path[-1] == "" and path[-2] in _READ:
                 continue
@@ -117,7 +119,7 @@ async def test_a_canary_in_any_string_of_an_embedding_request_does_not_go_upstre
     vectors = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]}
     request: dict[str, Json] = {"input": ["one", "two", "three"], "user": "the-user", "unknown": {"deep": ["text"]}}
     upstream = ScriptedUpstream([Whole(vectors)], models=["m-embed"])
-    async with stack_b(backend(upstream)) as node:
+    async with stack_b(backend(upstream), reaches=PASSES) as node:
         for path in places(request):
             body = planted(request, path, CANARY)
             assert (await node.post("/v1/embeddings", {"model": "m-embed", **body})).status_code == 200

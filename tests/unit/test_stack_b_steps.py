@@ -35,6 +35,7 @@ from tests.support.stack_b import CALLERS, PLATFORM, StackB, stack_b
 pytestmark = [pytest.mark.anyio]
 
 KEY = "run_1:1"
+ENTRY = of_step(ACME, KEY).key
 ASKED: Any = {"model": "m-1", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -394,7 +395,7 @@ class TestElsewhere:
         idle = HeldBackend()
         async with stack_b(idle) as node:
             journal = node.deps.reply_journal
-            lost = await journal.open(ACME, KEY, digest_of(_call()), lease=timedelta(hours=1))
+            lost = await journal.open(ACME, ENTRY, digest_of(_call()), lease=timedelta(hours=1))
             with anyio.move_on_after(0.05):
                 await ask(node)
             assert isinstance(lost, Won)
@@ -407,7 +408,7 @@ class TestElsewhere:
     async def test_a_call_whose_process_was_lost_is_made_again_and_says_so(self) -> None:
         backend = HeldBackend(held=False)
         async with stack_b(backend) as node:
-            await node.deps.reply_journal.open(ACME, KEY, digest_of(_call()), lease=timedelta(microseconds=1))
+            await node.deps.reply_journal.open(ACME, ENTRY, digest_of(_call()), lease=timedelta(microseconds=1))
             first, again = (await ask(node)).json(), (await ask(node)).json()
 
         assert (first["route"]["possible_duplicate"], first["route"]["replayed"]) == (True, False)
@@ -494,7 +495,7 @@ class TestFailing:
         backend = HeldBackend(held=False)
         async with faulty(backend, complete=when) as (node, _):
             first = await ask(node)
-            kept = await node.deps.reply_journal.open(ACME, KEY, digest_of(_call()), lease=timedelta(seconds=1))
+            kept = await node.deps.reply_journal.open(ACME, ENTRY, digest_of(_call()), lease=timedelta(seconds=1))
 
         assert said(first) == SAID
         assert isinstance(kept, Done)
@@ -515,7 +516,7 @@ class TestFailing:
             steps = Steps(node.deps, Pipeline(node.deps, Tell(Metrics())))
 
             async def listen() -> None:
-                async for pieces in steps.stream(ACME, _call_streamed(), of_step(KEY)):
+                async for pieces in steps.stream(ACME, _call_streamed(), of_step(ACME, KEY)):
                     told.extend(written_out(pieces))
 
             with anyio.fail_after(10):

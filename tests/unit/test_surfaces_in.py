@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from ports.errors import AgentOSError, InvalidArgument, Unsupported
 from stack_b.budget.estimate import MEDIA_TOKENS
-from stack_b.http.parse import STEERING, WIDENING
 from stack_b.http.surfaces.messages_in import FAILED, counted, input_tokens, messages
 from stack_b.http.surfaces.responses_in import responses
 from stack_b.limits import Limits
+from stack_b.members import STEERING, WIDENING
 
 LIMITS = Limits()
 HELLO = {"role": "user", "content": "hello"}

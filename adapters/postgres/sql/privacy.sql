@@ -39,6 +39,22 @@ noted AS (
 )
 SELECT * FROM made;
 
+-- name: begin_there
+-- In a home, of an erasing that began in the shared database, which says who is barred.
+WITH made AS (
+    INSERT INTO subject_tombstones AS x (tenant_id, name, status, stage, counts, begun_at, actor_tenant, principal)
+    VALUES (:tenant, :name, 'erasing', :stage, CAST(:counts AS json), CAST(:begun AS timestamptz), :actor, :principal)
+    ON CONFLICT (tenant_id, name) DO UPDATE
+        SET status = 'erasing', stage = excluded.stage, after = NULL, counts = excluded.counts, begun_at = excluded.begun_at,
+            erased_at = NULL, actor_tenant = excluded.actor_tenant, principal = excluded.principal
+    RETURNING x.*
+),
+noted AS (
+    INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
+    SELECT made.tenant_id, :namespace, :actor, :principal, :action, made.name, :correlation_id FROM made
+)
+SELECT * FROM made;
+
 -- name: erase_runs
 SELECT * FROM ao_erase_runs(:subject, CAST(:after AS uuid), :limit);
 
@@ -84,10 +100,13 @@ WHERE x.tenant_id = :tenant
 ORDER BY x.status = 'erased', x.begun_at DESC, x.name
 LIMIT :limit;
 
+-- name: one_hold
+SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.id = :hold;
+
 -- name: hold
 WITH made AS (
-    INSERT INTO legal_holds (tenant_id, subject, reason, placed_by)
-    SELECT t.tenant_id, :subject, :reason, :principal FROM tenants t WHERE t.tenant_id = :tenant
+    INSERT INTO legal_holds (tenant_id, id, subject, reason, placed_by)
+    SELECT t.tenant_id, coalesce(CAST(:hold AS uuid), uuidv7()), :subject, :reason, :principal FROM tenants t WHERE t.tenant_id = :tenant
     RETURNING *
 ),
 noted AS (
@@ -117,7 +136,7 @@ noted AS (
 SELECT * FROM ended;
 
 -- name: holds
-SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.released_at IS NULL ORDER BY h.id LIMIT :limit;
+SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.released_at IS NULL ORDER BY h.placed_at, h.id LIMIT :limit;
 
 -- name: known
 SELECT t.tenant_id, EXISTS (SELECT FROM ao_tenant_stays()) AS elsewhere FROM tenants t WHERE t.tenant_id = :tenant;
@@ -137,3 +156,16 @@ WHERE r.tenant_id = :tenant AND r.class IN (SELECT c FROM json_array_elements_te
 -- name: note
 INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id, detail)
 VALUES (:tenant, :namespace, :actor, :principal, :action, :tenant, :correlation_id, :detail);
+
+-- name: kept
+-- What a home has a copy of.
+SELECT (SELECT coalesce(json_agg(h), '[]') FROM (
+            SELECT x.id, x.subject, x.reason, x.placed_by, x.placed_at FROM legal_holds x
+            WHERE x.tenant_id = :tenant AND x.released_at IS NULL
+        ) h) AS holds,
+       (SELECT coalesce(json_agg(r), '[]') FROM (
+            SELECT x.class, x.days FROM retention_rules x WHERE x.tenant_id = :tenant
+        ) r) AS rules;
+
+-- name: copy_kept
+SELECT ao_copy_kept(CAST(:holds AS json), CAST(:rules AS json));

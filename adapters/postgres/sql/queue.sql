@@ -57,6 +57,10 @@ RETURNING m.*;
 -- Across tenants in turn, for workers.
 SELECT * FROM ao_queue_lease_in_turn(:limit, CAST(:duration AS interval), :max_active_runs);
 
+-- name: lease_idle
+-- The same, of tenants that have nothing under way only.
+SELECT * FROM ao_queue_lease_idle(:limit, CAST(:duration AS interval), :max_active_runs);
+
 -- name: extend
 UPDATE queue_messages m
 SET visible_at = ao_now() + CAST(:duration AS interval)
@@ -87,7 +91,8 @@ woken AS (
 SELECT id FROM given_back;
 
 -- name: ack
--- Of several messages, or of one: says of each whether it is still there under another lease.
+-- Of several messages, or of one: says of each whether it is still there under another lease. Joined, because an EXISTS may be
+-- answered from a table of all messages.
 WITH asked AS MATERIALIZED (
     SELECT a.*
     FROM json_to_recordset(CAST(:asks AS json)) AS a (place integer, tenant text, message uuid, lease uuid)
@@ -99,9 +104,10 @@ gone AS (
     RETURNING old.tenant_id, old.id, old.lease
 )
 SELECT a.place, coalesce(gone.tenant_id, a.tenant) AS tenant_id, gone.id IS NOT NULL AS acknowledged,
-       EXISTS (SELECT FROM queue_messages m WHERE m.tenant_id = a.tenant AND m.id = a.message) AS existed
+       m.id IS NOT NULL AS existed
 FROM asked a
-LEFT JOIN gone ON gone.id = a.message AND gone.lease = a.lease;
+LEFT JOIN gone ON gone.id = a.message AND gone.lease = a.lease
+LEFT JOIN queue_messages m ON m.tenant_id = a.tenant AND m.id = a.message;
 
 -- name: depth
 SELECT count(*) FILTER (WHERE m.visible_at <= t.now) AS ready,

@@ -29,7 +29,9 @@ moved AS (
         cost_nanousd = r.cost_nanousd + a.cost_nanousd,
         usage_estimated = r.usage_estimated OR a.usage_estimated
     FROM t, asked a
-    WHERE r.tenant_id = a.tenant AND r.namespace = a.namespace AND r.id = a.run AND r.epoch = a.epoch AND r.status = 'running'
+    WHERE r.tenant_id = a.tenant AND r.namespace = a.namespace AND r.id = a.run AND r.epoch = a.epoch
+      -- Not a plain comparison, for which the planner would look through all that are running.
+      AND CASE r.status WHEN 'running' THEN true ELSE false END
     RETURNING r.tenant_id, r.id, r.epoch, r.last_sequence, r.last_sequence - a.event_count AS before,
               r.cancel_requested_at IS NOT NULL AS cancel_requested, r.status <> 'running' AS left, a.place, a.correlation_id,
               a.traceparent, a.intents, a.results, a.events

@@ -4,7 +4,8 @@
 -- Several runs, or one. The runs first, then the counts they leave, each in one order, so that whoever does the same at the
 -- same moment waits at the same place. Then a place for each, the lowest free ones of its tenant that nobody is just taking.
 -- The k-th free place is to be had while k more runs are within the limit, which also holds where the limit was lowered below
--- what is running. A run that is taken over has its place already.
+-- what is running. A run that is taken over has its place already. Which run may be claimed is said by a CASE, because a plain
+-- comparison makes the planner, who knows little of how many are queued, look through all that are rather than find one by its key.
 WITH t AS MATERIALIZED (SELECT ao_now() AS now),
 asked AS MATERIALIZED (
     SELECT a.*
@@ -16,11 +17,11 @@ found AS MATERIALIZED (
     SELECT a.place, a.worker, a.correlation_id, a.traceparent, r.tenant_id, r.id, r.status, r.backlog_stripe
     FROM t, asked a
     JOIN runs r ON r.tenant_id = a.tenant AND r.namespace = a.namespace AND r.id = a.run
-    WHERE (
-          r.status = 'queued'
-          OR r.status = 'running'
-          AND NOT EXISTS (SELECT FROM workers w WHERE w.id = r.worker_id AND w.lease_until > t.now)
-      )
+    WHERE CASE r.status
+              WHEN 'queued' THEN true
+              WHEN 'running' THEN NOT EXISTS (SELECT FROM workers w WHERE w.id = r.worker_id AND w.lease_until > t.now)
+              ELSE false
+          END
       AND EXISTS (SELECT FROM workers w WHERE w.id = a.worker AND w.lease_until > t.now)
     ORDER BY r.tenant_id, r.id
     FOR NO KEY UPDATE OF r

@@ -17,10 +17,15 @@ SELECT * FROM made;
 -- name: get
 SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant;
 
+-- name: lock
+-- Whoever changes it meanwhile waits.
+SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant FOR UPDATE;
+
 -- name: set_status
 -- Setting what is set already changes nothing, and is not noted.
 WITH changed AS (
-    UPDATE tenants t SET status = :status WHERE t.tenant_id = :tenant AND t.status <> :status RETURNING t.*
+    UPDATE tenants t SET status = :status, version = t.version + 1
+    WHERE t.tenant_id = :tenant AND t.status <> :status RETURNING t.*
 ),
 noted AS (
     INSERT INTO audit_log (tenant_id, namespace, actor_tenant, principal, action, subject, correlation_id)
@@ -39,7 +44,7 @@ WITH before AS (
     FROM tenants t WHERE t.tenant_id = :tenant
 ),
 changed AS (
-    UPDATE tenants t SET entitlements = CAST(:entitlements AS json)
+    UPDATE tenants t SET entitlements = CAST(:entitlements AS json), version = t.version + 1
     WHERE t.tenant_id = :tenant AND CAST(t.entitlements AS text) <> CAST(:entitlements AS text)
     RETURNING t.*
 ),
@@ -58,6 +63,17 @@ SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant AND NOT EXISTS (SELECT FRO
 -- name: list
 -- Across tenants, for the platform.
 SELECT * FROM ao_tenant_list(:after, :limit);
+
+-- name: lock_keys
+-- Before a key is made: of two at once the second counts the first's.
+SELECT pg_advisory_xact_lock(174487311, hashtext(:tenant));
+
+-- name: room
+SELECT count(*) AS in_force FROM api_keys k
+WHERE k.tenant_id = :tenant AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ao_now());
+
+-- name: get_key
+SELECT k.* FROM api_keys k WHERE k.tenant_id = :tenant AND k.id = :key;
 
 -- name: issue_key
 -- No row: there is no such tenant.
@@ -98,6 +114,7 @@ SELECT k.id FROM api_keys k WHERE k.tenant_id = :tenant AND k.id = :key;
 SELECT k.*
 FROM api_keys k
 WHERE k.tenant_id = :tenant AND k.id > coalesce(CAST(:after AS uuid), CAST('00000000-0000-0000-0000-000000000000' AS uuid))
+  AND (CAST(:namespace AS text) IS NULL OR k.namespace = :namespace)
 ORDER BY k.id
 LIMIT :limit;
 

@@ -44,6 +44,8 @@ HARMLESS: Final[Mapping[str, tuple[Json, ...]]] = {
     "moderation": (),
     "context_management": (),
     "prompt_cache_options": (),
+    "access_programs": (),
+    "image": (),
 }
 """Members that ask for what isn't done here, with the values that don't. Null never does."""
 

@@ -168,6 +168,7 @@ class TestDisablesNobody(BrokenTenants):
     broken = DisablesNobody
     caught_by = frozenset(
         {
+            "test_a_version_grows_with_each_change",
             "test_who_may_act_for_a_tenant_stands_there_under_a_name_of_its_own",
             "test_a_disabled_tenants_key_is_found_and_says_so",
             "test_a_standing_tells_the_tenants_status_and_needs_one",
@@ -275,8 +276,10 @@ class TestRevokesForAnybody(BrokenTenants):
 
 
 class ListsEverybodysKeys(InprocTenants):
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
-        page = await super().list_keys(auth, limit=limit, cursor=cursor)
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
+        page = await super().list_keys(auth, limit=limit, cursor=cursor, namespace=namespace)
         others = tuple(key for key, _ in self._tenants.keys.values() if key.tenant != auth.tenant)
         return page if page.next_cursor else replace(page, items=page.items + others)
 
@@ -292,11 +295,13 @@ class TestListsEverybodysKeys(BrokenTenants):
 
 
 class TakesAnyCursor(InprocTenants):
-    async def list_keys(self, auth: AuthContext, *, limit: int, cursor: str | None = None) -> Page[ApiKey]:
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
         try:
-            return await super().list_keys(auth, limit=limit, cursor=cursor)
+            return await super().list_keys(auth, limit=limit, cursor=cursor, namespace=namespace)
         except AgentOSError:
-            return await super().list_keys(auth, limit=limit)
+            return await super().list_keys(auth, limit=limit, namespace=namespace)
 
 
 class TestTakesAnyCursor(BrokenTenants):
@@ -316,9 +321,11 @@ class TestLosesEverythingAtReopen(BrokenTenants):
 
 
 class EntitlesNobody(InprocTenants):
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         known = self._tenants.rows.get(tenant)
-        changed = await super().set_entitlements(auth, tenant, entitlements)
+        changed = await super().set_entitlements(auth, tenant, entitlements, if_match=if_match)
         if known is not None:
             self._tenants.rows[tenant] = known
         return changed
@@ -328,15 +335,80 @@ class TestEntitlesNobody(BrokenTenants):
     broken = EntitlesNobody
     caught_by = frozenset(
         {
+            "test_a_version_grows_with_each_change",
+            "test_of_two_who_change_the_same_version_one_wins",
             "test_the_platform_replaces_a_tenants_entitlements",
         }
     )
 
 
+class KeysWithoutALimit(InprocTenants):
+    def _check_room(self, tenant: TenantId) -> None:
+        pass
+
+
+class TestKeysWithoutALimit(BrokenTenants):
+    broken = KeysWithoutALimit
+    caught_by = frozenset({"test_keys_in_force_have_a_limit"})
+
+
+class GivesAnybodysKey(InprocTenants):
+    async def get_key(self, auth: AuthContext, key_id: KeyId) -> ApiKey:
+        known = self._tenants.keys.get(key_id)
+        return await super().get_key(auth, key_id) if known is None else known[0]
+
+
+class TestGivesAnybodysKey(BrokenTenants):
+    broken = GivesAnybodysKey
+    caught_by = frozenset({"test_a_key_is_given_to_its_tenants_administrator"})
+
+
+class ListsEveryNamespace(InprocTenants):
+    async def list_keys(
+        self, auth: AuthContext, *, limit: int, cursor: str | None = None, namespace: str | None = None
+    ) -> Page[ApiKey]:
+        del namespace
+        return await super().list_keys(auth, limit=limit, cursor=cursor)
+
+
+class TestListsEveryNamespace(BrokenTenants):
+    broken = ListsEveryNamespace
+    caught_by = frozenset({"test_keys_are_listed_by_namespace"})
+
+
+class LosesWhatOthersChanged(InprocTenants):
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
+        del if_match
+        return await super().set_entitlements(auth, tenant, entitlements)
+
+
+class TestLosesWhatOthersChanged(BrokenTenants):
+    broken = LosesWhatOthersChanged
+    caught_by = frozenset({"test_of_two_who_change_the_same_version_one_wins"})
+
+
+class StandsStill(InprocTenants):
+    """A version that says nothing."""
+
+    async def set_status(self, auth: AuthContext, tenant: TenantId, status: Literal["active", "disabled"]) -> Tenant:
+        changed = replace(await super().set_status(auth, tenant, status), version=1)
+        self._tenants.rows[tenant] = changed
+        return changed
+
+
+class TestStandsStill(BrokenTenants):
+    broken = StandsStill
+    caught_by = frozenset({"test_a_version_grows_with_each_change"})
+
+
 class EntitlesForAnybody(InprocTenants):
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         del auth
-        return await super().set_entitlements(PLATFORM, tenant, entitlements)
+        return await super().set_entitlements(PLATFORM, tenant, entitlements, if_match=if_match)
 
 
 class TestEntitlesForAnybody(BrokenTenants):
@@ -349,9 +421,13 @@ class TestEntitlesForAnybody(BrokenTenants):
 
 
 class MergesEntitlements(InprocTenants):
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
         known = self._row(tenant).entitlements if tenant in self._tenants.rows else entitlements
-        return await super().set_entitlements(auth, tenant, replace(entitlements, models=known.models))
+        return await super().set_entitlements(
+            auth, tenant, replace(entitlements, models=known.models), if_match=if_match
+        )
 
 
 class TestMergesEntitlements(BrokenTenants):
@@ -367,8 +443,10 @@ class ClampsEntitlements(InprocTenants):
     async def create(self, auth: AuthContext, tenant: TenantId, *, name: str, entitlements: Entitlements) -> Tenant:
         return await super().create(auth, tenant, name=name, entitlements=clamped(entitlements))
 
-    async def set_entitlements(self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements) -> Tenant:
-        return await super().set_entitlements(auth, tenant, clamped(entitlements))
+    async def set_entitlements(
+        self, auth: AuthContext, tenant: TenantId, entitlements: Entitlements, *, if_match: int | None = None
+    ) -> Tenant:
+        return await super().set_entitlements(auth, tenant, clamped(entitlements), if_match=if_match)
 
 
 def clamped(entitlements: Entitlements) -> Entitlements:

@@ -11,7 +11,7 @@ from adapters.inproc.model import InprocModel, Step
 from conformance.model import ModelContract
 from ports.context import AuthContext
 from ports.errors import Internal, PermissionDenied, Unavailable
-from ports.ids import TenantId
+from ports.ids import PrincipalId, TenantId
 from ports.messages import Usage
 from ports.model import ChatDelta, ChatReply, ChatRequest, Embeddings, Message, ModelInfo, PolicyOutcome
 from tests.contract.broken.mutant import Mutant
@@ -116,6 +116,7 @@ class TestAsksTheBackendForPolicy(BrokenModel):
             "test_another_step_is_another_call_and_so_is_one_without_a_step",
             "test_another_request_under_the_same_key_conflicts_where_there_is_a_journal",
             "test_a_step_of_another_tenant_is_another_call",
+            "test_a_step_of_another_principal_is_another_call",
             "test_an_abort_ends_the_call_in_the_backend_and_frees_the_key",
             "test_a_call_goes_on_when_its_caller_leaves_where_there_is_a_journal",
         }
@@ -184,7 +185,7 @@ class TestHidesReplays(BrokenModel):
 
 class JournalsButDoesNotJoin(InprocModel):
     async def chat(self, auth: AuthContext, request: ChatRequest) -> ChatReply:
-        under_way = self._calls.pop((auth.tenant, auth.namespace, request.step_key or ""), None)
+        under_way = self._calls.pop((auth.tenant, auth.namespace, request.step_key or "", auth.principal), None)
         reply = await super().chat(auth, request)
         if under_way is not None:
             await asyncio.wait({under_way[1]})
@@ -220,6 +221,21 @@ class TestOneJournalForAll(BrokenModel):
     caught_by = frozenset({"test_a_step_of_another_tenant_is_another_call", "test_an_abort_touches_no_other_call"})
 
 
+class KeysOfTheTenant(InprocModel):
+    async def _answer_once(
+        self, step: Step, auth: AuthContext, request: ChatRequest, outcome: PolicyOutcome
+    ) -> ChatReply:
+        return await super()._answer_once((*step[:3], PrincipalId("usr_one")), auth, request, outcome)
+
+    async def abort(self, auth: AuthContext, step_key: str) -> None:
+        await super().abort(replace(auth, principal=PrincipalId("usr_one")), step_key)
+
+
+class TestKeysOfTheTenant(BrokenModel):
+    broken = KeysOfTheTenant
+    caught_by = frozenset({"test_a_step_of_another_principal_is_another_call", "test_an_abort_touches_no_other_call"})
+
+
 class AbortsNothing(InprocModel):
     async def abort(self, auth: AuthContext, step_key: str) -> None:
         del auth, step_key
@@ -232,8 +248,8 @@ class TestAbortsNothing(BrokenModel):
 
 class AbortsEverything(InprocModel):
     async def abort(self, auth: AuthContext, step_key: str) -> None:
-        for tenant, namespace, key in list(self._calls):
-            await super().abort(replace(auth, tenant=tenant, namespace=namespace), key)
+        for tenant, namespace, key, principal in list(self._calls):
+            await super().abort(replace(auth, tenant=tenant, namespace=namespace, principal=principal), key)
         await super().abort(auth, step_key)
 
 
@@ -244,7 +260,7 @@ class TestAbortsEverything(BrokenModel):
 
 class AbortsTheJournalToo(InprocModel):
     async def abort(self, auth: AuthContext, step_key: str) -> None:
-        self._journal.pop((auth.tenant, auth.namespace, step_key), None)
+        self._journal.pop((auth.tenant, auth.namespace, step_key, auth.principal), None)
         await super().abort(auth, step_key)
 
 

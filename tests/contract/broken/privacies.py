@@ -379,10 +379,12 @@ class TestReleasesAnothers(BrokenPrivacy):
 
 
 class HoldsWithoutALimit(InprocPrivacy):
-    async def hold(self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str) -> Hold:
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
         in_force, self._holds.rows = self._holds.rows, {}
         try:
-            return await super().hold(auth, tenant, subject, reason=reason)
+            return await super().hold(auth, tenant, subject, reason=reason, request=request)
         finally:
             self._holds.rows = in_force | self._holds.rows
 
@@ -390,6 +392,34 @@ class HoldsWithoutALimit(InprocPrivacy):
 class TestHoldsWithoutALimit(BrokenPrivacy):
     broken = HoldsWithoutALimit
     caught_by = frozenset({"test_holds_have_a_limit"})
+
+
+class HoldsTwiceForOneRequest(InprocPrivacy):
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
+        del request
+        return await super().hold(auth, tenant, subject, reason=reason)
+
+
+class TestHoldsTwiceForOneRequest(BrokenPrivacy):
+    broken = HoldsTwiceForOneRequest
+    caught_by = frozenset({"test_a_hold_is_placed_once_by_a_request"})
+
+
+class TakesAnothersHold(InprocPrivacy):
+    """A key is the tenant's, whoever sends it."""
+
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
+        same = replace(auth, principal=PLATFORM.principal)
+        return await super().hold(same, tenant, subject, reason=reason, request=request)
+
+
+class TestTakesAnothersHold(BrokenPrivacy):
+    broken = TakesAnothersHold
+    caught_by = frozenset({"test_a_hold_is_placed_once_by_a_request"})
 
 
 class KeepsOnlyTheLastRules(InprocPrivacy):
@@ -434,4 +464,4 @@ class TellsNobody(InprocPrivacy):
 
 class TestTellsNobody(BrokenPrivacy):
     broken = TellsNobody
-    caught_by = frozenset({"test_the_audit_tells_of_each_change_once"})
+    caught_by = frozenset({"test_a_hold_is_placed_once_by_a_request", "test_the_audit_tells_of_each_change_once"})

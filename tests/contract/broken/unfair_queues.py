@@ -40,6 +40,7 @@ class TestServesTheNewestOfATenant(BrokenQueue):
     broken = ServesTheNewestOfATenant
     caught_by = frozenset(
         {
+            "test_a_tenant_with_a_message_leased_is_not_idle_until_that_is_over",
             "test_within_a_tenant_the_oldest_comes_first",
             "test_a_message_that_comes_back_has_its_priority_still",
             "test_of_one_tenants_messages_the_more_urgent_come_first_and_of_equal_ones_the_oldest",
@@ -57,6 +58,7 @@ class TestServesOneTenantPerBatch(BrokenQueue):
     broken = ServesOneTenantPerBatch
     caught_by = frozenset(
         {
+            "test_of_tenants_with_nothing_under_way_each_gets_its_first",
             "test_a_worker_serves_every_tenant",
             "test_what_one_tenant_does_not_need_of_a_batch_another_gets",
             "test_tenants_share_in_proportion_to_their_weights",
@@ -194,3 +196,25 @@ class TakesAnyPriority(InprocQueue):
 class TestTakesAnyPriority(BrokenQueue):
     broken = TakesAnyPriority
     caught_by = frozenset({"test_what_is_no_priority_is_refused_and_nothing_enqueued"})
+
+
+class TakesBusyTenantsForIdle(InprocQueue):
+    def _firsts(self, ready: list[Message], now: datetime) -> list[Message]:
+        del now
+        return list({one.requester.tenant: one for one in reversed(ready)}.values())
+
+
+class TestTakesBusyTenantsForIdle(BrokenQueue):
+    broken = TakesBusyTenantsForIdle
+    caught_by = frozenset({"test_a_tenant_with_a_message_leased_is_not_idle_until_that_is_over"})
+
+
+class GivesIdleTenantsAllTheyHave(InprocQueue):
+    def _firsts(self, ready: list[Message], now: datetime) -> list[Message]:
+        idle = {one.requester.tenant for one in super()._firsts(ready, now)}
+        return [one for one in ready if one.requester.tenant in idle]
+
+
+class TestGivesIdleTenantsAllTheyHave(BrokenQueue):
+    broken = GivesIdleTenantsAllTheyHave
+    caught_by = frozenset({"test_of_tenants_with_nothing_under_way_each_gets_its_first"})

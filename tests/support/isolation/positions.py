@@ -79,6 +79,7 @@ _TENANTS: Final = "/v1/admin/tenants"
 _TENANT: Final = _TENANTS + "/{tenant_id}"
 _BUDGET: Final = _TENANT + "/budgets/{budget_id}"
 _PRIVACY: Final = _TENANT + "/privacy"
+_OWN_KEYS: Final = "/v1/admin/keys"
 _KEY: Final = _TENANT + "/keys/{key_id}"
 _AUDIT: Final = "/v1/admin/audit"
 _SUBJECT: Final = {"path:tenant_id": "subject"}
@@ -186,8 +187,9 @@ MAP: Final[Mapping[Key, Row]] = {
     ("admin", "GET", _TENANT): Row(ids=_SUBJECT, platform=True),
     ("admin", "PATCH", _TENANT): Row(
         ids={**_SUBJECT, **_VERB},
-        plain=("body:entitlements",),
+        plain=("body:entitlements", "header:If-Match"),
         body={"entitlements": {"max_active_runs": 7}},
+        headers={"If-Match": "*"},
         platform=True,
     ),
     ("admin", "PUT", _BUDGET): Row(
@@ -261,6 +263,17 @@ MAP: Final[Mapping[Key, Row]] = {
     ("admin", "POST", _KEY + ":revoke"): Row(
         ids={**_SUBJECT, "path:key_id": "api_key", **_VERB}, body={}, platform=True
     ),
+    # Of the caller's tenant and namespace, which no place names.
+    ("admin", "GET", _OWN_KEYS): Row(ids={"query:cursor": "cursor"}, plain=_PAGE),
+    ("admin", "POST", _OWN_KEYS): Row(
+        ids=_VERB,
+        plain=tuple(f"body:{name}" for name in ("principal", "role", "scopes", "label", "expires_in_days")),
+        body={"principal": "svc_own", "role": "viewer", "label": "{secret}"},
+    ),
+    ("admin", "POST", _OWN_KEYS + "/{key_id}:rotate"): Row(
+        ids={"path:key_id": "own_key", **_VERB}, plain=("body:grace_minutes", "body:expires_in_days"), body={}
+    ),
+    ("admin", "POST", _OWN_KEYS + "/{key_id}:revoke"): Row(ids={"path:key_id": "own_key", **_VERB}, body={}),
     ("admin", "POST", _TENANT + ":enable"): Row(ids={**_SUBJECT, **_VERB}, body={}, platform=True),
     ("admin", "POST", _TENANT + ":disable"): Row(ids={**_SUBJECT, **_VERB}, body={}, platform=True),
     ("admin", "DELETE", _TENANT): Row(

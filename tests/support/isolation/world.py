@@ -307,8 +307,11 @@ async def _holdings(made: World, who: str) -> Holdings:
         principal=PrincipalId(f"svc_{tag}"), scopes=frozenset(), secret_sha256=hashlib.sha256(tag.encode()).digest()
     )
     values["api_key"] = (await made.ports["tenant"].issue_key(person, new)).id
+    values["own_key"] = (await made.ports["tenant"].issue_key(auth, new)).id
     return Holdings(
-        values, secret, {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget", "hold"))}
+        values,
+        secret,
+        {*runs.values(), agent, *(values[kind] for kind in ("session", "subject", "budget", "hold", "own_key"))},
     )
 
 
