@@ -5,8 +5,8 @@ Clauses (each has a test in `conformance.pii`):
 * PII-1  Spans lie inside the text, do not overlap, and come in order.
 * PII-2  Each class in `capabilities.classes` is found in its published samples.
 * PII-3  A text without personal data gives no spans; numbers, dates and identifiers of ours are not personal data.
-* PII-4  Detection sees through full-width and other compatibility forms, zero-width characters and soft hyphens, and
-         through the escapes of HTML, URLs and JSON; the spans are those of the text given.
+* PII-4  Detection sees through full-width and other compatibility forms, what shows nothing, marks on letters and digits,
+         and through the escapes of HTML, URLs and JSON, in each other too; the spans are those of the text given.
 * PII-5  What is found in a text is found in its pieces, where it is cut at a seam (`ports.pii_rules.seam`): a text that
          comes bit by bit can be decided on the way.
 * PII-6  Without `capabilities.plain_words`, nothing is found in a text of plain prose (`ports.pii_rules.is_prose`): whoever

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Final
 
-from ports.pii_text import canonical_form
+from ports.pii_text import Canonical, readings
 
 REACH: Final = 96
 """How many characters before a cut may announce what follows it. No account number with its separators is longer."""
@@ -103,13 +103,15 @@ def _is_plain(word: str, before: str) -> bool:
 
 
 def _announces_nothing(before: str) -> bool:
-    seen = canonical_form(before).text
-    return not _names_something(seen.lower()) or _ANNOUNCED.search(seen) is None
+    return all(not _names_something(seen.lower()) or _ANNOUNCED.search(seen) is None for seen, _, _ in readings(before))
 
 
 def _keys(text: str) -> list[tuple[int, int]]:
     """Where blocks lie that are private keys, or may become one: those have lines of plain words."""
-    canonical = canonical_form(text)
+    return [key for canonical in readings(text) for key in _keys_in(canonical)]
+
+
+def _keys_in(canonical: Canonical) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     begin = _KEY.search(canonical.text)
     while begin is not None:

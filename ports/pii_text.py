@@ -1,23 +1,50 @@
-"""The text as a reader sees it, with the way back to the text as it was given. For whoever looks for patterns in it."""
+"""The text as a reader sees it, with the way back to the text as it was given. For whoever looks for patterns in it.
 
-import html
+One place says what letters, digits and blanks may look like: detectors of personal data and the policies' keywords and
+patterns read the same.
+"""
+
 import re
 import unicodedata
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-# Shown as nothing although not of the category for it: joiners, fillers, variation selectors.
-_INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | frozenset(map(chr, range(0xFE00, 0xFE10)))
-_DOTS: Final = frozenset("\u3002\uff61\u2024\u00b7")
+from ports.pii_escapes import DATA_SIGN, ESCAPE, undone
 
-# Ways to write a character in HTML, in a URL and in JSON; in JSON that travels inside JSON the backslashes double.
-ESCAPE: Final = re.compile(
-    r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]{2,24});"
-    r"|%[0-7][0-9a-fA-F]|(?:%[89a-fA-F][0-9a-fA-F]){2,4}"
-    r"|\\{1,8}u[dD][89abAB][0-9a-fA-F]{2}\\{1,8}u[dD][c-fC-F][0-9a-fA-F]{2}|\\{1,8}u[0-9a-fA-F]{4}|\\{1,8}[nrt/\"]"
+Reading: TypeAlias = Literal["bare", "spelled", "composed"]
+"""Letters without the marks on them; the same with letters that only a machine sees; letters with their marks."""
+
+_MAX_KNOWN: Final = 8_192
+"""Characters whose folding is remembered."""
+
+# Shown as nothing although not of the category for it: joiners, fillers, and what Unicode keeps free for such.
+_INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u3164\uffa0") | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE1000)))
 )
-LONGEST_ESCAPE: Final = 26
-"""Characters: a text is cut in none of them where it is cut at the end of a match, or so far from its own end."""
-_CONTROLS: Final = {"n": "\n", "r": "\r", "t": "\t"}
+_BLANKS: Final = frozenset("\v\f\x1c\x1d\x1e\x1f\x85\u2028\u2029\u2800")
+"""Ends of lines and of pages for some readers; a detector cuts at none of them, so they are read as blanks."""
+_KEPT: Final = frozenset("\t\n\r")
+_DOTS: Final = frozenset("\u3002\uff61\u2024\u00b7\u2022\u2027\u2219\u22c5\u30fb")
+_DASHES: Final = frozenset("\u2212\u02d7\u2043\u2796\u23af\u2500\u2501\u00af")
+# Letters in black circles and squares, which have no compatibility form. 26 of each.
+_BLACK_LETTERS: Final = (0x1F150, 0x1F170)
+_SIGNS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(_INVISIBLE, ""),
+    **dict.fromkeys(_BLANKS, " "),
+    **dict.fromkeys(_DOTS, "."),
+    **dict.fromkeys(_DASHES, "-"),
+    **{chr(first + at): chr(ord("A") + at) for first in _BLACK_LETTERS for at in range(26)},
+}
+_OF_CATEGORY: Final[Mapping[str, str]] = {"Cf": "", "Cc": "", "Pd": "-", "Zs": " ", "Zl": " ", "Zp": " "}
+# Of two blocks that show nothing: characters of ASCII, one by one, and variation selectors, which stand for bytes.
+_TAGS: Final = range(0xE0020, 0xE007F)
+_SELECTORS: Final = range(0xE0110, 0xE016F)
+_HIDDEN: Final = re.compile(f"[{chr(_TAGS[0])}-{chr(_TAGS[-1])}{chr(_SELECTORS[0])}-{chr(_SELECTORS[-1])}]")
+
+# Nearly every text is so.
+_PLAIN: Final = re.compile(r"[\t\n\r !-$'-\[\]-~]*+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Canonical(NamedTuple):
@@ -28,77 +55,90 @@ class Canonical(NamedTuple):
     ends: list[int] | None
 
     def place(self, start: int, end: int) -> tuple[int, int]:
-        """Where `text[start:end]` lies in the text as it was given, hidden characters in between included."""
+        """Where `text[start:end]` lies in the text as it was given, hidden characters in between and marks included."""
         if self.starts is None or self.ends is None:
             return start, end
         return self.starts[start], self.ends[end - 1]
 
 
-def canonical_form(text: str) -> Canonical:
+def canonical_form(text: str, reading: Reading = "bare", *, data: bool = True) -> Canonical:
     """Escapes undone, compatibility forms folded, every script's digits and every dash made ASCII, and what can't be
     seen removed.
 
-    Character by character, so that the way back is known; what composition across characters would add concerns no
-    pattern of ours.
+    Character by character, so that the way back is known. `data`: of `data:` URLs, the text that is in them.
     """
-    # Nearly every text is plain, and a character is searched a hundred times as fast as a pattern.
-    if text.isascii() and not (any(map(text.__contains__, "&%\\")) and ESCAPE.search(text)):
+    # One look that is done in C.
+    if _PLAIN.fullmatch(text) is not None:
+        if not data or DATA_SIGN not in text:
+            return Canonical(text, None, None)
+    elif text.isascii() and _CONTROL.search(text) is None and ESCAPE.search(text) is None and DATA_SIGN not in text:
         return Canonical(text, None, None)
-    pieces: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-
-    def add(piece: str, start: int, end: int) -> None:
-        pieces.append(piece)
-        starts.extend([start] * len(piece))
-        ends.extend([end] * len(piece))
-
-    at = 0
-    for escape in ESCAPE.finditer(text):
-        for index in range(at, escape.start()):
-            add(_fold(text[index]), index, index + 1)
-        meant = _unescaped(escape[0])
-        if meant is None:
-            for index in range(escape.start(), escape.end()):
-                add(_fold(text[index]), index, index + 1)
-        else:
-            add("".join(map(_fold, meant)), *escape.span())
-        at = escape.end()
-    for index in range(at, len(text)):
-        add(_fold(text[index]), index, index + 1)
-    return Canonical("".join(pieces), starts, ends)
+    written = undone(text, data=data)
+    starts, ends = list(written.starts), list(written.ends)
+    if written.text.isascii() and _CONTROL.search(written.text) is None:
+        return Canonical(written.text, starts, ends)
+    folded = list(map(_FOLDS[reading], written.text))
+    if any(len(piece) != 1 for piece in folded):
+        starts, ends = _moved(written.text, folded, starts, ends)
+    return Canonical("".join(folded), starts, ends)
 
 
-def _unescaped(escape: str) -> str | None:
-    """What `escape` stands for; None when it stands for itself."""
-    if escape[0] == "&":
-        meant = html.unescape(escape)
-        return None if meant == escape else meant
-    if escape[0] == "%":
-        try:
-            return bytes.fromhex(escape.replace("%", "")).decode()
-        except UnicodeDecodeError:
-            return None
-    body = escape.lstrip("\\")
-    if body[0] != "u":
-        return _CONTROLS.get(body, body)
-    units = [part.strip("\\") for part in body.split("u") if part]
-    return b"".join(int(unit, 16).to_bytes(2, "big") for unit in units).decode("utf-16-be", "replace")
+def readings(text: str) -> Iterator[Canonical]:
+    """Each way to read `text` in which something may be found; mostly there is one."""
+    yield canonical_form(text)
+    if not text.isascii() and _HIDDEN.search(text) is not None:
+        yield canonical_form(text, "spelled")
 
 
-def _fold(char: str) -> str:
-    if char.isascii():
+def hides_letters(text: str) -> bool:
+    """Whether there are letters in it that only a machine sees."""
+    return not text.isascii() and _HIDDEN.search(text) is not None
+
+
+def _moved(text: str, folded: list[str], starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
+    moved_starts: list[int] = []
+    moved_ends: list[int] = []
+    for index, piece in enumerate(folded):
+        if piece:
+            moved_starts += [starts[index]] * len(piece)
+            moved_ends += [ends[index]] * len(piece)
+        elif moved_ends and unicodedata.category(text[index])[0] == "M":
+            # A mark belongs to what it is on.
+            moved_ends[-1] = ends[index]
+    return moved_starts, moved_ends
+
+
+@lru_cache(_MAX_KNOWN)
+def _composed(char: str) -> str:
+    if char in _KEPT or (char.isascii() and char.isprintable()):
         return char
-    if char in _DOTS:
-        return "."
-    match unicodedata.category(char):
-        case "Cf":
-            return ""
-        case "Nd":
-            return str(unicodedata.decimal(char))
-        case "Pd":
-            return "-"
-        case "Zs":
-            return " "
-        case _:
-            return "" if char in _INVISIBLE else unicodedata.normalize("NFKC", char)
+    known = _SIGNS.get(char)
+    if known is None:
+        known = _OF_CATEGORY.get(unicodedata.category(char))
+    if known is not None:
+        return known
+    digit = unicodedata.digit(char, None)
+    return unicodedata.normalize("NFKC", char) if digit is None else str(digit)
+
+
+@lru_cache(_MAX_KNOWN)
+def _bare(char: str) -> str:
+    composed = _composed(char)
+    if composed.isascii():
+        return composed
+    letters = unicodedata.normalize("NFKD", composed)
+    without = "".join(letter for letter in letters if unicodedata.category(letter)[0] != "M")
+    return composed if without == letters else without
+
+
+@lru_cache(_MAX_KNOWN)
+def _spelled(char: str) -> str:
+    code = ord(char)
+    if code in _TAGS:
+        return chr(code - 0xE0000)
+    if code in _SELECTORS:
+        return chr(code - 0xE0100 + 16)
+    return _bare(char)
+
+
+_FOLDS: Final[Mapping[Reading, Callable[[str], str]]] = {"bare": _bare, "spelled": _spelled, "composed": _composed}

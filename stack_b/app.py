@@ -29,6 +29,7 @@ from stack_b.tell import Tell
 
 VERSION: Final = "1"
 MESSAGES: Final = "/v1/messages"
+_BELOW_MESSAGES: Final = f"{MESSAGES}/"
 
 # Nobody's tenant: asking for its balance touches no row, and proves that the ledger answers.
 _PROBE: Final = AuthContext(tenant=TenantId("tnt_system"), principal=PrincipalId("svc_stack_b"))
@@ -102,7 +103,7 @@ def _by_dialect(usual: App, anthropic: App) -> App:
 
     def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = scope.get("path", "")
-        theirs = path == MESSAGES or path.startswith(f"{MESSAGES}/")
+        theirs = path == MESSAGES or path.startswith(_BELOW_MESSAGES)
         return (anthropic if theirs else usual)(scope, receive, send)
 
     return app

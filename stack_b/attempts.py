@@ -17,6 +17,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.budget.estimate import estimated_tokens
 from stack_b.budget.meter import Served, Spending
 from stack_b.budget.slices import Slices, cuttable
+from stack_b.calling import Calling
 from stack_b.chunks import Piece
 from stack_b.limits import Limits
 from stack_b.prepare import Ready
@@ -57,8 +58,7 @@ class Attempts:
             spending.assume(_lost(ready, candidate), served)
             ready.answer.served_by(candidate)
             try:
-                asking = ready.caller.asking(candidate.backend, streamed=False)
-                with trail.attempt(candidate), self._router.attempt(ready.auth, ready.asked, candidate), asking:
+                with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False):
                     answer = await act(candidate, max_tokens)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
@@ -96,9 +96,7 @@ class Attempts:
             ready.answer.served_by(candidate)
             begun = False
             try:
-                attempting = self._router.attempt(ready.auth, ready.asked, candidate)
-                asking = ready.caller.asking(candidate.backend, streamed=True)
-                with trail.attempt(candidate), attempting as attempt, asking:
+                with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=True) as attempt:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
                     async with aclosing(chunks):
                         async for come in chunks:

@@ -9,6 +9,7 @@ from ports.errors import AgentOSError, InvalidArgument
 from stack_b.budget.balances import Balances
 from stack_b.budget.meter import Reservation, Spending
 from stack_b.budget.plan import tokens_that_fit
+from stack_b.caller import Caller
 from stack_b.interrupt import Deadlines, Interrupt
 from stack_b.prepare import Ready
 from stack_b.receipt import Trail
@@ -16,21 +17,28 @@ from stack_b.tell import Tell
 
 
 class Refusing:
-    """What refuses the request says what is known of it by then, and is counted. With `within`, so does running late."""
+    """What refuses the request says what is known of it by then, and is counted. With `within`, so does running late; and
+    a caller who leaves ends it with `Gone`."""
 
-    __slots__ = ("_interrupt", "_tell", "_trail", "_within")
+    __slots__ = ("_caller", "_interrupt", "_tell", "_trail", "_within")
 
-    def __init__(self, trail: Trail, tell: Tell, within: Deadlines | None) -> None:
+    def __init__(self, trail: Trail, tell: Tell, within: Deadlines | None = None, caller: Caller | None = None) -> None:
         self._trail = trail
         self._tell = tell
         self._within = within
+        self._caller = caller
         self._interrupt: Interrupt | None = None
 
     def __enter__(self) -> None:
-        if self._within is not None:
-            self._interrupt = self._within.begin()
+        if self._within is None:
+            return
+        self._interrupt = self._within.begin()
+        if self._caller is not None:
+            self._caller.ends_by(self._interrupt)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._caller is not None:
+            self._caller.ends_by(None)
         try:
             if self._within is not None and self._interrupt is not None:
                 self._within.end(self._interrupt, kind, error, at)
@@ -63,9 +71,12 @@ class Reserved:
 
     async def __aenter__(self) -> Spending:
         ready, trail = self._ready, self._trail
-        trail.standing = await self._balances.standing(ready.auth, limit=ready.limit)
+        # Mostly nothing has to be waited for.
+        standing = self._balances.at_hand(ready.auth, limit=ready.limit)
+        trail.standing = standing or await self._balances.standing(ready.auth, limit=ready.limit)
         try:
-            self._spending = trail.spending = await self._reservation.__aenter__()
+            spending = self._reservation.at_hand() or await self._reservation.__aenter__()
+            self._spending = trail.spending = spending
         except InvalidArgument as error:
             if error.code == "request_exceeds_budget":
                 # The ledger knows amounts; what a client can change is the answer's length.
@@ -78,4 +89,5 @@ class Reserved:
     ) -> None:
         self._trail.over = self._spending.over
         self._tell.settled(self._trail.auth, self._model, self._spending.total)
-        await self._reservation.__aexit__(kind, error, at)
+        if (booking := self._reservation.ended()) is not None:
+            await booking

@@ -1,41 +1,39 @@
 """Who waits for an answer, and what it means when they no longer do."""
 
 from collections.abc import Callable
-from types import TracebackType
 
-from stack_b.backends.protocol import Backend
+from stack_b.interrupt import Interrupt
+
+
+class Gone(Exception):
+    """They left, and nothing more is done for them."""
 
 
 class Caller:
     """One request's. When they leave, the call under way ends at once, unless it would be billed to its end all the same:
     then it is read to its end, so that what is settled is what was billed."""
 
+    __slots__ = ("_interrupt", "bound", "gone", "on_leaving")
+
     def __init__(self) -> None:
         self.gone = False
         self.bound = False
         """The call under way goes on without them."""
-        self.on_leaving: Callable[[], None] = lambda: None
+        self.on_leaving: Callable[[], None] | None = None
         """Ends everything that is done for them."""
+        self._interrupt: Interrupt | None = None
 
     def leave(self) -> None:
         self.gone = True
-        if not self.bound:
+        if self.bound:
+            return
+        if self._interrupt is not None:
+            self._interrupt.fire(Gone)
+        if self.on_leaving is not None:
             self.on_leaving()
 
-    def asking(self, backend: Backend, *, streamed: bool) -> "_Asking":
-        """Around one call of a backend."""
-        return _Asking(self, bound=not backend.cancel_stops_billing(streamed=streamed))
-
-
-class _Asking:
-    __slots__ = ("_bound", "_caller")
-
-    def __init__(self, caller: Caller, *, bound: bool) -> None:
-        self._caller = caller
-        self._bound = bound
-
-    def __enter__(self) -> None:
-        self._caller.bound = self._bound
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._caller.bound = False
+    def ends_by(self, interrupt: Interrupt | None) -> None:
+        """What is done for them now is in this block, or in none."""
+        self._interrupt = interrupt
+        if interrupt is not None and self.gone:
+            interrupt.fire(Gone)

@@ -6,6 +6,15 @@ import struct
 from typing import Literal
 
 from ports.errors import Unavailable
+from ports.messages import Json
+
+
+def vector_of(item: dict[str, Json], encoding: Literal["float", "base64"]) -> dict[str, Json]:
+    """One input's, with nothing beside it that isn't known there."""
+    known: dict[str, Json] = {"object": "embedding"} if "object" in item else {}
+    if "index" in item:
+        known["index"] = item["index"]
+    return {**known, "embedding": encoded(item["embedding"], encoding)}
 
 
 def encoded(vector: list[float] | str, encoding: Literal["float", "base64"]) -> list[float] | str:

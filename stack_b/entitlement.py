@@ -1,7 +1,6 @@
 """What a tenant may use, at most a few seconds old."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from ports.clock import Clock
 from ports.context import AuthContext
@@ -26,36 +25,40 @@ class TenantCache:
             ResourceExhausted: `rate_limited`; it asks too often.
             Unavailable: the directory can't be asked (fail closed).
         """
-        tenant = await self.served(auth)
+        return self.at_hand(auth) or self._counted(await self._fresh.of(auth))
+
+    def at_hand(self, auth: AuthContext) -> Tenant | None:
+        """The same where nothing has to be waited for, as mostly. Raises like it; what is not here is not counted."""
+        known = self._fresh.at_hand(auth)
+        return None if known is None else self._counted(known[0])
+
+    def _counted(self, found: Tenant | None) -> Tenant:
+        tenant = _active(found)
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant
 
-    @asynccontextmanager
-    async def streaming(self, auth: AuthContext) -> AsyncIterator[None]:
-        """Around a streamed answer.
+    def streaming(self, auth: AuthContext) -> "_Streaming":
+        """A block around a streamed answer.
 
         Raises:
             PermissionDenied, Unavailable: as for `tenant`.
             ResourceExhausted: `concurrency_limited`; it has as many as it may.
         """
+        return _Streaming(self, auth)
+
+    async def place(self, auth: AuthContext) -> Callable[[], None]:
+        """Take a place for a stream; the result gives it back. Raises like `streaming`."""
         entitled = (await self.served(auth)).entitlements
-        give_back = self._streams.take(
+        return self._streams.take(
             auth,
             per_tenant=entitled.max_model_streams,
             per_principal=entitled.max_model_streams_per_principal,
         )
-        try:
-            yield
-        finally:
-            give_back()
 
     async def served(self, auth: AuthContext) -> Tenant:
-        """The same, of a request that is counted already. Raises like `tenant`."""
+        """The same as `tenant`, of a request that is counted already. Raises like it."""
         known = self._fresh.at_hand(auth)
-        tenant = await self._fresh.of(auth) if known is None else known[0]
-        if tenant is None or tenant.status != "active":
-            raise PermissionDenied("the tenant is disabled; ask the operator of this node", code="tenant_disabled")
-        return tenant
+        return _active(await self._fresh.of(auth) if known is None else known[0])
 
     async def close(self) -> None:
         await self._fresh.close()
@@ -65,3 +68,26 @@ class TenantCache:
             return await self._directory.get(auth, auth.tenant)
         except NotFound:
             return None
+
+
+class _Streaming:
+    """No generator: each of those is told to the loop, and costs as much as all the rest of this."""
+
+    __slots__ = ("_auth", "_give_back", "_tenants")
+
+    def __init__(self, tenants: TenantCache, auth: AuthContext) -> None:
+        self._tenants = tenants
+        self._auth = auth
+
+    async def __aenter__(self) -> None:
+        self._give_back = await self._tenants.place(self._auth)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._give_back()
+
+
+def _active(tenant: Tenant | None) -> Tenant:
+    """Raises `PermissionDenied` for one that is not served any more."""
+    if tenant is None or tenant.status != "active":
+        raise PermissionDenied("the tenant is disabled; ask the operator of this node", code="tenant_disabled")
+    return tenant

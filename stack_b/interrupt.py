@@ -40,10 +40,11 @@ class Interrupt:
         if self._fired and task is not None and task.uncancel() <= self._before and kind is asyncio.CancelledError:
             raise self._error() from error
 
-    def fire(self) -> None:
-        """Outside of the block it does nothing."""
+    def fire(self, error: Callable[[], Exception] | None = None) -> None:
+        """Outside of the block it does nothing. `error`: instead of the usual one."""
         if self._task is not None and not self._fired:
             self._fired = True
+            self._error = error or self._error
             self._task.cancel()
 
 
@@ -80,7 +81,7 @@ class Deadlines:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Leave its block. Raises `Unavailable` (`upstream_timeout`) where that ended because time was up."""
+        """Leave its block. Raises what it was fired with; that is `Unavailable` (`upstream_timeout`) where time was up."""
         self._due.pop(interrupt, None)
         interrupt.__exit__(kind, error, at)
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from ports.context import AuthContext
-from ports.errors import AgentOSError
+from ports.errors import AgentOSError, PermissionDenied
 from ports.messages import Json
 from stack_b.anew import Anew
 from stack_b.attempts import Attempts
@@ -22,7 +22,7 @@ from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.check import Check, Verdict
 from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
-from stack_b.encoding import encoded
+from stack_b.encoding import vector_of
 from stack_b.entitlement import TenantCache
 from stack_b.interrupt import Deadlines
 from stack_b.prepare import Preparation, Ready
@@ -71,11 +71,19 @@ class Pipeline:
     ) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail = Trail(auth, self._clock, possible_duplicate=possible_duplicate)
-        async with self.recorder.recorded(trail, call):
-            return await self._chat(auth, call, trail, caller or Caller())
+        try:
+            answer = await self._chat(auth, call, trail, caller or Caller())
+        except BaseException as error:
+            await self.recorder.over(trail, call, error)
+            raise
+        if trail.texts is None:
+            self.recorder.went_well(trail, call)
+        else:
+            await self.recorder.over(trail, call, None)
+        return answer
 
     async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
-        with self._request(trail, within=self._deadlines):
+        with Refusing(trail, self._tell, self._deadlines, caller):
             ready = await self._prepare.chat(auth, call, trail, caller)
             async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._attempts.whole(
@@ -98,7 +106,8 @@ class Pipeline:
         settles what was used."""
         trail = Trail(auth, self._clock, possible_duplicate=possible_duplicate)
         async with self.recorder.recorded(trail, call), self._tenants.streaming(auth):
-            with self._request(trail):
+            # Its time is bounded by who sends it.
+            with Refusing(trail, self._tell):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())
                 gathered = None if trail.texts is None else Gathered()
                 async with self._reserved(auth, call.model, ready, trail) as spending:
@@ -124,7 +133,7 @@ class Pipeline:
                             gathered.add_all(written_out(rest))
                         yield rest
                 self._looked_through(ready, trail)
-                receipt = trail.receipt(spending.total, shaper.reported)
+                receipt = trail.receipt(spending.total, await ready.answer.counts(shaper.reported))
                 closing = await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
                 if gathered is not None and trail.texts is not None:
                     gathered.add_all(written_out(closing))
@@ -140,20 +149,26 @@ class Pipeline:
             return await self._embed(auth, call, trail, caller or Caller())
 
     async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> dict[str, Json]:
-        with self._request(trail, within=self._deadlines):
+        with Refusing(trail, self._tell, self._deadlines, caller):
             ready = await self._prepare.embed(auth, call, trail, caller)
             async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._attempts.whole(
                     ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
-            data = [{**item, "embedding": encoded(item["embedding"], call.encoding)} for item in answer["data"]]
-            receipt = trail.receipt(spending.total, answer.get("usage"))
+            answer = await ready.answer.beside(answer)
+            data = [vector_of(item, call.encoding) for item in answer["data"]]
+            receipt = trail.receipt(spending.total, await ready.answer.counts(answer.get("usage")))
             return {**answer, "object": "list", "model": call.model, "data": data, **receipt}
 
     async def check(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
-        """What `chat` or `embed` would decide, without a call and without changing a row."""
-        with self._request(Trail(auth, self._clock), within=self._deadlines):
-            return await self._check.of(auth, call)
+        """What `chat` or `embed` would decide, without a call. A denial is in the audit before it is told."""
+        trail = Trail(auth, self._clock)
+        try:
+            with Refusing(trail, self._tell, self._deadlines):
+                return await self._check.of(auth, call)
+        except PermissionDenied as error:
+            await self.recorder.over(trail, call, error)
+            raise
 
     async def models(self, auth: AuthContext) -> tuple[Candidate, ...]:
         """What the tenant may ask for, aliases and tiers included, sorted by id, each with who would be asked first."""
@@ -161,10 +176,6 @@ class Pipeline:
         return self._router.named(auth, tenant.entitlements)
 
     # The blocks around it.
-
-    def _request(self, trail: Trail, within: Deadlines | None = None) -> Refusing:
-        """Around a request; a stream's time is bounded by who sends it."""
-        return Refusing(trail, self._tell, within)
 
     def _looked_through(self, ready: Ready, trail: Trail) -> None:
         """Note what was taken out of the answer, before the receipt is written."""

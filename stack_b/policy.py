@@ -17,10 +17,11 @@ from ports.model import PolicyOutcome
 from ports.pii import PiiDetector, Span
 from stack_b.canonical import NOBODY_KNOWN, About
 from stack_b.redaction.findings import Finding, findings_of
+from stack_b.redaction.nested import StandIn, masked
 from stack_b.redaction.parts import is_cut, joined, texts_of
 from stack_b.redaction.placeholders import Placeholders
 from stack_b.redaction.rules import PiiRules
-from stack_b.redaction.spans import placeholder, replaced, rewritten, texts
+from stack_b.redaction.spans import Texts, placeholder, rewritten
 
 _REDACT: Final = PiiRules()
 _ALLOWED: Final = PolicyOutcome(decision="allowed")
@@ -43,28 +44,28 @@ async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: P
     """
     undone = Placeholders(rules)
 
-    def stand_in(kind: str, found: str) -> str:
-        return undone.of(kind, found) if rules.mode(kind) == "reversible" else placeholder(kind)
+    def stands(kind: str, found: str, number: bool) -> str:
+        return undone.of(kind, found, number=number) if rules.mode(kind) == "reversible" else placeholder(kind)
 
     async def spans_in(text: str) -> list[Span]:
         return [span for span in await detector.detect(auth, text) if rules.mode(span.kind) != "allow"]
 
-    parted: list[list[Json]] = []
-    looked_at = texts(value, parted)
+    looked_at = Texts(value)
     cut: set[int] = set()
-    for items in parted:
+    for items in looked_at.parted:
         said = texts_of(items)
         if is_cut(await spans_in("".join(said)), said):
             cut.add(id(items))
     if cut:
         value = joined(value, cut)
-        looked_at = texts(value)
-    replacements: dict[str, str] = {}
-    found: list[str] = []
-    for text in dict.fromkeys(looked_at):
-        if spans := await spans_in(text):
-            replacements[text] = replaced(text, spans, stand_in)
-            found += [span.kind for span in spans]
+        looked_at = Texts(value)
+    stand_in = StandIn(stands)
+    replacements = {text: await masked(text, spans_in, stand_in) for text in dict.fromkeys(looked_at.found)}
+    numbers: dict[str, str] = {}
+    for number in dict.fromkeys(looked_at.numbers):
+        for span in (await spans_in(number))[:1]:
+            numbers[number] = stand_in.number(span.kind, number)
+    found = stand_in.kinds
     if not found:
         return Decision(outcome=_ALLOWED, findings=(), value=value, placeholders=undone)
     kinds = Counter(found)
@@ -75,7 +76,7 @@ async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: P
             reasons=tuple(f"pii:{kind}" for kind in blocked or sorted(kinds)),
         ),
         findings=findings_of(kinds),
-        value=rewritten(value, replacements),
+        value=rewritten(value, replacements, numbers),
         placeholders=undone,
     )
 

@@ -148,7 +148,10 @@ class Preparation:
         self, auth: AuthContext, asked: Asked, *, counted: bool = False
     ) -> tuple[Tenant, tuple[Candidate, ...]]:
         """`counted`: the request is, already."""
-        tenant = await (self._tenants.served(auth) if counted else self._tenants.tenant(auth))
+        if counted:
+            tenant = await self._tenants.served(auth)
+        else:
+            tenant = self._tenants.at_hand(auth) or await self._tenants.tenant(auth)
         now = self._clock.now()
         candidates = self._router.candidates(
             auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)
@@ -224,7 +227,10 @@ class Preparation:
         if about is not NOBODY_KNOWN:
             about = await named(self._pii, auth, about, rules)
         tier = self._router.target(call.model)
-        return planned(auth, await self._budgets.of(auth), candidates, about, ask, tier=tier, name=call.model)
+        budgets = self._budgets.at_hand(auth)
+        if budgets is None:
+            budgets = await self._budgets.of(auth)
+        return planned(auth, budgets, candidates, about, ask, tier=tier, name=call.model)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))

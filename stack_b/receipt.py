@@ -1,7 +1,5 @@
 """The receipt of a request: what it consumed, what policy decided, who served it. Also what a failed one may tell."""
 
-from types import TracebackType
-
 import msgspec
 
 from ports.budget import Balance
@@ -20,6 +18,11 @@ from stack_b.kept_texts import Texts
 
 class Trail:
     """Gathers one request's receipt as the request passes its stages."""
+
+    __slots__ = (
+        "_attempts", "_clock", "_first_content_s", "_possible_duplicate", "_started", "_upstream_s", "at", "auth",
+        "candidate", "limited_by", "outcome", "over", "request", "spending", "standing", "texts",
+    )  # fmt: skip
 
     def __init__(self, auth: AuthContext, clock: Clock, *, possible_duplicate: bool = False) -> None:
         self.auth = auth
@@ -48,21 +51,13 @@ class Trail:
         """What refuses the request says as much of the receipt as is known."""
         error.surface.update(self._known())
 
-    def attempt(self, candidate: Candidate) -> "_Attempt":
-        """A block that times one call of a backend, and notes how it ended."""
-        self.candidate = candidate
-        return _Attempt(self, candidate)
-
-    def ended(self, candidate: Candidate, began: float, error: BaseException | None) -> None:
-        took = self._clock.monotonic() - began
+    def ended(self, candidate: Candidate, took: float, error: BaseException | None) -> None:
+        """A call of a backend is over."""
         self._upstream_s += took
         status, reason = _outcome(error)
         self._attempts.append(
             Attempt(backend=candidate.backend.name, status=status, latency_ms=_ms(took), reason=reason)
         )
-
-    def now(self) -> float:
-        return self._clock.monotonic()
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -91,7 +86,7 @@ class Trail:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
             "latency_ms": _ms(took),
-            "gateway_ms": round((took - self._upstream_s) * 1_000, 3),
+            "gateway_ms": int((took - self._upstream_s) * 1_000_000) / 1_000,
             "cost_nanousd": usage.cost_nanousd,
             "estimated": usage.estimated,
         }
@@ -128,20 +123,6 @@ class Trail:
             "tenant_id": self.auth.tenant,
         }
         return {name: value for name, value in known.items() if value is not None}
-
-
-class _Attempt:
-    __slots__ = ("_began", "_candidate", "_trail")
-
-    def __init__(self, trail: Trail, candidate: Candidate) -> None:
-        self._trail = trail
-        self._candidate = candidate
-
-    def __enter__(self) -> None:
-        self._began = self._trail.now()
-
-    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        self._trail.ended(self._candidate, self._began, error)
 
 
 def _outcome(error: BaseException | None) -> tuple[int, str | None]:

@@ -13,7 +13,7 @@ from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
 from ports.pii import PiiCapabilities, PiiDetector, Span
-from ports.pii_text import canonical_form
+from ports.pii_text import readings
 
 PATTERNS: Final = "pii_patterns"
 """The port of the detector underneath: it decides the common case, and knows what Presidio doesn't."""
@@ -62,8 +62,7 @@ class PresidioPii:
 
 
 def _may_match(text: str) -> bool:
-    seen = canonical_form(text).text
-    return "@" in seen or sum(map(seen.count, "0123456789")) >= _FEWEST_DIGITS
+    return any("@" in seen or sum(map(seen.count, "0123456789")) >= _FEWEST_DIGITS for seen, _, _ in readings(text))
 
 
 def merged(known: tuple[Span, ...], hits: list[Hit]) -> tuple[Span, ...]:

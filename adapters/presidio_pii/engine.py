@@ -59,7 +59,8 @@ class Engine:
 
     def find(self, text: str) -> list[Hit]:
         """What Presidio finds in `text` as a reader sees it, at its places in the text given."""
-        canonical = canonical_form(text)
+        # A language model knows letters by their marks.
+        canonical = canonical_form(text, "composed" if self._settings.model else "bare")
         found = self._analyzer.analyze(
             canonical.text,
             LANGUAGE,

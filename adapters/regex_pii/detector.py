@@ -15,7 +15,7 @@ from adapters.regex_pii.checks import iban_length, is_card, mod97
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.pii import PiiCapabilities, PiiDetector, Span
-from ports.pii_text import canonical_form
+from ports.pii_text import readings
 
 # The gravest first: where two overlap, the whole is treated as that.
 _BY_GRAVITY: Final = ("secret", "payment_card", "iban", "us_ssn", "email", "phone")
@@ -48,15 +48,21 @@ class RegexPii:
 
 def find(text: str) -> tuple[Span, ...]:
     """What `text` should not tell: in order, without overlaps. Time and space are linear in its length."""
-    canonical = canonical_form(text)
-    seen = canonical.text
+    hits: list[Hit] = []
+    for canonical in readings(text):
+        found = _hits(canonical.text)
+        hits += [(*canonical.place(start, end), kind) for start, end, kind in found] if found else ()
+    return _joined(hits) if hits else ()
+
+
+def _hits(seen: str) -> list[Hit]:
     digits = _count_digits(seen)
     hits = [*_secrets(seen), *_emails(seen)]
     if digits:
         hits += _named_secrets(seen)
     if digits >= patterns.FEWEST_DIGITS:
         hits += [*_ibans(seen), *_numbers(seen)]
-    return _joined([(*canonical.place(start, end), kind) for start, end, kind in hits]) if hits else ()
+    return hits
 
 
 def _count_digits(text: str) -> int:

@@ -11,9 +11,10 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deploy.roots.http_cycle import Cycle, Refused, target
+from deploy.roots.known_head import KnownHead, known_head
 from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch, WatchedFlow
-from ports.http.extensions import ON_DISCONNECT, WHOLE_REQUEST, WHOLE_RESPONSE
+from ports.http.extensions import HEAD_MEMORY, ON_DISCONNECT, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory
 from ports.http.sse import HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -66,6 +67,10 @@ class BoundedProtocol(HttpToolsProtocol):
     """Of this head, without the read it began in; and of all reads with something of it."""
     _in_head = True
     _in_body = False
+    _begun = 0
+    """Requests that began in this read."""
+    _known: KnownHead | None = None
+    """The head of the last request, where that came as a whole."""
     _wire_bytes = 0
     """What came since the head, and what of it is body."""
     _body_bytes = 0
@@ -90,6 +95,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        between = not (self._in_head or self._in_body)
+        if between and self._known is not None and self._recognized(self._known, data):
+            return
+        self._begun = 0
         at = self.cycle if self._in_body else None
         self._read_bytes = len(data)
         if self._in_head:
@@ -104,10 +113,45 @@ class BoundedProtocol(HttpToolsProtocol):
             framing = self._wire_bytes - self._body_bytes
             if framing > MAX_FRAMING_BYTES + FRAMING_SHARE * self._body_bytes and not self.transport.is_closing():
                 self.send_400_response("there is more around the body than in it")
+        if between and self._begun == 1:
+            self._remember(data)
         self._watch.received(len(data))
         if self._watch.opened is None and self._idle_since is None and self._answered():
             # What belongs to no request, such as empty lines before one, has put an end to the keep-alive's own timer.
             self._watch.expect()
+
+    def _recognized(self, known: KnownHead, data: bytes) -> bool:
+        """Whether this is a whole request with a head that is known: then its app runs, as by the parser's callbacks."""
+        if not self.cycle.response_complete or self.transport.is_closing():
+            return False
+        body = known.body_of(data)
+        if body is None:
+            like = known.like(data)
+            if like is None or (body := like.body_of(data)) is None:
+                return False
+            self._known = known = like
+        self._idle_since = None
+        self.cycle = cycle = Cycle(
+            known.scope.copy(),  # type: ignore[arg-type]  # it was an HTTP scope
+            self.transport,
+            self.flow,
+            self.logger,
+            self.server_state,
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        cycle.body = body
+        cycle.more_body = False
+        self._start(cycle, self.app, known.memory)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """The head of the one request that began with `data`, if it has ended there, too."""
+        cycle = self.cycle
+        if not (self._in_head or self._in_body) and cycle.keep_alive:
+            scope = {name: member for name, member in cycle.scope.items() if name != "extensions"}
+            self._known = known_head(data, self._body_bytes, scope)
 
     def send_400_response(self, msg: str) -> None:
         """To whoever sends no HTTP, in the envelope of all errors; the connection ends.
@@ -135,6 +179,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head, self._in_body, self._head_bytes, self._head_most = True, False, 0, self._read_bytes
+        self._begun += 1
         self._watch.expect()
         super().on_message_begin()
 
@@ -250,9 +295,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         assert isinstance(cycle, Cycle), "this protocol makes no others"
+        self._start(cycle, app, {})
+
+    def _start(self, cycle: Cycle, app: ASGI3Application, memory: HeadMemory) -> None:
         self._told, self._at_work = None, cycle
         extensions: dict[str, Any] = {
             HANG_UP: partial(self._hang_up, cycle),
+            HEAD_MEMORY: memory,
             ON_DISCONNECT: self._on_disconnect,
             WHOLE_REQUEST: cycle.taken,
             WHOLE_RESPONSE: cycle.whole,

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from ports.errors import InvalidArgument
-from ports.http.extensions import WholeRequest
 from ports.http.headers import Headers
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -17,10 +16,8 @@ class Disconnected(Exception):
     """The client went away before its request was whole; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, whole: WholeRequest | None = None) -> bytes:
-    """`whole` is the server's, where it has it. Raises `InvalidArgument` for what is no JSON or too large, and
-    `Disconnected`.
-    """
+def check_body_headers(headers: Headers, limit: int) -> None:
+    """What a head says of its body. Raises `InvalidArgument` for what is not taken or too large."""
     if b"content-encoding" in headers:
         raise InvalidArgument("Content-Encoding is not taken on requests", code="unsupported_media_type")
     announced = headers.get(b"content-length")
@@ -30,7 +27,12 @@ async def read_body(receive: Receive, headers: Headers, limit: int, whole: Whole
         # By its length first: a number of a million digits takes long to read.
         if len(announced) > _CONTENT_LENGTH_CHARS or int(announced) > limit:
             raise _too_large(limit)
-    raw = None if whole is None else whole()
+
+
+async def read_body(receive: Receive, headers: Headers, limit: int, raw: bytes | None = None) -> bytes:
+    """After `check_body_headers`. `raw` is all of it, where that is here already. Raises `InvalidArgument` for what is no
+    JSON or too large, and `Disconnected`.
+    """
     if raw is None:
         raw = await _received(receive, limit)
     elif len(raw) > limit:

@@ -27,8 +27,8 @@ from ports.errors import (
     Unauthenticated,
 )
 from ports.http import envelope, strict_json
-from ports.http.body import Disconnected, Receive, read_body
-from ports.http.extensions import WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
+from ports.http.body import Disconnected, Receive, check_body_headers, read_body
+from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
@@ -48,6 +48,8 @@ _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip"
 """How the headers begin that proxies add."""
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_NO_IDS: Final = (None, None)
+_NONE: Final[Mapping[str, Any]] = {}
 
 logger = logging.getLogger("agentos.http")
 
@@ -72,6 +74,22 @@ class Exchange(Struct, kw_only=True):
         """The caller. Only routes that need a scope have one."""
         assert self.auth is not None, f"{self.template} is public"
         return self.auth
+
+
+class Opening:
+    """What a request's head says by itself: the same for the next request with the same head."""
+
+    __slots__ = ("endpoint", "headers", "path", "route", "takes_body", "token")
+
+    def __init__(self, headers: Headers, route: Route, path: str, token: str, endpoint: "EdgeApp | None") -> None:
+        """`path`: as the framework knows it. `token`: empty where the route needs none."""
+        self.headers = headers
+        self.route = route
+        self.path = path
+        self.token = token
+        self.endpoint = endpoint
+        self.takes_body = False
+        """What the head says of the body was looked at, and may be."""
 
 
 Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
@@ -168,12 +186,21 @@ class Edge:
                 await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = Headers(scope["headers"])
-        trace = trace_from(headers.text(b"x-correlation-id"), headers.text(b"traceparent"))
+        extensions = scope.get("extensions") or _NONE
+        memory = extensions.get(HEAD_MEMORY)
+        opening: Opening | None = None if memory is None else memory.get(self)
+        headers = Headers(scope["headers"]) if opening is None else opening.headers
+        sends_ids = b"x-correlation-id" in headers or b"traceparent" in headers
+        ids = (headers.text(b"x-correlation-id"), headers.text(b"traceparent")) if sends_ids else _NO_IDS
+        trace = trace_from(*ids)
         found = scope[EXCHANGE] = Exchange(trace=trace, headers=headers)
-        reply = Answering(scope, send, found, self._more_headers)
+        reply = Answering(extensions, send, found, self._more_headers)
         try:
-            await self._serve(scope, receive, reply, found)
+            if opening is None:
+                opening = self._opened(scope, headers, found)
+                if memory is not None:
+                    memory[self] = opening
+            await self._serve(scope, receive, reply, opening)
         except Disconnected:
             pass
         except AgentOSError as error:
@@ -188,17 +215,33 @@ class Edge:
         finally:
             self._observe(found, scope["method"], reply.status or 499, time.perf_counter() - started)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: "Answering", found: Exchange) -> None:
-        headers = found.headers
+    def _opened(self, scope: Scope, headers: Headers, found: Exchange) -> Opening:
+        """What the head alone says. Raises for what it alone refuses, as far as that comes before who asks."""
         headers.check()
         if b"host" not in headers and scope.get("http_version", "1.1") == "1.1":
             raise InvalidArgument("HTTP/1.1 needs a Host header")
         route, path = self._match(scope, headers)
         found.template = route.template
+        token = ""
         if route.access not in {PUBLIC, LOOPBACK}:
-            found.auth = scope["auth"] = await self._caller(headers, found.trace, route)
+            if self._verifier is None:
+                raise Unauthenticated("this surface takes no tokens")
+            token = self._token(headers)
+        return Opening(headers, route, path, token, self._endpoints.get((route.method, route.template)))
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: "Answering",
+        opening: Opening,
+    ) -> None:
+        found, headers, route = send.found, opening.headers, opening.route
+        found.template = route.template
+        if opening.token:
+            found.auth = scope["auth"] = await self._caller(opening, found.trace)
             # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
-            found.reauthorize = partial(self._caller, headers, found.trace, route)
+            found.reauthorize = partial(self._caller, opening, found.trace)
             if self._admit is not None:
                 await self._admit(found.auth)
         if route.query is not None and scope["query_string"]:
@@ -207,15 +250,19 @@ class Edge:
             found.idempotency_key = _idempotency_key(headers)
         raw: bytes | None = None
         if route.method in _WITH_BODY:
-            whole = (scope.get("extensions") or {}).get(WHOLE_REQUEST)
-            raw = await read_body(receive, headers, route.max_body_bytes, whole)
+            if not opening.takes_body:
+                check_body_headers(headers, route.max_body_bytes)
+                opening.takes_body = True
+            whole = send.extensions.get(WHOLE_REQUEST)
+            raw = None if whole is None else whole()
+            raw = await read_body(receive, headers, route.max_body_bytes, raw)
             found.json = strict_json.parse(raw)
             if not isinstance(found.json, dict):
                 raise InvalidArgument("the body must be a JSON object", code="validation_failed")
-        endpoint = self._endpoints.get((route.method, route.template))
-        if endpoint is not None:
-            await endpoint(scope, receive, send)
+        if opening.endpoint is not None:
+            await opening.endpoint(scope, receive, send)
             return
+        path = opening.path
         scope["path"], scope["raw_path"] = path, path.encode("utf-8", "surrogatepass")
         await self._app(scope, receive if raw is None else _replay(raw, receive), send)
 
@@ -231,13 +278,12 @@ class Edge:
             raise NotFound("there is nothing at this path")
         return match.route, match.inner_path
 
-    async def _caller(self, headers: Headers, trace: Trace, route: Route) -> AuthContext:
+    async def _caller(self, opening: Opening, trace: Trace) -> AuthContext:
         """Who asks, authenticated and authorized."""
-        if self._verifier is None:
-            raise Unauthenticated("this surface takes no tokens")
-        token = self._token(headers)
+        headers, route = opening.headers, opening.route
+        assert self._verifier is not None, "without one there is no token"
         try:
-            auth = (await self._verifier.verify(token)).traced(trace)
+            auth = (await self._verifier.verify(opening.token)).traced(trace)
         except PermissionDenied as error:
             if error.caller is not None:
                 await self._denied(error.caller.traced(trace), route.template, error)
@@ -248,7 +294,7 @@ class Edge:
                 return auth
             if TENANT_ACT_AS not in auth.scopes:
                 raise mismatch()
-            acting = (await self._verifier.act_as(token, named)).traced(trace)
+            acting = (await self._verifier.act_as(opening.token, named)).traced(trace)
             _authorize(acting, route)
         except PermissionDenied as error:
             await self._denied(auth, route.template, error)
@@ -298,12 +344,12 @@ class Edge:
 class Answering:
     """`send` that stamps every response and remembers its status."""
 
-    __slots__ = ("_found", "_more_headers", "_scope", "_send", "status")
+    __slots__ = ("_more_headers", "_send", "extensions", "found", "status")
 
-    def __init__(self, scope: Scope, send: Send, found: Exchange, more_headers: MoreHeaders) -> None:
-        self._scope = scope
+    def __init__(self, extensions: Mapping[str, Any], send: Send, found: Exchange, more_headers: MoreHeaders) -> None:
+        self.extensions = extensions
         self._send = send
-        self._found = found
+        self.found = found
         self._more_headers = more_headers
         self.status: int | None = None
 
@@ -317,21 +363,21 @@ class Answering:
         """A response with `body`; `headers` are those beside its length."""
         self.status = status
         headers = [*headers, (b"content-length", b"%d" % len(body)), *self._stamps()]
-        at_once: WholeResponse | None = (self._scope.get("extensions") or {}).get(WHOLE_RESPONSE)
+        at_once: WholeResponse | None = self.extensions.get(WHOLE_RESPONSE)
         if at_once is not None and at_once(status, headers, body):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     def _stamps(self) -> list[tuple[bytes, bytes]]:
-        trace = self._found.trace
+        trace = self.found.trace
         correlation_id = trace.correlation_id.encode()
         return [
             (b"x-correlation-id", correlation_id),
             (b"x-request-id", correlation_id),
             (b"traceparent", trace.traceparent.encode()),
             *_ALWAYS,
-            *self._more_headers(self._found),
+            *self._more_headers(self.found),
         ]
 
 

@@ -20,3 +20,9 @@ WHOLE_RESPONSE: Final = "agentos.whole_response"
 sent in parts."""
 
 WholeResponse: TypeAlias = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]
+
+HEAD_MEMORY: Final = "agentos.head_memory"
+"""What may be remembered of a request's head alone: the same dictionary for as long as the heads of a connection are the
+same, byte for byte. By whoever remembers it."""
+
+HeadMemory: TypeAlias = dict[object, object]

@@ -15,6 +15,8 @@ _SPAN_BYTES: Final = 24
 def trace_from(correlation_id: str | None, traceparent: str | None) -> Trace:
     """The request's trace: the client's ids where they are valid, a new span of the client's trace or of a new one."""
     random = os.urandom(16 + _SPAN_BYTES).hex()
+    if correlation_id is None and traceparent is None:
+        return Trace(correlation_id=f"cor_{random[:32]}", traceparent=f"00-{random[32:64]}-{random[64:]}-01")
     kept = correlation_id if correlation_id and _CORRELATION.fullmatch(correlation_id) else f"cor_{random[:32]}"
     return Trace(correlation_id=kept, traceparent=_continued(traceparent, random[32:]))
 

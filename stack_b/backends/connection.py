@@ -153,15 +153,15 @@ class Answer:
 
     def wake(self) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def _news(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
+        if waiter is not None:
             self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _news(self) -> asyncio.Future[None]:
+        """What the next of it ends. Who leaves meanwhile has ended it themselves."""
+        self._waiter = self._loop.create_future()
+        return self._waiter
 
     def _raise_if_failed(self) -> None:
         if self._error is not None:

@@ -7,7 +7,8 @@ process holds and settles in between is reckoned in.
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import partial
+from math import inf
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -42,6 +43,10 @@ class _Known:
     read_at: float
     held: int
     settled: int
+    told_until: float = -inf
+    """By the monotonic clock: until then these two say the same."""
+    told_limit: tuple[bytes, bytes] = (b"", b"")
+    told_reset: tuple[bytes, bytes] = (b"", b"")
 
     @property
     def free(self) -> int:
@@ -64,10 +69,17 @@ class Balances:
 
     async def standing(self, auth: AuthContext, *, limit: int) -> "Standing":
         """The same, for whoever mostly has nothing to tell of it."""
-        known = self._known.get(auth.tenant)
-        if known is None or known.balance.limit != limit:
+        known = self.at_hand(auth, limit=limit)
+        if known is None:
             read = await self._reads.of((auth.tenant, limit), partial(self.read, auth, limit=limit))
             return Standing(read, read.held, read.settled)
+        return known
+
+    def at_hand(self, auth: AuthContext, *, limit: int) -> "Standing | None":
+        """The same where nothing has to be waited for, as mostly."""
+        known = self._known.get(auth.tenant)
+        if known is None or known.balance.limit != limit:
+            return None
         if self._clock.monotonic() - known.read_at >= FRESH_S:
             # Where that fails the next request tries again; what decides is the ledger's own refusal.
             self._reads.ahead((auth.tenant, limit), partial(self.read, auth, limit=limit))
@@ -101,20 +113,21 @@ class Balances:
         known = self._known.get(tenant)
         if known is None:
             return []
-        balance = known.balance
-        left = max(timedelta(0), balance.window_end - self._clock.now())
-        # Above a second it is told in seconds, and most of a tenant's requests come in the same one.
-        reset = _seconds(left.days, left.seconds) if left >= _SECOND else duration(left).encode()
+        now = self._clock.monotonic()
+        if now >= known.told_until:
+            self._tell(known, now)
         return [
-            (b"x-ratelimit-limit-tokens", b"%d" % balance.limit),
+            known.told_limit,
             (b"x-ratelimit-remaining-tokens", b"%d" % known.free),
-            (b"x-ratelimit-reset-tokens", reset),
+            known.told_reset,
         ]
 
-
-@lru_cache(maxsize=64)
-def _seconds(days: int, seconds: int) -> bytes:
-    return duration(timedelta(days=days, seconds=seconds)).encode()
+    def _tell(self, known: _Known, now: float) -> None:
+        """Above a second the reset is told in seconds, and most of a tenant's requests come in the same one."""
+        left = max(timedelta(0), known.balance.window_end - self._clock.now())
+        known.told_until = now + (left.microseconds / 1e6 if left >= _SECOND else 0.0)
+        known.told_limit = (b"x-ratelimit-limit-tokens", b"%d" % known.balance.limit)
+        known.told_reset = (b"x-ratelimit-reset-tokens", duration(left).encode())
 
 
 def duration(value: timedelta) -> str:

@@ -85,18 +85,18 @@ class Chunk:
 
     def take(self, amount: Amount, now: datetime, monotonic: float) -> bool:
         """Whether the request may have `amount`."""
-        fits = (
-            not self.retired
-            and self.free.holds(amount)
-            and monotonic < self.lease_until - MARGIN_S
-            and (self.usable_until is None or now < self.usable_until)
-        )
-        if fits:
-            self.free = self.free.minus(amount)
-            self.out = self.out.plus(amount)
-            self.requests += 1
-            self.last_used = monotonic
-        return fits
+        # Of every request: sums are written out.
+        free, out = self.free, self.out
+        tokens, nanousd = free.tokens - amount.tokens, free.nanousd - amount.nanousd
+        if self.retired or tokens < 0 or nanousd < 0 or monotonic >= self.lease_until - MARGIN_S:
+            return False
+        if self.usable_until is not None and now >= self.usable_until:
+            return False
+        self.free = Amount(tokens=tokens, nanousd=nanousd)
+        self.out = Amount(tokens=out.tokens + amount.tokens, nanousd=out.nanousd + amount.nanousd)
+        self.requests += 1
+        self.last_used = monotonic
+        return True
 
     def runs_out(self, monotonic: float) -> bool:
         """Whether it is time for the next one."""
@@ -126,7 +126,7 @@ class Chunk:
 
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
-        used = _used(events)
+        used = events[0].amount if len(events) == 1 else _used(events)
         self.spent = self.spent.plus(used)
         self.events += events
         self.out = self.out.minus(amount)

@@ -1,7 +1,8 @@
 """How many tokens a request can cost at most, and about. Pure; integers only.
 
 A byte-level tokenizer makes at most one token of each byte, so the bytes of the JSON that a backend reads are an upper
-bound for text. Media are fetched or decoded by the backend and get a flat allowance each.
+bound for text. Media are decoded by the backend and get a flat allowance each; what is not understood holds all that a
+model reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,18 @@ BYTES_PER_TOKEN: Final = 4
 MEDIA_TOKENS: Final = 4_096
 """Per image, sound or file: beyond what the dearest known detail level of one image costs."""
 
-_MEDIA_TYPES: Final = frozenset({"image_url", "input_audio", "file"})
+UNREAD_TOKENS: Final = 1_048_576
+"""Once per request, where a part of it is not understood, or is fetched by the backend and no image: as much as the models
+of today read. The body's size bounds nothing there."""
+
+_MEDIA_TYPES: Final = frozenset({"audio_url", "image_url", "input_audio", "file", "video_url"})
+_TEXT_TYPES: Final = frozenset({"text", "refusal", "reasoning", "redacted_thinking", "thinking"})
+_INLINE: Final = {"audio_url": "url", "file": "file_data", "video_url": "url"}
+"""Where those kinds hold what would else have to be fetched."""
+_SCHEME_CHARS: Final = 32
+_BESIDE: Final = frozenset({"attachments", "audio", "audios", "documents", "files", "images", "videos"})
+"""Members of a message in which servers take media."""
+_TYPE: Final = b'"type"'
 _MEDIA_WORDS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(_MEDIA_TYPES))
 
 
@@ -64,8 +76,9 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     body = msgspec.json.encode(call.members)
     # Nearly every request is text, and bytes are searched faster than values.
-    media = sum(1 for _ in _media(call.members)) if any(map(body.__contains__, _MEDIA_WORDS)) else 0
-    bound = len(body) + MEDIA_TOKENS * media
+    typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
+    media = sum(1 for _ in _media(call.members)) if typed else 0
+    bound = len(body) + MEDIA_TOKENS * media + (UNREAD_TOKENS if _is_unread(call.members) else 0)
     each = _each(call, limits, model_max_tokens)
     return Ask(
         amount=bound + call.choices * each,
@@ -108,6 +121,31 @@ def embed_ask(call: EmbedCall) -> Ask:
 def estimated_tokens(size_bytes: int) -> int:
     """About how many tokens a text of `size_bytes` is; at least one if there is any."""
     return -(-size_bytes // BYTES_PER_TOKEN)
+
+
+def _is_unread(members: dict[str, Json]) -> bool:
+    for message in members.get("messages") or ():
+        content = message.get("content")
+        if isinstance(content, list) and not all(map(_understood, content)):
+            return True
+        if not _BESIDE.isdisjoint(message) and any(message.get(name) is not None for name in _BESIDE):
+            return True
+    return False
+
+
+def _understood(part: Json) -> bool:
+    """Whether what it costs at most is known: text by its bytes, an image, and what is inline by its bytes too."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or "content" in part:
+        return False
+    if kind in _INLINE:
+        held = part.get(kind)
+        held = {"url": held} if isinstance(held, str) else held
+        data = held.get(_INLINE[kind]) if isinstance(held, dict) else None
+        if not isinstance(data, str) or held.get("file_id") is not None:
+            return False
+        return data.startswith("data:") or (kind == "file" and "://" not in data[:_SCHEME_CHARS])
+    return kind in _TEXT_TYPES or kind in _MEDIA_TYPES
 
 
 def _media(value: Json) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """`reserved(...)`: hold a request's budget, and settle it exactly once on every way out."""
 
 import os
+from collections.abc import Awaitable
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
@@ -16,7 +17,7 @@ from ports.messages import Usage
 from stack_b.budget.balances import Balances
 from stack_b.budget.held import Held
 from stack_b.budget.over import over
-from stack_b.budget.purse import Purse
+from stack_b.budget.purse import Purse, Taken
 from stack_b.canonical import NOBODY_KNOWN, About
 
 SETTLE_BOUND_S: Final = 10.0
@@ -72,7 +73,13 @@ class Spending:
         """The call's own count, in place of what was assumed."""
         self._known.append((usage, of))
         self._assumed, self._assumed_of = _NOTHING_USED, _NOBODY
-        self.total = self._sum()
+        self.total = self._sum() if len(self._known) > 1 else usage
+
+    @property
+    def only(self) -> tuple[Usage, Served] | None:
+        """The one attempt there was, as mostly, once it is over."""
+        known = self._known
+        return known[0] if len(known) == 1 and self._assumed is _NOTHING_USED else None
 
     def attempts(self) -> list[tuple[Usage, Served]]:
         """In their order; those that were free as well."""
@@ -168,7 +175,14 @@ class Reservation:
         self._about = about
 
     async def __aenter__(self) -> Spending:
-        taken = await self._purse.take(self._auth, self._amount, self._on, self._lease)
+        return self._begun(await self._purse.take(self._auth, self._amount, self._on, self._lease))
+
+    def at_hand(self) -> Spending | None:
+        """The block, entered, where nothing has to be waited for, as mostly."""
+        taken = self._purse.at_hand(self._auth, self._amount, self._on, self._lease)
+        return None if taken is None else self._begun(taken)
+
+    def _begun(self, taken: Taken) -> Spending:
         self._balances.held(self._auth.tenant, self._amount.tokens)
         self._held = Held(self._auth, taken, on=self._on, lease=self._lease, purse=self._purse, balances=self._balances)
         self._spending = Spending(self._held)
@@ -177,15 +191,22 @@ class Reservation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        if (booking := self.ended()) is not None:
+            await booking
+
+    def ended(self) -> Awaitable[object] | None:
+        """The block is over; what there is to wait for, if anything."""
         spending = self._spending
         self._balances.settled(self._auth.tenant, self._held.amount.tokens, spending.total.total_tokens)
         events = events_of(self._auth, self._about, spending, self._request)
-        await self._purse.put(self._held.taken, events, wait_s=SETTLE_BOUND_S)
+        return self._purse.over(self._held.taken, events, wait_s=SETTLE_BOUND_S)
 
 
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
     """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
     request = request or f"req_{os.urandom(16).hex()}"
+    if (only := spending.only) is not None and only[0].total_tokens:
+        return (_event(auth, about, (request, 1), *only),)
     events: list[UsageEvent] = []
     for number, (usage, served) in enumerate(spending.attempts(), start=1):
         if usage.prompt_tokens or usage.completion_tokens or usage.cost_nanousd:

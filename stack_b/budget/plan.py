@@ -35,8 +35,13 @@ class Budgets:
 
     async def of(self, auth: AuthContext) -> tuple[Budget, ...]:
         """Raises `Unavailable` when they must be read and can't (fail closed)."""
+        known = self.at_hand(auth)
+        return await self._fresh.of(auth) if known is None else known
+
+    def at_hand(self, auth: AuthContext) -> tuple[Budget, ...] | None:
+        """The same where nothing has to be waited for, as mostly."""
         known = self._fresh.at_hand(auth)
-        return await self._fresh.of(auth) if known is None else known[0]
+        return None if known is None else known[0]
 
     async def close(self) -> None:
         await self._fresh.close()

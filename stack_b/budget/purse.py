@@ -8,7 +8,7 @@ request waits for as long as idle chunks take to go back.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -67,16 +67,9 @@ class Purse:
 
     async def take(self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
         """Raises the ledger's refusals, and `Unavailable`; nothing is held then."""
-        key = pool_key(auth, on)
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = Pool()
-        chunk = pool.current
-        now = self._clock.monotonic()
-        if chunk is not None and chunk.take(amount, self._clock.now(), now):
-            if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.locked():
-                pool.ahead = self._kept(self._leased_ahead(auth, amount, on, lease, pool))
-            return Taken(chunk, amount)
+        if (taken := self.at_hand(auth, amount, on, lease)) is not None:
+            return taken
+        pool = self._pools.setdefault(pool_key(auth, on), Pool())
         # Whoever leaves meanwhile leaves no hold behind: what is granted to it all the same goes back.
         task = self._kept(self._leased(auth, amount, on, lease, pool))
         try:
@@ -84,6 +77,19 @@ class Purse:
         except asyncio.CancelledError:
             task.add_done_callback(self._unwanted)
             raise
+
+    def at_hand(self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken | None:
+        """The same of a chunk that is leased already, as mostly."""
+        pool = self._pools.get(pool_key(auth, on))
+        chunk = None if pool is None else pool.current
+        if pool is None or chunk is None:
+            return None
+        now = self._clock.monotonic()
+        if not chunk.take(amount, self._clock.now(), now):
+            return None
+        if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.locked():
+            pool.ahead = self._kept(self._leased_ahead(auth, amount, on, lease, pool))
+        return Taken(chunk, amount)
 
     async def grow(self, taken: Taken, more: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
         """`taken` and `more`: of its chunk, or by a call that extends it. Raises like `take`; then it stays as it was."""
@@ -102,9 +108,13 @@ class Purse:
 
         An exact hold's is waited for, at most `wait_s`: who comes next, wherever, shall not be refused for its sake.
         """
+        if (booking := self.over(taken, events, wait_s=wait_s)) is not None:
+            await booking
+
+    def over(self, taken: Taken, events: tuple[UsageEvent, ...], *, wait_s: float) -> Awaitable[object] | None:
+        """The same: what there is to wait for, if anything."""
         task = self._put(taken, events)
-        if task is not None and taken.chunk.exact:
-            await asyncio.wait({task}, timeout=wait_s)
+        return asyncio.wait({task}, timeout=wait_s) if task is not None and taken.chunk.exact else None
 
     def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
         """What is held of an account for requests to come: free for this process, held for everybody else."""

@@ -6,7 +6,7 @@ from typing import Final, Protocol, TypeAlias
 from msgspec import Struct
 
 from ports.http.body import Receive
-from ports.http.edge import EXCHANGE, Answering, EdgeApp, Exchange, Scope, Send
+from ports.http.edge import Answering, EdgeApp, Exchange, Scope, Send
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
 
 _JSON: Final = b"application/json"
@@ -44,9 +44,7 @@ def served(endpoint: Endpoint) -> EdgeApp:
     """`endpoint` for the edge."""
 
     async def app(scope: Scope, receive: Receive, send: Answering) -> None:
-        extensions = scope.get("extensions")
-        told = extensions.get(ON_DISCONNECT) if extensions else None
-        reply = await endpoint(Asked(scope[EXCHANGE], scope["path"], receive, told))
+        reply = await endpoint(Asked(send.found, scope["path"], receive, send.extensions.get(ON_DISCONNECT)))
         if isinstance(reply, Whole):
             await send.whole(reply.status, [(b"content-type", reply.media_type)], reply.body)
         else:

@@ -121,7 +121,7 @@ class ChatStream:
                     await out.send(self._wire.end(), last=True)
                 self._whole = True
             finally:
-                self._caller.on_leaving = _nothing
+                self._caller.on_leaving = None
                 watch.end()
 
     def _left(self) -> None:
@@ -291,7 +291,3 @@ async def _until_gone(receive: Receive, left: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     left()
-
-
-def _nothing() -> None:
-    """Who left then has nothing to end."""

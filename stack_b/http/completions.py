@@ -45,7 +45,7 @@ def surface_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dic
     async def count_tokens(asked: Asked) -> Reply:
         found = asked.exchange
         auth, call = found.identity, counted(found.json, deps.limits)
-        await pipeline.check(auth, call)
+        await pipeline.check(auth, msgspec.structs.replace(call, route=found.template))
         count = input_tokens(call)
         correlation_id = auth.trace.correlation_id
         return json_reply(

@@ -58,7 +58,10 @@ def call_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[s
         found = asked.exchange
         auth = found.identity
         call = _checked(found.json, deps.limits, found.headers.text(PREFERENCE), found.headers)
+        call = msgspec.structs.replace(call, route=found.template)
         verdict = await pipeline.check(auth, call)
+        if verdict.refusal is not None:
+            await pipeline.recorder.foretold(auth, call, verdict.policy_outcome, verdict.refusal)
         whose = {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
         return json_reply({**msgspec.structs.asdict(verdict), **whose})
 

@@ -8,10 +8,9 @@ from msgspec import Struct
 
 from ports.http.body import Disconnected, Receive
 from ports.messages import Json
-from stack_b.caller import Caller
+from stack_b.caller import Caller, Gone
 from stack_b.flights import Flight
 from stack_b.http.asked import Asked, Whole
-from stack_b.interrupt import Interrupt
 
 
 async def unless_gone(
@@ -23,21 +22,23 @@ async def unless_gone(
     Raises:
         Disconnected: the client is gone.
     """
-    with Interrupt(Disconnected) as interrupt:
-        caller.on_leaving = interrupt.fire
-        left = caller.leave
-        if flight is not None:
-            flight.stop = caller.leave
-            left = flight.client_left
-            work = flight.carried(work)
-        if asked.on_disconnect is not None:
-            asked.on_disconnect(left)
-            return await work
+    left = caller.leave
+    if flight is not None:
+        flight.stop = caller.leave
+        left = flight.client_left
+        work = flight.carried(work)
+    watcher: asyncio.Task[None] | None = None
+    if asked.on_disconnect is not None:
+        asked.on_disconnect(left)
+    else:
         # A server that can't tell by itself is asked.
         watcher = asyncio.create_task(_gone(asked.receive, left))
-        try:
-            return await work
-        finally:
+    try:
+        return await work
+    except Gone:
+        raise Disconnected from None
+    finally:
+        if watcher is not None:
             watcher.cancel()
 
 

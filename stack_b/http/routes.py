@@ -73,10 +73,12 @@ OPERATIONS: Final = {
             "`stream`, each event is one `data:` line, the last one is `[DONE]`; a failure on the way is an `error` event. "
             "The header `X-Route-Preference` (`quality`, `cost`, `latency`) says what to go by where several may answer. "
             "`X-Agent-Id` and `X-Session-Id` (percent-encoded), or `metadata`, say what budgets count by, on all surfaces. "
-            "With the header `X-Step-Key` the call is made once: it goes on when the client leaves, and whoever sends the "
-            "same request under the same key within 7 days gets the same reply (`route.replayed`) and pays nothing. So it "
-            "is with `Idempotency-Key`. Who repeats a request while its call is under way joins it, a stream from its "
-            "first chunk (`route.joined`). A retry of the official clients (`x-stainless-retry-count`) needs no key."
+            "With the header `X-Step-Key`, a key of the principal's, the call is made once: it goes on when the client "
+            "leaves, and who sends the same request under it within 7 days gets the same reply (`route.replayed`), as far "
+            "as it may still be asked for, and pays nothing. So it is with `Idempotency-Key`. Members that not every "
+            "backend may be sent, and tools that the provider runs, are refused (400) where no backend passes them. Who "
+            "repeats a request while its call is under way joins it, a stream from its first chunk (`route.joined`). "
+            "A retry of the official clients (`x-stainless-retry-count`) needs no key."
         ),
         parameters=(_ONCE,),
         tag="models",
@@ -125,7 +127,10 @@ OPERATIONS: Final = {
     ),
     ("POST", "/v1/steps:cancel"): Operation(
         summary="End the call under way under a step key",
-        description="Here and in the backend. What it has used is paid; its callers get 409. Without such a call: nothing.",
+        description=(
+            "Here and in the backend, where it is this principal's. What it has used is paid; its callers get 409. Without "
+            "such a call: nothing. It is in the log of requests either way."
+        ),
         tag="models",
         request=wire.StepBody,
         response=wire.StepView,
@@ -143,7 +148,7 @@ OPERATIONS: Final = {
         summary="Ask what policy and budget would decide",
         description=(
             "Takes a chat completion's body, or that of embeddings. Decides by the same code as a call would, calls no "
-            "backend and changes nothing."
+            "backend and changes nothing; what would be denied is in the audit."
         ),
         tag="policy",
         request=wire.ChatBody,

@@ -16,8 +16,8 @@ from stack_b.policies.calls import Unreadable, read_arguments
 from stack_b.policies.patterns import Search
 from stack_b.policies.rules import Rules, Subject
 from stack_b.policies.strings import names_of, strings
-from stack_b.policies.text import Reading, canonical_text
-from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer
+from stack_b.policies.text import WAYS, Reading, canonical_texts, one_way
+from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer, are_counts
 from stack_b.redaction.findings import Finding
 
 _BLOCKED: Final = "content_filter"
@@ -34,7 +34,7 @@ class Gate:
         self._searches = searches
         self._window = max((search.width for search, _ in searches), default=0)
         """What must be known behind a character before it may go: the rest of a match, and what stands behind it."""
-        self._reading = Reading()
+        self._readings: tuple[Reading, ...] = (Reading(),)
         self.denied: str | None = None
         """The reason, once something was found. From there on nothing goes out."""
 
@@ -42,28 +42,42 @@ class Gate:
         """What may go out now."""
         if self.denied is not None:
             return ""
-        self._reading.feed(more)
-        return self._released(len(self._reading.text) - self._window)
+        if len(self._readings) == 1 and not one_way(more):
+            self._readings += tuple(map(self._readings[0].another, WAYS))
+        for reading in self._readings:
+            reading.feed(more)
+        return self._released(self._window)
 
     def end(self) -> str:
         """The rest of it."""
         if self.denied is not None:
             return ""
-        self._reading.end()
-        shown = self._released(len(self._reading.text))
-        return shown if self.denied is not None else shown + self._reading.rest()
+        for reading in self._readings:
+            reading.end()
+        shown = self._released(0)
+        return shown if self.denied is not None else shown + self._readings[0].rest()
 
-    def _released(self, upto: int) -> str:
-        """What begins before `upto` is decided."""
-        reading = self._reading
-        if upto <= reading.context:
+    def _released(self, held: int) -> str:
+        """What begins before the last `held` characters is decided, in each way to read it."""
+        decided = [self._decided(reading, held) for reading in self._readings]
+        at = min(place for place, _ in decided)
+        self.denied = next((reason for place, reason in decided if place == at and reason is not None), None)
+        if not at:
             return ""
-        end = upto
+        released, *_ = [reading.release_given(at) for reading in self._readings]
+        return released
+
+    def _decided(self, reading: Reading, held: int) -> tuple[int, str | None]:
+        """Up to where in what was given and not released, and why nothing behind it may go."""
+        upto = len(reading.text) - held
+        if upto <= reading.context:
+            return 0 if held else reading.read, None
+        end, denied = upto, None
         for search, reason in self._searches:
             found = search.first(reading.text, reading.context)
             if found is not None and found < end:
-                end, self.denied = found, reason
-        return reading.release(end)
+                end, denied = found, reason
+        return reading.place(end), denied
 
 
 class Guarded:
@@ -96,8 +110,17 @@ class Guarded:
         self._candidate = candidate
         self._searches = self._rules.searches(self._subject, candidate)
 
+    async def counts(self, usage: dict[str, Json] | None) -> dict[str, Json] | None:
+        """Of what is denied, nothing."""
+        return self._counts(await self._answer.counts(usage))
+
+    async def beside(self, answer: dict[str, Json]) -> dict[str, Json]:
+        return self._headed(await self._answer.beside(answer), HEAD | {"data"})
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         shown = self._headed(await self._answer.whole(answer), HEAD)
+        if not are_counts(shown.get("usage")):
+            shown = {**shown, "usage": self._counts(shown["usage"])}
         return {**shown, "choices": [self._whole(choice) for choice in shown["choices"]]}
 
     async def pieces(self, pieces: list[Piece]) -> list[Piece]:
@@ -129,6 +152,12 @@ class Guarded:
         if before is None or not reasons:
             return before
         return PolicyOutcome(decision="blocked", reasons=(*before.reasons, *reasons))
+
+    def _counts(self, usage: dict[str, Json] | None) -> dict[str, Json] | None:
+        if not self._searches or are_counts(usage):
+            return usage
+        shown: dict[str, Json] = self._headed({"counts": usage}, frozenset()).get("counts", {})
+        return shown
 
     def _choice(self, index: int) -> "_Choice":
         return self._choices.setdefault(index, _Choice(self))
@@ -201,7 +230,7 @@ class Guarded:
         """Why a value that is shown at once may not be."""
         if not self._searches:
             return None
-        texts = [canonical_text(text) for text in strings(value)]
+        texts = [reading for text in strings(value) for reading in canonical_texts(text)]
         for search, reason in self._searches:
             if any(map(search.found, texts)):
                 return reason

@@ -10,7 +10,7 @@ from ports.http.strict_json import parse
 from ports.messages import Json
 from ports.policy import Argument, Effect, Scalar
 from stack_b.policies.patterns import compiled
-from stack_b.policies.text import canonical_text
+from stack_b.policies.text import canonical_text, canonical_texts
 
 
 class Unreadable(Exception):
@@ -79,7 +79,7 @@ class _Condition:
         if self._allows and not isinstance(value, str):
             return False
         text = _written(value)
-        readings = (text,) if self._allows else (text, canonical_text(text))
+        readings = (text,) if self._allows else (text, *canonical_texts(text))
         return any(pattern.fullmatch(text) is not None for pattern in self._patterns for text in readings)
 
     def _within(self, value: Json) -> bool:
@@ -99,7 +99,8 @@ def _alike(value: Json, one: Scalar) -> bool:
     if _same(value, one):
         return True
     given, said = _written(value), _written(one)
-    if canonical_text(given).strip().casefold() == canonical_text(said).strip().casefold():
+    sought = canonical_text(said).strip().casefold()
+    if any(reading.strip().casefold() == sought for reading in canonical_texts(given)):
         return True
     return isinstance(one, int | float) and not isinstance(one, bool) and isinstance(value, str) and _equals(value, one)
 

@@ -16,7 +16,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.policies.calls import Arguments
 from stack_b.policies.patterns import Search
 from stack_b.policies.strings import offered, strings
-from stack_b.policies.text import canonical_text
+from stack_b.policies.text import canonical_texts
 
 STAGES: Final[tuple[Stage, ...]] = ("input", "output", "offer", "call")
 
@@ -54,7 +54,9 @@ class Subject:
         known = self._found.get(id(search))
         if known is None:
             if self._texts is None:
-                self._texts = tuple(dict.fromkeys(canonical_text(text) for text in strings(self._members)))
+                self._texts = tuple(
+                    dict.fromkeys(reading for text in strings(self._members) for reading in canonical_texts(text))
+                )
             known = self._found[id(search)] = any(map(search.found, self._texts))
         return known
 
@@ -101,7 +103,7 @@ class CompiledRule:
         if self.allows:
             return False
         lower = tuple(name.casefold() for name in self._rule.functions)
-        return _any(lower, (canonical_text(function).casefold(),))
+        return _any(lower, [reading.casefold() for reading in canonical_texts(function)])
 
     def takes(self, arguments: Json) -> bool:
         return self._arguments.hold(arguments)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ports.messages import Json
+from stack_b.redaction.parts import said_by
 from stack_b.redaction.spans import OUTERMOST, is_media
 
 
@@ -29,8 +30,8 @@ def strings(value: Json, place: tuple[str, str] = OUTERMOST) -> Iterator[str]:
 
 
 def _together(items: list[Json]) -> Iterator[str]:
-    said = [item if isinstance(item, str) else item.get("text") for item in items if isinstance(item, str | dict)]
-    texts = [text for text in said if isinstance(text, str)]
+    said = [item if isinstance(item, str) else said_by(item)[1] for item in items]
+    texts = [text for text in said if text is not None]
     if len(texts) > 1:
         yield "".join(texts)
 

@@ -1,26 +1,48 @@
 """A text as policies read it: canonical, and with the way back to the text as it was given. Pure.
 
 Beyond `ports.pii_text`: what is composed of several characters is one (NFKC), so that no way of writing a letter hides it.
-`Reading` reads a text that comes in pieces, and reads the same whatever the pieces are.
+A text is read with the marks on its letters and without them, and with letters that only a machine sees: what is denied
+in one of these ways is denied. `Reading` reads a text that comes in pieces, in one of the ways, and reads the same
+whatever the pieces are.
 """
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
-from ports.pii_text import ESCAPE, LONGEST_ESCAPE, canonical_form
+from ports.pii_escapes import LONGEST_ESCAPE, SIGNS, STRETCH
+from ports.pii_text import Reading as Way
+from ports.pii_text import canonical_form, hides_letters
 
 MAX_MARKS: Final = 64
 """Combining marks on one letter; Unicode's own stream-safe format has 30."""
-_ESCAPES: Final = frozenset("&%\\")
+_IN_ESCAPES: Final = frozenset('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789#;{}/"' + SIGNS)
+WAYS: Final[tuple[Way, ...]] = ("bare", "spelled")
+"""Beside the composed one."""
 _JAMO: Final = range(0x1160, 0x1200)
 """Vowels and tails, which join the syllable before them."""
 
 
 def canonical_text(text: str) -> str:
-    """Raises nothing: every text has one."""
-    found = canonical_form(text).text
+    """With its marks. Raises nothing: every text has one."""
+    found = canonical_form(text, "composed").text
     return found if found.isascii() else unicodedata.normalize("NFKC", found)
+
+
+def canonical_texts(text: str) -> tuple[str, ...]:
+    """Each way to read it; mostly there is one."""
+    found = canonical_text(text)
+    if found.isascii() and not hides_letters(text):
+        return (found,)
+    return tuple(
+        dict.fromkeys((found, *(unicodedata.normalize("NFKC", canonical_form(text, way).text) for way in WAYS)))
+    )
+
+
+def one_way(text: str) -> bool:
+    """Whether a part of a text can be read in one way only, whatever stands around it."""
+    return text.isascii() and not any(map(text.__contains__, SIGNS))
 
 
 def begins(char: str) -> bool:
@@ -34,7 +56,8 @@ def begins(char: str) -> bool:
 class Reading:
     """What was read of a text and not yet let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: Way = "composed") -> None:
+        self._way = way
         self.text = ""
         """Canonical; its first `context` characters were let go already."""
         self.context = 0
@@ -57,13 +80,38 @@ class Reading:
         """The given text before character `upto` of `text`. One character stays, as the context of those behind it."""
         if upto <= self.context:
             return ""
+        return self._let_go(upto, self.place(upto))
+
+    @property
+    def read(self) -> int:
+        """How much of what was given and not released was read."""
+        return self._read
+
+    def place(self, upto: int) -> int:
+        """Where in what was given and not released character `upto` of `text` begins."""
+        if upto <= self.context:
+            return 0
         place = upto - self.context
-        at = self._starts[place] if place < len(self._starts) else self._read
+        return self._starts[place] if place < len(self._starts) else self._read
+
+    def release_given(self, at: int) -> str:
+        """The first `at` characters of what was given and not released."""
+        return self._let_go(self.context + bisect_left(self._starts, at), at)
+
+    def another(self, way: Way) -> "Reading":
+        """One that has read the same so far, which could be read in one way only, and goes on in another."""
+        other = Reading(way)
+        other.text, other.context, other._raw, other._read = self.text, self.context, self._raw, self._read
+        other._starts = list(self._starts)
+        return other
+
+    def _let_go(self, upto: int, at: int) -> str:
         given, self._raw = self._raw[:at], self._raw[at:]
         self._read -= at
-        self._starts = [start - at for start in self._starts[place:]]
-        self.text = self.text[upto - 1 :]
-        self.context = 1
+        self._starts = [start - at for start in self._starts[upto - self.context :]]
+        if upto > self.context:
+            self.text = self.text[upto - 1 :]
+            self.context = 1
         return given
 
     def rest(self) -> str:
@@ -74,15 +122,18 @@ class Reading:
 
     def _take(self, upto: int, *, ends: bool) -> None:
         """Read what can be read whatever follows: outside of escapes, and before a letter that has begun."""
-        new = self._raw[self._read : upto]
-        if not ends:
-            new = new[: _outside_of_escapes(new)]
+        cut = True
+        while cut and (new := self._raw[self._read : upto]):
+            length, cut = _block(new, ends=ends)
+            self._read_more(new[:length], whole=cut or ends)
+
+    def _read_more(self, new: str, *, whole: bool) -> None:
         if not new:
             return
-        found = canonical_form(new)
+        found = canonical_form(new, self._way, data=False)
         starts: Sequence[int] = range(len(new)) if found.starts is None else found.starts
-        count = len(found.text) if ends else _letters(found.text, starts)
-        if count == 0:
+        count = len(found.text) if whole else _letters(found.text, starts)
+        if count == 0 and not (whole and not found.text):
             return
         read = len(new) if count == len(found.text) else starts[count]
         text = found.text[:count]
@@ -108,19 +159,19 @@ class Reading:
         self.text += "".join(parts)
 
 
-def _outside_of_escapes(text: str) -> int:
-    """The length of the beginning of `text` that ends in no escape, whatever follows."""
-    if not any(map(text.__contains__, _ESCAPES)):
-        return len(text)
-    cut = len(text)
-    for place in range(max(0, len(text) - LONGEST_ESCAPE), len(text)):
-        if text[place] in _ESCAPES:
-            cut = place
-            break
-    for escape in ESCAPE.finditer(text):
-        if escape.start() < cut < escape.end():
-            return escape.start()
-    return cut
+def _block(text: str, *, ends: bool) -> tuple[int, bool]:
+    """How much of the beginning of `text` ends in no escape, whatever follows; and whether it is cut there in any case."""
+    if not any(map(text.__contains__, SIGNS)):
+        return len(text), False
+    for stretch in STRETCH.finditer(text):
+        end = stretch.end()
+        if end < len(text) and text[end] not in _IN_ESCAPES:
+            continue
+        if end + LONGEST_ESCAPE <= len(text) or (ends and end < len(text)):
+            return end, True
+        if not ends:
+            return stretch.start(), False
+    return len(text), False
 
 
 def _letters(text: str, starts: Sequence[int]) -> int:

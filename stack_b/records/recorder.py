@@ -13,8 +13,10 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, PermissionDenied
 from ports.http.envelope import status_of
 from ports.messages import Json, Usage
+from ports.model import PolicyOutcome
 from ports.pii import PiiDetector
 from ports.request_log import RequestRecord, Written, new_request_id
+from stack_b.caller import Gone
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
 from stack_b.kept_texts import Texts
@@ -53,6 +55,10 @@ class Recorder:
             written = await self._kept(trail, written, trail.texts)
         self.writer.note(trail.auth, written)
 
+    def went_well(self, trail: Trail, call: ChatCall | EmbedCall) -> None:
+        """`over` without an error, where no texts are kept: nothing is waited for."""
+        self.writer.note(trail.auth, Written(record=_record(trail, call, None)))
+
     async def turned_away(self, auth: AuthContext, route: str, error: PermissionDenied) -> None:
         """A request of somebody known that came no further than the edge: it is in the audit before it is told."""
         now = self._clock.now()
@@ -67,6 +73,27 @@ class Recorder:
             status=status_of(error),
             code=error.code,
             denied=True,
+        )
+        await self.writer.denied(auth, Written(record=record))
+
+    async def foretold(
+        self, auth: AuthContext, call: ChatCall | EmbedCall, outcome: PolicyOutcome, refusal: str
+    ) -> None:
+        """Somebody who asked first is told that a call would be denied: it is in the audit before that."""
+        now = self._clock.now()
+        record = RequestRecord(
+            id=new_request_id(now),
+            at=now,
+            namespace=auth.namespace,
+            principal=auth.principal,
+            correlation_id=auth.trace.correlation_id,
+            route=call.route,
+            model_asked=call.model,
+            status=_OK,
+            code=refusal,
+            denied=True,
+            decision=outcome.decision,
+            reasons=outcome.reasons,
         )
         await self.writer.denied(auth, Written(record=record))
 
@@ -171,4 +198,6 @@ def _ended(error: BaseException | None) -> tuple[int, str]:
         return _OK, ""
     if isinstance(error, AgentOSError):
         return status_of(error), error.code
+    if isinstance(error, Gone):
+        return CLIENT_GONE, _CLIENT_GONE_CODE
     return (status_of(_BUG), _BUG.code) if isinstance(error, Exception) else (CLIENT_GONE, _CLIENT_GONE_CODE)

@@ -5,10 +5,9 @@ A finding that blocks ends its choice there, with the finish reason `content_fil
 texts are looked at: token by token they spell what was taken out.
 """
 
+import json
 from collections import Counter
 from typing import Final
-
-import msgspec
 
 from ports.messages import Json
 from ports.model import PolicyOutcome
@@ -16,12 +15,24 @@ from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
-from stack_b.redaction.spans import OUTERMOST, SHORTEST, is_media, rewritten, texts
+from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of
+from stack_b.redaction.parts import is_cut, texts_of
+from stack_b.redaction.parts import joined as joined_parts
+from stack_b.redaction.spans import OUTERMOST, is_media, number_of, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
 from stack_b.replay import RECEIPT
 
 _STRUCTURE: Final = frozenset({"index", "finish_reason", "type", "id", "delta", "function"})
 """Members of a choice and of a call that clients go by, and those that are looked at by themselves."""
+COUNTS: Final = frozenset(
+    {
+        "accepted_prediction_tokens", "audio_tokens", "cache_creation_input_tokens", "cache_creation_tokens",
+        "cache_read_input_tokens", "cache_write_tokens", "cached_tokens", "completion_tokens", "completion_tokens_details",
+        "image_tokens", "input_tokens", "output_tokens", "prompt_tokens", "prompt_tokens_details", "reasoning_tokens",
+        "rejected_prediction_tokens", "text_tokens", "total_tokens",
+    }
+)  # fmt: skip
+"""Members of what a backend says of its tokens."""
 HEAD: Final = frozenset({"choices", "created", "id", "model", "object", "service_tier", "system_fingerprint", "usage"})
 """Members of an answer and of a chunk that say nothing. Whatever else a backend puts beside its choices is looked at."""
 LAST_HEAD: Final = HEAD.union(RECEIPT)
@@ -61,10 +72,26 @@ class Answer:
     def served_by(self, candidate: Candidate) -> None:
         """Who answers: no difference to what is found."""
 
+    async def counts(self, usage: dict[str, Json] | None) -> dict[str, Json] | None:
+        """What a backend says of its tokens, and what else it says there."""
+        if self._lens.idle or are_counts(usage):
+            return usage
+        shown: dict[str, Json] = (await self._headed({"counts": usage}, frozenset())).get("counts", {})
+        return shown
+
+    async def beside(self, answer: dict[str, Json]) -> dict[str, Json]:
+        """An answer that has no choices."""
+        return answer if self._lens.idle or answer.keys() <= HEAD else await self._headed(answer, HEAD | {"data"})
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
             return answer
         head = answer if answer.keys() <= HEAD else await self._headed(answer, HEAD)
+        if not are_counts(answer.get("usage")):
+            head = {**head, "usage": await self.counts(answer["usage"])}
+        if all(map(self._is_prose, answer["choices"])):
+            # As most are: seen without asking the detector, and left as it is.
+            return head
         return {**head, "choices": [await self._whole(choice) for choice in answer["choices"]]}
 
     async def pieces(self, pieces: list[Piece]) -> list[Piece]:
@@ -175,6 +202,14 @@ class Answer:
                 message[name] = known + member if isinstance(known, str) and name != "role" else member
         return {**await self._ended(choice), "message": message}
 
+    def _is_prose(self, choice: dict[str, Json]) -> bool:
+        """Whether it says a plain text in which nothing can be."""
+        message = choice["message"]
+        if not (choice.keys() <= _PLAIN_CHOICE and message.keys() == _PLAIN_MESSAGE and choice.get("logprobs") is None):
+            return False
+        text = message["content"]
+        return isinstance(text, str) and self._lens.is_prose(text)
+
     async def _clear(self, choice: dict[str, Json]) -> bool:
         """Whether it is plain text with nothing in it, as most are: then it stays as it is."""
         message = choice["message"]
@@ -257,19 +292,41 @@ class _Choice:
                 shown |= {} if self.blocked else {name: value}
         return shown
 
-    async def value(self, value: Json, place: tuple[str, str] = OUTERMOST) -> Json:
-        """A JSON value with each of its strings as it may be shown. `place` is where it stands, as in `MEDIA_PLACES`."""
+    async def value(self, value: Json, place: tuple[str, str] = OUTERMOST, *, depth: int = 0) -> Json:
+        """A JSON value with each of its strings as it may be shown. `place` is where it stands, as in `MEDIA_PLACES`;
+        `depth`, in how many texts."""
         if isinstance(value, str):
-            return value if is_media(value, place) else self._noted(await self._lens.shown(value, ends=True))
+            return value if is_media(value, place) else await self._text(value, depth)
         if isinstance(value, list):
-            return [await self.value(item, place) for item in value]
+            said = texts_of(value)
+            if said and is_cut(await self._lens.found("".join(said)), said):
+                value = joined_parts(value, {id(value)})
+            return [await self.value(item, place, depth=depth) for item in value]
         if isinstance(value, dict):
-            inside = place[1]
-            return {await self.value(name): await self.value(member, (inside, name)) for name, member in value.items()}
-        if isinstance(value, int) and len(str(value)) > SHORTEST:
-            text = self._noted(await self._lens.shown(str(value), ends=True))
-            return value if text == str(value) else text
+            return {
+                await self.value(name): await self._number_or(member, (place[1], name), depth)
+                for name, member in value.items()
+            }
+        if (number := number_of(value)) is not None:
+            text = self._noted(await self._lens.shown(number, ends=True))
+            return value if text == number else text
         return value
+
+    async def _number_or(self, member: Json, place: tuple[str, str], depth: int) -> Json:
+        """What a tool will read: a number where the client had told one."""
+        number = self._lens.number(member) if depth and isinstance(member, str) else None
+        return await self.value(member, place, depth=depth) if number is None else number
+
+    async def _text(self, text: str, depth: int) -> str:
+        """A text that is whole, which may be a form for others."""
+        if depth < MAX_DEPTH:
+            if is_json(text):
+                return await self._arguments(text, depth + 1)
+            if (payload := payload_of(text)) is not None:
+                inside = await self._text(payload.text, depth + 1)
+                if inside != payload.text:
+                    return payload.holding(inside)
+        return self._noted(await self._lens.shown(text, ends=True))
 
     async def _call(self, call: dict[str, Json]) -> dict[str, Json]:
         function = call.get("function")
@@ -287,14 +344,18 @@ class _Choice:
             shown[name] = await (self._arguments(member) if is_text else self.value(member))
         return shown
 
-    async def _arguments(self, text: str) -> str:
+    async def _arguments(self, text: str, depth: int = 1) -> str:
         try:
-            given = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+            given = json.loads(text, strict=False)
+        except (ValueError, RecursionError):
             # Cut off, most likely: then it is a text like any other.
             return self._noted(await self._lens.shown(text, ends=True))
-        shown = await self.value(given)
-        return text if shown == given else msgspec.json.encode(shown).decode()
+        shown = await self.value(given, depth=depth)
+        if shown == given and not await self._lens.found(text):
+            return text
+        # What is only found in the whole stands there twice, or lies across values.
+        told = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+        return self._noted(await self._lens.shown(told, ends=True)) if shown == given else told
 
     async def _texts_ended(self) -> dict[str, str]:
         ended: dict[str, str] = {}
@@ -307,6 +368,13 @@ class _Choice:
         self._findings += shown.kinds
         self.blocked = self.blocked or shown.blocked
         return shown.text
+
+
+def are_counts(usage: Json) -> bool:
+    """Whether there is nothing but counts of tokens, under names that we know."""
+    if isinstance(usage, dict):
+        return usage.keys() <= COUNTS and all(map(are_counts, usage.values()))
+    return usage is None or (isinstance(usage, int | float) and number_of(usage) is None)
 
 
 def _says_nothing(choice: dict[str, Json]) -> bool:

@@ -9,8 +9,17 @@ from ports.pii import Span
 
 def texts_of(items: Sequence[Json]) -> list[str]:
     """The texts of a list's parts, in order; empty where no two of them are texts."""
-    found = [item["text"] for item in items if isinstance(item, dict) and isinstance(item.get("text"), str)]
+    found = [text for _, text in map(said_by, items) if text is not None]
     return found if len(found) > 1 else []
+
+
+def said_by(item: Json) -> tuple[str, str | None]:
+    """What a part says, and by which member. A refusal is read like any other text."""
+    if isinstance(item, dict):
+        for name in ("text", "refusal"):
+            if isinstance(item.get(name), str):
+                return name, item[name]
+    return "", None
 
 
 def is_cut(spans: Sequence[Span], parts: Sequence[str]) -> bool:
@@ -30,9 +39,10 @@ def joined(value: Json, lists: Collection[int]) -> Json:
     whole: str | None = "".join(texts_of(value))
     items: list[Json] = []
     for item in value:
-        if not (isinstance(item, dict) and isinstance(item.get("text"), str)):
+        name, text = said_by(item)
+        if text is None:
             items.append(joined(item, lists))
         elif whole is not None:
-            items.append({**item, "text": whole})
+            items.append({**item, name: whole})
             whole = None
     return items

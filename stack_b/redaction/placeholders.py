@@ -1,9 +1,11 @@
 """The placeholders of one request that its answer undoes. They live as long as the request, and no other one sees them."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ports.messages import Json
 from stack_b.redaction.rules import TAG_LETTERS, PiiRules
 from stack_b.redaction.spans import placeholder
 
@@ -24,14 +26,18 @@ class Placeholders:
         self._rules = rules
         self._values: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
+        self._numbers: set[str] = set()
+        """Tags of values that were no texts."""
         self._pattern: re.Pattern[str] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def of(self, kind: str, value: str) -> str:
-        """The placeholder for `value`, remembered."""
-        tag = self._rules.tag(kind, value)
+    def of(self, kind: str, value: str, *, number: bool = False) -> str:
+        """The placeholder for `value`, remembered. A `number` has another one than the text of its digits."""
+        tag = self._rules.tag(kind, f"{value}\0" if number else value)
+        if number:
+            self._numbers.add(tag)
         self._values[tag] = value
         self._kinds[tag] = kind.upper()
         self._pattern = None
@@ -52,6 +58,14 @@ class Placeholders:
                 yield Mark(match.start(), match.end(), value)
             elif any(known.startswith(tag) and self._kinds[known] == kind for known in self._values):
                 yield Mark(match.start(), match.end(), placeholder(kind))
+
+    def number(self, text: str) -> Json:
+        """The number that `text` is the placeholder of; None where it is anything else."""
+        if not self._numbers:
+            return None
+        match = self._regex().fullmatch(text.strip())
+        tag = match[2].lower() if match else ""
+        return json.loads(self._values[tag]) if tag in self._numbers else None
 
     def standing(self, text: str) -> str:
         """`text` with the values that were undone in it replaced again."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from ports.messages import Json
 from ports.pii import Span
+from ports.pii_escapes import textual
 from stack_b.redaction.parts import texts_of
 
 SHORTEST: Final = 5
@@ -24,10 +25,16 @@ _NAMES: Final = PROTOCOL | {"id", "n", "name", "role", "seed", "stop", "text", "
 """With names that are too short to be anything."""
 
 _LONG_NUMBER: Final = 10**8
+_EXACT: Final = 10**20
+"""A float that is whole, and smaller, is written with all its digits."""
+_SETTINGS: Final = frozenset({"seed"})
+"""Outermost members that are large numbers and nobody's."""
 
 # Media travel as base64, and a detector that took a stretch of it for a card number would destroy the image. Card numbers,
 # IBANs and keys are in that alphabet too: it is spared a look only in the places of media, where nobody reads it as a text.
-_MEDIA: Final = re.compile(r"(?:data:[\w.+/-]{1,100};base64,)?[A-Za-z0-9+/]{256,}={0,2}")
+_MEDIA: Final = re.compile(r"(?:data:([\w.+/-]{1,100});base64,)?([A-Za-z0-9+/]{256,}={0,2})")
+_SHOWN: Final = re.compile(r"(?:image|audio|video)/", re.IGNORECASE)
+_HEAD: Final = 1_024
 _SHORTEST_MEDIA: Final = 255
 
 
@@ -38,6 +45,8 @@ MEDIA_PLACES: Final = frozenset(
     }
 )  # fmt: skip
 """Of a member: the name of the object it is in, and its own."""
+FILES: Final = frozenset({("file", "file_data"), ("source", "data")})
+"""Those of them that may be texts."""
 OUTERMOST: Final = ("", "")
 
 
@@ -59,63 +68,94 @@ def replaced(text: str, spans: Sequence[Span], stand_in: Callable[[str, str], st
     return "".join((*parts, text[end:]))
 
 
-def texts(value: Json, parted: list[list[Json]] | None = None) -> list[str]:
-    """Every string that a backend would see and that may hold something to find, member names included.
+class Texts:
+    """What is to be looked at in a value."""
 
-    Numbers as well, if they are long enough to be an account's; but not those of the outermost members, which are
-    settings such as `seed`. `parted` is given the lists that hold a text in parts.
-    """
-    found: list[str] = []
-    _gather(value, found, [] if parted is None else parted, OUTERMOST, depth=0)
-    return found
+    def __init__(self, value: Json) -> None:
+        self.found: list[str] = []
+        """Every string that a backend would see and that may hold something to find, member names included."""
+        self.numbers: list[str] = []
+        """Those that are long enough to be an account's, in digits."""
+        self.parted: list[list[Json]] = []
+        """The lists that hold a text in parts."""
+        _gather(value, self, OUTERMOST)
 
 
-def _gather(value: Json, found: list[str], parted: list[list[Json]], place: tuple[str, str], *, depth: int) -> None:
+def texts(value: Json) -> list[str]:
+    """Strings, and numbers."""
+    looked_at = Texts(value)
+    return looked_at.found + looked_at.numbers
+
+
+def _gather(value: Json, to: Texts, place: tuple[str, str]) -> None:
     if isinstance(value, str):
         if _counts(value) and not is_media(value, place):
-            found.append(value)
+            to.found.append(value)
     elif isinstance(value, dict):
         if not value.keys() <= _NAMES:
-            found += filter(_counts, value)
+            to.found += filter(_counts, value)
         inside = place[1]
         for name, member in value.items():
-            _gather(member, found, parted, (inside, name), depth=depth + 1)
+            _gather(member, to, (inside, name))
     elif isinstance(value, list):
         if len(value) > 1 and texts_of(value):
-            parted.append(value)
+            to.parted.append(value)
         for item in value:
-            _gather(item, found, parted, place, depth=depth + 1)
-    elif depth > 1 and _is_long(value):
-        found.append(str(value))
+            _gather(item, to, place)
+    elif (number := number_of(value)) is not None and not _is_setting(place):
+        to.numbers.append(number)
 
 
 def _counts(text: str) -> bool:
     return len(text) >= SHORTEST and text not in PROTOCOL
 
 
-def rewritten(value: Json, replacements: Mapping[str, str], *, depth: int = 0) -> Json:
-    """`value` with the strings of `replacements` replaced, member names included."""
+def rewritten(
+    value: Json,
+    replacements: Mapping[str, str],
+    numbers: Mapping[str, str] | None = None,
+    place: tuple[str, str] = OUTERMOST,
+) -> Json:
+    """`value` with the strings of `replacements` replaced, member names included; and the numbers of `numbers`, or of
+    `replacements` too."""
     if isinstance(value, str):
         return replacements.get(value, value)
     if isinstance(value, list):
-        return [rewritten(item, replacements, depth=depth + 1) for item in value]
+        return [rewritten(item, replacements, numbers, place) for item in value]
     if isinstance(value, dict):
         members: dict[str, Json] = {}
         for name, member in value.items():
-            members[_free(replacements.get(name, name), members)] = rewritten(member, replacements, depth=depth + 1)
+            shown = rewritten(member, replacements, numbers, (place[1], name))
+            members[_free(replacements.get(name, name), members)] = shown
         return members
-    if depth > 1 and _is_long(value):
-        return replacements.get(str(value), value)
+    if (number := number_of(value)) is not None and not _is_setting(place):
+        return (replacements if numbers is None else numbers).get(number, value)
     return value
 
 
 def is_media(text: str, place: tuple[str, str]) -> bool:
     """Whether it is bytes and no text, by what it looks like and by where it stands."""
-    return len(text) > _SHORTEST_MEDIA and place in MEDIA_PLACES and _MEDIA.fullmatch(text) is not None
+    if len(text) <= _SHORTEST_MEDIA or place not in MEDIA_PLACES or (media := _MEDIA.fullmatch(text)) is None:
+        return False
+    kind, payload = media[1] or "", media[2]
+    if _SHOWN.match(kind) or (not kind and place not in FILES):
+        return True
+    # A file may be a text. Most tell by their first bytes that they are none.
+    kind = kind or "?"
+    return textual(payload[:_HEAD], kind) is None or textual(payload, kind) is None
 
 
-def _is_long(value: Json) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LONG_NUMBER
+def number_of(value: Json) -> str | None:
+    """A number as its digits, where it may be an account's; None for any other value, and for small ones."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) < _LONG_NUMBER:
+        return None
+    if isinstance(value, int):
+        return str(value)
+    return str(int(value)) if value.is_integer() and abs(value) < _EXACT else repr(value)
+
+
+def _is_setting(place: tuple[str, str]) -> bool:
+    return not place[0] and place[1] in _SETTINGS
 
 
 def _free(name: str, taken: Mapping[str, Json]) -> str:

@@ -7,6 +7,7 @@ import re
 from typing import Final, Literal, NamedTuple
 
 from ports.context import AuthContext
+from ports.messages import Json
 from ports.pii import PiiDetector, Span
 from ports.pii_rules import is_prose, prose_seam, seam
 from ports.pii_text import canonical_form
@@ -48,6 +49,10 @@ class Lens:
         self.passes_prose = not capabilities.plain_words and not placeholders
         """There is nothing to look for in plain prose."""
 
+    def is_prose(self, text: str) -> bool:
+        """Whether there can be nothing in `text` to take out, nor anything to undo."""
+        return self.passes_prose and is_prose(text)
+
     async def clear(self, text: str) -> bool:
         """Whether there is nothing in `text` to take out, nor anything to undo."""
         return not self._placeholders and not await self.found(text)
@@ -62,6 +67,10 @@ class Lens:
     def standing(self, text: str) -> str:
         """What was shown, with the placeholders that were undone in it standing again."""
         return self._placeholders.standing(text)
+
+    def number(self, text: str) -> Json:
+        """The number that a text stands for; None where it is a text."""
+        return self._placeholders.number(text)
 
     def marks(self, text: str) -> list[Mark]:
         return list(self._placeholders.marks(text))

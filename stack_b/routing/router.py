@@ -79,6 +79,8 @@ class Router:
         self._rules = rules
         self._watches: dict[str, Watch] = {}
         self._remembered: dict[_Reasons, tuple[Candidate, ...]] = {}
+        self._last: dict[tuple[str, str, Kind], tuple[Entitlements, PolicyContext, tuple[Candidate, ...]]] = {}
+        """By tenant and what it asks for: of what it was entitled to then."""
         self._remembered_for: tuple[Candidate, ...] = ()
 
     def follow(self, rules: RoutingRules, *, reaches: Mapping[str, Reach]) -> None:
@@ -89,7 +91,7 @@ class Router:
         }
         self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
         self._rules = rules
-        self._remembered = {}
+        self._remembered, self._last = {}, {}
 
     def candidates(
         self,
@@ -141,7 +143,18 @@ class Router:
     def _settled_order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         served = self._catalog.served()
         if self._remembered_for is not served:
-            self._remembered_for, self._remembered = served, {}
+            self._remembered_for, self._remembered, self._last = served, {}, {}
+        who = (auth.tenant, asked.name, asked.kind)
+        last = self._last.get(who)
+        if last is not None and last[0] is entitlements and last[1] is auth.policy:
+            # Nothing is compared where these are the very objects of the request before.
+            return last[2]
+        found = self._order(auth, asked, entitlements)
+        if found and (last is not None or len(self._last) < MAX_REMEMBERED):
+            self._last[who] = (entitlements, auth.policy, found)
+        return found
+
+    def _order(self, auth: AuthContext, asked: Asked, entitlements: Entitlements) -> tuple[Candidate, ...]:
         key = _Reasons(
             asked.name,
             asked.kind,
@@ -236,7 +249,7 @@ class Router:
             breaker.left()
             return
         # What is not `upstream_…` is ours, such as having no connection left.
-        failed = isinstance(error, Unavailable) and error.code.startswith("upstream_")
+        failed = error is not None and isinstance(error, Unavailable) and error.code.startswith("upstream_")
         self._judge(breaker, attempt.auth, attempt.asked, candidate, failed=failed)
         if error is None:
             seconds = (now if attempt.first is None else attempt.first) - attempt.began
@@ -252,7 +265,8 @@ class Router:
             breaker.failed()
         else:
             breaker.succeeded()
-        if breaker.state != before:
+        # One that was closed stays so when a call goes well, as nearly all do.
+        if (failed or before != "closed") and breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
         canary = self._drawn(auth, asked) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):

@@ -104,9 +104,9 @@ async def test_the_same_requests_get_the_same_answers_with_the_servers_shortcuts
     async with served(node.app) as url, httpx.AsyncClient(base_url=url) as client:
         for name, (method, path, headers, content) in REQUESTS.items():
             plain = await node.http.request(method, path, headers=headers, content=content)
-            quick = await client.request(method, path, headers=headers, content=content)
-
-            assert seen(quick) == seen(plain), name
+            # Twice over one connection: the second head is known by its bytes.
+            for quick in [await client.request(method, path, headers=headers, content=content) for _ in range(2)]:
+                assert seen(quick) == seen(plain), name
             assert plain.status_code < 500, name
 
 

@@ -12,7 +12,7 @@ from adapters.regex_pii import RegexPii, find
 from conformance.people import ACME
 from conformance.pii import ENCODINGS, SAMPLES, sample_of
 from ports.pii import PiiMode
-from ports.pii_text import canonical_form
+from ports.pii_text import canonical_form, readings
 from stack_b.policy import decide
 from tests.support.answers import asked, lens, rules, told
 from tests.support.clean_corpus import CLEAN
@@ -33,9 +33,9 @@ def corpus() -> Iterator[tuple[str, str, str]]:
 
 def tells(text: str, value: str) -> bool:
     """Whether a reader of `text` learns the value, or most of one end of it."""
-    read, secret = canonical_form(text).text, canonical_form(value).text
+    secret = canonical_form(value).text
     half = len(secret) // 2 + 1
-    return secret[:half] in read or secret[-half:] in read
+    return any(secret[:half] in read or secret[-half:] in read for read, _, _ in readings(text))
 
 
 @pytest.mark.anyio

@@ -24,6 +24,12 @@ pytestmark = [pytest.mark.anyio]
 
 Cases: TypeAlias = tuple[str, str]
 
+
+def tagged(text: str) -> str:
+    """In characters that only a machine sees."""
+    return "".join(chr(0xE0000 + ord(char)) for char in text)
+
+
 SEARCHES: Final = (
     (Search(["blue heron"], [], bounded=True), "words"),
     (Search([], [r"AB-\d{2,4}\b", r"\bend$"], bounded=True), "patterns"),
@@ -36,6 +42,13 @@ TEXTS: Final[tuple[Cases, ...]] = (
     ("ab-1 is none; it is the end", "ab-1 is none; it is the "),
     ("the end of blue&#32;heron", "the end of "),
     ("the endless blue herons", "the endless blue herons"),
+    ("so b\u0301l\u0336ue h\u0301eron", "so "),
+    ("so blue\u2028heron", "so "),
+    ("so " + tagged("blue heron") + " there", "so "),
+    ("so b" + tagged("lu") + "e heron", "so "),
+    ("so bl" + tagged("x") + "ue heron", "so "),
+    ("an 100%2525 of it, &amp;#98;lue %2568eron", "an 100%2525 of it, "),
+    ("na\u0308ive cafe\u0301, no harm", "na\u0308ive cafe\u0301, no harm"),
     ("e\u0301 %62lue heron", "e\u0301 "),
 )
 
@@ -90,7 +103,24 @@ class TestGate:
 
     def test_random_texts_of_odd_pieces(self) -> None:
         draw = random.Random(3)  # noqa: S311 - no secret comes of it
-        parts = ("blue", " ", "heron", "\u200b", "AB-", "12", "345", "end", "\u0301", "%20", "&#32;", ".", "é")
+        parts = (
+            "blue",
+            " ",
+            "heron",
+            "\u200b",
+            "AB-",
+            "12",
+            "345",
+            "end",
+            "\u0301",
+            "%20",
+            "&#32;",
+            ".",
+            "é",
+            "%2520",
+            "\U000e0062",
+            "lue",
+        )
         for _ in range(2_000):
             pieces = tuple(draw.choices(parts, k=draw.randint(1, 9)))
             assert through(pieces) == through(("".join(pieces),)), pieces

@@ -17,6 +17,7 @@ from stack_b.policies.width import MAX_WIDTH, width
 ODD: Final = (
     "a", "b", " ", "é", "e", "\u0301", "\u0323", "ﬁ", "ß", "\u200b", "%41", "%C3%A9", "%", "&eacute;", "&", "&#769;",
     "\\u0041", "\\", "\\\\n", "ｶ", "ﾞ", "각", "\u1100", "\u1161", "\u11a8", "中", "😀", "\ufe0f", "u00", "41", ";",
+    "%25", "&amp;", "\u2028", "\U000e0041", "\x08",
 )  # fmt: skip
 """What composes with what stands before it, and what stands for something else."""
 
@@ -184,6 +185,9 @@ class TestStrings:
         parts = [{"type": "text", "text": "blue he"}, {"type": "text", "text": "ron"}]
 
         assert "blue heron" in list(strings({"content": parts}))
+        assert "blue heron" in list(
+            strings([{"type": "refusal", "refusal": "blue "}, {"type": "text", "text": "heron"}])
+        )
         assert "blue heron" in list(strings(["blue he", "ron"]))
 
     def test_media_are_no_text_and_what_only_looks_like_it_is(self) -> None:

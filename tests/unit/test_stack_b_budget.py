@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -16,10 +16,10 @@ from conformance.people import ACME
 from ports.budget import NOTHING, Account, Amount, Balance, Booking, Hold
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted, Unavailable
-from ports.messages import Usage
+from ports.messages import Json, Usage
 from stack_b.backends.protocol import Price
 from stack_b.budget.balances import Balances, duration
-from stack_b.budget.estimate import chat_ask, embed_ask
+from stack_b.budget.estimate import MEDIA_TOKENS, UNREAD_TOKENS, chat_ask, embed_ask
 from stack_b.budget.meter import Meter
 from stack_b.budget.plan import Plan, tokens_that_fit
 from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall
@@ -96,6 +96,62 @@ def test_tools_and_media_are_part_of_the_bound() -> None:
 
     assert tools.prompt_bound > plain + 500
     assert chat_ask(chat(max_tokens=1, messages=image), Limits()).prompt_bound > 4_096
+
+
+def _holding(*parts: Json) -> int:
+    return chat_ask(chat(max_tokens=1, messages=[{"role": "user", "content": list(parts)}]), Limits()).prompt_bound
+
+
+INLINE: Final = "data:video/mp4;base64,aGk="
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "hologram", "hologram": {"url": "https://x.org/h"}},
+        {"type": "video_url", "video_url": {"url": "https://x.org/v.mp4"}},
+        {"type": "audio_url", "audio_url": "https://x.org/a.wav"},
+        {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "file", "file": {"file_id": "file-1", "file_data": INLINE}},
+        {"type": "file", "file": {"file_data": "https://x.org/f.pdf"}},
+        {"type": "document", "source": {"type": "url", "url": "https://x.org/d.pdf"}},
+        {"video": "https://x.org/v.mp4"},
+        {"type": ["text"], "text": "x"},
+        {"type": "text", "text": "x", "content": [{"type": "hologram"}]},
+    ],
+    ids=str,
+)
+def test_a_part_that_is_not_understood_holds_as_much_as_a_model_reads(part: Json) -> None:
+    assert _holding(part) >= UNREAD_TOKENS
+    assert _holding(part, part) < 2 * UNREAD_TOKENS, "nobody reads more than that"
+
+
+@pytest.mark.parametrize(
+    ("part", "least"),
+    [
+        ({"type": "text", "text": "x" * 100}, 100),
+        ({"type": "refusal", "refusal": "x"}, 1),
+        ({"type": "file", "file": {"file_id": None, "file_data": "aGk="}}, MEDIA_TOKENS),
+        ({"type": "image_url", "image_url": {"url": "https://x.org/i.png"}}, MEDIA_TOKENS),
+        ({"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}}, MEDIA_TOKENS),
+        ({"type": "file", "file": {"file_data": INLINE, "filename": "v"}}, MEDIA_TOKENS),
+        ({"type": "video_url", "video_url": {"url": INLINE}}, MEDIA_TOKENS),
+        ({"type": "image_url", "image_url": {"url": "https://x.org/i.png"}, "cache_control": {}}, MEDIA_TOKENS),
+    ],
+    ids=str,
+)
+def test_a_part_that_is_understood_holds_what_it_may_cost(part: Json, least: int) -> None:
+    assert least <= _holding(part) < least + 300
+
+
+def test_of_media_beside_contents_no_less_is_held() -> None:
+    said: dict[str, Json] = {
+        "role": "user",
+        "content": "look",
+        "images": ["https://x.org/i.png", "https://x.org/j.png"],
+    }
+
+    assert chat_ask(chat(max_tokens=1, messages=[said]), Limits()).prompt_bound >= UNREAD_TOKENS
 
 
 def test_an_embedding_holds_its_bytes() -> None:

@@ -115,6 +115,10 @@ async def test_a_decision_says_what_was_found_how_often() -> None:
     assert value["messages"][0]["content"] == "ann@x.org wrote"
 
 
+def refusal(text: str) -> dict[str, str]:
+    return {"type": "refusal", "refusal": text}
+
+
 def part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
@@ -127,6 +131,7 @@ def part(text: str) -> dict[str, str]:
         ([part("mail ann@"), IMAGE, part("x.org"), part("!")], [part("mail [EMAIL]!"), IMAGE]),
         ([part("a"), part("nn@x.or"), part("g")], [part("[EMAIL]")]),
         ([part("mail ann@x.org"), part("now")], [part("mail [EMAIL]"), part("now")]),
+        ([refusal("ann@"), part("x.org")], [refusal("[EMAIL]")]),
     ],
 )
 async def test_what_is_cut_in_two_by_the_end_of_a_part_is_found(parts: list[Any], sent: list[Any]) -> None:

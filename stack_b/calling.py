@@ -1,0 +1,35 @@
+"""The block around one call of a backend: who waits is bound to it, and what became of it is noted where that counts."""
+
+from types import TracebackType
+from typing import Self
+
+from stack_b.backends.catalog import Candidate
+from stack_b.caller import Caller
+from stack_b.receipt import Trail
+from stack_b.routing.router import Asked, Attempting, Router
+
+
+class Calling(Attempting):
+    """One for the router, the trail and the caller, as every request passes through it."""
+
+    __slots__ = ("_caller", "_streamed", "_trail")
+
+    def __init__(
+        self, router: Router, trail: Trail, caller: Caller, asked: Asked, candidate: Candidate, *, streamed: bool
+    ) -> None:
+        super().__init__(router, trail.auth, asked, candidate)
+        self._trail = trail
+        self._caller = caller
+        self._streamed = streamed
+
+    def __enter__(self) -> Self:
+        candidate = self._trail.candidate = self.candidate
+        # They may leave a call that is not billed any further then; else it is read to its end.
+        self._caller.bound = not candidate.backend.cancel_stops_billing(streamed=self._streamed)
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._caller.bound = False
+        now = self._router.monotonic()
+        self._router.ended(self, error, now)
+        self._trail.ended(self.candidate, now - self.began, error)

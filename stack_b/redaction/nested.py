@@ -1,0 +1,116 @@
+"""Texts that hold values: JSON, and the texts in base64 of `data:` URLs. What is replaced inside leaves them what they are.
+
+Pure, but for the question what is to be found.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+from ports.pii import Span
+from ports.pii_escapes import textual
+from stack_b.redaction.spans import replaced
+
+MAX_DEPTH: Final = 4
+"""Of JSON in a text in JSON, and of base64 in base64. What lies deeper is replaced as in any text."""
+_SHORTEST_BASE64: Final = 20
+
+_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|(?<![\w.])-?[0-9][0-9.eE+-]*+', re.DOTALL)
+_BASE64: Final = re.compile(r"(data:([^,\s]{0,200});base64,)?([A-Za-z0-9+/_-]+={0,2})", re.IGNORECASE)
+
+Find: TypeAlias = Callable[[str], Awaitable[Sequence[Span]]]
+
+
+class StandIn:
+    """What stands for findings: said by kind, by what was found, and by whether it was a number."""
+
+    def __init__(self, of: Callable[[str, str, bool], str]) -> None:
+        self._of = of
+        self.kinds: list[str] = []
+        """Of what was replaced."""
+
+    def text(self, kind: str, found: str) -> str:
+        self.kinds.append(kind)
+        return self._of(kind, found, False)
+
+    def number(self, kind: str, found: str) -> str:
+        self.kinds.append(kind)
+        return self._of(kind, found, True)
+
+
+class Payload(NamedTuple):
+    """Base64 that holds a text."""
+
+    head: str
+    text: str
+
+    def holding(self, text: str) -> str:
+        """The same with another text in it."""
+        return self.head + base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
+
+
+async def masked(text: str, find: Find, stand_in: StandIn, depth: int = 0) -> str:
+    """`text` without what is found in it; the same text where nothing is."""
+    if depth < MAX_DEPTH and (payload := payload_of(text)) is not None:
+        inside = await masked(payload.text, find, stand_in, depth + 1)
+        if inside != payload.text:
+            return payload.holding(inside)
+    spans = await find(text)
+    if not spans:
+        return text
+    if depth < MAX_DEPTH and is_json(text):
+        text = await _masked_json(text, spans, find, stand_in, depth)
+        # What is left lies across values: then no form can be kept.
+        spans = await find(text)
+    return replaced(text, spans, stand_in.text) if spans else text
+
+
+def payload_of(text: str) -> Payload | None:
+    """The text that `text` is the base64 of, with or without the `data:` URL around it."""
+    if len(text) < _SHORTEST_BASE64 or (match := _BASE64.fullmatch(text)) is None:
+        return None
+    found = textual(match[3], match[2] if match[1] else "?")
+    return None if not found else Payload(match[1] or "", found)
+
+
+def is_json(text: str) -> bool:
+    """Whether it is an object or a list."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+async def _masked_json(text: str, spans: Sequence[Span], find: Find, stand_in: StandIn, depth: int) -> str:
+    """Token by token, each that has something to find as the value that it is. All others stay as they are written."""
+    parts: list[str] = []
+    at = 0
+    for token, kind in _touched(text, spans):
+        written = token[0]
+        if written[0] == '"':
+            said = json.loads(written, strict=False)
+            inside = await masked(said, find, stand_in, depth + 1)
+            shown = written if inside == said else json.dumps(inside, ensure_ascii=False)
+        else:
+            shown = json.dumps(stand_in.number(kind, written))
+        parts += (text[at : token.start()], shown)
+        at = token.end()
+    return "".join((*parts, text[at:]))
+
+
+def _touched(text: str, spans: Sequence[Span]) -> Iterator[tuple[re.Match[str], str]]:
+    """The tokens in which something was found, with its kind."""
+    waiting = iter(spans)
+    span = next(waiting, None)
+    for token in _TOKEN.finditer(text):
+        while span is not None and span.end <= token.start():
+            span = next(waiting, None)
+        if span is None:
+            return
+        if span.start < token.end():
+            yield token, span.kind
