@@ -31,6 +31,8 @@ ATTEMPTS: Final = 4
 _MINTED: Final = re.compile(r"(?:[a-z]{3}_|[a-z]+-|^)[0-9a-f]{24,32}|[A-Za-z]+[_-][A-Za-z0-9]{20,}")
 _CACHED: Final = re.compile(r"budget|What windows|usage_events|request_records|gateway_configurations|FROM tenants t\b")
 """Statements about what is remembered for a while, and booked by the way: when they come says nothing of a request."""
+_SECRET: Final = re.compile(r"^aos_.*_[0-9a-f]{64}$")
+"""A new key, of which each answer has its own; a whole text, so that it hides nothing else."""
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)")
 _OTHER_BODY: Final = "x-other-body"
 
@@ -215,7 +217,7 @@ def _masked(value: Json) -> Json:
     if isinstance(value, list):
         return [_masked(one) for one in value]
     if isinstance(value, str):
-        return _TIME.sub("<time>", _MINTED.sub("<id>", value))
+        return _TIME.sub("<time>", _MINTED.sub("<id>", _SECRET.sub("<secret>", value)))
     return "<number>" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
