@@ -15,7 +15,7 @@ from adapters.regex_pii.checks import iban_length, is_card, mod97
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.pii import PiiCapabilities, PiiDetector, Span
-from ports.pii_text import readings
+from ports.pii_text import canonical_form, hides_letters
 
 # The gravest first: where two overlap, the whole is treated as that.
 _BY_GRAVITY: Final = ("secret", "payment_card", "iban", "us_ssn", "email", "phone")
@@ -25,6 +25,8 @@ _CARD_LENGTHS: Final = range(13, 20)
 # How many digits of a card people write together.
 _GROUP_LENGTHS: Final = range(3, 7)
 _PARTS_OF_A_FRACTION: Final = 2
+
+_HINTS: Final = tuple(patterns.SECRET_HINTS.items())
 
 Hit: TypeAlias = tuple[int, int, str]
 Group: TypeAlias = tuple[int, str]
@@ -48,16 +50,22 @@ class RegexPii:
 
 def find(text: str) -> tuple[Span, ...]:
     """What `text` should not tell: in order, without overlaps. Time and space are linear in its length."""
-    hits: list[Hit] = []
-    for canonical in readings(text):
-        found = _hits(canonical.text)
-        hits += [(*canonical.place(start, end), kind) for start, end, kind in found] if found else ()
+    canonical = canonical_form(text)
+    found = _hits(canonical.text)
+    if not found and text.isascii():
+        return ()
+    hits = [(*canonical.place(start, end), kind) for start, end, kind in found]
+    if hides_letters(text):
+        canonical = canonical_form(text, "spelled")
+        hits += [(*canonical.place(start, end), kind) for start, end, kind in _hits(canonical.text)]
     return _joined(hits) if hits else ()
 
 
 def _hits(seen: str) -> list[Hit]:
     digits = _count_digits(seen)
-    hits = [*_secrets(seen), *_emails(seen)]
+    hits = [*_secrets(seen)]
+    if "@" in seen:
+        hits += _emails(seen)
     if digits:
         hits += _named_secrets(seen)
     if digits >= patterns.FEWEST_DIGITS:
@@ -84,13 +92,15 @@ def _joined(hits: list[Hit]) -> tuple[Span, ...]:
 
 
 def _secrets(text: str) -> Iterator[Hit]:
-    if any(sign in text and any(map(text.__contains__, hints)) for sign, hints in patterns.SECRET_HINTS.items()):
-        for match in patterns.SECRET.finditer(text):
-            yield match.start(), match.end(), "secret"
-    if patterns.URL_HINT in text:
+    for sign, hints in _HINTS:
+        if sign in text and any(map(text.__contains__, hints)):
+            for match in patterns.SECRET.finditer(text):
+                yield match.start(), match.end(), "secret"
+            break
+    if ":" in text and patterns.URL_HINT in text:
         for match in patterns.URL_PASSWORD.finditer(text):
             yield match.start(1), match.end(1), "secret"
-    if patterns.KEY_HINT in text:
+    if "-" in text and patterns.KEY_HINT in text:
         yield from _private_keys(text)
 
 
@@ -111,9 +121,8 @@ def _private_keys(text: str) -> Iterator[Hit]:
 
 
 def _emails(text: str) -> Iterator[Hit]:
-    if "@" in text:
-        for match in patterns.EMAIL.finditer(text):
-            yield match.start(), match.end(), "email"
+    for match in patterns.EMAIL.finditer(text):
+        yield match.start(), match.end(), "email"
 
 
 def _ibans(text: str) -> Iterator[Hit]:

@@ -51,7 +51,7 @@ SECRET_NAMED: Final = re.compile(
     r"\b(?:bearer[ \t]{1,4}"
     r"|(?:aws_secret_access_key|api[_-]?key|secret[_-]?key|access[_-]?token|password|passwd)"
     r"[\"']?[ \t]{0,4}[=:][ \t]{0,4}[\"']?)"
-    r"(?=[^\s\"']{0,200}[0-9])([A-Za-z0-9._~+/=!@#$%^&*-]{8,512})",
+    r"(?=[A-Za-z._~+/=!@#$%^&*-]{0,200}[0-9])([A-Za-z0-9._~+/=!@#$%^&*-]{8,512})",
     re.ASCII | re.IGNORECASE,
 )
 URL_PASSWORD: Final = re.compile(r"://[^\s/:@]{0,256}:([^\s/@]{1,256})@")

@@ -5,7 +5,6 @@ A finding that blocks ends its choice there, with the finish reason `content_fil
 texts are looked at: token by token they spell what was taken out.
 """
 
-import json
 from collections import Counter
 from typing import Final
 
@@ -15,7 +14,7 @@ from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
-from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of
+from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of, read, written
 from stack_b.redaction.parts import is_cut, texts_of
 from stack_b.redaction.parts import joined as joined_parts
 from stack_b.redaction.spans import OUTERMOST, is_media, number_of, rewritten, texts
@@ -345,16 +344,14 @@ class _Choice:
         return shown
 
     async def _arguments(self, text: str, depth: int = 1) -> str:
-        try:
-            given = json.loads(text, strict=False)
-        except (ValueError, RecursionError):
+        if (given := read(text)) is None:
             # Cut off, most likely: then it is a text like any other.
             return self._noted(await self._lens.shown(text, ends=True))
         shown = await self.value(given, depth=depth)
         if shown == given and not await self._lens.found(text):
             return text
         # What is only found in the whole stands there twice, or lies across values.
-        told = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+        told = written(shown)
         return self._noted(await self._lens.shown(told, ends=True)) if shown == given else told
 
     async def _texts_ended(self) -> dict[str, str]:

@@ -5,17 +5,23 @@ Pure, but for the question what is to be found.
 
 import base64
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+from ports.messages import Json
 from ports.pii import Span
 from ports.pii_escapes import textual
 from stack_b.redaction.spans import replaced
 
 MAX_DEPTH: Final = 4
 """Of JSON in a text in JSON, and of base64 in base64. What lies deeper is replaced as in any text."""
+MAX_NESTED: Final = 64
+"""Levels of JSON, as many as a request may have."""
 _SHORTEST_BASE64: Final = 20
+_BRACKET: Final = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_HALF: Final = re.compile("[\ud800-\udfff]")
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|(?<![\w.])-?[0-9][0-9.eE+-]*+', re.DOTALL)
 _BASE64: Final = re.compile(r"(data:([^,\s]{0,200});base64,)?([A-Za-z0-9+/_-]+={0,2})", re.IGNORECASE)
@@ -77,13 +83,41 @@ def payload_of(text: str) -> Payload | None:
 
 def is_json(text: str) -> bool:
     """Whether it is an object or a list."""
-    if text.lstrip()[:1] not in ("{", "["):
-        return False
+    return text.lstrip()[:1] in ("{", "[") and read(text) is not None
+
+
+def read(text: str) -> Json:
+    """The value that `text` is as JSON; None where it is none, is nested too deep or can't be written again."""
+    if _too_deep(text):
+        return None
     try:
-        json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return json.loads(text, strict=False, parse_constant=_refused, parse_float=_finite)
+    except ValueError:
+        return None
+
+
+def written(value: Json) -> str:
+    """As JSON; halves of a character, which no encoding has, as escapes."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, separators=(",", ":")) if _HALF.search(text) else text
+
+
+def _too_deep(text: str) -> bool:
+    depth = 0
+    for bracket in _BRACKET.finditer(text):
+        depth += 1 if bracket[0] in "[{" else -1 if bracket[0] in "]}" else 0
+        if depth > MAX_NESTED:
+            return True
+    return False
+
+
+def _refused(constant: str) -> Json:
+    raise ValueError(constant)
+
+
+def _finite(number: str) -> float:
+    found = float(number)
+    return found if math.isfinite(found) else _refused(number)
 
 
 async def _masked_json(text: str, spans: Sequence[Span], find: Find, stand_in: StandIn, depth: int) -> str:
@@ -91,13 +125,13 @@ async def _masked_json(text: str, spans: Sequence[Span], find: Find, stand_in: S
     parts: list[str] = []
     at = 0
     for token, kind in _touched(text, spans):
-        written = token[0]
-        if written[0] == '"':
-            said = json.loads(written, strict=False)
+        shown = token[0]
+        if shown[0] == '"':
+            said = json.loads(shown, strict=False)
             inside = await masked(said, find, stand_in, depth + 1)
-            shown = written if inside == said else json.dumps(inside, ensure_ascii=False)
+            shown = shown if inside == said else written(inside)
         else:
-            shown = json.dumps(stand_in.number(kind, written))
+            shown = written(stand_in.number(kind, shown))
         parts += (text[at : token.start()], shown)
         at = token.end()
     return "".join((*parts, text[at:]))

@@ -2,20 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Final, TypeAlias
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from adapters.inproc.queue import InprocQueue
-from adapters.inproc.run_state import InprocRunState
 from conformance.clauses import CLAUSES
-from conformance.machines.queue import queue_machine
-from conformance.machines.run_state import run_state_machine
 from conformance.report import SubjectResult
 from tests.contract.broken import (
     administrations,
@@ -48,9 +45,6 @@ from tests.contract.broken import (
     ways_out,
 )
 from tests.contract.broken.mutant import Mutant
-from tests.contract.broken.queues import BrokenQueueHarness
-from tests.contract.broken.run_states import BrokenRunStateHarness
-from tests.support.inproc import closing
 
 ROOT: Final = Path(__file__).parents[2]
 SUITES: Final = {
@@ -93,6 +87,10 @@ _PARTS: Final = {
     "run_families": "run_state",
     "run_order": "run_state",
 }
+PROCESSES: Final = 3
+"""That run the kit over broken adapters beside each other: it is some 45,000 tests."""
+UNUSED: Final = ("cacheprovider", "xdist", "logging", "hypothesispytest")
+"""Plugins that cost a third of the time and neither pass nor fail a test."""
 PORT_OF: Final = {suite: _PARTS.get(suite, suite) for suite in SUITES}
 
 Failures: TypeAlias = dict[str, dict[str, set[str]]]
@@ -110,21 +108,29 @@ CASES: Final = [
 ]
 
 
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failures]:
-    """What failed in each suite of broken adapters; the kit runs over all of them, once, in a process of its own."""
-    report = tmp_path_factory.mktemp("broken") / "clauses.json"
-    sources = [str(module.__file__) for module in SUITES.values()]
+def reported(suites: Sequence[ModuleType], report: Path) -> list[SubjectResult]:
+    """What the kit says of broken adapters, of which some must fail."""
+    sources = [str(module.__file__) for module in suites]
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist",
+            sys.executable, "-m", "pytest", "-q", "--tb=no", "--capture=no", *(f"-pno:{name}" for name in UNUSED),
             f"--clause-report={report}", *sources,
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-2_000:] + done.stderr[-2_000:]
+    return msgspec.json.decode(report.read_bytes(), type=list[SubjectResult])
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failures]:
+    """What failed in each suite of broken adapters; the kit runs over all of them, once, in processes of its own."""
+    folder = tmp_path_factory.mktemp("broken")
+    shares = [list(SUITES.values())[share::PROCESSES] for share in range(PROCESSES)]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        reports = list(pool.map(reported, shares, [folder / f"clauses-{share}.json" for share in range(PROCESSES)]))
     found: dict[str, Failures] = {suite: {} for suite in SUITES}
-    for result in msgspec.json.decode(report.read_bytes(), type=list[SubjectResult]):
+    for result in chain.from_iterable(reports):
         path, _, mutant = result.subject.rpartition("::")
         suite = next(name for name, module in SUITES.items() if str(module.__file__).endswith(f"/{path}"))
         failed = found[suite].setdefault(mutant, {})
@@ -148,51 +154,3 @@ def test_every_clause_catches_a_broken_adapter(failures: dict[str, Failures], po
     catching = {one for failed in found for clauses in failed.values() for one in clauses}
 
     assert catching == {one.id for one in CLAUSES.values() if one.port == port}
-
-
-# Sequences find by themselves what the cases were written for.
-FIND: Final = settings(
-    max_examples=2_500,
-    stateful_step_count=40,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-
-
-def assert_found(machine: type[RuleBasedStateMachine]) -> None:
-    with pytest.raises((AssertionError, ValueError, KeyError)):
-        run_state_machine_as_test(machine, settings=FIND)
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        queues.ShowsEveryTenant, queues.ForgetsAcks, queues.DeliversEarly, queues.DeliversWhatIsLeased,
-        queues.NeverDeliversAgain, queues.CountsNoAttempts, queues.AcceptsStaleLeases, queues.ExtendsNothing,
-        queues.ReleasesNothing, queues.CountsLeasedAsReady,
-    ],
-)  # fmt: skip
-def test_sequences_find_what_is_broken_in_a_queue(broken: type[InprocQueue]) -> None:
-    assert_found(queue_machine(lambda: closing(BrokenQueueHarness(broken))))
-
-
-def test_sequences_find_a_queue_that_loses_messages_at_reopen() -> None:
-    assert_found(queue_machine(lambda: closing(BrokenQueueHarness(InprocQueue, forgetful=True))))
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        run_states.ShowsEveryTenant, run_states.IgnoresIdempotency, run_states.IgnoresFingerprints,
-        run_claims.ClaimsWithoutAnEpoch, run_claims.SaysStartedAtEveryClaim, run_claims.ClaimsFromTheLiving,
-        run_claims.NeverTakesOver, run_claims.ClearsTheJournalAtTakeover, run_claims.RenewsOnlyOnce,
-        run_states.WritesStepByStep, run_states.LeavesGaps, run_states.CancelsHeldRunsAtOnce,
-        run_claims.CountsReleasesAsRecoveries, run_claims.KeepsWhatWasReleased, run_verbs.ForksAnEmptyJournal,
-        run_verbs.SharesTheWholeJournal, run_verbs.TakesTheStepsAway, run_verbs.DecidesAboutAnything,
-    ],
-)  # fmt: skip
-def test_sequences_find_what_is_broken_in_a_run_state(broken: type[InprocRunState]) -> None:
-    assert_found(run_state_machine(lambda: closing(BrokenRunStateHarness(broken, forgetful=False))))

@@ -27,7 +27,7 @@ def driven(written: Path, *flags: str) -> Outcome:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return msgspec.json.decode(written.read_bytes(), type=Outcome)

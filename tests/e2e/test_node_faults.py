@@ -20,8 +20,6 @@ from deploy.processes import processes_of
 from tests.support.node import NodeUnderTest
 from tests.support.postgres import execute, fetch
 
-pytestmark = pytest.mark.alone
-
 # A lease lasts 25 s and orphans are looked for every 2; then the run itself.
 TAKEOVER_SECONDS = 60
 

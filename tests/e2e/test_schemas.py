@@ -6,12 +6,15 @@ import sys
 from typing import Final
 
 import msgspec
+import pytest
 
 from tests.faults.reconcile import Record
 from tests.support.node import ROOT
 
 SEED: Final = 20_260_101
 MINUTES: Final = 0.6
+
+pytestmark = pytest.mark.alone
 
 
 def test_no_answer_is_a_5xx_and_each_is_what_the_document_says() -> None:

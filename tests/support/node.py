@@ -37,8 +37,8 @@ class NodeUnderTest:
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.supervisor = Supervisor(self.node)
 
-    def agentos(self, *arguments: str, timeout: float = 120.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, with `stdin` to read."""
+    def agentos(self, *arguments: str, timeout: float = 300.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, with `stdin` to read. Whoever means a time says it; the usual one ends what hangs."""
         return subprocess.run(
             [sys.executable, "-m", "deploy.cli.main", *arguments],
             env=self.environ,

@@ -16,9 +16,13 @@ LONGEST: Final = (
     "tests/e2e/test_faults_short.py",
     "tests/e2e/test_node_redeploy.py",
     "tests/contract/test_kit_detects_faults.py",
+    "tests/contract/test_sequences_detect_faults.py",
+    "tests/e2e/test_node_faults.py",
     "tests/e2e/test_node_operator.py",
+    "tests/unit/test_engine_simulation.py",
+    "tests/unit/test_policy_check_equals_live.py",
 )
-"""Over a minute each."""
+"""Those that would be worked at when all the others are done."""
 FOLDERS: Final = ("tests/e2e", "tests/integration", "tests/contract", "tests/unit", "tests/architecture")
 """Files of the first take longest, those of the last are many and short."""
 ALONE: Final = "tests/e2e"

@@ -268,6 +268,36 @@ async def test_a_text_in_a_data_url_stays_one() -> None:
     assert base64.b64decode(payload) == b"it is [PAYMENT_CARD]"
 
 
+def in_texts(times: int) -> str:
+    """Deep JSON in deep JSON."""
+    text = CARD
+    for _ in range(times):
+        text = '{"a":' * 63 + json.dumps(text) + "}" * 63
+    return text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "[" * 700 + CARD + "]" * 700,
+        "[" * 100_000,
+        '{"a": "\\ud800 ' + CARD + '"}',
+        '{"a": "\\ud800", "n": ' + CARD + ', "b": 1e999}',
+        '{"n": ' + "4" * 5_000 + "}",
+        in_texts(6),
+    ],
+    ids=["deep", "deeper", "surrogate", "infinite", "long", "texts in texts"],
+)
+async def test_json_that_is_made_to_hurt_is_answered_and_tells_nothing(arguments: str) -> None:
+    upstream = ScriptedUpstream([calling(arguments)])
+    async with stack_b(upstream_of(upstream), reaches=PASSES) as node:
+        answer = await node.post(CHAT, {"model": "m-1", **called(arguments)})
+
+    assert answer.status_code == 200, answer.text
+    assert not tells(answer.text)
+    assert not tells(upstream.requests[0].body)
+
+
 SAID: Final[dict[str, dict[str, Any]]] = {
     "refusal": {"refusal": f"not {CARD}"},
     "number": {"account": NUMBER},

@@ -18,7 +18,7 @@ ACROSS_TENANTS: Final = {
     "maintenance.make_event_days", "maintenance.make_request_days",
     "audit.heads", "maintenance.drop_request_days", "maintenance.forget_requests",
     "maintenance.forget_runs", "maintenance.thin_request_days", "maintenance.drop_event_days", "maintenance.retain",
-    "privacy.lock_upkeep",
+    "privacy.lock_upkeep", "privacy.copy_kept",
     # The node's, and no tenant's.
     "gateway_configuration.current", "gateway_configuration.newest", "gateway_configuration.get",
     "gateway_configuration.list", "gateway_configuration.add",

@@ -29,6 +29,7 @@ PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIB ann word\nOgIB\n-----END RSA PRIVAT
 REVERSIBLE = rules(email="reversible", payment_card="reversible", secret="reversible")
 
 TEXTS = (
+    "Bearer ann@x.org今天" + CARD,
     f"Write to ann@example.com or pay with {CARD}, both are fine.",
     "IBAN: DE89 3704 0044 0532 0130 00, call +49 (0)30 901820 now; her ssn was really 536221234!",
     "password = hunter2x and Bearer abc123def456, see postgres://app:hunter2@db/x today",
