@@ -129,6 +129,65 @@ async def test_tools_that_the_provider_runs_are_passed_on_only_where_the_operato
     assert (passed, arrived["tools"]) == (200, tools)
 
 
+_FUNCTION: Final[dict[str, Json]] = {"type": "function", "function": {"name": "f"}}
+_HIDDEN: Final[tuple[tuple[dict[str, Any], str], ...]] = (
+    ({"tools": [{"googleSearch": {}}]}, "googleSearch"),
+    ({"tools": [{"google_search": {}}]}, "google_search"),
+    ({"tools": [_FUNCTION, {"codeExecution": {}}]}, "codeExecution"),
+    ({"tools": [{**_FUNCTION, "web_search": {}}]}, "web_search"),
+    ({"tools": [{"name": "f", "input_schema": {}, "url_context": None}]}, "url_context"),
+    ({"functions": [{"name": "f", "type": "web_search"}]}, "web_search"),
+    ({"functions": [{"name": "f", "googleSearch": {}}]}, "googleSearch"),
+)
+
+
+@pytest.mark.parametrize(("said", "kind"), _HIDDEN)
+async def test_a_tool_that_the_provider_runs_needs_no_type_to_be_one(said: dict[str, Any], kind: str) -> None:
+    status, answer, sent = await _sent({**ASKED, **said})
+    passed, _, [arrived] = await _sent({**ASKED, **said}, passes=(f"tools.{kind}",))
+
+    assert (status, answer["error"]["details"]["path"], sent) == (400, "$.tools", [])
+    assert repr(kind) in answer["error"]["message"]
+    assert passed == 200
+    assert {name: arrived[name] for name in said} == said
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"function": {"name": "f"}},
+        {"type": "custom", "custom": {"name": "f"}},
+        {"type": "function", "name": "f", "description": "d", "parameters": {}, "strict": True},
+        {"name": "f", "input_schema": {}, "cache_control": {"type": "ephemeral"}},
+    ],
+)
+async def test_a_tool_of_the_client_in_another_surfaces_words_arrives(tool: dict[str, Json]) -> None:
+    status, answer, [sent] = await _sent({**ASKED, "tools": [tool]})
+
+    assert (status, sent["tools"]) == (200, [tool]), answer
+
+
+async def test_a_function_is_an_object() -> None:
+    status, answer, sent = await _sent({**ASKED, "functions": ["web_search"]})
+
+    assert (status, answer["error"]["details"]["path"], sent) == (422, "$.functions", [])
+
+
+async def test_a_member_that_is_called_like_a_kind_of_tool_is_none() -> None:
+    status, answer, sent = await _sent({**ASKED, "tools.web_search": {}}, passes=("tools.web_search",))
+
+    assert (status, answer["error"]["details"]["path"], sent) == (400, "$.tools.web_search", [])
+
+
+async def test_what_is_harmless_in_a_chat_is_not_known_of_embeddings() -> None:
+    asked = {"model": "agentos-demo-embed", "input": "x"}
+    async with stack_b() as node:
+        for more in ({"service_tier": "flex"}, {"modalities": ["text"]}, {"audio": None}):
+            answer = await node.post("/v1/embeddings", asked | more)
+            [name] = more
+            assert (answer.status_code, answer.json()["error"]["details"]["path"]) == (400, f"$.{name}")
+
+
 async def test_of_several_backends_those_are_asked_that_take_it() -> None:
     first, second = ScriptedUpstream([completion()]), ScriptedUpstream([completion()])
     async with (
