@@ -41,8 +41,8 @@ SAMPLING: Final = frozenset({
 CHAT: Final = SAMPLING | {
     "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens",
     "messages", "metadata", "model", "n", "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key",
-    "prompt_cache_retention", "reasoning_effort", "response_format", "safety_identifier", "seed", "stop", "store", "stream",
-    "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
+    "reasoning_effort", "response_format", "safety_identifier", "seed", "stop", "stream", "stream_options",
+    "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
 }  # fmt: skip
 """Of a chat, whatever they say."""
 
@@ -56,6 +56,9 @@ WITHIN: Final[Mapping[str, tuple[Json, ...]]] = {
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prompt_cache_options": (None,),
+    # What is kept there for longer is out of this node's hands: nothing here would ever erase it.
+    "prompt_cache_retention": (None, "in_memory"),
+    "store": (None, False),
     # The others cost more than the price that is held.
     "service_tier": (None, "auto", "default", "flex"),
     # Searches are billed apart, and tell somebody else what is asked.
