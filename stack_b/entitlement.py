@@ -1,6 +1,7 @@
 """What a tenant may use, at most a few seconds old."""
 
 from collections.abc import Callable
+from typing import Final
 
 from ports.clock import Clock
 from ports.context import AuthContext
@@ -8,6 +9,8 @@ from ports.errors import NotFound, PermissionDenied
 from ports.fresh import Fresh
 from ports.quota_rules import RequestRates, StreamPlaces
 from ports.tenant import Tenant, TenantDirectory
+
+_ANY: Final = 2**53
 
 
 class TenantCache:
@@ -48,12 +51,19 @@ class TenantCache:
 
     async def place(self, auth: AuthContext) -> Callable[[], None]:
         """Take a place for a stream; the result gives it back. Raises like `streaming`."""
-        entitled = (await self.served(auth)).entitlements
+        return self.place_in(auth, await self.served(auth))
+
+    def place_in(self, auth: AuthContext, tenant: Tenant) -> Callable[[], None]:
+        """The same for who has just asked for `tenant`."""
         return self._streams.take(
             auth,
-            per_tenant=entitled.max_model_streams,
-            per_principal=entitled.max_model_streams_per_principal,
+            per_tenant=tenant.entitlements.max_model_streams,
+            per_principal=tenant.entitlements.max_model_streams_per_principal,
         )
+
+    def place_anyway(self, auth: AuthContext) -> Callable[[], None]:
+        """The same for a stream that has begun: it counts for those after it, and is never refused."""
+        return self._streams.take(auth, per_tenant=_ANY, per_principal=_ANY)
 
     async def served(self, auth: AuthContext) -> Tenant:
         """The same as `tenant`, of a request that is counted already. Raises like it."""

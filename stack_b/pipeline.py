@@ -6,11 +6,12 @@ every way out.
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 from ports.context import AuthContext
 from ports.errors import AgentOSError, PermissionDenied
 from ports.messages import Json
+from ports.tenant import Tenant
 from stack_b.anew import Anew
 from stack_b.attempts import Attempts
 from stack_b.backends.catalog import Candidate
@@ -25,6 +26,7 @@ from stack_b.deps import StackBDeps
 from stack_b.encoding import vector_of
 from stack_b.entitlement import TenantCache
 from stack_b.interrupt import Deadlines
+from stack_b.listeners import Seats
 from stack_b.prepare import Preparation, Ready
 from stack_b.receipt import Trail
 from stack_b.records.recorder import Recorder
@@ -46,6 +48,7 @@ class Pipeline:
         self._router = deps.router
         self._tenants = TenantCache(deps.tenant, deps.clock, share=deps.share)
         self.balances = Balances(deps.budget, deps.clock)
+        self.seats = Seats(self._tenants)
         self.recorder = Recorder(deps, pii)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
         self._prepare = Preparation(deps, tell, self._tenants, pii)
@@ -62,9 +65,9 @@ class Pipeline:
         for known in (self._tenants, self._prepare, self.balances):
             await known.close()
 
-    async def admit(self, auth: AuthContext) -> None:
+    async def admit(self, auth: AuthContext) -> Tenant:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""
-        await self._tenants.tenant(auth)
+        return await self._tenants.tenant(auth)
 
     async def chat(
         self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
@@ -100,12 +103,18 @@ class Pipeline:
             return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     async def stream(
-        self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
+        self,
+        auth: AuthContext,
+        call: ChatCall,
+        *,
+        possible_duplicate: bool = False,
+        caller: Caller | None = None,
+        seated: bool = False,
     ) -> AsyncGenerator[Sequence[Piece], None]:
         """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
-        settles what was used."""
+        settles what was used. `seated`: a stream's place was taken for it."""
         trail = Trail(auth, self._clock, possible_duplicate=possible_duplicate)
-        async with self.recorder.recorded(trail, call), self._tenants.streaming(auth):
+        async with self.recorder.recorded(trail, call), nullcontext() if seated else self._tenants.streaming(auth):
             # Its time is bounded by who sends it.
             with Refusing(trail, self._tell):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())

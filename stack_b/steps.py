@@ -12,8 +12,8 @@ followed here like any other.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, TypeAlias
@@ -134,22 +134,27 @@ class Steps:
     async def stream(self, auth: AuthContext, call: ChatCall, once: Once) -> AsyncGenerator[Sequence[Piece], None]:
         """The same as chunks, from the first one on, whenever one comes."""
         step, first = await self._joined(auth, call, once)
-        with self._attended(step):
-            if not first:
-                await self._pipeline.anew.permitted(auth, call)
-            if step.said is not None:
-                async with aclosing(step.said.listen()) as said:
-                    async for chunk in said:
-                        yield (chunk,)
-            result = await self._result(step)
-        reply = result.reply if result.made else await self._pipeline.anew.shown(auth, call, result.reply)
-        if first and result.made:
-            last = step.closing
-        elif step.said is not None and result.made:
-            last = closing_of(replayed(reply, auth, joined=True), include_usage=call.include_usage)
-        else:
-            last = chunks_of(replayed(reply, auth, joined=result.made), include_usage=call.include_usage)
-        yield last
+        alone = step.said is not None and not step.callers and (step.flight is None or step.flight.gone)
+        async with AsyncExitStack() as held:
+            with self._attended(step):
+                seat = await held.enter_async_context(self._pipeline.seats.seated(auth, step.task, alone=alone))
+                if not first:
+                    await self._pipeline.anew.permitted(auth, call)
+                if step.said is not None:
+                    async with aclosing(step.said.listen()) as said:
+                        async for chunk in said:
+                            seat.reading = True
+                            yield (chunk,)
+                result = await self._result(step)
+            await seat.take()
+            reply = result.reply if result.made else await self._pipeline.anew.shown(auth, call, result.reply)
+            if first and result.made:
+                last = step.closing
+            elif step.said is not None and result.made:
+                last = closing_of(replayed(reply, auth, joined=True), include_usage=call.include_usage)
+            else:
+                last = chunks_of(replayed(reply, auth, joined=result.made), include_usage=call.include_usage)
+            yield last
         if not (first and result.made):
             self._pipeline.recorder.replayed(auth, call, reply, joined=result.made)
 
@@ -176,8 +181,12 @@ class Steps:
         if step is not None:
             step.abort()
             await asyncio.wait({step.task}, timeout=ABORT_WAIT_S)
-        aborted = await self._entries.cancel(auth, once.key) or step is not None
-        self._pipeline.recorder.told_to_end(auth, route, aborted=aborted)
+        aborted = step is not None
+        try:
+            aborted = await self._entries.cancel(auth, once.key) or aborted
+        finally:
+            # What was ended here is ended, whether the journal answers or not.
+            self._pipeline.recorder.told_to_end(auth, route, aborted=aborted)
         return aborted
 
     async def drain(self) -> None:
@@ -194,16 +203,25 @@ class Steps:
 
     async def _joined(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once) -> tuple[_Step, bool]:
         """The key's call in this process, and whether it is this caller's."""
-        await self._pipeline.admit(auth)
+        tenant = await self._pipeline.admit(auth)
         step = self._steps.get(_where(auth, once))
         if step is not None:
             if step.digest != digest(auth, call):
                 raise reused(once)
             return step, False
         flight = None if once.patience is None else self._flights.same(auth, call)
-        return self._begun(auth, call, once, flight), flight is None
+        seat = self._pipeline.seats.of_call(auth, tenant) if flight is None and is_streamed(call) else None
+        return self._begun(auth, call, once, flight, seat), flight is None
 
-    def _begun(self, auth: AuthContext, call: ChatCall | EmbedCall, once: Once, flight: Flight | None) -> _Step:
+    def _begun(
+        self,
+        auth: AuthContext,
+        call: ChatCall | EmbedCall,
+        once: Once,
+        flight: Flight | None,
+        give_back: Callable[[], None] | None = None,
+    ) -> _Step:
+        """`give_back`: the place of a stream that is not in flight."""
         where = _where(auth, once)
         step = _Step(
             once=once, digest=digest(auth, call), flight=flight, said=Broadcast() if is_streamed(call) else None
@@ -212,6 +230,8 @@ class Steps:
             flight.joined()
         step.task = asyncio.create_task(self._run(auth, call, step))
         step.task.add_done_callback(lambda _: self._ended(where, step))
+        if give_back is not None:
+            step.task.add_done_callback(lambda _: give_back())
         self._steps[where] = step
         return step
 
@@ -346,7 +366,7 @@ class Steps:
     ) -> dict[str, Json]:
         gathered = Gathered()
         if step.flight is None:
-            chunks = self._pipeline.stream(auth, call, possible_duplicate=possible_duplicate)
+            chunks = self._pipeline.stream(auth, call, possible_duplicate=possible_duplicate, seated=True)
         else:
             chunks = step.flight.chunks()
         try:

@@ -1,18 +1,25 @@
 """Quotas of requests and streams: exact, however many come at once, and each with its own refusal."""
 
+import asyncio
 import uuid
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+from adapters.system_clock import SystemClock
 from conformance.clock import ManualClock
 from conformance.people import ACME, ACME_BEN, GLOBEX
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
+from ports.ids import TenantId
 from ports.quota_rules import RequestRates, StreamPlaces, part_of
-from ports.tenant import Entitlements
+from ports.tenant import Entitlements, Tenant
+from stack_b.entitlement import TenantCache
+from stack_b.listeners import Seats
 from tests.support.held_backend import HeldBackend
 from tests.support.stack_a import stack_a
 from tests.support.stack_b import stack_b
@@ -145,9 +152,9 @@ async def test_of_forty_event_streams_at_once_stack_a_opens_as_many_as_the_tenan
 # Stack B.
 
 
-def chat(http: httpx.AsyncClient, who: str = "acme", **more: Any) -> Any:
+def chat(http: httpx.AsyncClient, who: str = "acme", *, sent: Mapping[str, str] | None = None, **more: Any) -> Any:
     body = {"model": "m-1", "messages": [{"role": "user", "content": "hello"}], **more}
-    headers = {"authorization": f"Bearer {who}", "x-correlation-id": uuid.uuid4().hex}
+    headers = {"authorization": f"Bearer {who}", "x-correlation-id": uuid.uuid4().hex} | dict(sent or {})
     return http.post("/v1/chat/completions", json=body, headers=headers)
 
 
@@ -206,6 +213,88 @@ async def test_of_forty_streamed_answers_at_once_the_gateway_begins_as_many_as_t
     assert statuses(answers) == {200: LIMIT, 429: MANY - LIMIT}
     assert (again.status_code, whole.status_code) == (200, 200), "places are given back, and whole answers need none"
     assert_told(answers, "concurrency_limited")
+
+
+@pytest.mark.parametrize("header", ["x-step-key", "x-stainless-retry-count"])
+async def test_of_forty_that_follow_one_call_as_many_are_let_in_as_the_tenant_may_have(header: str) -> None:
+    backend = Counting()
+    async with stack_b(backend, entitled={"max_model_streams": LIMIT}) as node:
+        answers: list[httpx.Response] = []
+
+        async def one() -> None:
+            answers.append(await chat(node.http, stream=True, sent={header: "1"}))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(MANY):
+                group.start_soon(one)
+            with anyio.fail_after(30):
+                while len(answers) < MANY - LIMIT or not backend.active:
+                    await anyio.lowlevel.checkpoint()
+            backend.let_go.set()
+        again = [await chat(node.http, stream=True, sent={header: "1"}) for _ in range(LIMIT + 1)]
+
+    assert statuses(answers) == {200: LIMIT, 429: MANY - LIMIT}
+    assert backend.calls == 1
+    assert statuses(again) == {200: LIMIT + 1}, "places are given back"
+    assert_told(answers, "concurrency_limited")
+
+
+async def test_the_place_of_a_call_is_that_of_who_follows_it_alone() -> None:
+    backend = Counting()
+    async with stack_b(backend, entitled={"max_model_streams": 1}) as node:
+        answers: list[httpx.Response] = []
+
+        async def one(**sent: str) -> None:
+            answers.append(await chat(node.http, stream=True, sent=sent))
+
+        async with anyio.create_task_group() as group:
+            async with anyio.create_task_group() as first:
+                first.start_soon(partial(one, **{"x-step-key": "k:1"}))
+                await backend.begun.wait()
+                first.cancel_scope.cancel()
+            other = await chat(node.http, stream=True, sent={"x-step-key": "k:2"})
+            group.start_soon(partial(one, **{"x-step-key": "k:1"}))
+            await anyio.wait_all_tasks_blocked()
+            joined = await chat(node.http, stream=True, sent={"x-step-key": "k:1"})
+            backend.let_go.set()
+
+    assert (other.status_code, joined.status_code) == (429, 429)
+    assert (statuses(answers), backend.calls) == ({200: 1}, 1)
+
+
+@pytest.mark.parametrize("reading", [True, False])
+async def test_who_still_reads_when_the_call_is_over_holds_a_place(*, reading: bool) -> None:
+    """A call under a key is read to its end whether its listener takes it or not."""
+    tenants = TenantCache(Directory(Entitlements(max_model_streams=1)), SystemClock())  # type: ignore[arg-type]
+    seats, over = Seats(tenants), asyncio.get_running_loop().create_future()
+
+    async def call() -> None:
+        async with tenants.streaming(ACME):
+            await over
+
+    task = asyncio.create_task(call())
+    async with seats.seated(ACME, task, alone=True) as seat:
+        seat.reading = reading
+        over.set_result(None)
+        await task
+        await anyio.lowlevel.checkpoint()
+        if reading:
+            with pytest.raises(ResourceExhausted):
+                await tenants.place(ACME)
+        await seat.take()
+        with pytest.raises(ResourceExhausted):
+            await tenants.place(ACME)
+    (await tenants.place(ACME))()
+
+
+class Directory:
+    """Of one tenant."""
+
+    def __init__(self, entitled: Entitlements) -> None:
+        self._entitled = entitled
+
+    async def get(self, _: AuthContext, tenant: TenantId) -> Any:
+        return Tenant(id=tenant, name="", status="active", entitlements=self._entitled, created_at=SystemClock().now())
 
 
 class Counting(HeldBackend):
