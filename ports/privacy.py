@@ -65,6 +65,8 @@ MAX_SUBJECT_CHARS: Final = 255
 MAX_HOLDS: Final = 1_000
 """In force at a time, per tenant."""
 MAX_RETENTION_DAYS: Final = 3_650
+MAX_ERASURES: Final = 200
+"""That are listed at most."""
 
 DataClass: TypeAlias = Literal["runs", "requests", "texts", "usage", "memory", "audit"]
 CLASSES: Final[tuple[DataClass, ...]] = get_args(DataClass)
@@ -126,7 +128,7 @@ class PrivacyPort(Protocol):
         """The next batch. Raises `Conflict`, with code `runs_open` or `legal_hold`."""
         ...
 
-    async def erasures(self, auth: AuthContext, tenant: TenantId, *, limit: int = 200) -> tuple[Erasure, ...]:
+    async def erasures(self, auth: AuthContext, tenant: TenantId, *, limit: int = MAX_ERASURES) -> tuple[Erasure, ...]:
         """Those that are not done, then the newest."""
         ...
 

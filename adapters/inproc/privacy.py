@@ -31,6 +31,7 @@ from ports.privacy import (
     ERASED,
     EVERYBODY,
     HELD,
+    MAX_ERASURES,
     MAX_HOLDS,
     RELEASED,
     RETAINED,
@@ -58,7 +59,6 @@ from ports.tenant import Principal
 
 BATCH: Final = 500
 """Runs that one call removes at most."""
-MAX_ERASURES: Final = 200
 
 
 @dataclass(slots=True)

@@ -5,16 +5,9 @@ from typing import Final
 from adapters.postgres.move_job import Move
 from adapters.postgres.move_link import End
 from adapters.postgres.move_tables import SHARED, quoted
+from adapters.postgres.statements import load
 
-_KEPT: Final = """
-SELECT (SELECT coalesce(json_agg(h), '[]') FROM (
-            SELECT x.id, x.subject, x.reason, x.placed_by, x.placed_at FROM legal_holds x
-            WHERE x.tenant_id = $1 AND x.released_at IS NULL
-        ) h)::text AS holds,
-       (SELECT coalesce(json_agg(r), '[]') FROM (
-            SELECT x.class, x.days FROM retention_rules x WHERE x.tenant_id = $1
-        ) r)::text AS rules
-"""
+_KEPT: Final = load("privacy")["kept"]
 
 
 async def bring_kept(move: Move, there: End) -> None:
@@ -22,7 +15,7 @@ async def bring_kept(move: Move, there: End) -> None:
     one of the directory's."""
     if there.name == SHARED:
         return
-    kept = await move.directory.connection.fetchrow(_KEPT, move.tenant)
+    kept = await move.directory.connection.fetchrow(_KEPT.sql, *_KEPT.arguments({"tenant": move.tenant}))
     assert kept is not None, "a row of lists"
     await there.connection.execute(f"SET LOCAL app.tenant_id = {quoted(move.tenant)}")
     await there.connection.execute("SELECT ao_copy_kept($1::json, $2::json)", kept["holds"], kept["rules"])

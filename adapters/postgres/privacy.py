@@ -23,6 +23,7 @@ from ports.privacy import (
     CLASSES,
     EVERYBODY,
     HELD,
+    MAX_ERASURES,
     MAX_HOLDS,
     RELEASED,
     RETAINED,
@@ -48,7 +49,6 @@ from ports.privacy import (
 )
 
 _SQL: Final = load("privacy")
-MAX_ERASURES: Final = 200
 
 
 class PostgresPrivacy:

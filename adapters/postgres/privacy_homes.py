@@ -22,7 +22,7 @@ from adapters.postgres.statements import load
 from ports.context import ADMIN_PLATFORM, AuthContext
 from ports.errors import NotFound
 from ports.ids import PrincipalId, TenantId, is_tenant_id
-from ports.privacy import Counts, DataClass, Erasure, Hold, PrivacyPort, no_tenant
+from ports.privacy import MAX_ERASURES, Counts, DataClass, Erasure, Hold, PrivacyPort, no_tenant
 
 _SQL: Final = load("privacy")
 
@@ -74,7 +74,7 @@ class PrivacyOfHomes:
         last = await self._shared.finish(auth, tenant, subject, begun, gone)
         return last if last.done else replace(last, counts=plus(last.counts, gone))
 
-    async def erasures(self, auth: AuthContext, tenant: TenantId, *, limit: int = 200) -> tuple[Erasure, ...]:
+    async def erasures(self, auth: AuthContext, tenant: TenantId, *, limit: int = MAX_ERASURES) -> tuple[Erasure, ...]:
         found = await self._shared.erasures(auth, tenant, limit=limit)
         if all(one.done for one in found):
             return found

@@ -75,6 +75,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
             Parameter(
                 name="If-Match",
                 description='The `ETag` of what you changed, such as `"7"`; `*` for whatever is there.',
+                required=True,
                 where="header",
             ),
         ),

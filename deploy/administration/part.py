@@ -1,7 +1,7 @@
 """The part of the admin surface that is about tenants, budgets, usage and runs: routes and endpoints. Platform only."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeAlias, get_args
+from typing import Annotated, Final, TypeAlias, get_args
 
 import msgspec
 from litestar import Response, delete, get, patch, post, put
@@ -11,6 +11,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from deploy.admin_surface import Asked, Part, identity_of, json_answer, tenant_named, whose
 from deploy.administration import privacy_part, wire
 from deploy.administration.documentation import LIMITS, OPERATIONS
+from deploy.administration.entitling import change_entitlements
 from deploy.administration.offboarding import check_confirmed, offboard
 from deploy.administration.platform import Platform
 from deploy.administration.routes import (
@@ -34,7 +35,7 @@ from ports.http.edge import decoded, exchange
 from ports.http.versions import etag, if_match
 from ports.ids import AgentId, RunId, TenantId, is_agent_id, is_tenant_id
 from ports.run_state import MAX_PAGE, RunFilter, RunStatus
-from ports.tenant import Entitlements, Tenant
+from ports.tenant import Tenant
 from stack_b.policies.problems import check_policy
 
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
@@ -87,13 +88,8 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
     async def change(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PatchTenant)
         version = if_match(request.headers.get("if-match"), of="the tenant", required=True)
-        known = await _tenant(platform, auth, tenant_id)
-        wanted = entitled(known.entitlements, body.entitlements)
-        # What is not named stays as it is: as it was when it was read here, too.
-        changed = await platform.tenants.set_entitlements(
-            auth, known.id, wanted, if_match=known.version if version is None else version
-        )
-        return _shown(changed, auth)
+        tenant = tenant_named(tenant_id)
+        return _shown(await change_entitlements(platform.tenants, auth, tenant, body.entitlements, version), auth)
 
     @post(TENANT + "/:disable", status_code=200)
     async def disable(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -207,18 +203,6 @@ def _runs(platform: Platform) -> list[HTTPRouteHandler]:
         return json_answer(wire.RunAnswer(**wire.run_line(killed), **whose(auth)))
 
     return [list_runs, kill]
-
-
-def entitled(known: Entitlements, changes: dict[str, Any]) -> Entitlements:
-    """`known`, with these members instead.
-
-    Raises:
-        InvalidArgument: `validation_failed`, with the member that is wrong; or all that is wrong with the policy.
-    """
-    wanted = decoded({**msgspec.to_builtins(known), **changes}, Entitlements)
-    if wanted.policy != known.policy:
-        check_policy(wanted.policy)
-    return wanted
 
 
 async def _one_budget(

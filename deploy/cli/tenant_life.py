@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.tenant_export import Export, verified
+from deploy.administration.entitling import entitled
 from deploy.administration.offboarding import Offboarded, check_confirmed, offboard
-from deploy.administration.part import entitled
 from deploy.administration.platform import Platform
 from deploy.cli.access import tenant_id
 from deploy.cli.io import FINE, Io

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 from zipfile import ZipFile
 
+import anyio
+import asyncpg
 import httpx
 import pytest
 
@@ -162,6 +164,70 @@ async def test_of_two_administrators_the_second_is_told_that_the_first_was_there
     ] * 2
     assert [(one["id"], one["version"], one["entitlements"]["weight"]) for one in listed] == [(ACME.tenant, 2, 7)]
     assert [action for action, _, _ in await node.audit()].count("tenant.entitle") == 2
+
+
+async def test_what_a_line_of_before_says_otherwise_is_no_change(node: Node) -> None:
+    """It has no member that came since, which stands for its default."""
+    await created(node)
+    await execute(
+        node.database.superuser,
+        "UPDATE agentos.tenants SET entitlements = CAST(entitlements::jsonb - 'weight' AS json), version = version + 1",
+    )
+
+    answer = await node.send("PATCH", ACME_URL, {"entitlements": {"weight": 1}}, if_match='"1"')
+
+    assert (answer.status_code, answer.headers["etag"]) == (200, '"2"')
+    assert [action for action, _, _ in await node.audit()].count("tenant.entitle") == 0
+
+
+async def test_code_of_before_makes_a_version_too(node: Node) -> None:
+    """It runs on beside the new for a while, and knows of none."""
+    await created(node)
+    versions = []
+    for change in (
+        "status = 'disabled'",
+        "status = 'disabled'",
+        "entitlements = '{\"weight\": 7}'",
+        "status = 'active', version = version + 1",
+        "name = 'Other'",
+    ):
+        await execute(node.database.superuser, f"UPDATE agentos.tenants SET {change}")
+        versions.append((await node.send("GET", ACME_URL)).headers["etag"])
+
+    assert versions == ['"2"', '"2"', '"3"', '"4"', '"4"']
+
+
+async def test_the_document_says_that_a_change_names_its_version(node: Node) -> None:
+    paths = (await node.send("GET", "/openapi.json")).json()["paths"]
+
+    parameters = paths["/v1/admin/tenants/{tenant_id}"]["patch"]["parameters"]
+
+    assert [one["required"] for one in parameters if one["name"] == "If-Match"] == [True]
+
+
+async def waits_for_a_row(clone: Clone, transactions: int) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'"
+    with anyio.fail_after(30):
+        while (await fetch(clone.superuser, waiting, clone.name))[0][0] < transactions:  # noqa: ASYNC110 - the database does
+            await anyio.sleep(0.02)
+
+
+async def test_whatever_is_there_is_changed_though_somebody_else_is_first(node: Node) -> None:
+    await created(node)
+    connection = await asyncpg.connect(node.database.superuser)
+    try:
+        async with asyncio.TaskGroup() as group, connection.transaction():
+            await connection.execute("SELECT FROM agentos.tenants FOR UPDATE")
+            both = []
+            for waiting, one in enumerate(({"weight": 7}, {"max_active_runs": 9}), 1):
+                both.append(group.create_task(node.send("PATCH", ACME_URL, {"entitlements": one})))
+                await waits_for_a_row(node.database, waiting)
+    finally:
+        await connection.close()
+    shown = (await node.send("GET", ACME_URL)).json()["entitlements"]
+
+    assert [one.result().status_code for one in both] == [200, 200]
+    assert (shown["weight"], shown["max_active_runs"]) == (7, 9)
 
 
 async def test_a_hold_that_is_asked_for_again_with_its_key_is_one(node: Node) -> None:

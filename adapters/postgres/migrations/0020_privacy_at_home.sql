@@ -11,6 +11,20 @@ GRANT UPDATE, DELETE ON subject_tombstones TO ao_def;
 
 ALTER TABLE tenants ADD COLUMN version integer NOT NULL DEFAULT 1;
 
+-- What changes a tenant makes a version of it, also where it does not know of versions, as code of before does not.
+CREATE FUNCTION ao_tenant_version() RETURNS trigger
+    LANGUAGE plpgsql VOLATILE SET search_path = agentos, pg_temp
+AS $$
+BEGIN
+    IF new.version = old.version AND (new.status <> old.status OR new.entitlements::text <> old.entitlements::text) THEN
+        new.version := old.version + 1;
+    END IF;
+    RETURN new;
+END
+$$;
+REVOKE ALL ON FUNCTION ao_tenant_version() FROM PUBLIC;
+CREATE TRIGGER makes_a_version BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION ao_tenant_version();
+
 -- Puts these holds and rules in place of those that are here, of the tenant that the transaction is bound to. In the database
 -- that has the tenant itself, and not a copy of its line, it does nothing but fail. Of a tenant that has not arrived, no rule
 -- is in force: its rows must first be what they are where it comes from.

@@ -106,7 +106,8 @@ SELECT h.* FROM legal_holds h WHERE h.tenant_id = :tenant AND h.id = :hold;
 -- name: hold
 WITH made AS (
     INSERT INTO legal_holds (tenant_id, id, subject, reason, placed_by)
-    SELECT t.tenant_id, coalesce(CAST(:hold AS uuid), uuidv7()), :subject, :reason, :principal FROM tenants t WHERE t.tenant_id = :tenant
+    SELECT t.tenant_id, coalesce(CAST(:hold AS uuid), uuidv7()), :subject, :reason, :principal
+    FROM tenants t WHERE t.tenant_id = :tenant
     RETURNING *
 ),
 noted AS (

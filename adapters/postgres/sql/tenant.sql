@@ -19,7 +19,7 @@ SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant;
 
 -- name: lock
 -- Whoever changes it meanwhile waits.
-SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant FOR UPDATE;
+SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant FOR NO KEY UPDATE;
 
 -- name: set_status
 -- Setting what is set already changes nothing, and is not noted.
