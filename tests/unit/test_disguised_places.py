@@ -242,7 +242,7 @@ def test_json_in_json_is_kept_so_deep() -> None:
         {**user("hi"), "seed": NUMBER},
         {**user("hi"), "account": 4111111111111112, "x": [4111111111111112.5, 1e300, -1, True, None]},
         called('{"a": 1.50,  "b": [12345678901234567890123], "a": "\\u00e9"}'),
-        user([{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 100}}]),
+        user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoA" + "QUJD" * 100}}]),
         file("data:text/plain;base64," + b64(LONG_TEXT)),
         user("data:text/plain;base64,%%%, data:,x and 64, then &amp;lt; 100%25 \\\\u0041"),
         refused("no", "and no"),
