@@ -268,6 +268,24 @@ async def test_a_text_in_a_data_url_stays_one() -> None:
     assert base64.b64decode(payload) == b"it is [PAYMENT_CARD]"
 
 
+@pytest.mark.parametrize("number", ["4111111111111111.0", "4.111111111111111e15", "4111111111111111"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_number_that_a_model_gives_a_tool_is_looked_at_however_it_is_written(
+    number: str, *, stream: bool
+) -> None:
+    arguments = f'{{"to": {{"account": {number}}}}}'
+    call = {"id": "call_1", "type": "function", "function": {"name": "pay", "arguments": arguments}}
+    script = (
+        Events([delta(tool_calls=[{"index": 0, **call}]), delta("tool_calls"), TOLD]) if stream else calling(arguments)
+    )
+    async with stack_b(upstream_of(ScriptedUpstream([script])), reaches=PASSES) as node:
+        answer = await node.post(CHAT, {"model": "m-1", "stream": stream, **user("hi")})
+
+    assert answer.status_code == 200, answer.text
+    assert "PAYMENT_CARD" in answer.text
+    assert number not in answer.text
+
+
 def in_texts(times: int) -> str:
     """Deep JSON in deep JSON."""
     text = CARD
