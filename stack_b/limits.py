@@ -13,6 +13,9 @@ Cap: TypeAlias = Annotated[int, Meta(ge=1)]
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     body_bytes: Cap = 4 * 1024 * 1024
+    inspected_chars: Cap = 1024 * 1024
+    """Of a request's texts, names and numbers, each of 32 at least: what policies and redaction look through. Images, sound
+    and documents are not among them."""
     messages: Cap = 2_048
     tools: Cap = 128
     stop_strings: Cap = 4

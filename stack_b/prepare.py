@@ -27,6 +27,7 @@ from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.rules import PiiRules, TenantRules
 from stack_b.redaction.stream import Lens
+from stack_b.redaction.weight import check_weight
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.tell import Tell
 
@@ -172,7 +173,8 @@ class Preparation:
         members: dict[str, Json],
         candidates: tuple[Candidate, ...],
     ) -> Ruled:
-        """Which of them the policies permit; changes nothing."""
+        """Which of them the policies permit; changes nothing. Raises `InvalidArgument` for what is too long to look at."""
+        check_weight(members, self._limits.inspected_chars)
         rules = self._policies.of(tenant)
         if rules.is_empty:
             return Ruled(candidates=candidates)

@@ -19,6 +19,7 @@ from stack_b.policies.strings import names_of, strings
 from stack_b.policies.text import WAYS, Reading, canonical_texts, one_way
 from stack_b.redaction.answer import HEAD, LAST_HEAD, Answer, are_counts
 from stack_b.redaction.findings import Finding
+from stack_b.redaction.media import MESSAGE, NOWHERE, Place
 
 _BLOCKED: Final = "content_filter"
 _STRUCTURE: Final = frozenset({"index", "finish_reason", "delta"})
@@ -226,11 +227,11 @@ class Guarded:
     def searches(self) -> Searches:
         return self._searches
 
-    def against(self, value: Json) -> str | None:
+    def against(self, value: Json, place: Place = NOWHERE) -> str | None:
         """Why a value that is shown at once may not be."""
         if not self._searches:
             return None
-        texts = [reading for text in strings(value) for reading in canonical_texts(text)]
+        texts = [reading for text in strings(value, place) for reading in canonical_texts(text)]
         for search, reason in self._searches:
             if any(map(search.found, texts)):
                 return reason
@@ -275,7 +276,9 @@ class _Choice:
         for name, member in self._held.items():
             if self.denied is None:
                 called = name in _CALLS
-                self.denied = self._answer.against_call(member) if called else self._answer.against(member)
+                self.denied = (
+                    self._answer.against_call(member) if called else self._answer.against(member, (*MESSAGE, name))
+                )
                 shown |= {} if self.denied is not None else {name: member}
         self._held = {}
         return shown

@@ -5,15 +5,14 @@ from typing import Final
 
 from ports.messages import Json
 from stack_b.members import kinds_in
+from stack_b.redaction.media import OUTERMOST, Place, is_media
 from stack_b.redaction.parts import said_by
-from stack_b.redaction.spans import OUTERMOST, is_media
 
 
-def strings(value: Json, place: tuple[str, str] = OUTERMOST) -> Iterator[str]:
+def strings(value: Json, place: Place = OUTERMOST) -> Iterator[str]:
     """Texts, the names of members, and numbers as they are written; the texts of a list's parts also as one.
 
-    Parts are read together by a model, so that nothing is hidden by cutting it in two. `place` is where it stands, as in
-    `MEDIA_PLACES`.
+    Parts are read together by a model, so that nothing is hidden by cutting it in two. `place` is where it stands.
     """
     if isinstance(value, str):
         if not is_media(value, place):
@@ -21,7 +20,7 @@ def strings(value: Json, place: tuple[str, str] = OUTERMOST) -> Iterator[str]:
     elif isinstance(value, dict):
         for name, member in value.items():
             yield name
-            yield from strings(member, (place[1], name))
+            yield from strings(member, (*place, name))
     elif isinstance(value, list):
         yield from _together(value)
         for item in value:

@@ -14,10 +14,11 @@ from stack_b.backends.catalog import Candidate
 from stack_b.chunks import Closing, Piece, Run, index_of
 from stack_b.fragments import joined
 from stack_b.redaction.findings import Finding, findings_of
+from stack_b.redaction.media import MESSAGE, NOWHERE, Place, is_media
 from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of, read, written
 from stack_b.redaction.parts import is_cut, texts_of
 from stack_b.redaction.parts import joined as joined_parts
-from stack_b.redaction.spans import OUTERMOST, is_media, number_of, rewritten, texts
+from stack_b.redaction.spans import number_of, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
 from stack_b.replay import RECEIPT
 
@@ -287,13 +288,14 @@ class _Choice:
         shown: dict[str, Json] = dict(await self._texts_ended())
         for name, member in self._held.items():
             if not self.blocked:
-                value = await (self._function(member) if name == "function_call" else self.value(member, ("", name)))
+                value = await (
+                    self._function(member) if name == "function_call" else self.value(member, (*MESSAGE, name))
+                )
                 shown |= {} if self.blocked else {name: value}
         return shown
 
-    async def value(self, value: Json, place: tuple[str, str] = OUTERMOST, *, depth: int = 0) -> Json:
-        """A JSON value with each of its strings as it may be shown. `place` is where it stands, as in `MEDIA_PLACES`;
-        `depth`, in how many texts."""
+    async def value(self, value: Json, place: Place = NOWHERE, *, depth: int = 0) -> Json:
+        """A JSON value with each of its strings as it may be shown. `depth`: in how many texts."""
         if isinstance(value, str):
             return value if is_media(value, place) else await self._text(value, depth)
         if isinstance(value, list):
@@ -303,7 +305,7 @@ class _Choice:
             return [await self.value(item, place, depth=depth) for item in value]
         if isinstance(value, dict):
             return {
-                await self.value(name): await self._number_or(member, (place[1], name), depth)
+                await self.value(name): await self._number_or(member, (*place, name), depth)
                 for name, member in value.items()
             }
         if (number := number_of(value)) is not None:
@@ -311,7 +313,7 @@ class _Choice:
             return value if text == number else text
         return value
 
-    async def _number_or(self, member: Json, place: tuple[str, str], depth: int) -> Json:
+    async def _number_or(self, member: Json, place: Place, depth: int) -> Json:
         """What a tool will read: a number where the client had told one."""
         number = self._lens.number(member) if depth and isinstance(member, str) else None
         return await self.value(member, place, depth=depth) if number is None else number

@@ -20,6 +20,9 @@ def said_by(item: Json) -> tuple[str, str | None]:
         for name in ("text", "refusal"):
             if isinstance(item.get(name), str):
                 return name, item[name]
+        # As some servers take a text. Of messages, which are no parts of each other, it is not read so.
+        if "type" in item and "role" not in item and isinstance(item.get("content"), str):
+            return "content", item["content"]
     return "", None
 
 

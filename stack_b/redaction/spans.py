@@ -1,12 +1,11 @@
 """Replacing spans of a text, and of every text in a JSON value. Pure."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ports.messages import Json
 from ports.pii import Span
-from ports.pii_escapes import textual
+from stack_b.redaction.media import OUTERMOST, Place, is_media
 from stack_b.redaction.parts import texts_of
 
 SHORTEST: Final = 5
@@ -29,25 +28,6 @@ _EXACT: Final = 10**20
 """A float that is whole, and smaller, is written with all its digits."""
 _SETTINGS: Final = frozenset({"seed"})
 """Outermost members that are large numbers and nobody's."""
-
-# Media travel as base64, and a detector that took a stretch of it for a card number would destroy the image. Card numbers,
-# IBANs and keys are in that alphabet too: it is spared a look only in the places of media, where nobody reads it as a text.
-_MEDIA: Final = re.compile(r"(?:data:([\w.+/-]{1,100});base64,)?([A-Za-z0-9+/]{256,}={0,2})")
-_SHOWN: Final = re.compile(r"(?:image|audio|video)/", re.IGNORECASE)
-_HEAD: Final = 1_024
-_SHORTEST_MEDIA: Final = 255
-
-
-MEDIA_PLACES: Final = frozenset(
-    {
-        ("audio", "data"), ("audio_url", "url"), ("file", "file_data"), ("image_url", "url"), ("input_audio", "data"),
-        ("source", "data"), ("video_url", "url"),
-    }
-)  # fmt: skip
-"""Of a member: the name of the object it is in, and its own."""
-FILES: Final = frozenset({("file", "file_data"), ("source", "data")})
-"""Those of them that may be texts."""
-OUTERMOST: Final = ("", "")
 
 
 def placeholder(kind: str) -> str:
@@ -87,16 +67,15 @@ def texts(value: Json) -> list[str]:
     return looked_at.found + looked_at.numbers
 
 
-def _gather(value: Json, to: Texts, place: tuple[str, str]) -> None:
+def _gather(value: Json, to: Texts, place: Place) -> None:
     if isinstance(value, str):
         if _counts(value) and not is_media(value, place):
             to.found.append(value)
     elif isinstance(value, dict):
         if not value.keys() <= _NAMES:
             to.found += filter(_counts, value)
-        inside = place[1]
         for name, member in value.items():
-            _gather(member, to, (inside, name))
+            _gather(member, to, (*place, name))
     elif isinstance(value, list):
         if len(value) > 1 and texts_of(value):
             to.parted.append(value)
@@ -114,7 +93,7 @@ def rewritten(
     value: Json,
     replacements: Mapping[str, str],
     numbers: Mapping[str, str] | None = None,
-    place: tuple[str, str] = OUTERMOST,
+    place: Place = OUTERMOST,
 ) -> Json:
     """`value` with the strings of `replacements` replaced, member names included; and the numbers of `numbers`, or of
     `replacements` too."""
@@ -126,24 +105,12 @@ def rewritten(
         members: dict[str, Json] = {}
         last: dict[str, int] = {}
         for name, member in value.items():
-            shown = rewritten(member, replacements, numbers, (place[1], name))
+            shown = rewritten(member, replacements, numbers, (*place, name))
             members[_free(replacements.get(name, name), members, last)] = shown
         return members
     if (number := number_of(value)) is not None and not _is_setting(place):
         return (replacements if numbers is None else numbers).get(number, value)
     return value
-
-
-def is_media(text: str, place: tuple[str, str]) -> bool:
-    """Whether it is bytes and no text, by what it looks like and by where it stands."""
-    if len(text) <= _SHORTEST_MEDIA or place not in MEDIA_PLACES or (media := _MEDIA.fullmatch(text)) is None:
-        return False
-    kind, payload = media[1] or "", media[2]
-    if _SHOWN.match(kind) or (not kind and place not in FILES):
-        return True
-    # A file may be a text. Most tell by their first bytes that they are none.
-    kind = kind or "?"
-    return textual(payload[:_HEAD], kind) is None or textual(payload, kind) is None
 
 
 def number_of(value: Json) -> str | None:
@@ -155,8 +122,8 @@ def number_of(value: Json) -> str | None:
     return str(int(value)) if value.is_integer() and abs(value) < _EXACT else repr(value)
 
 
-def _is_setting(place: tuple[str, str]) -> bool:
-    return not place[0] and place[1] in _SETTINGS
+def _is_setting(place: Place) -> bool:
+    return len(place) == 1 and place[0] in _SETTINGS
 
 
 def _free(name: str, taken: Mapping[str, Json], last: dict[str, int]) -> str:

@@ -242,7 +242,7 @@ def test_json_in_json_is_kept_so_deep() -> None:
         {**user("hi"), "seed": NUMBER},
         {**user("hi"), "account": 4111111111111112, "x": [4111111111111112.5, 1e300, -1, True, None]},
         called('{"a": 1.50,  "b": [12345678901234567890123], "a": "\\u00e9"}'),
-        user([{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 100}}]),
+        user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoA" + "QUJD" * 100}}]),
         file("data:text/plain;base64," + b64(LONG_TEXT)),
         user("data:text/plain;base64,%%%, data:,x and 64, then &amp;lt; 100%25 \\\\u0041"),
         refused("no", "and no"),
@@ -266,6 +266,24 @@ async def test_a_text_in_a_data_url_stays_one() -> None:
     head, _, payload = sent.partition(",")
     assert head == "data:text/plain;base64"
     assert base64.b64decode(payload) == b"it is [PAYMENT_CARD]"
+
+
+@pytest.mark.parametrize("number", ["4111111111111111.0", "4.111111111111111e15", "4111111111111111"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_number_that_a_model_gives_a_tool_is_looked_at_however_it_is_written(
+    number: str, *, stream: bool
+) -> None:
+    arguments = f'{{"to": {{"account": {number}}}}}'
+    call = {"id": "call_1", "type": "function", "function": {"name": "pay", "arguments": arguments}}
+    script = (
+        Events([delta(tool_calls=[{"index": 0, **call}]), delta("tool_calls"), TOLD]) if stream else calling(arguments)
+    )
+    async with stack_b(upstream_of(ScriptedUpstream([script])), reaches=PASSES) as node:
+        answer = await node.post(CHAT, {"model": "m-1", "stream": stream, **user("hi")})
+
+    assert answer.status_code == 200, answer.text
+    assert "PAYMENT_CARD" in answer.text
+    assert number not in answer.text
 
 
 def in_texts(times: int) -> str:

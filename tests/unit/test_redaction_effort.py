@@ -1,10 +1,19 @@
 """What a small request costs to look through: never so much that others wait for it."""
 
 import time
+from typing import Any
 
+import pytest
+
+from ports.errors import InvalidArgument
+from ports.messages import Json
 from ports.pii import Span
 from stack_b.redaction.parts import is_cut
 from stack_b.redaction.spans import rewritten
+from stack_b.redaction.weight import LEAST, LONGEST_FOLDED, check_weight
+from tests.support.stack_b import stack_b
+
+CHAT = "/v1/chat/completions"
 
 MANY = 12_000
 
@@ -47,3 +56,54 @@ class TestParts:
 
         assert not is_cut([Span(start=0, end=3, kind="email"), Span(start=3, end=6, kind="email")], parts)
         assert is_cut([Span(start=0, end=2, kind="email"), Span(start=2, end=4, kind="email")], parts)
+
+
+def said(text: Json) -> dict[str, Json]:
+    return {"messages": [{"role": "user", "content": text}]}
+
+
+LIMIT = 10_000
+BESIDE = 4 * LEAST
+"""The names of `said`, and its role."""
+
+
+class TestWeight:
+    @pytest.mark.parametrize(
+        ("most", "one_more"),
+        [
+            (said("x" * (LIMIT - BESIDE)), said("x" * (LIMIT - BESIDE + 1))),
+            # Short ones take as long as longer ones.
+            (said(["x"] * ((LIMIT - BESIDE) // LEAST)), said(["x"] * ((LIMIT - BESIDE) // LEAST + 1))),
+            (said([1] * ((LIMIT - BESIDE) // LEAST)), said([1] * ((LIMIT - BESIDE) // LEAST + 1))),
+            # What one character stands for is looked through in its place.
+            (said("\ufdfa" * 500), said("\ufdfa" * (LIMIT // LONGEST_FOLDED))),
+        ],
+        ids=["text", "texts", "numbers", "expanding"],
+    )
+    def test_as_much_as_the_limit_is_taken_and_no_more(self, most: Json, one_more: Json) -> None:
+        check_weight(most, LIMIT)
+
+        with pytest.raises(InvalidArgument) as refused:
+            check_weight(one_more, LIMIT)
+        assert (refused.value.code, refused.value.details) == ("payload_too_large", {"inspected_chars": LIMIT})
+
+    def test_media_have_no_weight_and_what_only_stands_there_has(self) -> None:
+        def image(data: str) -> Json:
+            return said([{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}])
+
+        check_weight(image("iVBORw0KGgoA" + "QUJD" * LIMIT), LIMIT)
+
+        with pytest.raises(InvalidArgument):
+            check_weight(image("QUJD" * LIMIT), LIMIT)
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("path", [CHAT, "/v1/policy/check"])
+    async def test_a_body_that_is_too_long_to_look_through_is_refused_at_once(self, path: str) -> None:
+        body: dict[str, Any] = {"model": "agentos-demo", **said("\ufdfa" * 1_000_000)}
+        async with stack_b() as node:
+            started = time.process_time()
+            answer = await node.post(path, body)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+        # Looking through it took 10 s and nearly a gigabyte.
+        assert time.process_time() - started < 3

@@ -1,5 +1,6 @@
 """Redaction: every text a backend would see, and nothing that isn't text."""
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ports.pii import PiiCapabilities, Span
 from stack_b.policy import decide
 from stack_b.redaction.spans import replaced, rewritten, texts
 
-MEDIA = "data:image/png;base64," + "QUJD" * 100
+MEDIA = "data:image/png;base64,iVBORw0KGgoA" + "QUJD" * 100
 IMAGE: Any = {"type": "image_url", "image_url": {"url": MEDIA}}
 
 
@@ -89,11 +90,67 @@ def test_every_string_is_looked_at_names_included_and_media_is_not() -> None:
         lambda text: {"input": [text]},
         lambda text: {"metadata": {"data": text, "url": text}},
         lambda text: {"url": text},
+        lambda text: {"image_url": {"url": text}},
+        lambda text: {"tools": [{"function": {"parameters": {"source": {"data": text}}}}]},
+        lambda text: {
+            "tools": [{"function": {"parameters": {"messages": [{"content": [{"file": {"file_data": text}}]}]}}}]
+        },
+        lambda text: {"metadata": {"image_url": {"url": text}}},
+        lambda text: {"messages": [{"role": "user", "image_url": {"url": text}, "content": "x"}]},
     ],
-    ids=["content", "part", "input", "metadata", "outermost"],
+    ids=[
+        "content",
+        "part",
+        "input",
+        "metadata",
+        "outermost",
+        "no part",
+        "schema",
+        "schema of parts",
+        "about",
+        "message",
+    ],
 )
 def test_what_looks_like_media_is_a_text_wherever_media_do_not_stand(text: str, place: Callable[[str], Any]) -> None:
     assert text in texts(place(text))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda text: {"type": "image_url", "image_url": {"url": text}},
+        lambda text: {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}"}},
+        lambda text: {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}},
+        lambda text: {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{text}"}},
+        lambda text: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": text}},
+    ],
+    ids=["image", "image by kind", "sound", "file", "source"],
+)
+def test_what_stands_where_media_do_and_does_not_begin_like_them_is_a_text(part: Callable[[str], Any]) -> None:
+    cards = "/".join(["4111111111111111"] * 17)
+    said = part(cards)
+
+    seen = texts({"messages": [{"role": "user", "content": [said]}]})
+
+    assert any(cards in text for text in seen)
+
+
+@pytest.mark.parametrize(
+    ("first", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"GIF89a", "image/gif"),
+        (b"RIFF\0\1\2\3WEBP", "image/webp"), (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "application/pdf"),
+        (b"RIFF\0\1\2\3WAVE", "audio/wav"), (b"ID3\3", "audio/mpeg"), (b"\xff\xfb\x90", "audio/mpeg"),
+        (b"OggS", "audio/ogg"), (b"fLaC", "audio/flac"), (b"\0\0\0\x20ftypisom", "video/mp4"),
+        (b"\x1a\x45\xdf\xa3", "video/webm"), (b"PK\3\4", "application/zip"),
+    ],
+)  # fmt: skip
+def test_media_are_known_by_their_first_bytes(first: bytes, kind: str) -> None:
+    data = f"data:{kind};base64,{base64.b64encode(first + bytes(600)).decode()}"
+    places = ("image_url", "url"), ("file", "file_data")
+    outer, inner = places[not kind.startswith("image/")]
+
+    assert data not in texts({"messages": [{"role": "user", "content": [{"type": outer, outer: {inner: data}}]}]})
 
 
 def test_two_member_names_that_become_one_placeholder_both_stay() -> None:
@@ -132,6 +189,7 @@ def part(text: str) -> dict[str, str]:
         ([part("a"), part("nn@x.or"), part("g")], [part("[EMAIL]")]),
         ([part("mail ann@x.org"), part("now")], [part("mail [EMAIL]"), part("now")]),
         ([refusal("ann@"), part("x.org")], [refusal("[EMAIL]")]),
+        ([{"type": "text", "content": "ann@"}, part("x.org")], [{"type": "text", "content": "[EMAIL]"}]),
     ],
 )
 async def test_what_is_cut_in_two_by_the_end_of_a_part_is_found(parts: list[Any], sent: list[Any]) -> None:

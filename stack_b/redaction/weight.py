@@ -1,0 +1,43 @@
+"""How much of a request there is to look through, so that what would take too long is refused before. Pure."""
+
+import re
+from typing import Final
+
+from ports.errors import InvalidArgument
+from ports.messages import Json
+from stack_b.redaction.media import OUTERMOST, Place, is_media
+
+LEAST: Final = 32
+"""Characters that a text, a name or a number takes at least: the shortest ones take as long as so many."""
+LONGEST_FOLDED: Final = 18
+"""Characters that stand for one: of U+FDFA, which says four words."""
+_FOLDED_LONG: Final = re.compile("[\u321d\u321e\u327c\u3300-\u3357\u33ae\u33af\ufdfa\ufdfb]")
+"""Characters that stand for more than four."""
+
+
+def check_weight(value: Json, limit: int) -> None:
+    """Raises `InvalidArgument` (`payload_too_large`) where there are more than `limit` characters to look through."""
+    # Media are of no weight. Only what seems too heavy is looked at for them.
+    if _weight(value) > limit and (found := _weight(value, media=False)) > limit:
+        raise InvalidArgument(
+            f"the request has about {found} characters to look through and at most {limit} are taken, images, sound and "
+            "documents aside; send less of them at a time",
+            code="payload_too_large",
+            details={"inspected_chars": limit},
+        )
+
+
+def _weight(value: Json, place: Place = OUTERMOST, *, media: bool = True) -> int:
+    """In characters. `media`: those count as well."""
+    if isinstance(value, str):
+        return 0 if not media and is_media(value, place) else _of(value)
+    if isinstance(value, dict):
+        return sum(_of(name) + _weight(member, (*place, name), media=media) for name, member in value.items())
+    if isinstance(value, list):
+        return sum(_weight(item, place, media=media) for item in value)
+    return LEAST
+
+
+def _of(text: str) -> int:
+    more = 0 if text.isascii() else (LONGEST_FOLDED - 1) * len(_FOLDED_LONG.findall(text))
+    return max(LEAST, len(text) + more)
