@@ -45,6 +45,8 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
             names += _offers(tool)
     for member in ("tool_choice", "function_call"):
         choice = members.get(member)
+        if isinstance(choice, str) and choice not in _NO_NAMES:
+            names.append(choice)
         if isinstance(choice, dict):
             allowed = choice.get("allowed_tools", choice)
             tools = allowed.get("tools") if isinstance(allowed, dict) else None
@@ -54,6 +56,8 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+_NO_NAMES: Final = frozenset({"any", "auto", "none", "required"})
+"""What a choice says that names no function."""
 _OFFERS: Final = ("tools", "functions", "mcp_servers", "plugins")
 _LISTS: Final = frozenset({
     "allowedFunctionNames", "allowed_function_names", "allowed_tools", "functionDeclarations", "function_declarations",
