@@ -517,10 +517,27 @@ class PrivacyContract(Contract):
             await port.hold(colleague, TENANT, ANN, reason=WHY, request="key-1"),
         ]
         assert await port.holds(PLATFORM, TENANT) == (first, *others)
-        await port.release(PLATFORM, TENANT, first.id)
-        assert await port.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-1") == first
-        assert await port.holds(PLATFORM, TENANT) == tuple(others)
         assert len(await told(harness, HELD)) == 3
+
+    @clause("PRI-8", "PRI-11")
+    async def test_a_request_whose_hold_was_released_holds_nothing(self, harness: PrivacyHarness) -> None:
+        """And says so: nobody may believe that something is held."""
+        port = await seeded(harness)
+        first = await port.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-1")
+        await port.release(PLATFORM, TENANT, first.id)
+
+        for again in (port, await harness.reopen()):
+            with pytest.raises(Conflict) as refused:
+                await again.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-1")
+            assert (refused.value.code, refused.value.details) == ("hold_released", {"hold_id": first.id})
+        with pytest.raises(Conflict) as refused:
+            await port.hold(PLATFORM, TENANT, BEN, reason=WHY, request="key-1")
+
+        assert refused.value.code == "idempotency_key_reused"
+        assert await port.holds(PLATFORM, TENANT) == ()
+        assert len(await told(harness, HELD)) == 1
+        second = await port.hold(PLATFORM, TENANT, ANN, reason=WHY, request="key-2")
+        assert await port.holds(PLATFORM, TENANT) == (second,)
 
     @clause("PRI-8", "PRI-10")
     async def test_only_a_hold_of_the_tenant_that_is_in_force_can_be_released(self, harness: PrivacyHarness) -> None:

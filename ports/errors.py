@@ -115,6 +115,7 @@ CODES: Final[Mapping[str, type[AgentOSError]]] = {
     "idempotency_key_reused": Conflict,
     "runs_open": Conflict,
     "legal_hold": Conflict,
+    "hold_released": Conflict,
     "too_many_holds": Conflict,
     "too_many_keys": Conflict,
     "rate_limited": ResourceExhausted,

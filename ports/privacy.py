@@ -26,8 +26,8 @@ Clauses (each has a test in `conformance.privacy`):
          `Administration.erase` its tenant (`Conflict`, `legal_hold`).
 * PRI-8  `hold` is in force until it is released; `holds` lists those in force, the oldest first. A hold that is absent,
          released or another tenant's can't be released: `NotFound`. Asked for again by the same caller with the same
-         `request`, it is the same hold, also after a crash and when it was released since; with another subject or reason,
-         `Conflict` (`idempotency_key_reused`).
+         `request`, it is the same hold, also after a crash; when it was released since, `Conflict` (`hold_released`, with
+         its `hold_id`), for nothing is held; with another subject or reason, `Conflict` (`idempotency_key_reused`).
 * PRI-9  `retain` says for how many days a tenant keeps a class of data, in place of what it said before, `retention` gives
          it back. Upkeep removes what is older by a day; of usage and the audit it removes what they say, not that they are.
          A rule never keeps anything for longer than the node does.
@@ -136,7 +136,7 @@ class PrivacyPort(Protocol):
         """`request` makes repeating safe; empty: a hold of its own each time.
 
         Raises `InvalidArgument` for a reason that says nothing or more than `MAX_REASON_CHARS`, `Conflict`
-        (`too_many_holds`) above `MAX_HOLDS`.
+        (`too_many_holds`) above `MAX_HOLDS`, and (`hold_released`) for a request whose hold was released.
         """
         ...
 
@@ -234,6 +234,14 @@ def runs_open(subject: str, runs: int) -> Conflict:
         f"{runs} runs of {subject!r} have not ended: cancel them, or wait for them",
         code="runs_open",
         details={"open_runs": runs},
+    )
+
+
+def hold_released(hold: str) -> Conflict:
+    return Conflict(
+        f"this request placed {hold}, which was released since: nothing is held by it; send a key of its own",
+        code="hold_released",
+        details={"hold_id": hold},
     )
 
 

@@ -33,6 +33,7 @@ from stack_a.runs.execute import Execution
 from stack_a.runs.family import Family
 from stack_a.runs.pinned import PinnedAgents
 from stack_a.runs.start import Hint
+from stack_a.slots import Slots, reserve_of
 
 logger = logging.getLogger("agentos.worker")
 
@@ -50,31 +51,6 @@ STILL_UNDER_WAY: Final = timedelta(seconds=10)
 """How long a claim that was not answered may yet be made: twice what the PostgreSQL adapter gives a call, rounded up."""
 ROOM_AFTER: Final = timedelta(milliseconds=250)
 """How long a hint is put aside whose tenant has as many runs running as it may. Queues that know don't even deliver it."""
-
-
-RESERVED_EVERY: Final = 16
-"""One slot in so many, and at least one of `RESERVED_FROM`, is kept for tenants that have nothing running: the first run of
-theirs starts as on an idle node, whatever backlog another tenant has."""
-RESERVED_FROM: Final = 8
-"""Slots from which on one is kept: of fewer it would be too large a part."""
-
-
-def reserve_of(concurrency: int) -> int:
-    return 0 if concurrency < RESERVED_FROM else max(1, concurrency // RESERVED_EVERY)
-
-
-class _Slots:
-    """So many runs at once."""
-
-    def __init__(self, many: int) -> None:
-        self._many = many
-        self.places = anyio.Semaphore(many)
-        self.in_hand = 0
-        """Hints and orphans being claimed or executed, or waiting: the queue and the sweep may take too many."""
-
-    @property
-    def free(self) -> int:
-        return max(0, self._many - self.in_hand)
 
 
 class Worker:
@@ -99,8 +75,8 @@ class Worker:
         self._agents = PinnedAgents(deps.agent)
         self._family = Family(run_state=deps.run_state, queue=deps.queue)
         kept = reserve_of(concurrency)
-        self._slots = _Slots(concurrency - kept)
-        self._reserve = _Slots(kept)
+        self._slots = Slots(concurrency - kept)
+        self._reserve = Slots(kept)
         self._executions: dict[RunId, Execution] = {}
         self._claimed: dict[RunId, int] = {}
         """The epoch of each run in hand, from the claim on."""
@@ -197,8 +173,11 @@ class Worker:
         """How much more to take for tenants that have nothing under way. While there are other slots they need no more."""
         return self._reserve.free if self.holds_lease and self._free == 0 else 0
 
-    def _take_in_hand(self, group: TaskGroup, slots: _Slots, work: Callable[[], Awaitable[None]]) -> None:
+    def _take_in_hand(self, group: TaskGroup, slots: Slots, work: Callable[[], Awaitable[None]]) -> None:
         slots.in_hand += 1
+        if slots.free == 0:
+            # Now it is time to look for those whom a slot is kept for.
+            self._announce()
 
         async def in_a_slot() -> None:
             try:
@@ -219,7 +198,7 @@ class Worker:
     async def _take_for_idle_forever(self, group: TaskGroup) -> None:
         await self._take_hints(group, self._reserve, lambda: self._free_for_idle, idle_only=True)
 
-    async def _take_hints(self, group: TaskGroup, slots: _Slots, free: Callable[[], int], *, idle_only: bool) -> None:
+    async def _take_hints(self, group: TaskGroup, slots: Slots, free: Callable[[], int], *, idle_only: bool) -> None:
         while True:
             limit = free()
             if limit <= 0:

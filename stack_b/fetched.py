@@ -36,7 +36,7 @@ def names_file(content: Json) -> bool:
 
 
 def check_urls(content: Json, path: str) -> None:
-    """Raises `InvalidArgument` (`validation_failed`) for a URL in `content` that must not be fetched."""
+    """Raises `InvalidArgument` for a URL in `content` that must not be fetched."""
     for place, name, value in _members(content, path) if isinstance(content, list) else ():
         if not isinstance(value, str):
             continue
@@ -44,7 +44,6 @@ def check_urls(content: Json, path: str) -> None:
         if is_url and value[:5].lower() != "data:" and not _is_public(value):
             raise InvalidArgument(
                 f"{place} must be a data: URL, or an https: URL of a public host by its name",
-                code="validation_failed",
                 details={"path": place},
             )
 

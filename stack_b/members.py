@@ -41,8 +41,8 @@ SAMPLING: Final = frozenset({
 CHAT: Final = SAMPLING | {
     "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens",
     "messages", "metadata", "model", "n", "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key",
-    "prompt_cache_retention", "reasoning_effort", "response_format", "safety_identifier", "seed", "stop", "store", "stream",
-    "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
+    "reasoning_effort", "response_format", "safety_identifier", "seed", "stop", "stream", "stream_options",
+    "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
 }  # fmt: skip
 """Of a chat, whatever they say."""
 
@@ -56,6 +56,9 @@ WITHIN: Final[Mapping[str, tuple[Json, ...]]] = {
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prompt_cache_options": (None,),
+    # What is kept there for longer is out of this node's hands: nothing here would ever erase it.
+    "prompt_cache_retention": (None, "in_memory"),
+    "store": (None, False),
     # The others cost more than the price that is held.
     "service_tier": (None, "auto", "default", "flex"),
     # Searches are billed apart, and tell somebody else what is asked.
@@ -66,28 +69,60 @@ WITHIN: Final[Mapping[str, tuple[Json, ...]]] = {
 TOOLS: Final = frozenset({"function", "custom"})
 """Kinds of tools that the client runs itself. Others are run by the provider, which then spends and tells more."""
 
+_CLIENT_TOOL: Final = frozenset({
+    "cache_control", "custom", "description", "eager_input_streaming", "format", "function", "input_schema", "name",
+    "parameters", "strict", "type",
+})  # fmt: skip
+"""Members of such a tool, as the surfaces' clients write it."""
+
+_KIND: Final = "tools."
+
 MAX_NAME_CHARS: Final = 64
 """Of a client's own words in an error."""
 
 
-def extra(value: Mapping[str, Json], known: frozenset[str]) -> tuple[str, ...]:
-    """Its members that not every backend may be sent, in their order."""
+def extra(
+    value: Mapping[str, Json], known: frozenset[str], within: Mapping[str, tuple[Json, ...]] | None = None
+) -> tuple[str, ...]:
+    """Its members that not every backend may be sent, in their order.
+
+    Raises:
+        InvalidArgument: one is called as a kind of tool is among the names that a backend takes.
+    """
     if value.keys() <= known:
         return ()
-    return tuple(
-        name for name, said in value.items() if name not in known and not (name in WITHIN and said in WITHIN[name])
+    harmless = within or {}
+    found = tuple(
+        name for name, said in value.items() if name not in known and not (name in harmless and said in harmless[name])
     )
+    for name in found:
+        if name.startswith(_KIND):
+            shown = name[:MAX_NAME_CHARS]
+            raise InvalidArgument(
+                f"{shown!r} is not taken: tools of a kind stand in tools",
+                details={"path": f"$.{shown}"},
+            )
+    return found
+
+
+def kinds_in(tool: Mapping[str, Json]) -> tuple[str, ...]:
+    """As what the provider runs it, or what stands in it; none of a tool that is the client's. Some providers know theirs
+    by a member, without a type."""
+    kind = tool.get("type", "function")
+    if isinstance(kind, str) and kind not in TOOLS:
+        return (kind,)
+    return tuple(name for name in tool if name not in _CLIENT_TOOL)
 
 
 def tool_kind(kind: str) -> str:
     """By which name a backend is said to take tools of a kind."""
-    return f"tools.{kind}"
+    return f"{_KIND}{kind}"
 
 
 def untaken(name: str) -> InvalidArgument:
     """What is said to somebody who sent it."""
-    kind = name.removeprefix("tools.")
-    what = f"a tool of the type {kind[:MAX_NAME_CHARS]!r}" if kind != name else repr(name[:MAX_NAME_CHARS])
+    kind = name.removeprefix(_KIND)
+    what = f"a tool of the kind {kind[:MAX_NAME_CHARS]!r}" if kind != name else repr(name[:MAX_NAME_CHARS])
     return InvalidArgument(
         f"{what} is not passed on: no backend of this model is known to take it; leave it out, or ask the operator of this "
         f"node to put it into a backend's pass_members (docs/backends.md)",

@@ -11,7 +11,7 @@ from ports.errors import PermissionDenied
 from ports.messages import Json
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
-from stack_b.budget.estimate import Ask, capable, chat_ask, embed_ask, most_of, most_written, sliced
+from stack_b.budget.estimate import Ask, capable, chat_ask, check_thoughts, embed_ask, most_of, most_written, sliced
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
@@ -208,8 +208,10 @@ class Preparation:
         return self._pii_rules.of(tenant.id, tenant.entitlements.pii)
 
     def asked(self, call: ChatCall, candidates: tuple[Candidate, ...]) -> Ask:
+        """Raises `InvalidArgument` for more thoughts than it holds."""
         most = most_of(candidates) if call.max_tokens is None else None
         ask = chat_ask(call, self._limits, model_max_tokens=most)
+        check_thoughts(call, ask)
         if call.stream and cuttable(candidates[0]):
             return sliced(ask, self._limits.output_slice_tokens)
         return ask

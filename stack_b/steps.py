@@ -181,8 +181,12 @@ class Steps:
         if step is not None:
             step.abort()
             await asyncio.wait({step.task}, timeout=ABORT_WAIT_S)
-        aborted = await self._entries.cancel(auth, once.key) or step is not None
-        self._pipeline.recorder.told_to_end(auth, route, aborted=aborted)
+        aborted = step is not None
+        try:
+            aborted = await self._entries.cancel(auth, once.key) or aborted
+        finally:
+            # What was ended here is ended, whether the journal answers or not.
+            self._pipeline.recorder.told_to_end(auth, route, aborted=aborted)
         return aborted
 
     async def drain(self) -> None:

@@ -46,6 +46,7 @@ from ports.privacy import (
     check_subject,
     erased_name,
     held,
+    hold_released,
     no_hold,
     no_tenant,
     requested_hold,
@@ -131,6 +132,8 @@ class InprocPrivacy:
         asked = minted("hld", requested_hold(auth, tenant, request)) if request else ""
         if (known := self._holds.requested.get(asked)) is not None:
             check_same_hold(known, subject, reason)
+            if known.id not in self._holds.rows:
+                raise hold_released(known.id)
             return known
         if len(self._holds.of(tenant)) >= MAX_HOLDS:
             raise too_many_holds()

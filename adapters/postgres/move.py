@@ -141,12 +141,17 @@ async def abort_move(auth: AuthContext, tenant: TenantId, places: Places, *, tel
 
 async def _forget_stay(move: Move, there: End) -> None:
     """Where it never lived, nothing of it is to be looked for. Where it did before, its audit has a chain."""
-    chain = "SELECT 1 FROM audit_heads WHERE tenant_id = $1"
-    if there.name != SHARED and not await there.connection.fetchval(chain, move.tenant):
-        await forget_kept(move, there)
-        await move.directory.connection.execute(
-            "DELETE FROM tenant_stays WHERE tenant = $1 AND home = $2", move.tenant, there.name
-        )
+    if there.name == SHARED:
+        return
+    if await there.connection.fetchval("SELECT 1 FROM audit_heads WHERE tenant_id = $1", move.tenant):
+        # Its rules, which were not in force while it arrived.
+        async with there.connection.transaction():
+            await bring_kept(move, there)
+        return
+    await forget_kept(move, there)
+    await move.directory.connection.execute(
+        "DELETE FROM tenant_stays WHERE tenant = $1 AND home = $2", move.tenant, there.name
+    )
 
 
 async def clear_remains(

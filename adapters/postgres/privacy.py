@@ -39,6 +39,7 @@ from ports.privacy import (
     elsewhere,
     erased_name,
     held,
+    hold_released,
     no_hold,
     no_tenant,
     requested_hold,
@@ -143,6 +144,8 @@ class PostgresPrivacy:
             await self._here(transaction, tenant)
             if wanted and (known := await transaction.row(_SQL["one_hold"], {**asked, "hold": wanted})) is not None:
                 check_same_hold(_hold(known), subject, reason)
+                if known["released_at"] is not None:
+                    raise hold_released(_hold(known).id)
                 return _hold(known)
             if len(await transaction.rows(_SQL["holds"], {**asked, "limit": MAX_HOLDS})) == MAX_HOLDS:
                 raise too_many_holds()

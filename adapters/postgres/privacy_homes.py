@@ -20,6 +20,7 @@ from adapters.postgres.rows import packed
 from adapters.postgres.settled import check_settled, stays_in, stays_of
 from adapters.postgres.statements import load
 from ports.context import ADMIN_PLATFORM, AuthContext
+from ports.errors import NotFound
 from ports.ids import PrincipalId, TenantId, is_tenant_id
 from ports.privacy import Counts, DataClass, Erasure, Hold, PrivacyPort, no_tenant
 
@@ -92,7 +93,12 @@ class PrivacyOfHomes:
 
     async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
         await self._check_reached(auth, tenant)
-        released = await self._shared.release(auth, tenant, hold)
+        try:
+            released = await self._shared.release(auth, tenant, hold)
+        except NotFound:
+            # Released before, maybe, by a call that did not reach each home.
+            await self._copy_kept(tenant)
+            raise
         await self._copy_kept(tenant)
         return released
 

@@ -19,7 +19,7 @@ from deploy.administration import identity_wire as wire
 from deploy.administration.identity import Limit, Made, asked_by, end_of, granted, key_named, own_named
 from deploy.administration.identity_routes import ONCE, PAGES
 from deploy.administration.routes import DEFAULT_PAGE, template
-from ports.context import ADMIN_PLATFORM, TENANT_ACT_AS, AuthContext
+from ports.context import ADMIN_PLATFORM, TENANT_ACT_AS, AuthContext, PolicyContext
 from ports.errors import NotFound, PermissionDenied
 from ports.http.edge import decoded, exchange
 from ports.http.openapi import Operation
@@ -92,6 +92,10 @@ def check_own(auth: AuthContext) -> None:
     if auth.home is not None:
         raise PermissionDenied(
             f"{auth.principal!r} acts for {auth.tenant}, whose keys are its own affair; ask one of its administrators"
+        )
+    if auth.policy != PolicyContext():
+        raise PermissionDenied(
+            "your credential bounds where data may go, and a key would not be bound so; ask the operator of this node"
         )
 
 

@@ -92,12 +92,15 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("POST", template(HOLDS)): Operation(
         summary="Keep all of a principal, or of the tenant, until it is released",
-        description="Neither erasing nor retention removes what is held. Sent again with its key it is one hold.",
+        description=(
+            "Neither erasing nor retention removes what is held. Sent again with its key it is one hold; when that was "
+            "released since, `hold_released`, with its `hold_id`: nothing is held."
+        ),
         tag="privacy",
         request=wire.PlaceHold,
         response=wire.HoldView,
         status=201,
-        codes=("not_found", "too_many_holds", "idempotency_key_reused"),
+        codes=("not_found", "too_many_holds", "hold_released", "idempotency_key_reused"),
     ),
     ("POST", RELEASE): Operation(
         summary="Release a legal hold", tag="privacy", response=wire.HoldView, codes=("not_found",)

@@ -31,6 +31,7 @@ STATUS: Final[Mapping[str, int]] = {
     "method_not_allowed": 405,
     "conflict": 409,
     "legal_hold": 409,
+    "hold_released": 409,
     "runs_open": 409,
     "too_many_holds": 409,
     "too_many_keys": 409,

@@ -132,7 +132,8 @@ OPERATIONS: Final = {
         summary="Cancel a run",
         description=(
             "A waiting or queued run ends at once; a running one within seconds, its tool interrupted. The runs that it "
-            "made by calling agents are cancelled too. Cancelling a finished run changes nothing. The body may be left out."
+            "made by calling agents are cancelled too. Cancelling a finished run changes nothing. The body may be left "
+            "out. Without the scope runs:read the answer leaves out what was said: input, context, output and error."
         ),
         tag="runs",
         request=wire.CancelRun,

@@ -97,7 +97,7 @@ async def cancel_run(request: HttpRequest, run_id: PathText, deps: Deps, family:
     )
     if run.status in TERMINAL:
         await family.ended(found.identity, run)
-    return wire.json_response(wire.run_view(run))
+    return wire.json_response(wire.changed_view(run, found.identity))
 
 
 @get("/v1/runs/{run_id:str}/steps")

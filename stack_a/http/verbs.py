@@ -38,4 +38,4 @@ async def resolve_step(request: HttpRequest, run_id: PathText, again: Again) -> 
     resolution = wire.resolution_of(body)
     key = idempotency_of(found, _RESOLVE, run_id)
     run = await again.resolve(found.identity, run_id_of(run_id), body.step, resolution, key)
-    return wire.json_response(wire.run_view(run))
+    return wire.json_response(wire.changed_view(run, found.identity))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from litestar import Response
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 
 from ports.agent import Agent, AgentLimits
 from ports.context import AuthContext
@@ -243,6 +244,14 @@ def run_view(run: Run) -> RunView:
         forked_from=_origin(run.forked_from),
         correlation_id=run.requester.trace.correlation_id,
     )
+
+
+def changed_view(run: Run, auth: AuthContext) -> RunView:
+    """Of a run that somebody changed: what was said in it is only for who may read runs."""
+    view = run_view(run)
+    if "runs:read" in auth.scopes:
+        return view
+    return replace(view, input=None, context={}, output=None, error=None)
 
 
 def step_view(step: Step) -> StepView:

@@ -6,6 +6,7 @@ model reads.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -34,6 +35,8 @@ _INLINE: Final = {"audio_url": "url", "file": "file_data", "video_url": "url"}
 _SCHEME_CHARS: Final = 32
 _BESIDE: Final = frozenset({"attachments", "audio", "audios", "documents", "files", "images", "videos"})
 """Members of a message in which servers take media."""
+_THOUGHTS: Final = ("reasoning", "think", "thinking")
+"""Members that say how much is written before the answer."""
 _TYPE: Final = b'"type"'
 _MEDIA_WORDS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(_MEDIA_TYPES))
 
@@ -87,6 +90,33 @@ def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = N
         choices=call.choices,
         body_bytes=len(body),
     )
+
+
+def check_thoughts(call: ChatCall, ask: Ask) -> None:
+    """Raise `InvalidArgument` where more may be thought than is held: thoughts are billed as what is written."""
+    for member in _THOUGHTS:
+        for tokens in _numbers(call.members.get(member)):
+            if not 0 <= tokens <= ask.max_tokens:
+                raise InvalidArgument(
+                    f"{member} takes 0 to {ask.max_tokens} tokens here, as many as may be written; ask for a max_tokens "
+                    "that has room for them",
+                    details={"path": f"$.{member}"},
+                )
+
+
+def _numbers(value: Json) -> Iterator[float]:
+    """Also those that are written as texts."""
+    if isinstance(value, dict):
+        for member in value.values():
+            yield from _numbers(member)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, str):
+        with suppress(ValueError):
+            yield float(value)
 
 
 def most_written(call: ChatCall, limits: Limits, model_max_tokens: int | None) -> int:

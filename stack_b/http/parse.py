@@ -14,7 +14,7 @@ from stack_b.fetched import FILE_ID, check_urls, names_file
 from stack_b.http.about import about
 from stack_b.http.wire import ChatBody, EmbeddingsBody
 from stack_b.limits import Limits
-from stack_b.members import CHAT, EMBED, NEVER, STEERING, TOOLS, WIDENING, extra, tool_kind
+from stack_b.members import CHAT, EMBED, NEVER, STEERING, WIDENING, WITHIN, extra, kinds_in, tool_kind
 
 # What the gateway reads and sets itself.
 _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
@@ -52,7 +52,7 @@ def step_key(given: str) -> str:
 
 def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     """Raises `InvalidArgument` (`validation_failed`) with the member that is wrong in `details.path`."""
-    more = extra(value, CHAT)
+    more = extra(value, CHAT, WITHIN)
     if more:
         refuse_steering(value)
     body = decoded(value, ChatBody)
@@ -62,8 +62,9 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     if any(names_file(message.content) for message in body.messages):
         more += (FILE_ID,)
     if body.tools or "functions" in value:
-        at_most(len(body.tools or ()) + len(_list(value, "functions")), limits.tools, "tools")
-        more += tuple(dict.fromkeys(tool_kind(tool.type) for tool in body.tools or () if tool.type not in TOOLS))
+        tools = [*_objects(value, "tools"), *_objects(value, "functions")]
+        at_most(len(tools), limits.tools, "tools")
+        more += tuple(dict.fromkeys(tool_kind(kind) for tool in tools for kind in kinds_in(tool)))
     if isinstance(body.stop, list):
         at_most(len(body.stop), limits.stop_strings, "stop")
     if body.logit_bias:
@@ -131,10 +132,10 @@ def _max_tokens(body: ChatBody, limits: Limits) -> int | None:
     return value
 
 
-def _list(value: dict[str, Json], name: str) -> list[Json]:
+def _objects(value: dict[str, Json], name: str) -> list[dict[str, Json]]:
     member = value.get(name) or []
-    if not isinstance(member, list):
-        raise _refused(name, f"{name} must be a list")
+    if not isinstance(member, list) or not all(isinstance(item, dict) for item in member):
+        raise _refused(name, f"{name} must be a list of objects")
     return member
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ports.messages import Json
+from stack_b.members import kinds_in
 from stack_b.redaction.parts import said_by
 from stack_b.redaction.spans import OUTERMOST, is_media
 
@@ -37,12 +38,15 @@ def _together(items: list[Json]) -> Iterator[str]:
 
 
 def offered(members: dict[str, Json]) -> tuple[str, ...]:
-    """The functions that a request offers to the model, or forces it to call, by name; a tool without one by its type."""
+    """The functions that a request offers to the model, or forces it to call, by name; a tool without one by its type.
+
+    What the provider runs goes by its kind: the type of a tool, or a member that no client's tool has.
+    """
     names: list[str] = []
     for member in _OFFERS:
         given = members.get(member)
         for tool in given if isinstance(given, list) else ():
-            names += _offers(tool)
+            names += _offers(tool) if member in _TOOLS else _entered(tool)
     for member in ("tool_choice", "function_call"):
         choice = members.get(member)
         if isinstance(choice, str) and choice not in _NO_NAMES:
@@ -58,7 +62,8 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
 
 _NO_NAMES: Final = frozenset({"any", "auto", "none", "required"})
 """What a choice says that names no function."""
-_OFFERS: Final = ("tools", "functions", "mcp_servers", "plugins")
+_TOOLS: Final = ("tools", "functions")
+_OFFERS: Final = (*_TOOLS, "mcp_servers", "plugins")
 _LISTS: Final = frozenset({
     "allowedFunctionNames", "allowed_function_names", "allowed_tools", "functionDeclarations", "function_declarations",
     "functions", "tool_names", "tools",
@@ -68,18 +73,24 @@ _SCHEMAS: Final = frozenset({
     "input_schema", "inputSchema", "parameters", "parametersJsonSchema", "parameters_json_schema", "schema",
 })  # fmt: skip
 """What describes arguments and offers nothing."""
-_CLIENTS: Final = frozenset({"function", "custom"})
-"""Kinds of tools that are only names to the provider."""
 
 
 def _offers(tool: Json) -> Iterator[str]:
     """Every name that it may go by, and those of the tools inside it. A provider's own is its kind."""
-    yield from names_of(tool)
+    kinds = kinds_in(tool) if isinstance(tool, dict) else ()
+    yield from (name for name in names_of(tool) if name or not kinds)
+    yield from kinds
     if isinstance(tool, dict):
-        kind = tool.get("type")
-        if isinstance(kind, str) and kind not in _CLIENTS:
-            yield kind
         yield from _named(tool)
+
+
+def _entered(server: Json) -> Iterator[str]:
+    """The names in an entry of a list that is a provider's: its other members are no tools."""
+    yield from names_of(server)
+    if isinstance(server, dict):
+        if isinstance(server.get("type"), str):
+            yield from kinds_in({"type": server["type"]})
+        yield from _named(server)
 
 
 def _named(value: Json, where: str = "") -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Texts in parts, which a model reads as one: what is cut in two by the end of a part is one thing to it. Pure."""
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
@@ -25,7 +26,12 @@ def said_by(item: Json) -> tuple[str, str | None]:
 def is_cut(spans: Sequence[Span], parts: Sequence[str]) -> bool:
     """Whether one of the spans, of all parts in one, goes on over the end of a part."""
     ends = list(accumulate(map(len, parts)))[:-1]
-    return any(span.start < end < span.end for span in spans for end in ends)
+    for span in spans:
+        # The first end behind its start. Of spans and parts there are as many as fit into a request.
+        at = bisect_right(ends, span.start)
+        if at < len(ends) and ends[at] < span.end:
+            return True
+    return False
 
 
 def joined(value: Json, lists: Collection[int]) -> Json:

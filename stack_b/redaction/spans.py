@@ -124,9 +124,10 @@ def rewritten(
         return [rewritten(item, replacements, numbers, place) for item in value]
     if isinstance(value, dict):
         members: dict[str, Json] = {}
+        last: dict[str, int] = {}
         for name, member in value.items():
             shown = rewritten(member, replacements, numbers, (place[1], name))
-            members[_free(replacements.get(name, name), members)] = shown
+            members[_free(replacements.get(name, name), members, last)] = shown
         return members
     if (number := number_of(value)) is not None and not _is_setting(place):
         return (replacements if numbers is None else numbers).get(number, value)
@@ -158,10 +159,15 @@ def _is_setting(place: tuple[str, str]) -> bool:
     return not place[0] and place[1] in _SETTINGS
 
 
-def _free(name: str, taken: Mapping[str, Json]) -> str:
-    """`name`, numbered if two members became the same placeholder: none of them may get lost."""
-    number, candidate = 2, name
-    while candidate in taken:
-        candidate = f"{name}_{number}"
+def _free(name: str, taken: Mapping[str, Json], last: dict[str, int]) -> str:
+    """`name`, numbered if two members became the same placeholder: none of them may get lost.
+
+    `last`: by name, the number that was given last, so that no number is tried twice.
+    """
+    if name not in taken:
+        return name
+    number = last.get(name, 1) + 1
+    while (candidate := f"{name}_{number}") in taken:
         number += 1
+    last[name] = number
     return candidate

@@ -259,6 +259,16 @@ async def test_cancelling_a_queued_run_ends_it_and_cancelling_again_changes_noth
     assert again.json() == first.json()
 
 
+async def test_who_may_only_cancel_hears_that_it_is_so_and_nothing_of_what_was_said(node: StackA) -> None:
+    run_id = await node.created(input="between us", context={"ticket": "private"})
+
+    told = (await node.cancel(run_id, "canceller")).json()
+
+    assert (told["run_id"], told["status"]) == (run_id, "cancelled")
+    assert (told["input"], told["context"], told["output"], told["error"]) == (None, {}, None, None)
+    assert (await node.get(f"/v1/runs/{run_id}", "canceller")).status_code == 403
+
+
 async def test_the_key_of_a_cancel_means_that_cancel_and_no_other(node: StackA) -> None:
     run_id, other = await node.created(), await node.created()
     headers = node.headers(**{"idempotency-key": "k"})

@@ -14,13 +14,14 @@ import pytest
 
 from adapters.postgres.engine import SERVER_SETTINGS, PostgresConfig, open_database
 from adapters.postgres.statements import load
+from conformance.clock import ManualClock
 from conformance.people import ACME, GLOBEX, NODE
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import RunId, WorkerId, uuid_of
 from ports.priority import DEFAULT
 from ports.tenant import Entitlements
-from stack_a.worker import RESERVED_FROM
+from stack_a.slots import RESERVED_FROM
 from tests.support.postgres import Clone, execute, fetch, shift_time
 from tests.support.worker_node import Node, open_node
 
@@ -82,20 +83,23 @@ class TestFairness:
 
         assert len(await node.queue.lease(NODE, limit=8, duration=LEASE)) == 1
 
-    async def test_a_slot_is_kept_for_a_tenant_that_has_nothing_running(self, node: Node) -> None:
+    async def test_a_slot_is_kept_for_a_tenant_that_has_nothing_running(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Nor does a clock that stands still renew the lease: nothing wakes the worker but what it does itself.
+        monkeypatch.setattr("stack_a.worker.LEASE_WAIT", timedelta(hours=1))
         await node.entitle(ACME, Entitlements())
         await node.entitle(GLOBEX, Entitlements())
         for _ in range(10):
             await node.create(ACME)
 
         with anyio.fail_after(PATIENCE_S):
-            async with node.worker(concurrency=RESERVED_FROM):
+            async with node.worker(concurrency=RESERVED_FROM, clock=ManualClock()):
                 await node.until_inside(ACME, RESERVED_FROM - 1)
-                runs = [await node.create(GLOBEX) for _ in range(2)]
+                await node.create(GLOBEX)
                 await node.until_inside(GLOBEX, 1)
+                assert node.inside[ACME.tenant] == RESERVED_FROM - 1
                 node.gate.set()
-                for run in runs:
-                    await node.ended(GLOBEX, run)
 
     async def test_a_tenant_with_a_run_running_is_not_idle(self, node: Node) -> None:
         await node.entitle(ACME, Entitlements())
@@ -112,6 +116,33 @@ class TestFairness:
 
         assert running == []
         assert len(idle) == 1
+
+    async def test_of_two_who_look_at_once_for_idle_tenants_one_gets_the_first_and_the_other_nothing(
+        self, node: Node
+    ) -> None:
+        await node.entitle(ACME, Entitlements())
+        for _ in range(2):
+            await node.create(ACME)
+        look = "SELECT body FROM ao_queue_lease_idle(1, interval '1 minute', 50)"
+        settings = {"search_path": "agentos"}
+        one = await asyncpg.connect(node.database.app, server_settings=settings)
+        other = await asyncpg.connect(node.database.app, server_settings=settings)
+        try:
+            async with one.transaction():
+                first = await one.fetch(look)
+                second = await other.fetch(look)
+            third = await other.fetch(look)
+        finally:
+            await one.close()
+            await other.close()
+
+        assert [len(first), len(second), len(third)] == [1, 0, 0]
+
+    async def test_a_look_for_idle_tenants_looks_at_few_messages(self, node: Node) -> None:
+        blocks = await blocks_of_a_lease(node.database, tenants=300, messages=30_000, look="idle")
+
+        # Each of a tenant's messages lies in a block of its own, and of one tenant alone they are looked at.
+        assert blocks <= 256
 
     async def test_a_backlog_of_ten_thousand_delays_another_tenants_run_by_a_few(self, node: Node) -> None:
         await node.entitle(ACME, Entitlements())
@@ -134,7 +165,8 @@ class TestFairness:
         await node.entitle(ACME, Entitlements(max_queued_runs=10_000))
         worker = WorkerId("wrk_one")
         await node.runs.renew(NODE, worker, LEASE)
-        await node.runs.claim(ACME, await node.create(ACME), worker)  # which makes places
+        held = await node.create(ACME)
+        await node.runs.claim(ACME, held, worker)  # which makes places
         [hint] = await node.queue.lease(NODE, limit=1, duration=LEASE)
         run = await node.create(ACME)
         whose = {
@@ -145,18 +177,23 @@ class TestFairness:
             "traceparent": "",
         }
         claim = {**whose, "run": str(uuid_of("run", run)), "worker": worker}
+        nothing = {"ends": False, "event_count": 0, "intents": [], "results": [], "events": []}
+        free = {"prompt_tokens": 0, "completion_tokens": 0, "cost_nanousd": 0, "usage_estimated": False}
+        append = {**whose, **nothing, **free, "run": str(uuid_of("run", held)), "epoch": 1}
         ack = {**whose, "message": str(uuid_of("msg", hint.id)), "lease": str(uuid_of("lse", hint.lease))}
         # Statements are planned with what was known of the tables once: as in a process that began with few runs.
         await backlog(node.database, ACME, 100)
         await execute(node.database.superuser, "VACUUM ANALYZE agentos.queue_messages")
         few = {
             "claim": await blocks_of(node.database, "run_claim", "claim", claim),
+            "append": await blocks_of(node.database, "run_append", "append", append),
             "ack": await blocks_of(node.database, "queue", "ack", ack),
         }
         await backlog(node.database, ACME, 5_000)
 
         many = {
             "claim": await blocks_of(node.database, "run_claim", "claim", claim),
+            "append": await blocks_of(node.database, "run_append", "append", append),
             "ack": await blocks_of(node.database, "queue", "ack", ack),
         }
 
@@ -386,7 +423,7 @@ async def blocks_of(database: Clone, file: str, name: str, ask: dict[str, Any]) 
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-async def blocks_of_a_lease(database: Clone, *, tenants: int, messages: int) -> int:
+async def blocks_of_a_lease(database: Clone, *, tenants: int, messages: int, look: str = "in_turn") -> int:
     """How many blocks of tables and indexes a lease of one message reads: its cost, however busy the machine is."""
     await execute(
         database.superuser,
@@ -400,7 +437,7 @@ async def blocks_of_a_lease(database: Clone, *, tenants: int, messages: int) -> 
         """,
     )
     await execute(database.superuser, "VACUUM ANALYZE agentos.queue_messages, agentos.queue_turns")
-    lease = "SELECT * FROM ao_queue_lease_in_turn(1, interval '1 minute', 50)"
+    lease = f"SELECT * FROM ao_queue_lease_{look}(1, interval '1 minute', 50)"
     connection = await asyncpg.connect(database.superuser, server_settings={"search_path": "agentos"})
     try:
         for _ in range(3):  # the first ones plan, which reads the catalogue

@@ -20,7 +20,7 @@ from conformance.people import ACME, GLOBEX, NODE, PLATFORM
 from deploy.audit_check import checked_chains
 from ports.adapter import Given
 from ports.audit import AuditLog
-from ports.errors import AgentOSError, Conflict, Unavailable
+from ports.errors import AgentOSError, Conflict, NotFound, Unavailable
 from ports.ids import PrincipalId
 from ports.privacy import Erasure, PrivacyPort, erased_name
 from tests.support.homes import CLOCK, OTHER, Homes, Killed, killed_at, open_homes, prompt, silent, waits_for_a_lock
@@ -331,6 +331,24 @@ async def test_an_aborted_move_leaves_nothing_of_it_behind(homes: Homes, port: P
     assert await kept_in(homes.shared) == [(WHO, "case 17/26")]
 
 
+async def test_a_former_home_has_its_rules_again_when_the_move_back_is_aborted(homes: Homes, port: PrivacyPort) -> None:
+    """What it keeps of the time that the tenant lived there is kept as long as the tenant says."""
+    await ever_lived(homes)
+    await port.retain(PLATFORM, ACME.tenant, {"runs": 7})
+    before = await rules_in(homes.other)
+    with pytest.raises(Killed):
+        await homes.move(ACME.tenant, OTHER, tell=killed_at("copied"))
+    await port.retain(PLATFORM, ACME.tenant, {"memory": 3})
+    held = await port.hold(PLATFORM, ACME.tenant, WHO, reason="case 17/26")
+
+    await abort_move(PLATFORM, ACME.tenant, homes.places, tell=silent)
+
+    assert before == [("runs", 7)]
+    assert await rules_in(homes.other) == await rules_in(homes.shared) == [("memory", 3), ("runs", 7)]
+    assert await port.holds(PLATFORM, ACME.tenant) == (held,)
+    assert await kept_in(homes.other) == [(WHO, "case 17/26")]
+
+
 async def test_of_two_that_copy_the_later_has_what_the_earlier_had(homes: Homes, port: PrivacyPort) -> None:
     await settle(homes)
 
@@ -377,6 +395,25 @@ async def test_a_hold_that_did_not_reach_the_home_is_there_before_anything_goes(
     await erased(port)
 
     assert await kept_in(homes.other) == [(BEN.principal, "case 18/26")]
+
+
+async def test_a_release_that_did_not_reach_the_home_does_when_it_is_said_again(
+    homes: Homes, port: PrivacyPort
+) -> None:
+    await settle(homes)
+    hold = await port.hold(PLATFORM, ACME.tenant, WHO, reason="case 17/26")
+    copying = "FUNCTION agentos.ao_copy_kept(json, json)"
+    await execute(homes.other.superuser, f"REVOKE EXECUTE ON {copying} FROM ao_control")
+    with pytest.raises(AgentOSError):
+        await port.release(PLATFORM, ACME.tenant, hold.id)
+    between = [await kept_in(clone) for clone in (homes.shared, homes.other)]
+    await execute(homes.other.superuser, f"GRANT EXECUTE ON {copying} TO ao_control")
+
+    with pytest.raises(NotFound):
+        await port.release(PLATFORM, ACME.tenant, hold.id)
+
+    assert between == [[], [(WHO, "case 17/26")]]
+    assert await kept_in(homes.other) == []
 
 
 async def test_a_home_that_is_not_configured_refuses_it_all(homes: Homes, port: PrivacyPort) -> None:

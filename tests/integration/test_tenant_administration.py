@@ -179,6 +179,11 @@ async def test_a_hold_that_is_asked_for_again_with_its_key_is_one(node: Node) ->
     listed = (await node.send("GET", holds)).json()["items"]
     assert [one["id"] for one in listed] == [answers[0].json()["id"], another.json()["id"]]
     assert [action for action, _, _ in await node.audit()].count("hold.place") == 2
+    placed = listed[0]["id"]
+    await node.send("POST", f"{holds}/{placed}:release", {})
+    after = await node.send("POST", holds, body, idempotency_key="case-17")
+    assert (after.status_code, after.json()["error"]["code"]) == (409, "hold_released")
+    assert after.json()["error"]["details"] == {"hold_id": placed}
 
 
 async def test_a_tenant_is_made_looked_at_changed_and_switched(node: Node) -> None:

@@ -17,7 +17,7 @@ from deploy.admin_surface import Part, create_admin_app
 from observability.metrics import Metrics
 from ports.adapter import Given
 from ports.auth import mismatch
-from ports.context import SCOPES, AuthContext
+from ports.context import SCOPES, AuthContext, PolicyContext
 from ports.errors import Unauthenticated
 from ports.gateway_configuration import GatewayConfigurations
 from ports.roles import ROLES
@@ -34,6 +34,7 @@ CALLERS = {
     "everything": replace(ACME, scopes=SCOPES),
     "globex_admin": replace(GLOBEX, scopes=ROLES["tenant_admin"]),
     "lab_admin": replace(ACME_LAB, scopes=ROLES["tenant_admin"]),
+    "bound_admin": replace(ACME, scopes=ROLES["tenant_admin"], policy=PolicyContext(regions=("eu",))),
     "guest": replace(GLOBEX, scopes=ROLES["tenant_admin"] | {"tenant:act_as"}).acting_for(ACME.tenant),
 }
 

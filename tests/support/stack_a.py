@@ -37,7 +37,15 @@ from stack_a.worker import Worker
 
 ACME_EDITOR = replace(ACME, principal=PrincipalId("usr_eve"), scopes=ACME.scopes | {"approvals:decide"})
 GLOBEX_EDITOR = replace(GLOBEX, scopes=GLOBEX.scopes | {"approvals:decide"})
-TOKENS = {"acme": ACME, "ben": ACME_BEN, "eve": ACME_EDITOR, "globex": GLOBEX, "globex-editor": GLOBEX_EDITOR}
+ACME_CANCELLER = replace(ACME, principal=PrincipalId("svc_stop"), scopes=frozenset({"runs:cancel"}))
+TOKENS = {
+    "acme": ACME,
+    "ben": ACME_BEN,
+    "eve": ACME_EDITOR,
+    "canceller": ACME_CANCELLER,
+    "globex": GLOBEX,
+    "globex-editor": GLOBEX_EDITOR,
+}
 AGENT = AgentSpec(id=AgentId("agt_demo"), instructions="Help.", model="m", tools=("add", "slow", "send"))
 
 

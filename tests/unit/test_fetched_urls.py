@@ -35,7 +35,7 @@ def test_what_lies_inside_or_can_not_be_told_is_refused_with_its_place(url: str)
     with pytest.raises(InvalidArgument) as refused:
         chat_call(body(image(url)), Limits())
 
-    assert refused.value.code == "validation_failed"
+    assert refused.value.code == "invalid_request"
     assert refused.value.details == {"path": "$.messages[0].content[1].image_url.url"}
 
 

@@ -18,6 +18,7 @@ from stack_b.backends.settings import parse_settings
 from stack_b.http.surfaces import messages_in, responses_in
 from stack_b.http.surfaces.messages_wire import CountBody, MessagesBody
 from stack_b.http.surfaces.responses_wire import ResponsesBody
+from stack_b.limits import Limits
 from stack_b.members import CHAT, EMBED, NEVER, SAMPLING, WITHIN
 from tests.support.http_server import served
 from tests.support.scripted_upstream import ScriptedUpstream, completion
@@ -32,8 +33,8 @@ EVERY: Final[dict[str, Any]] = {
     "frequency_penalty": 0.1, "logit_bias": {"1": 1.0}, "logprobs": True, "max_completion_tokens": 9, "max_tokens": 9,
     "metadata": {"k": "v"}, "modalities": ["text"], "n": 1, "parallel_tool_calls": False,
     "prediction": {"type": "content", "content": "hi"}, "presence_penalty": 0.1, "prompt_cache_key": "k",
-    "prompt_cache_retention": "24h", "reasoning_effort": "low", "response_format": {"type": "text"},
-    "safety_identifier": "s", "seed": 1, "service_tier": "auto", "stop": ["x"], "store": True, "temperature": 0.5,
+    "prompt_cache_retention": "in_memory", "reasoning_effort": "low", "response_format": {"type": "text"},
+    "safety_identifier": "s", "seed": 1, "service_tier": "auto", "stop": ["x"], "store": False, "temperature": 0.5,
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], "tool_choice": "auto",
     "top_logprobs": 1, "top_p": 0.5, "user": "u", "verbosity": "low", "functions": [{"name": "g"}], "function_call": "auto",
     "audio": None, "moderation": None, "prompt_cache_options": None, "web_search_options": None,
@@ -90,13 +91,54 @@ async def test_how_the_next_token_is_chosen_is_the_clients() -> None:
     assert {name: sent[name] for name in said} == said
 
 
+_THOUGHTS: Final[tuple[dict[str, Json], ...]] = (
+    {"thinking": {"type": "enabled", "budget_tokens": 101}},
+    {"thinking": {"config": [{"thinkingBudget": "101"}]}},
+    {"reasoning": {"max_tokens": 101}},
+    {"reasoning": {"max_tokens": 100.5}},
+    {"reasoning": {"max_tokens": -1}},
+    {"reasoning": 101},
+    {"think": 101},
+)
+
+
+@pytest.mark.parametrize("more", _THOUGHTS)
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/policy/check"])
+async def test_no_more_may_be_thought_than_may_be_written(path: str, more: dict[str, Json]) -> None:
+    """The budget holds as much as may be written: thoughts are in it."""
+    asked = {"model": "agentos-demo", "messages": ASKED["messages"], "max_tokens": 100}
+    async with stack_b() as node:
+        answer = await node.post(path, asked | more)
+        balance = await node.balance()
+
+    error = answer.json()["error"]
+    [name] = more
+    assert (answer.status_code, error["details"]["path"]) == (400, f"$.{name}")
+    assert "100" in error["message"]
+    assert (balance.held, balance.settled) == (0, 0)
+
+
+async def test_as_much_may_be_thought_as_may_be_written() -> None:
+    more = {"thinking": {"type": "enabled", "budget_tokens": 100}, "reasoning": {"effort": "low", "max_tokens": 100}}
+    status, answer, [sent] = await _sent({**ASKED, **more, "max_tokens": 100})
+
+    assert (status, {name: sent[name] for name in more}) == (200, more), answer
+
+
+async def test_without_a_limit_of_its_own_the_nodes_bounds_what_is_thought() -> None:
+    async with stack_b(limits=Limits(default_output_tokens=50)) as node:
+        answers = [await node.chat(thinking={"budget_tokens": tokens}) for tokens in (50, 51)]
+
+    assert [answer.status_code for answer in answers] == [200, 400]
+
+
 UNKNOWN: Final[dict[str, Json]] = {
     "plugins": [{"id": "web"}], "data_sources": [{"type": "azure_search"}], "transforms": ["middle-out"],
     "safe_prompt": True, "enable_search": True, "background": True, "mcp_servers": [{"url": "https://x.test"}],
     "container": "c", "prompt": {"id": "pmpt_1"}, "previous_response_id": "resp_1", "conversation": "conv_1",
     "web_search_options": {}, "service_tier": "priority", "modalities": ["text", "audio"], "audio": {"voice": "v"},
     "moderation": {"mode": "x"}, "thinking_budget": 10**6, "chat_template": "{{ x }}", "guided_decoding_backend": "b",
-    "an_unknown_member": 1, "x" * 300: 1,
+    "store": True, "prompt_cache_retention": "24h", "an_unknown_member": 1, "x" * 300: 1,
 }  # fmt: skip
 
 
@@ -127,6 +169,65 @@ async def test_tools_that_the_provider_runs_are_passed_on_only_where_the_operato
     assert (status, answer["error"]["details"]["path"], sent) == (400, "$.tools", [])
     assert kind in answer["error"]["message"]
     assert (passed, arrived["tools"]) == (200, tools)
+
+
+_FUNCTION: Final[dict[str, Json]] = {"type": "function", "function": {"name": "f"}}
+_HIDDEN: Final[tuple[tuple[dict[str, Any], str], ...]] = (
+    ({"tools": [{"googleSearch": {}}]}, "googleSearch"),
+    ({"tools": [{"google_search": {}}]}, "google_search"),
+    ({"tools": [_FUNCTION, {"codeExecution": {}}]}, "codeExecution"),
+    ({"tools": [{**_FUNCTION, "web_search": {}}]}, "web_search"),
+    ({"tools": [{"name": "f", "input_schema": {}, "url_context": None}]}, "url_context"),
+    ({"functions": [{"name": "f", "type": "web_search"}]}, "web_search"),
+    ({"functions": [{"name": "f", "googleSearch": {}}]}, "googleSearch"),
+)
+
+
+@pytest.mark.parametrize(("said", "kind"), _HIDDEN)
+async def test_a_tool_that_the_provider_runs_needs_no_type_to_be_one(said: dict[str, Any], kind: str) -> None:
+    status, answer, sent = await _sent({**ASKED, **said})
+    passed, _, [arrived] = await _sent({**ASKED, **said}, passes=(f"tools.{kind}",))
+
+    assert (status, answer["error"]["details"]["path"], sent) == (400, "$.tools", [])
+    assert repr(kind) in answer["error"]["message"]
+    assert passed == 200
+    assert {name: arrived[name] for name in said} == said
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"function": {"name": "f"}},
+        {"type": "custom", "custom": {"name": "f"}},
+        {"type": "function", "name": "f", "description": "d", "parameters": {}, "strict": True},
+        {"name": "f", "input_schema": {}, "cache_control": {"type": "ephemeral"}},
+    ],
+)
+async def test_a_tool_of_the_client_in_another_surfaces_words_arrives(tool: dict[str, Json]) -> None:
+    status, answer, [sent] = await _sent({**ASKED, "tools": [tool]})
+
+    assert (status, sent["tools"]) == (200, [tool]), answer
+
+
+async def test_a_function_is_an_object() -> None:
+    status, answer, sent = await _sent({**ASKED, "functions": ["web_search"]})
+
+    assert (status, answer["error"]["details"]["path"], sent) == (422, "$.functions", [])
+
+
+async def test_a_member_that_is_called_like_a_kind_of_tool_is_none() -> None:
+    status, answer, sent = await _sent({**ASKED, "tools.web_search": {}}, passes=("tools.web_search",))
+
+    assert (status, answer["error"]["details"]["path"], sent) == (400, "$.tools.web_search", [])
+
+
+async def test_what_is_harmless_in_a_chat_is_not_known_of_embeddings() -> None:
+    asked = {"model": "agentos-demo-embed", "input": "x"}
+    async with stack_b() as node:
+        for more in ({"service_tier": "flex"}, {"modalities": ["text"]}, {"audio": None}):
+            answer = await node.post("/v1/embeddings", asked | more)
+            [name] = more
+            assert (answer.status_code, answer.json()["error"]["details"]["path"]) == (400, f"$.{name}")
 
 
 async def test_of_several_backends_those_are_asked_that_take_it() -> None:

@@ -182,6 +182,13 @@ async def test_who_acts_for_a_tenant_leaves_no_keys_behind(node: Admin, tenants:
     assert await of(node) == [key]
 
 
+async def test_whose_credential_bounds_where_data_may_go_makes_no_key_without_that_bound(node: Admin) -> None:
+    refused = await node.send("POST", URL, VIEWER, who="bound_admin")
+
+    assert refused.status_code == 403
+    assert await of(node) == []
+
+
 async def test_pages_are_of_the_callers_namespace_alone(node: Admin) -> None:
     mine = [(await issued(node))["key"]["id"] for _ in range(3)]
     for _ in range(3):

@@ -35,6 +35,16 @@ DOWN: Final = Whole({"error": {"message": "down"}}, status=503)
 EU: Final = Reach(regions=frozenset({"eu"}), classifications=frozenset({"*"}))
 US: Final = Reach(regions=frozenset({"us"}), classifications=frozenset({"*"}))
 TIERED: Final = RoutingRules(aliases={"default": "large"}, tiers={"large": ("m-1", "m-2"), "small": ("m-2",)})
+_KINDS: Final = (
+    "allowed_tools",
+    "functionDeclarations",
+    "googleSearch",
+    "google_search",
+    "codeExecution",
+    "web_search",
+)
+_TAKES: Final = Reach(passes=frozenset(f"tools.{kind}" for kind in _KINDS))
+_TAKE_ALL: Final = {"one": _TAKES, "two": _TAKES}
 CANARY: Final = RoutingRules(canaries=(Canary(experiment="x", name="m-1", model="m-2", percent=100),))
 
 
@@ -234,10 +244,30 @@ async def test_a_tool_that_is_refused_is_named_in_so_many_words_at_most() -> Non
 async def test_a_function_inside_of_a_tool_is_offered_too(tool: Any) -> None:
     no_pay = [{"id": "no", "effect": "deny", "on": ["offer"], "functions": ["pay_*"]}]
     two = Two(down=False)
-    async with stack_b(*two.backends, rules=no_pay) as node:
+    async with stack_b(*two.backends, rules=no_pay, reaches=_TAKE_ALL) as node:
         answer = await node.chat(model="m-1", tools=[tool])
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "tool_not_permitted")
+    assert two.heard == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tools", "kind"),
+    [
+        ([{"googleSearch": {}}], "googleSearch"),
+        ([{"google_search": {}}], "google_search"),
+        ([{"type": "function", "function": {"name": "fine"}}, {"codeExecution": {}}], "codeExecution"),
+        ([{"type": "function", "function": {"name": "fine"}, "web_search": {}}], "web_search"),
+    ],
+)
+async def test_a_providers_tool_without_a_type_is_denied_by_its_name(tools: list[Any], kind: str) -> None:
+    no_kind = [{"id": "no", "effect": "deny", "on": ["offer"], "functions": [kind]}]
+    two = Two(down=False)
+    async with stack_b(*two.backends, rules=no_kind, reaches=_TAKE_ALL) as node:
+        answer = await node.chat(model="m-1", tools=tools)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["details"]["tools"]) == (403, "tool_not_permitted", [kind])
     assert two.heard == (0, 0)
 
 

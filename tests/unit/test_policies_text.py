@@ -230,10 +230,23 @@ class TestStrings:
                 },
                 ("crm", "namespace", "i", "shell"),
             ),
-            ({"tools": [{"functionDeclarations": [{"name": "j"}]}]}, ("", "j")),
+            ({"tools": [{"functionDeclarations": [{"name": "j"}]}]}, ("functionDeclarations", "j")),
+            # What the provider runs may have no type, or stand beside a function.
+            ({"tools": [{"googleSearch": {}}]}, ("googleSearch",)),
+            ({"tools": [{"google_search": {}, "codeExecution": {}}]}, ("google_search", "codeExecution")),
+            (
+                {"tools": [{"type": "function", "function": {"name": "f"}, "web_search": {}}]},
+                ("f", "web_search"),
+            ),
+            ({"tools": [{"type": "function", "googleSearch": {}}]}, ("function", "googleSearch")),
+            ({"functions": [{"name": "f", "type": "web_search"}]}, ("f", "web_search")),
+            (
+                {"tools": [{"type": "custom", "custom": {"name": "f", "tools": [{"urlContext": {}}]}}]},
+                ("f", "urlContext"),
+            ),
             ({"tools": [{"type": "function", "function": {"name": "k", "functions": [{"name": "l"}]}}]}, ("k", "l")),
             ({"tools": [{"type": "custom", "custom": {"name": "m", "tools": [[{"name": "n"}]]}}]}, ("m", "n")),
-            ({"functions": [{"name": "o", "functions": [{"name": "p"}]}]}, ("o", "p")),
+            ({"functions": [{"name": "o", "functions": [{"name": "p"}]}]}, ("o", "functions", "p")),
             (
                 {"tools": [{"type": "mcp", "server_label": "s", "allowed_tools": ["q"], "x": {"tool_names": ["r"]}}]},
                 ("mcp", "q", "r"),

@@ -5,8 +5,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from adapters.inproc.reply_journal import InprocReplyJournal
+from adapters.inproc.store import Store
+from adapters.system_clock import SystemClock
 from conformance.people import ACME, ACME_BEN
-from ports.context import TENANT_ACT_AS
+from ports.context import TENANT_ACT_AS, AuthContext
+from ports.errors import Unavailable
 from ports.ids import TenantId
 from stack_b.once import of_step
 from tests.support.held_backend import SPENT, HeldBackend
@@ -85,6 +89,30 @@ async def test_another_token_of_the_same_principal_joins_and_may_end_it() -> Non
     assert aborted is True
     assert again.json()["route"]["replayed"] is True
     assert [(one.principal, one.reasons) for one in ended] == [(ACME.principal, ("step:aborted",))]
+
+
+class _Away(InprocReplyJournal):
+    away = False
+
+    async def cancel(self, auth: AuthContext, key: str) -> bool:
+        if self.away:
+            raise Unavailable("the journal is away")
+        return await super().cancel(auth, key)
+
+
+async def test_who_ends_a_call_is_noted_while_the_journal_is_away() -> None:
+    backend, journal = HeldBackend(), _Away(Store("away"), SystemClock())
+    async with stack_b(backend, reply_journal=journal) as node:
+        async with left(lambda: ask(node), backend):
+            journal.away = True
+            ended = await node.post("/v1/steps:cancel", {"step_key": KEY})
+            absent = await node.post("/v1/steps:cancel", {"step_key": "another"})
+            journal.away = False
+            await backend.stopped.wait()
+        tried = [one for one in await records(node, 3) if one.route == "/v1/steps:cancel"]
+
+    assert [answer.status_code for answer in (ended, absent)] == [503, 503]
+    assert sorted(one.reasons for one in tried) == [("step:aborted",), ("step:nothing_under_way",)]
 
 
 async def test_who_acts_for_the_tenant_has_keys_of_its_own() -> None:

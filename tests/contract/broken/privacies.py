@@ -16,6 +16,7 @@ from conformance.people import PLATFORM
 from conformance.privacy import PrivacyContract
 from ports.clock import Clock
 from ports.context import AuthContext
+from ports.errors import Conflict
 from ports.ids import KeyId, PrincipalId, TenantId
 from ports.maintenance import MaintenancePort
 from ports.privacy import (
@@ -404,7 +405,9 @@ class HoldsTwiceForOneRequest(InprocPrivacy):
 
 class TestHoldsTwiceForOneRequest(BrokenPrivacy):
     broken = HoldsTwiceForOneRequest
-    caught_by = frozenset({"test_a_hold_is_placed_once_by_a_request"})
+    caught_by = frozenset(
+        {"test_a_hold_is_placed_once_by_a_request", "test_a_request_whose_hold_was_released_holds_nothing"}
+    )
 
 
 class TakesAnothersHold(InprocPrivacy):
@@ -420,6 +423,39 @@ class TakesAnothersHold(InprocPrivacy):
 class TestTakesAnothersHold(BrokenPrivacy):
     broken = TakesAnothersHold
     caught_by = frozenset({"test_a_hold_is_placed_once_by_a_request"})
+
+
+class AnswersWithAHoldThatWasReleased(InprocPrivacy):
+    """As if it were in force."""
+
+    async def hold(
+        self, auth: AuthContext, tenant: TenantId, subject: PrincipalId | None, *, reason: str, request: str = ""
+    ) -> Hold:
+        try:
+            return await super().hold(auth, tenant, subject, reason=reason, request=request)
+        except Conflict as refused:
+            if refused.code != "hold_released":
+                raise
+            return self._holds.requested[str(refused.details["hold_id"])]
+
+
+class TestAnswersWithAHoldThatWasReleased(BrokenPrivacy):
+    broken = AnswersWithAHoldThatWasReleased
+    caught_by = frozenset({"test_a_request_whose_hold_was_released_holds_nothing"})
+
+
+class PlacesAReleasedHoldAnew(InprocPrivacy):
+    """Forgets requests with their holds."""
+
+    async def release(self, auth: AuthContext, tenant: TenantId, hold: str) -> Hold:
+        released = await super().release(auth, tenant, hold)
+        self._holds.requested.pop(hold, None)
+        return released
+
+
+class TestPlacesAReleasedHoldAnew(BrokenPrivacy):
+    broken = PlacesAReleasedHoldAnew
+    caught_by = frozenset({"test_a_request_whose_hold_was_released_holds_nothing"})
 
 
 class KeepsOnlyTheLastRules(InprocPrivacy):
@@ -464,4 +500,10 @@ class TellsNobody(InprocPrivacy):
 
 class TestTellsNobody(BrokenPrivacy):
     broken = TellsNobody
-    caught_by = frozenset({"test_a_hold_is_placed_once_by_a_request", "test_the_audit_tells_of_each_change_once"})
+    caught_by = frozenset(
+        {
+            "test_a_hold_is_placed_once_by_a_request",
+            "test_a_request_whose_hold_was_released_holds_nothing",
+            "test_the_audit_tells_of_each_change_once",
+        }
+    )

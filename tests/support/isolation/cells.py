@@ -159,6 +159,8 @@ def absent_of(kind: str, value: str) -> str:
         return '"9"'
     if kind.startswith("run"):
         return "run_" + "0" * 32
+    if kind == "own_key":
+        return "key_" + "0" * 32
     beginning = value[:4] if kind in {"agent", "tenant", "subject"} else value[:2]
     return beginning + "z" * (len(value) - len(beginning))
 
