@@ -81,6 +81,7 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         observe=observer(deps.metrics),
         endpoints=endpoints,
         denied=pipeline.recorder.turned_away,
+        admit_denied=pipeline.admit,
     )
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances

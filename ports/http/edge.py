@@ -30,6 +30,7 @@ from ports.http import envelope, strict_json
 from ports.http.body import Disconnected, Receive, check_body_headers, read_body
 from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
+from ports.http.repeats import Repeats
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.http.trace import trace_from
 from ports.messages import Json
@@ -120,8 +121,8 @@ def no_extra(_: AgentOSError) -> Mapping[str, Any]:
     return {}
 
 
-Admit: TypeAlias = Callable[[AuthContext], Awaitable[None]]
-"""Asked once per request of a known caller; raises when it is one too many."""
+Admit: TypeAlias = Callable[[AuthContext], Awaitable[object]]
+"""Asked once per request of a known caller, a denied one too; raises when it is one too many."""
 
 
 async def no_word(_: AuthContext, __: str, ___: PermissionDenied) -> None:
@@ -137,7 +138,7 @@ def no_headers(_: Exchange) -> list[tuple[bytes, bytes]]:
 
 
 class Edge:
-    """ASGI middleware around a surface's framework. Holds no state between requests.
+    """ASGI middleware around a surface's framework. Between requests it remembers which denials were noted, nothing else.
 
     `endpoints`, by method and template, are reached without the framework; everything else of the edge is the same. They
     find the body in the exchange; what they receive is what comes after it (the disconnect).
@@ -159,11 +160,13 @@ class Edge:
         headers: MoreHeaders = no_headers,
         denied: Denied = no_word,
         admit: Admit | None = None,
+        admit_denied: Admit | None = None,
         denied_inside: Denied = no_word,
         acted: Acted = nothing_acted,
     ) -> None:
         """`denied` is told of callers who may not use the route, `denied_inside` of those whom the endpoint refuses, and
-        `acted` of those who act for another tenant, before they do.
+        `acted` of those who act for another tenant, before they do. `admit_denied` is for surfaces that count by themselves
+        what they let in.
 
         `body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
@@ -171,6 +174,8 @@ class Edge:
         self._more_headers = headers
         self._denied = denied
         self._admit = admit
+        self._admit_denied = admit_denied or admit
+        self._repeats = Repeats()
         self._denied_inside = denied_inside
         self._acted = acted
         self._routes = routes
@@ -297,10 +302,18 @@ class Edge:
             acting = (await self._verifier.act_as(opening.token, named)).traced(trace)
             _authorize(acting, route)
         except PermissionDenied as error:
-            await self._denied(auth, route.template, error)
+            await self._turned_away(auth, route, error)
             raise
         await self._acted(acting)
         return acting
+
+    async def _turned_away(self, auth: AuthContext, route: Route, error: PermissionDenied) -> None:
+        """A request like any other: it is counted, and then noted."""
+        if self._admit_denied is not None:
+            await self._admit_denied(auth)
+        if not self._repeats.is_one(auth, route, error):
+            await self._denied(auth, route.template, error)
+            self._repeats.noted(auth, route, error)
 
     def _token(self, headers: Headers) -> str:
         """Raises `Unauthenticated` where none was sent, or what can't be one."""

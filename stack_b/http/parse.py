@@ -10,6 +10,7 @@ from ports.errors import InvalidArgument
 from ports.http.edge import decoded
 from ports.messages import Json
 from stack_b.canonical import ChatCall, EmbedCall, Preference
+from stack_b.fetched import FILE_ID, check_urls, names_file
 from stack_b.http.about import about
 from stack_b.http.wire import ChatBody, EmbeddingsBody
 from stack_b.limits import Limits
@@ -56,6 +57,10 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
         refuse_steering(value)
     body = decoded(value, ChatBody)
     at_most(len(body.messages), limits.messages, "messages")
+    for number, message in enumerate(body.messages):
+        check_urls(message.content, f"$.messages[{number}].content")
+    if any(names_file(message.content) for message in body.messages):
+        more += (FILE_ID,)
     if body.tools or "functions" in value:
         tools = [*_objects(value, "tools"), *_objects(value, "functions")]
         at_most(len(tools), limits.tools, "tools")

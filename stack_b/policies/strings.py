@@ -48,6 +48,8 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
             names += _offers(tool) if member in _TOOLS else _entered(tool)
     for member in ("tool_choice", "function_call"):
         choice = members.get(member)
+        if isinstance(choice, str) and choice not in _NO_NAMES:
+            names.append(choice)
         if isinstance(choice, dict):
             allowed = choice.get("allowed_tools", choice)
             tools = allowed.get("tools") if isinstance(allowed, dict) else None
@@ -57,6 +59,8 @@ def offered(members: dict[str, Json]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+_NO_NAMES: Final = frozenset({"any", "auto", "none", "required"})
+"""What a choice says that names no function."""
 _TOOLS: Final = ("tools", "functions")
 _OFFERS: Final = (*_TOOLS, "mcp_servers", "plugins")
 _LISTS: Final = frozenset({

@@ -40,6 +40,7 @@ class Recorder:
         self._clock = deps.clock
         self._vault = deps.vault
         self._pii = pii
+        self._knows = deps.router.knows
         self.writer = RecordWriter(deps.request_log, deps.clock)
 
     def recorded(self, trail: Trail, call: ChatCall | EmbedCall) -> "_Recorded":
@@ -48,6 +49,9 @@ class Recorder:
 
     async def over(self, trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> None:
         written = Written(record=_record(trail, call, error))
+        if trail.candidate is None and not self._knows(call.model):
+            # What leads nowhere may be any text.
+            written = Written(record=msgspec.structs.replace(written.record, model_asked=""))
         if isinstance(error, PermissionDenied):
             await self.writer.denied(trail.auth, written)
             return
@@ -88,7 +92,7 @@ class Recorder:
             principal=auth.principal,
             correlation_id=auth.trace.correlation_id,
             route=call.route,
-            model_asked=call.model,
+            model_asked=call.model if self._knows(call.model) else "",
             status=_OK,
             code=refusal,
             denied=True,

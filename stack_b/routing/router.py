@@ -132,6 +132,12 @@ class Router:
     def _passes(self, candidate: Candidate) -> frozenset[str]:
         return self._reaches.get(candidate.backend.name, _UNKNOWN).passes
 
+    def knows(self, name: str) -> bool:
+        """Whether it is the name of a model, an alias or a tier of this node."""
+        if name in self._rules.aliases or name in self._rules.tiers:
+            return True
+        return any(one.card.id == name for one in self._catalog.served())
+
     def tier(self, name: str) -> str:
         """The tier that a client asks for by `name`; empty where it is none."""
         return self._rules.tier(name)

@@ -6,11 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
+from conformance.people import ACME, ACME_BEN, GLOBEX
 from ports.auth import mismatch
 from ports.context import AuthContext
-from ports.errors import Conflict, PermissionDenied, Unauthenticated, Unavailable
+from ports.errors import Conflict, PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
 from ports.http.body import Receive
 from ports.http.edge import Edge, Exchange, Scope, Send, exchange
+from ports.http.repeats import MAX_REMEMBERED, NOTED_EVERY, Repeats
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
 from ports.ids import PrincipalId, TenantId
 
@@ -300,3 +302,52 @@ async def test_who_is_denied_by_the_verifier_is_told_of_like_any_other() -> None
         "/things",
         "tenant_disabled",
     )
+
+
+async def test_a_denied_request_is_counted_before_it_is_noted() -> None:
+    told: list[str] = []
+    counted = 0
+
+    async def denied(_: AuthContext, template: str, __: PermissionDenied) -> None:
+        told.append(template)
+
+    async def admit(_: AuthContext) -> None:
+        nonlocal counted
+        counted += 1
+        if counted > 3:
+            raise ResourceExhausted("too many requests")
+
+    edge = Edge(app, routes=ROUTES, verifier=Verifier(), observe=lambda *_: None, denied=denied, admit=admit)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=edge), base_url="http://node.test") as client:
+        found = [await client.get("/things", headers={"authorization": "Bearer writer"}) for _ in range(5)]
+
+    assert [one.status_code for one in found] == [403, 403, 403, 429, 429]
+    assert told == ["/things"], "the same denial is noted once a minute"
+
+
+def test_the_first_of_each_denial_is_noted_and_then_one_a_minute() -> None:
+    now = 0.0
+    repeats = Repeats(lambda: now)
+    route = Route(method="GET", template="/a", access="runs:read")
+    error = PermissionDenied("no", code="insufficient_scope")
+    others = [
+        (ACME_BEN, route, error),
+        (GLOBEX, route, error),
+        (ACME, Route(method="POST", template="/a", access="runs:read"), error),
+        (ACME, Route(method="GET", template="/b", access="runs:read"), error),
+        (ACME, route, PermissionDenied("no", code="tenant_mismatch")),
+    ]
+
+    before = repeats.is_one(ACME, route, error)
+    repeats.noted(ACME, route, error)
+    after = [repeats.is_one(*one) for one in [(ACME, route, error), *others]]
+    now = NOTED_EVERY.total_seconds()
+    later = repeats.is_one(ACME, route, error)
+    repeats.noted(ACME, route, error)
+    for number in range(MAX_REMEMBERED):
+        repeats.noted(ACME, Route(method="GET", template=f"/{number}", access="runs:read"), error)
+
+    assert not before
+    assert after == [True, *[False] * len(others)]
+    assert not later
+    assert not repeats.is_one(ACME, route, error), "what is too long ago makes room"

@@ -212,6 +212,9 @@ class TestStrings:
                 ("f",),
             ),
             ({"tools": ["odd", {}], "tool_choice": "auto"}, ("",)),
+            ({"tool_choice": "wipe"}, ("wipe",)),
+            ({"function_call": "wipe"}, ("wipe",)),
+            ({"tool_choice": "required", "function_call": "none"}, ()),
             (
                 {"tools": [{"type": "custom", "custom": {"name": "g"}, "function": {"name": "h"}}]},
                 ("h", "g"),

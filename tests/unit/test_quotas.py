@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from adapters.system_clock import SystemClock
 from conformance.clock import ManualClock
@@ -213,6 +214,15 @@ async def test_of_forty_streamed_answers_at_once_the_gateway_begins_as_many_as_t
     assert statuses(answers) == {200: LIMIT, 429: MANY - LIMIT}
     assert (again.status_code, whole.status_code) == (200, 200), "places are given back, and whole answers need none"
     assert_told(answers, "concurrency_limited")
+
+
+async def test_denied_requests_are_counted_by_the_gateway_and_fill_no_audit() -> None:
+    async with stack_b(entitled={"requests_per_minute": LIMIT}) as node:
+        answers = [await chat(node.http, "reader") for _ in range(MANY)]
+        noted = await node.deps.request_log.recent(replace(ACME, scopes=frozenset({"usage:read"})), limit=MANY)
+
+    assert statuses(answers) == {403: LIMIT, 429: MANY - LIMIT}
+    assert [(one.code, one.denied) for one in noted.items] == [("insufficient_scope", True)]
 
 
 @pytest.mark.parametrize("header", ["x-step-key", "x-stainless-retry-count"])

@@ -382,3 +382,17 @@ class TestWriter:
 
         assert before == []
         assert log.batches == [(ACME.tenant, [one.record.id])]
+
+
+async def test_a_name_that_leads_nowhere_is_in_no_record() -> None:
+    """It may be any text, such as somebody's address."""
+    async with stack_b(HeldBackend(held=False), models=("m-2",)) as node:
+        statuses = [
+            (await node.post(path, {"model": model, "messages": [{"role": "user", "content": "hi"}]})).status_code
+            for path in ("/v1/chat/completions", "/v1/policy/check")
+            for model in (CANARY, "m-1")
+        ]
+        found = await records(node, 4)
+
+    assert statuses == [403] * 4
+    assert sorted(one.model_asked for one in found) == ["", "", "m-1", "m-1"]
