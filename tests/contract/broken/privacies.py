@@ -392,7 +392,7 @@ class HoldsWithoutALimit(InprocPrivacy):
 
 class TestHoldsWithoutALimit(BrokenPrivacy):
     broken = HoldsWithoutALimit
-    caught_by = frozenset({"test_holds_have_a_limit"})
+    caught_by = frozenset({"test_holds_have_a_limit", "test_a_hold_is_placed_once_by_a_request"})
 
 
 class HoldsTwiceForOneRequest(InprocPrivacy):
