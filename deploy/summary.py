@@ -6,6 +6,7 @@ from deploy.config import Config
 from deploy.node import Node
 from deploy.report import Seeded
 from ports.agent import AgentLimits
+from stack_a.slots import reserve_of
 
 ALERTING = (
     "No alerts are configured on this profile. Metrics are served in Prometheus' format at the /metrics addresses; "
@@ -39,8 +40,14 @@ def quotas(config: Config) -> dict[str, str]:
         "models": "all that the node serves (./agentos tenant create … --models)",
         "steps in a run": f"{limits.max_steps} (the agent's own limits)",
         "time for a run": f"{limits.deadline_s} s (the agent's own limits, or deadline_s when it is created)",
-        "runs at a time": f"{config.worker_concurrency} on this node's worker (AGENTOS_WORKER_CONCURRENCY)",
+        "runs at a time": _slots(config.worker_concurrency),
     }
+
+
+def _slots(concurrency: int) -> str:
+    kept = reserve_of(concurrency)
+    beside = f", {kept} of them for tenants that have nothing running" if kept else ""
+    return f"{concurrency} on this node's worker (AGENTOS_WORKER_CONCURRENCY){beside}"
 
 
 def credentials_note(node: Node) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from ports import hosts
 from ports.errors import InvalidArgument
 from ports.messages import Json
 
@@ -21,12 +22,6 @@ _INLINE: Final = frozenset({"data", "file_data"})
 _ABSOLUTE: Final = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|file:)", re.IGNORECASE)
 _HTTPS: Final = re.compile(r"https://([a-z0-9.-]+)(?::[0-9]{1,5})?(?:[/?#].*)?", re.IGNORECASE)
 _UNREADABLE: Final = re.compile(r"[\x00-\x20\x7f\\]|\s")
-_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
-_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
-_LOCAL: Final = frozenset({
-    "alt", "arpa", "corp", "home", "internal", "intranet", "invalid", "lan", "local", "localdomain", "localhost", "onion",
-    "private",
-})  # fmt: skip
 
 
 def names_file(content: Json) -> bool:
@@ -52,10 +47,9 @@ def _is_public(url: str) -> bool:
     match = _HTTPS.fullmatch(url)
     if match is None or len(url) > MAX_URL_CHARS or _UNREADABLE.search(url):
         return False
-    labels = match[1].split(".")
-    last = labels[-1].lower()
+    host = match[1].lower()
     # An address is no name, however it is written.
-    return len(labels) > 1 and all(map(_LABEL.fullmatch, labels)) and not _NUMBER.fullmatch(last) and last not in _LOCAL
+    return hosts.is_plain(host) and not hosts.is_number(host) and not hosts.is_local(host)
 
 
 def _members(value: Json, path: str) -> Iterator[tuple[str, str, Json]]:

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import quote
 
 from adapters.egress.addresses import address_of
+from ports import hosts
 from ports.egress import Rule
 from ports.errors import PermissionDenied
 
@@ -22,14 +23,6 @@ _URL: Final = re.compile(
     r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::([0-9]{1,5}))?([/?][^#]*)?(?:#.*)?", re.IGNORECASE
 )
 _FORBIDDEN_CHARS: Final = re.compile(r"[\x00-\x20\x7f\\]|\s")
-_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_NUMERIC_LABEL: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-
-# Names that never mean a public host (RFC 6761, 6762, 7686, 8375, 9476, and what clouds and offices use).
-_LOCAL_SUFFIXES: Final = frozenset(
-    {"localhost", "localdomain", "local", "internal", "intranet", "lan", "corp", "home", "private", "invalid", "test",
-     "onion", "alt", "arpa"}
-)  # fmt: skip
 
 
 def denied(rule: Rule, reason: str) -> PermissionDenied:
@@ -88,10 +81,10 @@ def _host(host: str) -> str:
         if not isinstance(inner, ipaddress.IPv6Address):
             raise denied("form", "the host in brackets is not an IPv6 address")
         return str(inner)
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in host.split(".")):  # noqa: PLR2004  # RFC 1035
+    if not hosts.is_plain(host):
         raise denied("form", "the host is not a plain name; write it without a trailing dot")
-    # Resolvers read 2130706433, 0x7f.1 and 0177.0.0.1 as addresses; we read dotted decimals only.
-    if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]) and address_of(host) is None:
+    # Of all that resolvers read as addresses, we read dotted decimals only.
+    if hosts.is_number(host) and address_of(host) is None:
         raise denied("form", "the host is a number but not an address in its usual form")
     return host
 
@@ -100,5 +93,5 @@ def check_name(url: Url, ports: frozenset[int]) -> None:
     """Raise `PermissionDenied` for a port that is not among `ports`, and for a name that never means a public host."""
     if url.port not in ports:
         raise denied("port", f"only the ports {', '.join(map(str, sorted(ports)))} are allowed")
-    if address_of(url.host) is None and ("." not in url.host or url.host.rpartition(".")[2] in _LOCAL_SUFFIXES):
+    if address_of(url.host) is None and hosts.is_local(url.host):
         raise denied("name", "the host is not a public name")

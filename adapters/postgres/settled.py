@@ -22,11 +22,15 @@ async def stays_in(transaction: Transaction, databases: Mapping[str, Database], 
     """As `stays_of`, in a transaction of the shared database that is bound to the tenant."""
     stays = tuple(str(row["home"]) for row in await transaction.rows(_SQL["stays"], {}))
     if unknown := [name for name in stays if name not in databases]:
-        raise Unavailable(
-            f"{tenant} has lived in the home {unknown[0]!r}, which is not configured here; add it to AGENTOS_HOMES "
-            "and run `agentos redeploy`, so that nothing of it is left there"
-        )
+        raise not_configured(tenant, unknown[0])
     return stays
+
+
+def not_configured(tenant: TenantId, home: str) -> Unavailable:
+    return Unavailable(
+        f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to AGENTOS_HOMES and run "
+        "`agentos redeploy`, so that nothing of it is passed by"
+    )
 
 
 async def check_settled(databases: Mapping[str, Database], tenant: TenantId) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from adapters.postgres.errors import translated
 from adapters.postgres.move_tables import BY_NAME, SHARED
+from adapters.postgres.settled import not_configured
 from adapters.postgres.subject_tables import OF_A_SUBJECT
 from ports.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from ports.ids import PrincipalId, TenantId, is_tenant_id
@@ -182,10 +183,7 @@ async def _write(job: _Job, path: Path) -> Manifest:
         places = {SHARED: connection}
         for home in [row["home"] for row in await connection.fetch("SELECT home FROM ao_tenant_stays()")]:
             if home not in job.homes:
-                raise Unavailable(
-                    f"{tenant} lives or lived in the home {home!r}, which is not configured here; add it to "
-                    "AGENTOS_HOMES and run `agentos redeploy`"
-                )
+                raise not_configured(tenant, home)
             places[home] = await stack.enter_async_context(_looking(job.homes[home], tenant))
         passed = {} if job.subject is None else await _copies(tenant, places)
         migration = await connection.fetchval("SELECT max(name) FROM schema_migrations")

@@ -3,10 +3,10 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from adapters.token_auth.recent import Recent
 from ports.clock import Clock
 from ports.errors import AgentOSError
 from ports.ids import KeyId
+from ports.recent import Recent
 from ports.tenant import TenantDirectory
 
 NOTED_EVERY: Final = timedelta(seconds=30)

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from adapters.token_auth import jwt, keys
 from adapters.token_auth.foreign import ForeignIssuers
 from adapters.token_auth.key_set import KeySet
-from adapters.token_auth.recent import Recent
 from adapters.token_auth.uses import NOTED_EVERY, Uses
 from ports.adapter import AdapterSpec, Given
 from ports.auth import MAX_TOKEN_CHARS, TokenVerifier, mismatch
@@ -25,6 +24,7 @@ from ports.clock import Clock
 from ports.context import SCOPES, TENANT_ACT_AS, AuthContext
 from ports.errors import AgentOSError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from ports.ids import PrincipalId, TenantId, is_tenant_id
+from ports.recent import Recent
 from ports.tenant import Principal, Standing, TenantDirectory, bounded
 
 MAX_CACHE_SECONDS: Final = 5.0

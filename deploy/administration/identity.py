@@ -1,6 +1,7 @@
 """The part of the admin surface that is about principals and keys. Platform only; what it does is in the tenant's audit."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, TypeAlias
 
@@ -42,20 +43,61 @@ class Made:
 
     def __init__(self) -> None:
         self._made: dict[tuple[TenantId, PrincipalId, str], KeyId] = {}
-        self.alone = asyncio.Lock()
-        """Held from `check` to `note`: of two at once with one request's key, the second finds what the first made."""
+        self._alone = asyncio.Lock()
 
-    def check(self, auth: AuthContext, request: str) -> None:
+    async def once(self, auth: AuthContext, request: str, make: Callable[[], Awaitable[ApiKey]]) -> ApiKey:
+        """What `make` makes. Of two at once with one request's key, the second finds what the first made.
+
+        Raises:
+            Conflict: this request has made a key; besides what `make` raises.
+        """
+        async with self._alone:
+            self._check(auth, request)
+            key = await make()
+            self._note(auth, request, key.id)
+        return key
+
+    def _check(self, auth: AuthContext, request: str) -> None:
         known = self._made.get((auth.tenant, auth.principal, request))
         if known is not None:
             raise Conflict(
                 f"this Idempotency-Key made the key {known}; its secret was shown then", details={"key_id": known}
             )
 
-    def note(self, auth: AuthContext, request: str, key: KeyId) -> None:
+    def _note(self, auth: AuthContext, request: str, key: KeyId) -> None:
         while len(self._made) >= _MAX_MADE:
             del self._made[next(iter(self._made))]
         self._made[auth.tenant, auth.principal, request] = key
+
+
+def new_key(body: wire.IssueKey | wire.IssueOwnKey, scopes: frozenset[str], secret: str) -> NewKey:
+    """Raises `InvalidArgument` for a principal whose name is not one of the tenant's own."""
+    return NewKey(
+        principal=own_named(body.principal),
+        scopes=scopes,
+        roles=frozenset() if body.role is None else frozenset({body.role}),
+        label=body.label,
+        secret_sha256=keys.digest(secret),
+        expires_at=end_of(body.expires_in_days),
+    )
+
+
+async def successor(
+    tenants: TenantDirectory, auth: AuthContext, old: KeyId, body: wire.RotateKey, secret: str
+) -> ApiKey:
+    return await tenants.rotate_key(
+        auth,
+        old,
+        secret_sha256=keys.digest(secret),
+        old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
+        expires_at=end_of(body.expires_in_days),
+    )
+
+
+def shown(env: str, auth: AuthContext, key: ApiKey, secret: str) -> Response[bytes]:
+    """The only time that its secret is."""
+    told = keys.render(env, key.id, secret)
+    return json_answer(wire.IssuedKey(key=wire.key_line(key), api_key=told, **whose(auth)), status=201)
 
 
 def part(tenants: TenantDirectory, *, env: str) -> Part:
@@ -113,10 +155,6 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
 
 
 def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandler]:
-    def shown(auth: AuthContext, key: ApiKey, secret: str) -> Response[bytes]:
-        told = keys.render(env, key.id, secret)
-        return json_answer(wire.IssuedKey(key=wire.key_line(key), api_key=told, **whose(auth)), status=201)
-
     @get(KEYS)
     async def list_keys(
         request: Asked, tenant_id: FromPath[str], limit: Limit = DEFAULT_PAGE, cursor: FromQuery[str | None] = None
@@ -132,39 +170,20 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
         scopes = granted(body.role, body.scopes)
         if not is_namespace(body.namespace):
             raise _wrong("$.namespace", "write 1 to 64 small letters, digits, - or _")
-        principal = own_named(body.principal)
-        auth, acting = await _within(tenants, request, tenant_id)
         secret = keys.new_secret()
-        new = NewKey(
-            principal=principal,
-            scopes=scopes,
-            roles=frozenset() if body.role is None else frozenset({body.role}),
-            label=body.label,
-            secret_sha256=keys.digest(secret),
-            expires_at=end_of(body.expires_in_days),
-        )
-        async with made.alone:
-            made.check(auth, asked_by(request))
-            key = await tenants.issue_key(msgspec.structs.replace(acting, namespace=body.namespace), new)
-            made.note(auth, asked_by(request), key.id)
-        return shown(auth, key, secret)
+        new = new_key(body, scopes, secret)
+        auth, acting = await _within(tenants, request, tenant_id)
+        acting = msgspec.structs.replace(acting, namespace=body.namespace)
+        key = await made.once(auth, asked_by(request), lambda: tenants.issue_key(acting, new))
+        return shown(env, auth, key, secret)
 
     @post(KEY + "/:rotate", status_code=201)
     async def rotate(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:
         body = decoded(exchange(request.scope).json, wire.RotateKey)
         auth, acting = await _within(tenants, request, tenant_id)
-        secret = keys.new_secret()
-        async with made.alone:
-            made.check(auth, asked_by(request))
-            key = await tenants.rotate_key(
-                acting,
-                key_named(key_id),
-                secret_sha256=keys.digest(secret),
-                old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
-                expires_at=end_of(body.expires_in_days),
-            )
-            made.note(auth, asked_by(request), key.id)
-        return shown(auth, key, secret)
+        old, secret = key_named(key_id), keys.new_secret()
+        key = await made.once(auth, asked_by(request), lambda: successor(tenants, acting, old, body, secret))
+        return shown(env, auth, key, secret)
 
     @post(KEY + "/:revoke", status_code=200)
     async def revoke(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:

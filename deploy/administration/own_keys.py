@@ -6,7 +6,6 @@ elsewhere does none of this: a key would outlast the permission to act.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from litestar import Response, get, post
@@ -16,7 +15,7 @@ from litestar.params import FromPath, FromQuery
 from adapters.token_auth import keys
 from deploy.admin_surface import Asked, Part, identity_of, json_answer, whose
 from deploy.administration import identity_wire as wire
-from deploy.administration.identity import Limit, Made, asked_by, end_of, granted, key_named, own_named
+from deploy.administration.identity import Limit, Made, asked_by, granted, key_named, new_key, shown, successor
 from deploy.administration.identity_routes import ONCE, PAGES
 from deploy.administration.routes import DEFAULT_PAGE, template
 from ports.context import ADMIN_PLATFORM, TENANT_ACT_AS, AuthContext, PolicyContext
@@ -25,7 +24,7 @@ from ports.http.edge import decoded, exchange
 from ports.http.openapi import Operation
 from ports.http.routes import Route
 from ports.ids import KeyId
-from ports.tenant import MAX_KEYS, ApiKey, NewKey, TenantDirectory
+from ports.tenant import MAX_KEYS, ApiKey, TenantDirectory
 
 SCOPE: Final = "admin:tenant"
 NEVER: Final = frozenset({ADMIN_PLATFORM, TENANT_ACT_AS})
@@ -108,10 +107,6 @@ def check_handed_out(auth: AuthContext, scopes: frozenset[str]) -> None:
 
 
 def _handlers(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandler]:
-    def shown(auth: AuthContext, key: ApiKey, secret: str) -> Response[bytes]:
-        told = keys.render(env, key.id, secret)
-        return json_answer(wire.IssuedKey(key=wire.key_line(key), api_key=told, **whose(auth)), status=201)
-
     @get(KEYS)
     async def list_own(
         request: Asked, limit: Limit = DEFAULT_PAGE, cursor: FromQuery[str | None] = None
@@ -127,19 +122,9 @@ def _handlers(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteH
         scopes = granted(body.role, body.scopes)
         check_handed_out(auth, scopes)
         secret = keys.new_secret()
-        new = NewKey(
-            principal=own_named(body.principal),
-            scopes=scopes,
-            roles=frozenset() if body.role is None else frozenset({body.role}),
-            label=body.label,
-            secret_sha256=keys.digest(secret),
-            expires_at=end_of(body.expires_in_days),
-        )
-        async with made.alone:
-            made.check(auth, asked_by(request))
-            key = await tenants.issue_key(auth, new)
-            made.note(auth, asked_by(request), key.id)
-        return shown(auth, key, secret)
+        new = new_key(body, scopes, secret)
+        key = await made.once(auth, asked_by(request), lambda: tenants.issue_key(auth, new))
+        return shown(env, auth, key, secret)
 
     @post(KEY + "/:rotate", status_code=201)
     async def rotate_own(request: Asked, key_id: FromPath[str]) -> Response[bytes]:
@@ -148,17 +133,8 @@ def _handlers(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteH
         # Whoever had the secret of a successor would do what the key may.
         check_handed_out(auth, old.scopes)
         secret = keys.new_secret()
-        async with made.alone:
-            made.check(auth, asked_by(request))
-            key = await tenants.rotate_key(
-                auth,
-                old.id,
-                secret_sha256=keys.digest(secret),
-                old_until=datetime.now(UTC) + timedelta(minutes=body.grace_minutes),
-                expires_at=end_of(body.expires_in_days),
-            )
-            made.note(auth, asked_by(request), key.id)
-        return shown(auth, key, secret)
+        key = await made.once(auth, asked_by(request), lambda: successor(tenants, auth, old.id, body, secret))
+        return shown(env, auth, key, secret)
 
     @post(KEY + "/:revoke", status_code=200)
     async def revoke_own(request: Asked, key_id: FromPath[str]) -> Response[bytes]:

@@ -5,7 +5,7 @@ from typing import Final
 
 ALLOCATIONS: Final = 5_000
 """Objects that come and stay between two looks. What requests and runs make goes by its count of references; the
-interpreter's own 700 are a few requests. Everything waits for a look: at so many it takes 2 to 4 ms."""
+interpreter's own 700 are a few requests. Everything waits for a look, which took 10 ms and more at four times as many."""
 
 
 def start_is_over() -> None:

@@ -15,6 +15,7 @@ from ports.http.edge import Denied
 from ports.http.openapi import Parameter
 from ports.ids import PrincipalId, TenantId
 from ports.messages import Page
+from ports.recent import Recent
 
 OWN: Final = "/v1/audit"
 DEFAULT_PAGE: Final = 50
@@ -89,17 +90,14 @@ class ActingNotes:
     def __init__(self, log: AuditLog, clock: Clock) -> None:
         self._log = log
         self._clock = clock
-        self._noted: dict[tuple[TenantId, PrincipalId], float] = {}
+        self._noted: Recent[tuple[TenantId, PrincipalId], bool] = Recent(_MAX_NOTED)
 
     async def acted(self, auth: AuthContext) -> None:
         who, now = (auth.tenant, auth.principal), self._clock.monotonic()
-        noted = self._noted.get(who)
-        if noted is not None and now - noted < ACTING_NOTED_EVERY.total_seconds():
+        if self._noted.get(who, now) is not None:
             return
         await self._log.note(auth, Note(action=ACTS, subject=auth.tenant))
-        while len(self._noted) >= _MAX_NOTED:
-            del self._noted[next(iter(self._noted))]
-        self._noted[who] = now
+        self._noted.put(who, True, until=now + ACTING_NOTED_EVERY.total_seconds())
 
 
 def _outcome(text: str | None) -> Outcome | None:

@@ -3,16 +3,20 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeAlias
 
 from ports.context import AuthContext
 from ports.errors import PermissionDenied
 from ports.http.routes import Route
 from ports.ids import PrincipalId, TenantId
+from ports.recent import Recent
 
 NOTED_EVERY: Final = timedelta(minutes=1)
 MAX_REMEMBERED: Final = 4_096
 """Denials; of one that was forgotten the next is noted."""
+
+
+_Denial: TypeAlias = tuple[TenantId, str, PrincipalId, str, str, str, str]
 
 
 class Repeats:
@@ -20,22 +24,16 @@ class Repeats:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._noted: dict[tuple[TenantId, str, PrincipalId, str, str, str, str], float] = {}
+        self._noted: Recent[_Denial, bool] = Recent(MAX_REMEMBERED)
 
     def is_one(self, auth: AuthContext, route: Route, error: PermissionDenied) -> bool:
-        noted = self._noted.get(_key(auth, route, error))
-        return noted is not None and self._monotonic() - noted < NOTED_EVERY.total_seconds()
+        return self._noted.get(_denial(auth, route, error), self._monotonic()) is not None
 
     def noted(self, auth: AuthContext, route: Route, error: PermissionDenied) -> None:
-        key = _key(auth, route, error)
-        self._noted.pop(key, None)
-        while len(self._noted) >= MAX_REMEMBERED:
-            del self._noted[next(iter(self._noted))]
-        self._noted[key] = self._monotonic()
+        until = self._monotonic() + NOTED_EVERY.total_seconds()
+        self._noted.put(_denial(auth, route, error), True, until=until)
 
 
-def _key(
-    auth: AuthContext, route: Route, error: PermissionDenied
-) -> tuple[TenantId, str, PrincipalId, str, str, str, str]:
+def _denial(auth: AuthContext, route: Route, error: PermissionDenied) -> _Denial:
     needed = str(error.details.get("required_scope", ""))
     return (auth.tenant, auth.namespace, auth.principal, route.method, route.template, error.code, needed)

@@ -5,7 +5,7 @@ Texts are kept redacted, whatever the tenant lets a model see, and sealed. Where
 
 import logging
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -65,35 +65,17 @@ class Recorder:
 
     async def turned_away(self, auth: AuthContext, route: str, error: PermissionDenied) -> None:
         """A request of somebody known that came no further than the edge: it is in the audit before it is told."""
-        now = self._clock.now()
-        record = RequestRecord(
-            id=new_request_id(now),
-            at=now,
-            namespace=auth.namespace,
-            principal=auth.principal,
-            correlation_id=auth.trace.correlation_id,
-            route=route,
-            model_asked="",
-            status=status_of(error),
-            code=error.code,
-            denied=True,
-        )
+        record = self._of(auth, route, status=status_of(error), code=error.code, denied=True)
         await self.writer.denied(auth, Written(record=record))
 
     async def foretold(
         self, auth: AuthContext, call: ChatCall | EmbedCall, outcome: PolicyOutcome, refusal: str
     ) -> None:
         """Somebody who asked first is told that a call would be denied: it is in the audit before that."""
-        now = self._clock.now()
-        record = RequestRecord(
-            id=new_request_id(now),
-            at=now,
-            namespace=auth.namespace,
-            principal=auth.principal,
-            correlation_id=auth.trace.correlation_id,
-            route=call.route,
+        record = self._of(
+            auth,
+            call.route,
             model_asked=call.model if self._knows(call.model) else "",
-            status=_OK,
             code=refusal,
             denied=True,
             decision=outcome.decision,
@@ -103,40 +85,38 @@ class Recorder:
 
     def told_to_end(self, auth: AuthContext, route: str, *, aborted: bool) -> None:
         """A call was to be ended by its step key."""
+        reason = "step:aborted" if aborted else "step:nothing_under_way"
+        self.writer.note(auth, Written(record=self._of(auth, route, reasons=(reason,))))
+
+    def replayed(self, auth: AuthContext, call: ChatCall | EmbedCall, reply: dict[str, Json], *, joined: bool) -> None:
+        """A request that was answered with what another one has paid."""
+        route = reply.get("route") or {}
+        record = self._of(
+            auth,
+            call.route,
+            stream=is_streamed(call),
+            model_asked=call.model,
+            model=route.get("model") or "",
+            backend=route.get("backend") or "",
+            decision=(reply.get("policy_outcome") or {}).get("decision") or "",
+            replayed=True,
+            joined=joined,
+        )
+        self.writer.note(auth, Written(record=record))
+
+    def _of(self, auth: AuthContext, route: str, **said: Any) -> RequestRecord:
+        """Of a request for which no backend was asked. `said`: whatever else of the record there is to say."""
         now = self._clock.now()
-        record = RequestRecord(
+        about = {"model_asked": "", "status": _OK, **said}
+        return RequestRecord(
             id=new_request_id(now),
             at=now,
             namespace=auth.namespace,
             principal=auth.principal,
             correlation_id=auth.trace.correlation_id,
             route=route,
-            model_asked="",
-            status=_OK,
-            reasons=("step:aborted" if aborted else "step:nothing_under_way",),
+            **about,
         )
-        self.writer.note(auth, Written(record=record))
-
-    def replayed(self, auth: AuthContext, call: ChatCall | EmbedCall, reply: dict[str, Json], *, joined: bool) -> None:
-        """A request that was answered with what another one has paid."""
-        now, route = self._clock.now(), reply.get("route") or {}
-        record = RequestRecord(
-            id=new_request_id(now),
-            at=now,
-            namespace=auth.namespace,
-            principal=auth.principal,
-            correlation_id=auth.trace.correlation_id,
-            route=call.route,
-            stream=is_streamed(call),
-            model_asked=call.model,
-            model=route.get("model") or "",
-            backend=route.get("backend") or "",
-            status=_OK,
-            decision=(reply.get("policy_outcome") or {}).get("decision") or "",
-            replayed=True,
-            joined=joined,
-        )
-        self.writer.note(auth, Written(record=record))
 
     async def _kept(self, trail: Trail, written: Written, texts: Texts) -> Written:
         record = written.record

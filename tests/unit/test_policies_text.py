@@ -159,7 +159,7 @@ class TestStrings:
             "messages": [
                 {
                     "role": "user",
-                    "content": [part, {"type": "image_url", "image_url": {"url": "https://x.test/linked"}}],
+                    "content": [part, {"type": "image_url", "image_url": {"url": "https://x.example/linked"}}],
                 },
                 {"role": "assistant", "name": "called-so", "content": None, "tool_calls": [call]},
             ],

@@ -80,7 +80,7 @@ def test_function_calls_of_a_response_are_one_turn_with_what_was_said() -> None:
 
     said = {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed", "content": [
         {"type": "output_text", "text": "let me see", "annotations": [], "logprobs": None}]}  # fmt: skip
-    picture = {"type": "input_image", "image_url": "https://x.test/a.png", "detail": "low", "file_id": None}
+    picture = {"type": "input_image", "image_url": "https://x.example/a.png", "detail": "low", "file_id": None}
     result = {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}, picture]}
     members = asked(
         response(
@@ -95,7 +95,7 @@ def test_function_calls_of_a_response_are_one_turn_with_what_was_said() -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "1"},
         {"role": "tool", "tool_call_id": "c2", "content": [
             {"type": "text", "text": "2"},
-            {"type": "image_url", "image_url": {"url": "https://x.test/a.png", "detail": "low"}}]},
+            {"type": "image_url", "image_url": {"url": "https://x.example/a.png", "detail": "low"}}]},
         {"role": "assistant", "content": None, "tool_calls": [made(3)]},
     ]  # fmt: skip
 
@@ -177,7 +177,7 @@ def test_results_of_tools_come_before_what_the_user_says_with_them() -> None:
 
 
 def test_images_and_documents_of_a_message_are_carried() -> None:
-    url = {"type": "image", "source": {"type": "url", "url": "https://x.test/a.png"}}
+    url = {"type": "image", "source": {"type": "url", "url": "https://x.example/a.png"}}
     text = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "read me"}}
     pdf = {"type": "document", "title": "a.pdf", "source": {
         "type": "base64", "media_type": "application/pdf", "data": "aGk="}}  # fmt: skip
@@ -189,7 +189,7 @@ def test_images_and_documents_of_a_message_are_carried() -> None:
         {"role": "tool", "tool_call_id": "t", "content": [picture]},
         {"role": "user", "content": [
             picture,
-            {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}},
+            {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
             {"type": "text", "text": "read me"},
             {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,aGk="}}]},
     ]  # fmt: skip

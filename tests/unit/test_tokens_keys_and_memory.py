@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from adapters.token_auth import keys
 from adapters.token_auth.issuer import generate_key, jwks, key_id, load_key
-from adapters.token_auth.recent import Recent
 from adapters.token_auth.verifier import SPEC, VerifierConfig
 from conformance.clock import ManualClock
 from conformance.people import ACME, GLOBEX, PLATFORM
 from ports.adapter import Given
 from ports.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from ports.ids import KeyId
+from ports.recent import Recent
 from tests.support.tokens import TokenNode, token_node
 
 ID = KeyId("key_" + "0123456789abcdef" * 2)

@@ -22,9 +22,10 @@ SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant;
 SELECT t.* FROM tenants t WHERE t.tenant_id = :tenant FOR NO KEY UPDATE;
 
 -- name: set_status
+-- The table makes a version of each change.
 -- Setting what is set already changes nothing, and is not noted.
 WITH changed AS (
-    UPDATE tenants t SET status = :status, version = t.version + 1
+    UPDATE tenants t SET status = :status
     WHERE t.tenant_id = :tenant AND t.status <> :status RETURNING t.*
 ),
 noted AS (
@@ -44,7 +45,7 @@ WITH before AS (
     FROM tenants t WHERE t.tenant_id = :tenant
 ),
 changed AS (
-    UPDATE tenants t SET entitlements = CAST(:entitlements AS json), version = t.version + 1
+    UPDATE tenants t SET entitlements = CAST(:entitlements AS json)
     WHERE t.tenant_id = :tenant AND CAST(t.entitlements AS text) <> CAST(:entitlements AS text)
     RETURNING t.*
 ),

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from msgspec.structs import replace
@@ -169,20 +169,12 @@ class TestDeliversEarly(BrokenQueue):
 
 
 class DeliversWhatIsLeased(InprocQueue):
-    async def lease(
-        self,
-        auth: AuthContext,
-        *,
-        limit: int,
-        duration: timedelta,
-        wait: timedelta = timedelta(0),
-        idle_only: bool = False,
-    ) -> list[Delivery]:
+    async def lease(self, auth: AuthContext, **asked: Any) -> list[Delivery]:
         now = self._clock.now()
         for message in self._visible(auth):
             if message.expires_at is not None:
                 message.expires_at = now
-        return await super().lease(auth, limit=limit, duration=duration, wait=wait, idle_only=idle_only)
+        return await super().lease(auth, **asked)
 
 
 class TestDeliversWhatIsLeased(BrokenQueue):
@@ -204,16 +196,8 @@ class TestDeliversWhatIsLeased(BrokenQueue):
 
 
 class NeverDeliversAgain(InprocQueue):
-    async def lease(
-        self,
-        auth: AuthContext,
-        *,
-        limit: int,
-        duration: timedelta,
-        wait: timedelta = timedelta(0),
-        idle_only: bool = False,
-    ) -> list[Delivery]:
-        return await super().lease(auth, limit=limit, duration=duration * 1_000_000, wait=wait, idle_only=idle_only)
+    async def lease(self, auth: AuthContext, **asked: Any) -> list[Delivery]:
+        return await super().lease(auth, **{**asked, "duration": asked["duration"] * 1_000_000})
 
 
 class TestNeverDeliversAgain(BrokenQueue):
@@ -357,17 +341,8 @@ class TestCountsLeasedAsReady(BrokenQueue):
 
 
 class DoesNotWait(InprocQueue):
-    async def lease(
-        self,
-        auth: AuthContext,
-        *,
-        limit: int,
-        duration: timedelta,
-        wait: timedelta = timedelta(0),
-        idle_only: bool = False,
-    ) -> list[Delivery]:
-        del wait
-        return await super().lease(auth, limit=limit, duration=duration, idle_only=idle_only)
+    async def lease(self, auth: AuthContext, **asked: Any) -> list[Delivery]:
+        return await super().lease(auth, **{**asked, "wait": timedelta(0)})
 
 
 class TestDoesNotWait(BrokenQueue):
@@ -381,19 +356,12 @@ class TestDoesNotWait(BrokenQueue):
 
 
 class SleepsThroughTheWait(InprocQueue):
-    async def lease(
-        self,
-        auth: AuthContext,
-        *,
-        limit: int,
-        duration: timedelta,
-        wait: timedelta = timedelta(0),
-        idle_only: bool = False,
-    ) -> list[Delivery]:
-        found = await super().lease(auth, limit=limit, duration=duration, idle_only=idle_only)
+    async def lease(self, auth: AuthContext, **asked: Any) -> list[Delivery]:
+        wait = asked.pop("wait", timedelta(0))
+        found = await super().lease(auth, **asked)
         if not found and wait:
             await self._clock.sleep(wait)
-            found = await super().lease(auth, limit=limit, duration=duration, idle_only=idle_only)
+            found = await super().lease(auth, **asked)
         return found
 
 
@@ -408,16 +376,8 @@ class TestSleepsThroughTheWait(BrokenQueue):
 
 
 class WaitsForEver(InprocQueue):
-    async def lease(
-        self,
-        auth: AuthContext,
-        *,
-        limit: int,
-        duration: timedelta,
-        wait: timedelta = timedelta(0),
-        idle_only: bool = False,
-    ) -> list[Delivery]:
-        return await super().lease(auth, limit=limit, duration=duration, wait=wait * 1_000_000, idle_only=idle_only)
+    async def lease(self, auth: AuthContext, **asked: Any) -> list[Delivery]:
+        return await super().lease(auth, **{**asked, "wait": asked.get("wait", timedelta(0)) * 1_000_000})
 
 
 class TestWaitsForEver(BrokenQueue):
