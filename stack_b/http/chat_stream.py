@@ -7,8 +7,7 @@ whether the token still holds) hangs on one timer.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -23,6 +22,7 @@ from stack_b.chunks import Closing, Piece, Run
 from stack_b.flights import Flight
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.interrupt import out_of_time
+from stack_b.relay import Show
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 """Of silence. Proxies cut what is idle for 30 to 60 s."""
@@ -45,7 +45,7 @@ class ChatStream:
 
     def __init__(
         self,
-        chunks: AsyncGenerator[Sequence[Piece], None],
+        carried: Callable[[Show], Awaitable[None]],
         *,
         wire: Wire,
         route: str,
@@ -55,8 +55,8 @@ class ChatStream:
         caller: Caller,
         flight: Flight | None = None,
     ) -> None:
-        """`flight`: the call of a client that may try again."""
-        self._chunks = chunks
+        """`carried`: shows the chunks. `flight`: the call of a client that may try again."""
+        self._carry = carried
         self._wire = wire
         self._route = route
         self._auth = auth
@@ -105,18 +105,21 @@ class ChatStream:
         async with asyncio.timeout(self._deadline.total_seconds()) as patience:
             self._caller.on_leaving = lambda: patience.reschedule(0)
             ended = False
+
+            async def show(pieces: Sequence[Piece]) -> None:
+                nonlocal ended
+                if self._flight is not None:
+                    self._flight.tell(pieces)
+                frames = b"".join(map(self._frames, pieces))
+                if isinstance(pieces, Closing):
+                    await out.send(frames + self._wire.end(), last=True)
+                    ended = True
+                elif frames:
+                    await out.send(frames)
+
             try:
                 watch.begin((scope.get("extensions") or {}).get(ON_DISCONNECT), receive, self._left)
-                async with aclosing(self._chunks) as chunks:
-                    async for pieces in chunks:
-                        if self._flight is not None:
-                            self._flight.tell(pieces)
-                        frames = b"".join(map(self._frames, pieces))
-                        if isinstance(pieces, Closing):
-                            await out.send(frames + self._wire.end(), last=True)
-                            ended = True
-                        elif frames:
-                            await out.send(frames)
+                await self._carry(show)
                 if not ended:
                     await out.send(self._wire.end(), last=True)
                 self._whole = True
