@@ -7,7 +7,7 @@ from typing import Final
 from ports.budget import NOTHING
 from stack_b.budget.chunks import REQUESTS, Chunk
 
-FLUSH_EVENTS: Final = 256
+FLUSH_EVENTS: Final = 512
 """Of one tenant, that don't wait any longer; and of one chunk, at most in one call."""
 EXACT_AT_ONCE: Final = 4
 """Exact holds of one pool under way: they wait for the same row, and should do so here, not on a connection each."""

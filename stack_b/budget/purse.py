@@ -24,7 +24,7 @@ from ports.ids import TenantId
 from stack_b.budget.chunks import Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
 from stack_b.budget.pools import FLUSH_EVENTS, Books, Pool, retire, ripe
 
-FLUSH_AFTER: Final = timedelta(milliseconds=100)
+FLUSH_AFTER: Final = timedelta(milliseconds=200)
 """How long usage waits for company on its way to the ledger."""
 LOOK_EVERY: Final = timedelta(milliseconds=500)
 """For chunks that should go back, and leases that should go on."""
