@@ -23,6 +23,7 @@ class Pool:
         self.tight_until = 0.0
         self.waiting = 0
         self.requests = REQUESTS
+        self.leased_at = 0.0
         self.ahead: asyncio.Task[None] | None = None
         """Leases the next chunk."""
 

@@ -21,7 +21,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import TenantId
-from stack_b.budget.chunks import Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
+from stack_b.budget.chunks import PACE_S, REQUESTS, Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
 from stack_b.budget.pools import FLUSH_EVENTS, Books, Pool, retire, ripe
 
 FLUSH_AFTER: Final = timedelta(milliseconds=200)
@@ -214,6 +214,9 @@ class Purse:
     ) -> Taken:
         """`ahead`: nobody waits for it, so that nothing else is given up for it."""
         began = self._clock.monotonic()
+        if began - pool.leased_at >= PACE_S:
+            pool.requests = REQUESTS
+        pool.leased_at = began
         tight = not self._in_chunks or began < pool.tight_until
         spare = NOTHING if tight else spare_for(amount, pool.requests)
         try:
@@ -372,7 +375,7 @@ class Purse:
             if now - renewed >= self._lease.total_seconds() / 3:
                 renewed = now
                 await asyncio.gather(*(self._renewed(books, now) for books in self._books.values()))
-            self._tidy()
+            self._tidy(now)
 
     async def _renewed(self, books: Books, now: float) -> None:
         chunks = [chunk for chunk in books.chunks if not chunk.lost]
@@ -389,10 +392,11 @@ class Purse:
             else:
                 chunk.lost = chunk.retired = True
 
-    def _tidy(self) -> None:
-        """Forget pools and tenants that nothing is held for."""
+    def _tidy(self, now: float) -> None:
+        """Forget pools and tenants that nothing is held for; the pace of busy ones not before it is old."""
         for key, pool in list(self._pools.items()):
-            if (pool.current is None or pool.current.retired) and not pool.waiting:
+            unused = (pool.current is None or pool.current.retired) and not pool.waiting
+            if unused and (pool.requests == REQUESTS or now - pool.leased_at >= PACE_S):
                 del self._pools[key]
         for tenant, books in list(self._books.items()):
             if not books.chunks and books.due is None and not books.booking.locked():
