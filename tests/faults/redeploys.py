@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ _PAUSE_S: Final = 0.1
 _NOTHING_ENDS_S: Final = 60.0
 """So long without a run that ends, and what has not ended by then is lost; while some end, others wait for their turn."""
 _TIMES: Final = 20
+_EXAMPLES: Final = 5
 _DONE: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -109,6 +111,10 @@ class Load:
                         del left[run_id]
                         over = time.monotonic() + _NOTHING_ENDS_S
                 await asyncio.sleep(1)
+            for run_id in list(left)[:_EXAMPLES]:
+                steps = (await http.get(f"/v1/runs/{run_id}/steps")).json().get("items") or [{}]
+                last = {what: steps[-1].get(what) for what in ("n", "name", "status", "started_at")}
+                left[run_id] = f"{left[run_id]} {len(steps)} steps, {last} at {datetime.now(UTC):%T}"
         return left
 
 
@@ -141,10 +147,12 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
         acked=len(load.acked),
         twice=len(load.acked) - len(set(load.acked)),
         answers=", ".join(f"{status}={count}" for status, count in sorted(load.answers.items())),
-        left=", ".join(f"{status}={count}" for status, count in sorted(Counter(left.values()).items())),
+        left=", ".join(
+            f"{status}={count}" for status, count in Counter(how.split()[0] for how in left.values()).items()
+        ),
         seconds=round(ended - began, 1),
         settled_s=round(time.monotonic() - ended, 1),
-        examples=[*(f"{run_id} {status}" for run_id, status in left.items()), *load.unanswered][:5],
+        examples=[*(f"{run_id} {status}" for run_id, status in left.items()), *load.unanswered][:_EXAMPLES],
     )
 
 
