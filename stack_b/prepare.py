@@ -15,7 +15,7 @@ from stack_b.budget.estimate import Ask, capable, chat_ask, check_thoughts, embe
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, said, sent
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
 from stack_b.kept_texts import texts_to_keep
@@ -73,7 +73,7 @@ class Preparation:
         members = said(call)
         ruled = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
         rules = self.rules(tenant)
-        decision = await self.inspected(auth, members, rules, trail)
+        decision = await self.inspected(auth, members, rules, trail, texts_in(call, members))
         value: dict[str, Json] = decision.value
         trail.texts = texts_to_keep(tenant.entitlements, value)
         if value is not call.members:
@@ -127,7 +127,7 @@ class Preparation:
         members = said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
         permitted = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
-        await self.inspected(auth, members, self.rules(tenant), trail)
+        await self.inspected(auth, members, self.rules(tenant), trail, texts_in(call, members))
         return permitted
 
     # The stages, in their order.
@@ -174,7 +174,7 @@ class Preparation:
         candidates: tuple[Candidate, ...],
     ) -> Ruled:
         """Which of them the policies permit; changes nothing. Raises `InvalidArgument` for what is too long to look at."""
-        check_weight(members, self._limits.inspected_chars)
+        check_weight(members, self._limits.inspected_chars, texts_in(call, members))
         rules = self._policies.of(tenant)
         if rules.is_empty:
             return Ruled(candidates=candidates)
@@ -198,8 +198,15 @@ class Preparation:
             raise ruled.refusal
         return ruled
 
-    async def inspected(self, auth: AuthContext, members: dict[str, Json], rules: PiiRules, trail: Trail) -> Decision:
-        decision = await decide(self._pii, auth, members, rules)
+    async def inspected(
+        self,
+        auth: AuthContext,
+        members: dict[str, Json],
+        rules: PiiRules,
+        trail: Trail,
+        texts: tuple[str, ...] | None = None,
+    ) -> Decision:
+        decision = await decide(self._pii, auth, members, rules, texts)
         trail.outcome = decision.outcome
         if decision.findings:
             self._tell.decided(decision.findings)

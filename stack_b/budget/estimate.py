@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, texts_in
 from stack_b.limits import Limits
 
 BYTES_PER_TOKEN: Final = 4
@@ -78,10 +78,12 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
 
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     body = msgspec.json.encode(call.members)
-    # Nearly every request is text, and bytes are searched faster than values.
-    typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
-    media = sum(1 for _ in _media(call.members)) if typed else 0
-    bound = len(body) + MEDIA_TOKENS * media + (UNREAD_TOKENS if _is_unread(call.members) else 0)
+    bound = len(body)
+    if texts_in(call, call.members) is None:
+        # Nearly every request is text, and bytes are searched faster than values.
+        typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
+        media = sum(1 for _ in _media(call.members)) if typed else 0
+        bound += MEDIA_TOKENS * media + (UNREAD_TOKENS if _is_unread(call.members) else 0)
     each = _each(call, limits, model_max_tokens)
     return Ask(
         amount=bound + call.choices * each,
@@ -94,6 +96,8 @@ def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = N
 
 def check_thoughts(call: ChatCall, ask: Ask) -> None:
     """Raise `InvalidArgument` where more may be thought than is held: thoughts are billed as what is written."""
+    if texts_in(call, call.members) is not None:
+        return
     for member in _THOUGHTS:
         for tokens in _numbers(call.members.get(member)):
             if not 0 <= tokens <= ask.max_tokens:

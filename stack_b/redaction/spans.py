@@ -69,11 +69,11 @@ def texts(value: Json) -> list[str]:
 
 def _gather(value: Json, to: Texts, place: Place) -> None:
     if isinstance(value, str):
-        if _counts(value) and not is_media(value, place):
+        if is_looked_at(value) and not is_media(value, place):
             to.found.append(value)
     elif isinstance(value, dict):
         if not value.keys() <= _NAMES:
-            to.found += filter(_counts, value)
+            to.found += filter(is_looked_at, value)
         for name, member in value.items():
             _gather(member, to, (*place, name))
     elif isinstance(value, list):
@@ -85,7 +85,8 @@ def _gather(value: Json, to: Texts, place: Place) -> None:
         to.numbers.append(number)
 
 
-def _counts(text: str) -> bool:
+def is_looked_at(text: str) -> bool:
+    """Whether it may hold something to find."""
     return len(text) >= SHORTEST and text not in PROTOCOL
 
 
