@@ -220,7 +220,8 @@ class Preparation:
         """Raises `InvalidArgument` for more thoughts than it holds."""
         most = most_of(candidates) if call.max_tokens is None else None
         ask = chat_ask(call, self._limits, model_max_tokens=most)
-        check_thoughts(call, ask)
+        if call.plain is None:
+            check_thoughts(call, ask)
         if call.stream and cuttable(candidates[0]):
             return sliced(ask, self._limits.output_slice_tokens)
         return ask

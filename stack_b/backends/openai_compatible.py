@@ -175,13 +175,18 @@ class OpenAiCompatible:
         return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (head, len(content), content)
 
     async def _whole(self, request: bytes, patience: Patience) -> dict[str, Json]:
-        answer = await self._asked(request, patience)
+        answer: Answer | None = None
         try:
-            return self._object(await answer.read(MAX_ANSWER_BYTES))
+            answer = await self._pool.ask(request, patience)
+            if not _is_taken(answer):
+                raise await self._refusal(answer)
+            body = answer.at_hand(MAX_ANSWER_BYTES)
+            return self._object(await answer.read(MAX_ANSWER_BYTES) if body is None else body)
         except ExchangeError as error:
             raise self._translated(error) from error
         finally:
-            answer.release()
+            if answer is not None:
+                answer.release()
 
     async def _asked(self, request: bytes, patience: Patience) -> Answer:
         """The backend's 200, to be released by the caller, or the error that its status or silence means."""
@@ -189,13 +194,12 @@ class OpenAiCompatible:
             answer = await self._pool.ask(request, patience)
         except ExchangeError as error:
             raise self._translated(error) from error
-        if answer.status == _OK and answer.kept.get(b"content-encoding", b"identity").lower() == b"identity":
+        if _is_taken(answer):
             return answer
         try:
-            refusal = await self._refusal(answer)
+            raise await self._refusal(answer)
         finally:
             answer.release()
-        raise refusal
 
     async def _piece(self, answer: Answer) -> bytes:
         try:
@@ -282,6 +286,13 @@ def _headers(name: str, host: str, api_key: str | None, dialect: Dialect) -> str
         header, scheme = dialect.key_header
         lines[header] = f"{scheme}{api_key}"
     return "".join(f"{header}: {value}\r\n" for header, value in lines.items())
+
+
+def _is_taken(answer: Answer) -> bool:
+    """Whether it is an answer, in the plain encoding that was asked for."""
+    if answer.status != _OK:
+        return False
+    return not answer.kept or answer.kept.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
 def _retry_after(answer: Answer) -> timedelta | None:

@@ -96,8 +96,6 @@ def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = N
 
 def check_thoughts(call: ChatCall, ask: Ask) -> None:
     """Raise `InvalidArgument` where more may be thought than is held: thoughts are billed as what is written."""
-    if texts_in(call, call.members) is not None:
-        return
     for member in _THOUGHTS:
         for tokens in _numbers(call.members.get(member)):
             if not 0 <= tokens <= ask.max_tokens:

@@ -23,7 +23,7 @@ PROTOCOL: Final = frozenset(
 _NAMES: Final = PROTOCOL | {"id", "n", "name", "role", "seed", "stop", "text", "type", "user"}
 """With names that are too short to be anything."""
 
-_LONG_NUMBER: Final = 10**8
+LONG_NUMBER: Final = 10**8
 _EXACT: Final = 10**20
 """A float that is whole, and smaller, is written with all its digits."""
 _SETTINGS: Final = frozenset({"seed"})
@@ -116,7 +116,7 @@ def rewritten(
 
 def number_of(value: Json) -> str | None:
     """A number as its digits, where it may be an account's; None for any other value, and for small ones."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) < _LONG_NUMBER:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) < LONG_NUMBER:
         return None
     if isinstance(value, int):
         return str(value)
