@@ -22,7 +22,7 @@ from stack_b.redaction.nested import StandIn, masked, payload_of
 from stack_b.redaction.parts import is_cut, joined, texts_of
 from stack_b.redaction.placeholders import Placeholders
 from stack_b.redaction.rules import PiiRules
-from stack_b.redaction.spans import Texts, is_looked_at, placeholder, rewritten
+from stack_b.redaction.spans import PROTOCOL, SHORTEST, Texts, placeholder, rewritten
 
 _REDACT: Final = PiiRules()
 _ALLOWED: Final = PolicyOutcome(decision="allowed")
@@ -95,7 +95,7 @@ async def decide(
 async def _clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str], rules: PiiRules) -> bool:
     """Whether there is nothing to take out of `texts`, as mostly; those with other texts in them are not asked about."""
     for text in texts:
-        if not is_looked_at(text):
+        if len(text) < SHORTEST or text in PROTOCOL:
             continue
         if payload_of(text) is not None:
             return False

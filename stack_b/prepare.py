@@ -135,7 +135,7 @@ class Preparation:
     def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
         if isinstance(call, EmbedCall):
             return Asked(name=call.model, kind="embed", preference=call.preference, extra=call.extra)
-        conversation = conversation_of(call.members) if self._router.spreads() else ""
+        conversation = conversation_of(call.members) if self._router.spreads else ""
         return Asked(
             name=call.model,
             kind="chat",
@@ -153,10 +153,8 @@ class Preparation:
             tenant = await self._tenants.served(auth)
         else:
             tenant = self._tenants.at_hand(auth) or await self._tenants.tenant(auth)
-        now = self._clock.now()
-        candidates = self._router.candidates(
-            auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)
-        )
+        priced = self._prices.at(self._clock.now())
+        candidates = self._router.candidates(auth, asked, tenant.entitlements, priced)
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
@@ -193,7 +191,7 @@ class Preparation:
         )
 
     def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
-        if ruled.blocked is not None:
+        if not ruled.candidates:
             trail.outcome = ruled.blocked
             raise ruled.refusal
         return ruled
@@ -238,10 +236,10 @@ class Preparation:
         about = call.about
         if about is not NOBODY_KNOWN:
             about = await named(self._pii, auth, about, rules)
-        tier = self._router.target(call.model)
-        budgets = self._budgets.at_hand(auth)
-        if budgets is None:
-            budgets = await self._budgets.of(auth)
+        known = self._budgets.fresh.at_hand(auth)
+        budgets = await self._budgets.of(auth) if known is None else known[0]
+        # Without any it makes no difference.
+        tier = self._router.target(call.model) if budgets else ""
         return planned(auth, budgets, candidates, about, ask, tier=tier, name=call.model)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
