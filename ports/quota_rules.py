@@ -42,8 +42,7 @@ class RequestRates:
             ResourceExhausted: `rate_limited`, with when there is room again. A refused one is not counted.
         """
         now = self._clock.monotonic()
-        before = self._used_until.get(tenant, now)
-        used_until = (before if before > now else now) + WINDOW_SECONDS / part_of(per_minute, self._share)
+        used_until = max(self._used_until.get(tenant, now), now) + WINDOW_SECONDS / part_of(per_minute, self._share)
         # A billionth of the window: sums of steps are not exact.
         if used_until > now + WINDOW_SECONDS * (1 + 1e-9):
             raise ResourceExhausted(

@@ -63,6 +63,14 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     route: str = ""
 
 
+class Encoded(dict[str, Json]):
+    """Members, with the JSON that they are. Nobody changes them."""
+
+    def __init__(self, members: dict[str, Json], json: bytes) -> None:
+        super().__init__(members)
+        self.json = json
+
+
 def said(call: ChatCall) -> dict[str, Json]:
     """All that a client says: to be decided on, though a backend may be told less."""
     return {**call.members, "metadata": call.metadata} if call.metadata else call.members

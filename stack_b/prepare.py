@@ -15,7 +15,7 @@ from stack_b.budget.estimate import Ask, capable, chat_ask, check_thoughts, embe
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, said, sent, texts_in
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
 from stack_b.kept_texts import texts_to_keep
@@ -87,11 +87,11 @@ class Preparation:
             auth=auth,
             asked=asked,
             candidates=plan.candidates,
-            body=told,
+            body=Encoded(told, ask.body) if told is value else told,
             ask=ask,
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
-            sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
+            sent_bytes=len(ask.body) if told is value else len(msgspec.json.encode(told)),
             answer=ruled.guarded(self._answer(auth, rules, decision)),
             caller=caller,
         )

@@ -293,12 +293,10 @@ class Connection(asyncio.Protocol):
         self._empty_talk += len(data)
         try:
             self._parser.feed_data(data)
-            if self._came:
-                self._take()
+            self._take()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             # What came before it is content all the same.
-            if self._came:
-                self._take()
+            self._take()
             self._spoiled = True
             if not answer.complete:
                 self.fail(Broken("what it answers is not HTTP"))
@@ -355,6 +353,8 @@ class Connection(asyncio.Protocol):
     def _take(self) -> None:
         """What has come of the content: all of one read at once, however many chunks it was sent in."""
         came = self._came
+        if not came:
+            return
         data = came[0] if len(came) == 1 else b"".join(came)
         came.clear()
         answer = self._answer
@@ -372,8 +372,7 @@ class Connection(asyncio.Protocol):
             answer.wake()
 
     def on_message_complete(self) -> None:
-        if self._came:
-            self._take()
+        self._take()
         answer = self._answer
         assert self._parser is not None
         if answer is None or answer.complete or self._spoiled:

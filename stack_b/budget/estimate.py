@@ -49,8 +49,8 @@ class Ask(Struct, frozen=True, kw_only=True):
     max_tokens: int
     """Per choice: what the backend is told, at most."""
     choices: int = 1
-    body_bytes: int = 0
-    """Of the JSON that a backend reads."""
+    body: bytes = b""
+    """The JSON that a backend reads."""
 
     @property
     def holds_all(self) -> bool:
@@ -96,7 +96,7 @@ def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = N
         prompt_bound=bound,
         max_tokens=each,
         choices=call.choices,
-        body_bytes=len(body),
+        body=body,
     )
 
 
