@@ -9,7 +9,6 @@ request waits for as long as idle chunks take to go back.
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine
-from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
@@ -87,7 +86,7 @@ class Purse:
         now = self._clock.monotonic()
         if not chunk.take(amount, self._clock.now(), now):
             return None
-        if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.locked():
+        if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.taken():
             pool.ahead = self._kept(self._leased_ahead(auth, amount, on, lease, pool))
         return Taken(chunk, amount)
 
@@ -147,12 +146,13 @@ class Purse:
     ) -> Taken:
         pool.waiting += 1
         try:
-            async with pool.leasing if self._in_chunks else nullcontext():
-                # Who was before us may have leased enough for us as well.
-                chunk = pool.current
-                if chunk is not None and chunk.take(amount, self._clock.now(), self._clock.monotonic()):
-                    return Taken(chunk, amount)
-                if self._in_chunks and self._clock.monotonic() >= pool.tight_until:
+            while (taken := self._of_current(amount, pool)) is None and pool.leasing.taken():
+                # Who is before us may lease enough for us as well.
+                await pool.leasing.over()
+            if taken is not None:
+                return taken
+            if self._in_chunks and self._clock.monotonic() >= pool.tight_until:
+                with pool.leasing:
                     return await self._granted(auth, amount, on, lease, pool)
             return await self._exact(auth, amount, on, lease, pool)
         except ResourceExhausted as refused:
@@ -161,6 +161,12 @@ class Purse:
             return await self._patiently(auth, amount, on, lease, pool)
         finally:
             pool.waiting -= 1
+
+    def _of_current(self, amount: Amount, pool: Pool) -> Taken | None:
+        chunk = pool.current
+        if chunk is None or not chunk.take(amount, self._clock.now(), self._clock.monotonic()):
+            return None
+        return Taken(chunk, amount)
 
     async def _exact(
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: Pool
@@ -193,8 +199,8 @@ class Purse:
     ) -> None:
         """Put the next chunk in place of one that runs out, so that no request waits for the ledger meanwhile."""
         try:
-            if not pool.leasing.locked():
-                async with pool.leasing:
+            if not pool.leasing.taken():
+                with pool.leasing:
                     self._put(await self._granted(auth, amount, on, lease, pool, ahead=True), ())
         except AgentOSError:
             # Who needs it asks for itself, and is told.

@@ -242,6 +242,20 @@ class TestPurse:
         assert ledger.calls["hold"] == 1
         assert len({one.chunk.hold for one in taken}) == 1
 
+    async def test_those_who_waited_for_a_chunk_have_of_it_at_once(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+        ledger.lease_gate.clear()
+        waiting = [asyncio.create_task(process.take(10)) for _ in range(100)]
+        await turns()
+        ledger.lease_gate.set()
+
+        # Under load a turn of the loop takes tens of milliseconds.
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+        assert all(one.done() for one in waiting)
+        assert len({one.result().chunk for one in waiting}) == ledger.calls["hold"] == 1
+
     async def test_requests_still_at_work_on_a_chunk_that_was_replaced_are_booked_together(
         self, ledger: Counted, clock: ManualClock
     ) -> None:
