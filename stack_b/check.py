@@ -13,7 +13,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, capable, embed_ask
 from stack_b.budget.meter import Meter
 from stack_b.budget.plan import Plan
-from stack_b.canonical import ChatCall, EmbedCall, said
+from stack_b.canonical import ChatCall, EmbedCall, said, texts_in
 from stack_b.policy import decide
 from stack_b.prepare import Preparation, embedding
 from stack_b.receipt import budget_members
@@ -52,7 +52,7 @@ class Check:
         if ruled.blocked is not None:
             return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)
         rules = prepare.rules(tenant)
-        decision = await decide(self._pii, auth, members, rules)
+        decision = await decide(self._pii, auth, members, rules, texts_in(call, members))
         if decision.outcome.decision == "blocked":
             return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
         candidates = ruled.candidates

@@ -15,7 +15,7 @@ from stack_b.budget.estimate import Ask, capable, chat_ask, check_thoughts, embe
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, said, sent
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
 from stack_b.kept_texts import texts_to_keep
@@ -73,7 +73,7 @@ class Preparation:
         members = said(call)
         ruled = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
         rules = self.rules(tenant)
-        decision = await self.inspected(auth, members, rules, trail)
+        decision = await self.inspected(auth, members, rules, trail, texts_in(call, members))
         value: dict[str, Json] = decision.value
         trail.texts = texts_to_keep(tenant.entitlements, value)
         if value is not call.members:
@@ -87,11 +87,11 @@ class Preparation:
             auth=auth,
             asked=asked,
             candidates=plan.candidates,
-            body=told,
+            body=Encoded(told, ask.body) if told is value else told,
             ask=ask,
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
-            sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
+            sent_bytes=len(ask.body) if told is value else len(msgspec.json.encode(told)),
             answer=ruled.guarded(self._answer(auth, rules, decision)),
             caller=caller,
         )
@@ -127,7 +127,7 @@ class Preparation:
         members = said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
         permitted = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
-        await self.inspected(auth, members, self.rules(tenant), trail)
+        await self.inspected(auth, members, self.rules(tenant), trail, texts_in(call, members))
         return permitted
 
     # The stages, in their order.
@@ -135,7 +135,7 @@ class Preparation:
     def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
         if isinstance(call, EmbedCall):
             return Asked(name=call.model, kind="embed", preference=call.preference, extra=call.extra)
-        conversation = conversation_of(call.members) if self._router.spreads() else ""
+        conversation = conversation_of(call.members) if self._router.spreads else ""
         return Asked(
             name=call.model,
             kind="chat",
@@ -153,10 +153,8 @@ class Preparation:
             tenant = await self._tenants.served(auth)
         else:
             tenant = self._tenants.at_hand(auth) or await self._tenants.tenant(auth)
-        now = self._clock.now()
-        candidates = self._router.candidates(
-            auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)
-        )
+        priced = self._prices.at(self._clock.now())
+        candidates = self._router.candidates(auth, asked, tenant.entitlements, priced)
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
@@ -174,7 +172,7 @@ class Preparation:
         candidates: tuple[Candidate, ...],
     ) -> Ruled:
         """Which of them the policies permit; changes nothing. Raises `InvalidArgument` for what is too long to look at."""
-        check_weight(members, self._limits.inspected_chars)
+        check_weight(members, self._limits.inspected_chars, texts_in(call, members))
         rules = self._policies.of(tenant)
         if rules.is_empty:
             return Ruled(candidates=candidates)
@@ -193,13 +191,20 @@ class Preparation:
         )
 
     def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
-        if ruled.blocked is not None:
+        if not ruled.candidates:
             trail.outcome = ruled.blocked
             raise ruled.refusal
         return ruled
 
-    async def inspected(self, auth: AuthContext, members: dict[str, Json], rules: PiiRules, trail: Trail) -> Decision:
-        decision = await decide(self._pii, auth, members, rules)
+    async def inspected(
+        self,
+        auth: AuthContext,
+        members: dict[str, Json],
+        rules: PiiRules,
+        trail: Trail,
+        texts: tuple[str, ...] | None = None,
+    ) -> Decision:
+        decision = await decide(self._pii, auth, members, rules, texts)
         trail.outcome = decision.outcome
         if decision.findings:
             self._tell.decided(decision.findings)
@@ -213,7 +218,8 @@ class Preparation:
         """Raises `InvalidArgument` for more thoughts than it holds."""
         most = most_of(candidates) if call.max_tokens is None else None
         ask = chat_ask(call, self._limits, model_max_tokens=most)
-        check_thoughts(call, ask)
+        if call.plain is None:
+            check_thoughts(call, ask)
         if call.stream and cuttable(candidates[0]):
             return sliced(ask, self._limits.output_slice_tokens)
         return ask
@@ -230,10 +236,10 @@ class Preparation:
         about = call.about
         if about is not NOBODY_KNOWN:
             about = await named(self._pii, auth, about, rules)
-        tier = self._router.target(call.model)
-        budgets = self._budgets.at_hand(auth)
-        if budgets is None:
-            budgets = await self._budgets.of(auth)
+        known = self._budgets.fresh.at_hand(auth)
+        budgets = await self._budgets.of(auth) if known is None else known[0]
+        # Without any it makes no difference.
+        tier = self._router.target(call.model) if budgets else ""
         return planned(auth, budgets, candidates, about, ask, tier=tier, name=call.model)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:

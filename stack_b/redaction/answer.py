@@ -18,7 +18,7 @@ from stack_b.redaction.media import MESSAGE, NOWHERE, Place, is_media
 from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of, read, written
 from stack_b.redaction.parts import is_cut, texts_of
 from stack_b.redaction.parts import joined as joined_parts
-from stack_b.redaction.spans import number_of, rewritten, texts
+from stack_b.redaction.spans import LONG_NUMBER, number_of, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
 from stack_b.replay import RECEIPT
 
@@ -372,7 +372,12 @@ class _Choice:
 def are_counts(usage: Json) -> bool:
     """Whether there is nothing but counts of tokens, under names that we know."""
     if isinstance(usage, dict):
-        return usage.keys() <= COUNTS and all(map(are_counts, usage.values()))
+        if not usage.keys() <= COUNTS:
+            return False
+        for count in usage.values():
+            if not (type(count) is int and -LONG_NUMBER < count < LONG_NUMBER) and not are_counts(count):
+                return False
+        return True
     return usage is None or (isinstance(usage, int | float) and number_of(usage) is None)
 
 

@@ -43,10 +43,11 @@ class Lens:
         self._rules = rules
         self._placeholders = placeholders
         capabilities = detector.capabilities
+        undoes = bool(placeholders)
         self.lines_only = capabilities.plain_words
-        self.idle = not placeholders and rules.allows_all(capabilities.classes)
+        self.idle = bool(rules.modes) and not undoes and rules.allows_all(capabilities.classes)
         """There is nothing to look for."""
-        self.passes_prose = not capabilities.plain_words and not placeholders
+        self.passes_prose = not capabilities.plain_words and not undoes
         """There is nothing to look for in plain prose."""
 
     def is_prose(self, text: str) -> bool:
