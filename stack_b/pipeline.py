@@ -53,10 +53,13 @@ class Pipeline:
         self._check = Check(self._prepare, deps.budget, self.balances, self.meter, pii)
         self.anew = Anew(self._prepare, self.recorder, pii, deps.clock, tell)
         self._deadlines = Deadlines(deps.limits.request_s)
+        self.stream_deadlines = Deadlines(deps.limits.request_s, TimeoutError)
+        """For whoever sends what `stream` shows."""
 
     async def drain(self) -> None:
         """Wait for settlements and records under way, give back what is held for nobody; once, before the ledger closes."""
         self._deadlines.close()
+        self.stream_deadlines.close()
         await self.meter.drain()
         await self.recorder.writer.drain()
         for known in (self._tenants, self._prepare, self.balances):

@@ -17,11 +17,11 @@ from ports.http.body import Disconnected, Receive
 from ports.http.edge import Scope, Send
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
 from ports.http.sse import HANG_UP, one_line
-from stack_b.caller import Caller
+from stack_b.caller import Caller, Gone
 from stack_b.chunks import Closing, Piece, Run
 from stack_b.flights import Flight
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.interrupt import out_of_time
+from stack_b.interrupt import Deadlines, Within, out_of_time
 from stack_b.relay import Show
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
@@ -51,7 +51,7 @@ class ChatStream:
         route: str,
         auth: AuthContext,
         reauthorize: Callable[[], Awaitable[AuthContext]] | None,
-        deadline: timedelta,
+        deadlines: Deadlines,
         caller: Caller,
         flight: Flight | None = None,
     ) -> None:
@@ -61,7 +61,7 @@ class ChatStream:
         self._route = route
         self._auth = auth
         self._reauthorize = reauthorize
-        self._deadline = deadline
+        self._deadlines = deadlines
         self._caller = caller
         self._flight = flight
         self._whole = False
@@ -88,7 +88,9 @@ class ChatStream:
             await self._relay(scope, receive, out, watch)
         except TimeoutError:
             if not self._caller.gone:
-                failure = out_of_time(int(self._deadline.total_seconds()))
+                failure = out_of_time(self._deadlines.seconds)
+        except Gone:
+            pass
         except AgentOSError as error:
             failure = told(error, self._wire.names)
         except asyncio.CancelledError:
@@ -101,9 +103,9 @@ class ChatStream:
         return watch.refusal or failure
 
     async def _relay(self, scope: Scope, receive: Receive, out: "_Out", watch: "_Watch") -> None:
-        """All of it. Raises `TimeoutError` when time is up and when it must end."""
-        async with asyncio.timeout(self._deadline.total_seconds()) as patience:
-            self._caller.on_leaving = lambda: patience.reschedule(0)
+        """All of it. Raises `TimeoutError` when time is up, and `Gone` when it must end."""
+        with Within(self._deadlines) as interrupt:
+            self._caller.ends_by(interrupt)
             ended = False
 
             async def show(pieces: Sequence[Piece]) -> None:
@@ -124,7 +126,7 @@ class ChatStream:
                     await out.send(self._wire.end(), last=True)
                 self._whole = True
             finally:
-                self._caller.on_leaving = None
+                self._caller.ends_by(None)
                 watch.end()
 
     def _left(self) -> None:

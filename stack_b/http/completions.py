@@ -77,7 +77,7 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
                 route=found.template,
                 auth=auth,
                 reauthorize=found.reauthorize,
-                deadline=deps.limits.deadline,
+                deadlines=pipeline.stream_deadlines,
                 caller=caller,
                 flight=flight,
             )
