@@ -326,14 +326,18 @@ class Purse:
             books.due.cancel()
             books.due = None
         async with books.booking:
-            tries = 0
-            while counts := ripe(books.chunks):
+            tries, least = 0, 1
+            while counts := ripe(books.chunks, least=least):
                 if await self._booked(books, counts):
+                    # What has come meanwhile waits for company, as this did.
+                    least = FLUSH_EVENTS
                     continue
                 tries += 1
                 if tries == BOOK_TRIES:
                     return
                 await self._clock.sleep(BOOK_RETRY * tries)
+        if any(chunk.events for chunk in books.chunks):
+            self._soon(tenant)
 
     async def _booked(self, books: Books, counts: dict[Chunk, int]) -> bool:
         """Whether the ledger has it, or never will."""
