@@ -57,6 +57,8 @@ class Books:
         self.chunks: list[Chunk] = []
         self.booking = asyncio.Lock()
         self.due: asyncio.TimerHandle | None = None
+        self.full = False
+        """There is so much that it is booked at once."""
 
 
 def retire(chunks: Iterable[Chunk]) -> None:
