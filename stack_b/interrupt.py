@@ -30,7 +30,11 @@ class Interrupt:
         self._fired = False
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
+        return self.begun()
+
+    def begun(self, loop: asyncio.AbstractEventLoop | None = None) -> Self:
+        """Entered. Who has the `loop` that runs saves asking for it, which is a call of the system each time."""
+        self._task = asyncio.current_task(loop)
         assert self._task is not None, "there is a task to interrupt"
         self._before = self._task.cancelling()
         return self
@@ -58,6 +62,7 @@ class Deadlines:
         """`late`: what is raised when time is up, instead of `Unavailable` (`upstream_timeout`)."""
         self.seconds = seconds
         self._late = late or self._told
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._due: dict[Interrupt, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -68,9 +73,10 @@ class Deadlines:
 
     def begin(self) -> Interrupt:
         """An interrupt of the current task, entered. To be handed to `end` on every way out."""
-        loop = asyncio.get_running_loop()
-        interrupt = Interrupt(self._late)
-        interrupt.__enter__()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        interrupt = Interrupt(self._late).begun(loop)
         self._due[interrupt] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_later(self.seconds, self._look, loop)

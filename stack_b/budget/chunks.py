@@ -131,16 +131,19 @@ class Chunk:
 
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
+        # Of every request, as `take` is.
         used = events[0].amount if len(events) == 1 else _used(events)
-        self.spent = self.spent.plus(used)
+        free, out, spent = self.free, self.out, self.spent
+        tokens, nanousd = used.tokens, used.nanousd
+        self.spent = Amount(tokens=spent.tokens + tokens, nanousd=spent.nanousd + nanousd)
         self.events += events
-        self.out = self.out.minus(amount)
+        self.out = Amount(tokens=out.tokens - amount.tokens, nanousd=out.nanousd - amount.nanousd)
         self.requests -= 1
         self.last_used = monotonic
         # Below nothing, where the backend wrote more than it was allowed to: then nothing more is taken.
         self.free = Amount(
-            tokens=self.free.tokens + amount.tokens - used.tokens,
-            nanousd=self.free.nanousd + amount.nanousd - (used.nanousd if self.money else 0),
+            tokens=free.tokens + amount.tokens - tokens,
+            nanousd=free.nanousd + amount.nanousd - (nanousd if self.money else 0),
         )
 
     def due_back(self, monotonic: float) -> bool:

@@ -57,6 +57,8 @@ class Books:
         self.chunks: list[Chunk] = []
         self.booking = asyncio.Lock()
         self.due: asyncio.TimerHandle | None = None
+        self.full = False
+        """There is so much that it is booked at once."""
 
 
 def retire(chunks: Iterable[Chunk]) -> None:
@@ -64,10 +66,11 @@ def retire(chunks: Iterable[Chunk]) -> None:
         chunk.retired = True
 
 
-def ripe(chunks: Iterable[Chunk]) -> dict[Chunk, int]:
-    """Those of which there is something to book, with how many events of each."""
+def ripe(chunks: Iterable[Chunk], *, least: int = 1) -> dict[Chunk, int]:
+    """Those of which there is something to book, with how many events of each. What is over, or can be given back, is so
+    in any case; else there are `least` events."""
     return {
         chunk: min(len(chunk.events), FLUSH_EVENTS)
         for chunk in chunks
-        if chunk.events or chunk.over_with(0) or (chunk.retired and chunk.free != NOTHING)
+        if len(chunk.events) >= least or (chunk.retired and (not chunk.requests or chunk.free != NOTHING))
     }

@@ -304,9 +304,14 @@ class Purse:
         chunk = taken.chunk
         chunk.give_back(taken.amount, events, self._clock.monotonic())
         tenant = chunk.auth.tenant
-        full = len(chunk.events) >= FLUSH_EVENTS and not self._books[tenant].booking.locked()
-        if full or (chunk.retired and not chunk.requests):
+        if chunk.retired and not chunk.requests:
             return self._kept(self._book(tenant))
+        if len(chunk.events) >= FLUSH_EVENTS:
+            books = self._books[tenant]
+            if not books.full and not books.booking.locked():
+                books.full = True
+                self._kept(self._book(tenant))
+            return None
         if chunk.events or chunk.retired:
             self._soon(tenant)
         return None
@@ -326,14 +331,19 @@ class Purse:
             books.due.cancel()
             books.due = None
         async with books.booking:
-            tries = 0
-            while counts := ripe(books.chunks):
+            tries, least = 0, 1
+            books.full = False
+            while counts := ripe(books.chunks, least=least):
                 if await self._booked(books, counts):
+                    # What has come meanwhile waits for company, as this did.
+                    least = FLUSH_EVENTS
                     continue
                 tries += 1
                 if tries == BOOK_TRIES:
                     return
                 await self._clock.sleep(BOOK_RETRY * tries)
+        if any(chunk.events for chunk in books.chunks):
+            self._soon(tenant)
 
     async def _booked(self, books: Books, counts: dict[Chunk, int]) -> bool:
         """Whether the ledger has it, or never will."""

@@ -41,6 +41,8 @@ class Counted(InprocBudget):
         self.away = False
         self.gate = asyncio.Event()
         """A booking waits for it."""
+        self.booking = asyncio.Event()
+        """There was one since this was cleared."""
         self.gate.set()
         self.lease_gate = asyncio.Event()
         """So does a hold."""
@@ -60,6 +62,7 @@ class Counted(InprocBudget):
 
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         self.calls["book"] += 1
+        self.booking.set()
         if self.failures or self.away:
             self.failures = max(0, self.failures - 1)
             raise Unavailable("the ledger is away")
@@ -273,6 +276,28 @@ class TestPurse:
 
         assert booked <= 1
         assert (await standing(ledger)).settled == 10 * (len(taken) + 1)
+
+    async def test_what_comes_during_a_booking_is_booked_together_later(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        ledger.gate.clear()
+        await process.put(await process.take(10), 10)
+        with anyio.fail_after(5):
+            await ledger.booking.wait()
+        for _ in range(5):
+            await process.put(await process.take(10), 10)
+        ledger.booking.clear()
+        ledger.gate.set()
+        await turns()
+        at_once = ledger.calls["book"]
+        with anyio.fail_after(5):
+            await ledger.booking.wait()
+        await turns()
+
+        assert at_once == 1
+        assert (await standing(ledger)).settled == 60
+        assert ledger.calls["book"] == 2
 
     async def test_an_idle_chunk_goes_back(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
