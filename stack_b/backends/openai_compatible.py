@@ -5,7 +5,7 @@ body travels back.
 """
 
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Final
 
@@ -22,8 +22,8 @@ from stack_b.backends.dialects import Dialect
 from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
+from stack_b.backends.streamed import BROKE_OFF, Streamed
 from stack_b.canonical import Encoded
-from stack_b.chunks import Piece
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """2,048 embeddings of 3,072 numbers in decimal are about that."""
@@ -122,37 +122,14 @@ class OpenAiCompatible:
         self._check(answer, CompletionShape)
         return answer
 
-    async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[list[Piece], None]:
+    def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> Streamed:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         request = self._chat_request(model, body, {self._max_tokens_member: max_tokens, **streamed})
-        reader = ChunkReader(self._chunk)
-        answer = await self._asked(request, self._stream_patience)
-        try:
-            size = 0
-            while piece := await self._piece(answer):
-                size += len(piece)
-                if size > MAX_ANSWER_BYTES:
-                    raise self._broken("its answer is too large")
-                if pieces := reader.feed(piece):
-                    yield pieces
-                if reader.failure is not None:
-                    raise reader.failure
-                if reader.done:
-                    answer.leave()
-                    return
-            if pieces := reader.close():
-                yield pieces
-            if reader.failure is not None:
-                raise reader.failure
-            if reader.done:
-                return
-        finally:
-            answer.release()
-        raise Unavailable(
-            f"backend {self.name!r} broke off in the middle of its answer",
-            code="upstream_error",
-            details=OUTCOME_UNKNOWN,
-        )
+
+        def asked() -> Awaitable[Answer]:
+            return self._asked(request, self._stream_patience)
+
+        return Streamed(ChunkReader(self._chunk), asked, self._piece, self._unfinished, most_bytes=MAX_ANSWER_BYTES)
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
         members = {**body, **self._dialect.members, "model": model}
@@ -276,6 +253,15 @@ class OpenAiCompatible:
             return _OBJECT.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
+
+    def _unfinished(self, what: str) -> Unavailable:
+        if what != BROKE_OFF:
+            return self._broken(what)
+        return Unavailable(
+            f"backend {self.name!r} broke off in the middle of its answer",
+            code="upstream_error",
+            details=OUTCOME_UNKNOWN,
+        )
 
     def _broken(self, what: str) -> Unavailable:
         """It answered, so it has worked, whatever it was that it said."""

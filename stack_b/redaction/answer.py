@@ -189,7 +189,10 @@ class Answer:
         return {name: member for name, member in chunk.items() if name in known} | self._beside[1]
 
     def _choice(self, index: int) -> "_Choice":
-        return self._choices.setdefault(index, _Choice(self._lens, self._kinds))
+        known = self._choices.get(index)
+        if known is None:
+            known = self._choices[index] = _Choice(self._lens, self._kinds)
+        return known
 
     async def _whole(self, choice: dict[str, Json]) -> dict[str, Json]:
         if await self._clear(choice):
@@ -225,6 +228,8 @@ class Answer:
     async def _ended(self, choice: dict[str, Json]) -> dict[str, Json]:
         """Everything of a choice but what it says."""
         one = self._choice(choice.get("index") or 0)
+        if choice.keys() <= _STRUCTURE and not one.blocked:
+            return choice
         shown = {
             name: None if name == "logprobs" else member if name in _STRUCTURE else await one.value(member)
             for name, member in choice.items()

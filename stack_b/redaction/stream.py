@@ -34,6 +34,9 @@ class Shown(NamedTuple):
     """Something that ends the answer was found where `text` ends."""
 
 
+_NOTHING: Final = Shown("")
+
+
 class Lens:
     """How the answer to one request is looked at."""
 
@@ -144,7 +147,7 @@ class TextStream:
     async def end(self) -> Shown:
         """The rest of it."""
         rest, self._held = self._held if self._dropped() else "", ""
-        return await self._lens.shown(rest, ends=True)
+        return await self._lens.shown(rest, ends=True) if rest else _NOTHING
 
     async def _released(self, cut: int) -> Shown:
         piece, self._held = self._held[:cut], self._held[cut:]
