@@ -23,7 +23,7 @@ from stack_b.redaction.placeholders import Placeholders
 from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import Texts, placeholder, rewritten
 
-_REDACT: Final = PiiRules()
+REDACT: Final = PiiRules()
 _ALLOWED: Final = PolicyOutcome(decision="allowed")
 
 
@@ -36,7 +36,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     """Those that the answer undoes."""
 
 
-async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: PiiRules = _REDACT) -> Decision:
+async def decide(detector: PiiDetector, auth: AuthContext, value: Json, rules: PiiRules = REDACT) -> Decision:
     """Decide on every text in `value`.
 
     Raises:
