@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -62,6 +62,7 @@ class Processes:
         self._jobs = 0
         self._room = asyncio.Semaphore(workers)
         self._executor: ProcessPoolExecutor | None = None
+        self._closed = False
 
     async def run(self, tenant: TenantId, job: Callable[..., ResultT], *given: Any) -> ResultT:
         """What `job` gives for `given`; all three must be such that they can be pickled.
@@ -91,9 +92,10 @@ class Processes:
 
     async def close(self) -> None:
         """Jobs under way are waited for, for as long as one may take."""
-        if self._executor is not None:
-            await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
-            self._executor = None
+        self._closed = True
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            await asyncio.to_thread(executor.shutdown, wait=True, cancel_futures=True)
 
     def _line(self, tenant: TenantId) -> _Line:
         line = self._lines.get(tenant)
@@ -126,14 +128,13 @@ class Processes:
             line.place.release()
             self._left(tenant, line)
 
-        executor = self._at_work()
         try:
-            under_way = executor.submit(_run, self._cpu_s, job, given)
-        except BrokenProcessPool:
-            # Lost while nobody waited for it.
-            self._lost(executor)
-            executor = self._at_work()
-            under_way = executor.submit(_run, self._cpu_s, job, given)
+            executor, under_way = self._submitted(job, given)
+        except BaseException:
+            self._room.release()
+            line.place.release()
+            self._left(tenant, line)
+            raise
         future = asyncio.wrap_future(under_way)
         future.add_done_callback(over)
         try:
@@ -148,7 +149,21 @@ class Processes:
                 code="payload_too_large",
             ) from None
 
+    def _submitted(
+        self, job: Callable[..., ResultT], given: tuple[Any, ...]
+    ) -> tuple[ProcessPoolExecutor, Future[ResultT]]:
+        executor = self._at_work()
+        try:
+            return executor, executor.submit(_run, self._cpu_s, job, given)
+        except BrokenProcessPool:
+            # Lost while nobody waited for it.
+            self._lost(executor)
+            executor = self._at_work()
+            return executor, executor.submit(_run, self._cpu_s, job, given)
+
     def _at_work(self) -> ProcessPoolExecutor:
+        if self._closed:
+            raise Unavailable("this gateway ends; ask again", retry_after=AGAIN)
         if self._executor is None:
             # A forked child would share locks and sockets of a process with threads.
             self._executor = ProcessPoolExecutor(
