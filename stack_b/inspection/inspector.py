@@ -15,7 +15,7 @@ from stack_b.policy import Decision, decide
 from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.stream import MAX_HELD
 
-AT_A_STRETCH: Final = 2 * MAX_HELD
+AT_A_STRETCH: Final = MAX_HELD // 2
 """Characters of long texts that are looked at here before others have a turn."""
 
 
