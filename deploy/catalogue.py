@@ -215,6 +215,9 @@ def _worker(node: Node, config: Config, environ: Mapping[str, str], depends_on: 
         url=worker_url(config),
         depends_on=depends_on,
         memory_mib=384,
+        # 20 s for open requests and 5 s for their ends, 15 s for the runs in hand, the rest for handing them back. Killed
+        # before that, they wait for the worker's lease to lapse.
+        stop_wait_s=50,
     )
 
 

@@ -26,6 +26,14 @@ _ANNOUNCED: Final = re.compile(
 _PROSE: Final = re.compile(
     r"(?:[A-Za-z]{1,16}+(?:'[a-z]{1,2})?[,.;!?]?[ \n]{1,2})*+(?:[A-Za-z]{1,16}+(?:'[a-z]{1,2})?[,.;!?]?)?"
 )
+_KINDS: Final = bytes(
+    ord("a" if chr(code).isalpha() else " " if chr(code) in " \n" else "." if chr(code) in ",.;!?" else "#")
+    for code in range(128)
+) + bytes(128)
+"""Of each character of ASCII: a letter, a blank, a mark behind a word, or another one."""
+_LONG: Final = 192
+_NO_PROSE: Final = (b".a", b"..", b" .", b"   ", b"a" * 17)
+"""What a text of letters, blanks and marks must not have. Apostrophes are left to the pattern."""
 _KEY: Final = re.compile(r"-----BEGIN[A-Z0-9 ]{0,64}-{0,5}")
 _KEY_HEAD: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
@@ -58,12 +66,18 @@ def is_prose(text: str) -> bool:
 
     Nearly all that a model says is, and asking this is much faster than looking.
     """
-    return _PROSE.fullmatch(text) is not None
+    if len(text) < _LONG or not text.isascii():
+        return _PROSE.fullmatch(text) is not None
+    # What `_PROSE` says, by kinds of characters: in a long text, bytes are searched in half of the time.
+    seen = text.encode().translate(_KINDS)
+    if b"#" in seen:
+        return "'" in text and _PROSE.fullmatch(text) is not None
+    return not (seen.startswith((b" ", b".")) or any(map(seen.__contains__, _NO_PROSE)))
 
 
 def prose_seam(text: str) -> int | None:
     """What `seam` says of a text that is prose; None where it isn't, and where `seam` has to be asked."""
-    if _PROSE.fullmatch(text) is None:
+    if not is_prose(text):
         return None
     place = max(text.rfind(" "), text.rfind("\n")) + 1
     if not place or text[place - 1] == "\n":

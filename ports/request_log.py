@@ -20,7 +20,6 @@ Clauses (each has a test in `conformance.request_log`):
 * REQ-8  What was written is there for a log opened anew on the same storage.
 """
 
-import os
 import re
 import uuid
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from ports.errors import InvalidArgument
 from ports.ids import uuid_of
 from ports.messages import Page
 from ports.model import Attempt
+from ports.randoms import Randoms
 
 MAX_PAGE: Final = 200
 MAX_RECORDS: Final = 1_000
@@ -46,6 +46,7 @@ CONTENT_READ: Final = "request.read"
 _PREFIX: Final = "req"
 _VARIANTS: Final = {digit: "89ab"[number % 4] for number, digit in enumerate("0123456789abcdef")}
 """The digit of a UUID that says its variant, with two bits of a random one."""
+_RANDOMS: Final = Randoms(10)
 _ID: Final = re.compile(rf"{_PREFIX}_[0-9a-f]{{32}}")
 
 
@@ -124,7 +125,7 @@ class RequestLog(Protocol):
 
 def new_request_id(at: datetime) -> str:
     """A new id that sorts by time (UUIDv7)."""
-    bits = os.urandom(10).hex()
+    bits = _RANDOMS.take()
     return f"{_PREFIX}_{int(at.timestamp() * 1_000):012x}7{bits[:3]}{_VARIANTS[bits[3]]}{bits[5:]}"
 
 

@@ -3,8 +3,7 @@
 Whatever comes of an attempt, what it used or may have used is in `spending` before the next one begins.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -30,6 +29,8 @@ from stack_b.usage import NO_KINDS, kinds_of, usage_of
 
 Act: TypeAlias = Callable[[Candidate, int], Awaitable[dict[str, Json]]]
 """Calls a candidate, which may write so many tokens."""
+Show: TypeAlias = Callable[[list[Piece]], Awaitable[None]]
+"""Raises `relay.NotShown` where something can't be shown."""
 
 
 class Attempts:
@@ -84,9 +85,9 @@ class Attempts:
         raise failure
 
     async def streamed(
-        self, ready: Ready, spending: Spending, trail: Trail, model: str, slices: Slices
-    ) -> AsyncGenerator[tuple[StreamShaper, list[Piece]], None]:
-        """The pieces of the first answer that begins. Once content was released there is no falling back."""
+        self, ready: Ready, spending: Spending, trail: Trail, model: str, slices: Slices, *, show: Show
+    ) -> StreamShaper:
+        """Shows the pieces of the first answer that begins. Once content was released there is no falling back."""
         failure: AgentOSError | None = None
         for candidate in self._router.tries(ready.candidates):
             shaper = StreamShaper(model)
@@ -98,7 +99,7 @@ class Attempts:
             try:
                 with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=True) as attempt:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
-                    async with aclosing(chunks):
+                    try:
                         async for come in chunks:
                             pieces = shaper.take(come)
                             enough = slices.covers(*shaper.written) or await slices.covered(*shaper.written)
@@ -106,12 +107,14 @@ class Attempts:
                                 begun = True
                                 trail.first_content()
                                 attempt.answered()
-                                yield shaper, pieces
+                                await show(pieces)
                             unseen = may_cut and ready.answer.ended.issuperset(range(ready.ask.choices))
                             if (unseen or not enough) and shaper.open:
                                 # Closing it ends the bill: before more is written than is held, or than is shown.
                                 shaper.cut()
                                 break
+                    finally:
+                        await chunks.aclose()
                     # Here, because an answer that only looks whole is a failure of its backend.
                     shaper.complete()
             except AgentOSError as error:
@@ -130,8 +133,7 @@ class Attempts:
                 raise
             self._streamed_usage(ready, candidate, spending, trail, shaper)
             trail.limited_by = slices.limited_by
-            yield shaper, []
-            return
+            return shaper
         assert failure is not None, "there is always a candidate"
         raise failure
 

@@ -1,7 +1,5 @@
 """Who waits for an answer, and what it means when they no longer do."""
 
-from collections.abc import Callable
-
 from stack_b.interrupt import Interrupt
 
 
@@ -13,14 +11,12 @@ class Caller:
     """One request's. When they leave, the call under way ends at once, unless it would be billed to its end all the same:
     then it is read to its end, so that what is settled is what was billed."""
 
-    __slots__ = ("_interrupt", "bound", "gone", "on_leaving")
+    __slots__ = ("_interrupt", "bound", "gone")
 
     def __init__(self) -> None:
         self.gone = False
         self.bound = False
         """The call under way goes on without them."""
-        self.on_leaving: Callable[[], None] | None = None
-        """Ends everything that is done for them."""
         self._interrupt: Interrupt | None = None
 
     def leave(self) -> None:
@@ -29,8 +25,6 @@ class Caller:
             return
         if self._interrupt is not None:
             self._interrupt.fire(Gone)
-        if self.on_leaving is not None:
-            self.on_leaving()
 
     def ends_by(self, interrupt: Interrupt | None) -> None:
         """What is done for them now is in this block, or in none."""

@@ -19,6 +19,15 @@ class About(Struct, frozen=True, kw_only=True):
 NOBODY_KNOWN: Final = About()
 
 
+class Plain(Struct, frozen=True):
+    """Of members that are nothing but texts and settings, as most are: what every walk through them would come to."""
+
+    members: dict[str, Json]
+    """Those very ones: of any other value nothing is known."""
+    texts: tuple[str, ...]
+    """What is said, and all that there is to look through."""
+
+
 class ChatCall(Struct, frozen=True, kw_only=True):
     model: str
     members: dict[str, Json]
@@ -33,6 +42,8 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     preference: Preference = "quality"
     """What to go by where several backends may serve it."""
     about: About = NOBODY_KNOWN
+    plain: Plain | None = None
+    """See `texts_in`."""
     stream: bool = False
     include_usage: bool = False
     """The client asked for a usage chunk at the end of the stream."""
@@ -52,9 +63,23 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     route: str = ""
 
 
+class Encoded(dict[str, Json]):
+    """Members, with the JSON that they are. Nobody changes them."""
+
+    def __init__(self, members: dict[str, Json], json: bytes) -> None:
+        super().__init__(members)
+        self.json = json
+
+
 def said(call: ChatCall) -> dict[str, Json]:
     """All that a client says: to be decided on, though a backend may be told less."""
     return {**call.members, "metadata": call.metadata} if call.metadata else call.members
+
+
+def texts_in(call: ChatCall | EmbedCall, value: Json) -> tuple[str, ...] | None:
+    """The texts of `value`, where it is known that there is nothing else in it; None where one has to look."""
+    plain = call.plain if isinstance(call, ChatCall) else None
+    return plain.texts if plain is not None and plain.members is value else None
 
 
 def sent(call: ChatCall, value: dict[str, Json]) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, capable, embed_ask
 from stack_b.budget.meter import Meter
 from stack_b.budget.plan import Plan
-from stack_b.canonical import ChatCall, EmbedCall, said
+from stack_b.canonical import ChatCall, EmbedCall, said, texts_in
 from stack_b.inspection.inspector import Inspector
 from stack_b.prepare import Preparation, embedding
 from stack_b.receipt import budget_members
@@ -47,12 +47,12 @@ class Check:
         prepare = self._prepare
         asked, members = prepare.route_asked(call), said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await prepare.entitled(auth, asked)
-        dear = prepare.dear(members)
+        dear = prepare.dear(call, members)
         ruled = await prepare.ruled(auth, tenant, call, members, entitled, dear=dear)
         if ruled.blocked is not None:
             return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)
         rules = prepare.rules(tenant)
-        decision = await self._inspector.decide(auth, members, rules, dear=dear)
+        decision = await self._inspector.decide(auth, members, rules, texts_in(call, members), dear=dear)
         if decision.outcome.decision == "blocked":
             return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
         candidates = ruled.candidates

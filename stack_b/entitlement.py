@@ -36,7 +36,7 @@ class TenantCache:
         return None if known is None else self._counted(known[0])
 
     def _counted(self, found: Tenant | None) -> Tenant:
-        tenant = _active(found)
+        tenant = found if found is not None and found.status == "active" else _active(found)
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant
 

@@ -30,7 +30,11 @@ class Interrupt:
         self._fired = False
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
+        return self.begun()
+
+    def begun(self, loop: asyncio.AbstractEventLoop | None = None) -> Self:
+        """Entered. Who has the `loop` that runs saves asking for it, which is a call of the system each time."""
+        self._task = asyncio.current_task(loop)
         assert self._task is not None, "there is a task to interrupt"
         self._before = self._task.cancelling()
         return self
@@ -54,8 +58,11 @@ class Deadlines:
     It stays armed when nobody waits any more, rather than be set and cancelled with every request.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, late: Callable[[], Exception] | None = None) -> None:
+        """`late`: what is raised when time is up, instead of `Unavailable` (`upstream_timeout`)."""
+        self.seconds = seconds
+        self._late = late or self._told
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._due: dict[Interrupt, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,12 +73,13 @@ class Deadlines:
 
     def begin(self) -> Interrupt:
         """An interrupt of the current task, entered. To be handed to `end` on every way out."""
-        loop = asyncio.get_running_loop()
-        interrupt = Interrupt(self._late)
-        interrupt.__enter__()
-        self._due[interrupt] = loop.time() + self._seconds
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        interrupt = Interrupt(self._late).begun(loop)
+        self._due[interrupt] = loop.time() + self.seconds
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._look, loop)
+            self._timer = loop.call_later(self.seconds, self._look, loop)
         return interrupt
 
     def end(
@@ -81,12 +89,12 @@ class Deadlines:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Leave its block. Raises what it was fired with; that is `Unavailable` (`upstream_timeout`) where time was up."""
+        """Leave its block. Raises what it was fired with."""
         self._due.pop(interrupt, None)
         interrupt.__exit__(kind, error, at)
 
-    def _late(self) -> Unavailable:
-        return out_of_time(self._seconds)
+    def _told(self) -> Unavailable:
+        return out_of_time(self.seconds)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
@@ -97,3 +105,19 @@ class Deadlines:
                 return
             del self._due[interrupt]
             interrupt.fire()
+
+
+class Within:
+    """A block with that time, for whoever waits in it for something."""
+
+    __slots__ = ("_deadlines", "_interrupt")
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+
+    def __enter__(self) -> Interrupt:
+        self._interrupt = self._deadlines.begin()
+        return self._interrupt
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._deadlines.end(self._interrupt, kind, error, at)

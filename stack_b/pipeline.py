@@ -5,8 +5,7 @@ budget → route → call (→ fall back, `attempts`) → restore → stream →
 every way out.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import nullcontext
 
 from ports.context import AuthContext
 from ports.errors import AgentOSError, PermissionDenied
@@ -21,7 +20,6 @@ from stack_b.budget.meter import Meter
 from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.check import Check, Verdict
-from stack_b.chunks import Piece, written_out
 from stack_b.deps import StackBDeps
 from stack_b.encoding import vector_of
 from stack_b.entitlement import TenantCache
@@ -33,8 +31,7 @@ from stack_b.prepare import Preparation, Ready
 from stack_b.receipt import Trail
 from stack_b.records.recorder import Recorder
 from stack_b.redaction.cache import Remembering
-from stack_b.replay import Gathered
-from stack_b.streaming import StreamShaper
+from stack_b.relay import NotShown, Relay, Show
 from stack_b.tell import Tell
 from stack_b.usage import content_bytes_of
 
@@ -62,10 +59,13 @@ class Pipeline:
         self._check = Check(self._prepare, deps.budget, self.balances, self.meter, inspector)
         self.anew = Anew(self._prepare, self.recorder, pii, deps.clock, tell)
         self._deadlines = Deadlines(deps.limits.request_s)
+        self.stream_deadlines = Deadlines(deps.limits.request_s, TimeoutError)
+        """For whoever sends what `stream` shows."""
 
     async def drain(self) -> None:
         """Wait for settlements and records under way, give back what is held for nobody; once, before the ledger closes."""
         self._deadlines.close()
+        self.stream_deadlines.close()
         await self.meter.drain()
         await self.recorder.writer.drain()
         for known in (self._tenants, self._prepare, self.balances):
@@ -113,48 +113,36 @@ class Pipeline:
         self,
         auth: AuthContext,
         call: ChatCall,
+        show: Show,
         *,
         possible_duplicate: bool = False,
         caller: Caller | None = None,
         seated: bool = False,
-    ) -> AsyncGenerator[Sequence[Piece], None]:
-        """The chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Closing it early
-        settles what was used. `seated`: a stream's place was taken for it."""
+    ) -> None:
+        """Shows the chunks of the answer, as many as are there at a time; the receipt is on the finish chunk. Cancelling
+        it settles what was used. `seated`: a stream's place was taken for it."""
         trail = Trail(auth, self._clock, possible_duplicate=possible_duplicate)
         async with self.recorder.recorded(trail, call), nullcontext() if seated else self._tenants.streaming(auth):
             # Its time is bounded by who sends it.
             with Refusing(trail, self._tell):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())
-                gathered = None if trail.texts is None else Gathered()
+                relay = Relay(ready, trail, show)
                 async with self._reserved(auth, call.model, ready, trail) as spending:
-                    shaper = StreamShaper(call.model)
-                    async with (
-                        self._attempts.slices(ready, spending) as slices,
-                        aclosing(self._attempts.streamed(ready, spending, trail, call.model, slices)) as answer,
-                    ):
-                        try:
-                            async for reached, pieces in answer:
-                                shaper = reached
-                                if shown := await ready.answer.pieces(pieces):
-                                    if gathered is not None:
-                                        gathered.add_all(written_out(shown))
-                                    yield shown
-                        except AgentOSError:
-                            # What came before the failure was paid, and may be read.
-                            if rest := await ready.answer.rest():
-                                yield rest
-                            raise
-                    if rest := await ready.answer.rest():
-                        if gathered is not None:
-                            gathered.add_all(written_out(rest))
-                        yield rest
+                    try:
+                        async with self._attempts.slices(ready, spending) as slices:
+                            shaper = await self._attempts.streamed(
+                                ready, spending, trail, call.model, slices, show=relay.take
+                            )
+                    except NotShown as error:
+                        await relay.rest()
+                        raise error.error from error
+                    except AgentOSError:
+                        await relay.rest()
+                        raise
+                    await relay.rest()
                 self._looked_through(ready, trail)
                 receipt = trail.receipt(spending.total, await ready.answer.counts(shaper.reported))
-                closing = await ready.answer.closing(shaper.finish(receipt, include_usage=call.include_usage))
-                if gathered is not None and trail.texts is not None:
-                    gathered.add_all(written_out(closing))
-                    trail.texts.answer = ready.answer.to_keep(gathered.reply()["choices"])
-                yield closing
+                await relay.end(shaper.finish(receipt, include_usage=call.include_usage))
 
     async def embed(
         self, auth: AuthContext, call: EmbedCall, *, possible_duplicate: bool = False, caller: Caller | None = None

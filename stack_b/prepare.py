@@ -20,7 +20,7 @@ from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.room import check_room
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, said, sent
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
 from stack_b.inspection.inspector import Inspector
@@ -90,12 +90,12 @@ class Preparation:
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked)
         members = said(call)
-        dear = self.dear(members)
+        dear = self.dear(call, members)
         if dear:
             await self._affordable(auth, tenant, self.asked(call, capable(call, entitled)))
         ruled = self._permitted(await self.ruled(auth, tenant, call, members, entitled, dear=dear), trail)
         rules = self.rules(tenant)
-        decision = await self.inspected(auth, members, rules, trail, dear=dear)
+        decision = await self.inspected(auth, members, rules, trail, texts_in(call, members), dear=dear)
         value: dict[str, Json] = decision.value
         trail.texts = texts_to_keep(tenant.entitlements, value)
         if value is not call.members:
@@ -109,11 +109,11 @@ class Preparation:
             auth=auth,
             asked=asked,
             candidates=plan.candidates,
-            body=told,
+            body=Encoded(told, ask.body) if told is value else told,
             ask=ask,
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
-            sent_bytes=ask.body_bytes if told is value else len(msgspec.json.encode(told)),
+            sent_bytes=len(ask.body) if told is value else len(msgspec.json.encode(told)),
             answer=ruled.guarded(self._answer(auth, rules, decision)),
             caller=caller,
         )
@@ -123,7 +123,7 @@ class Preparation:
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked)
         members = embedding(call)
-        dear = self.dear(members)
+        dear = self.dear(call, members)
         if dear:
             await self._affordable(auth, tenant, embed_ask(call))
         ruled = await self.ruled(auth, tenant, call, members, entitled, dear=dear)
@@ -152,9 +152,9 @@ class Preparation:
         """What of it must hold when its answer is there already: all but budgets. Raises like `chat`."""
         members = said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
-        dear = self.dear(members)
+        dear = self.dear(call, members)
         permitted = self._permitted(await self.ruled(auth, tenant, call, members, entitled, dear=dear), trail)
-        await self.inspected(auth, members, self.rules(tenant), trail, dear=dear)
+        await self.inspected(auth, members, self.rules(tenant), trail, texts_in(call, members), dear=dear)
         return permitted
 
     # The stages, in their order.
@@ -162,7 +162,7 @@ class Preparation:
     def route_asked(self, call: ChatCall | EmbedCall) -> Asked:
         if isinstance(call, EmbedCall):
             return Asked(name=call.model, kind="embed", preference=call.preference, extra=call.extra)
-        conversation = conversation_of(call.members) if self._router.spreads() else ""
+        conversation = conversation_of(call.members) if self._router.spreads else ""
         return Asked(
             name=call.model,
             kind="chat",
@@ -180,10 +180,8 @@ class Preparation:
             tenant = await self._tenants.served(auth)
         else:
             tenant = self._tenants.at_hand(auth) or await self._tenants.tenant(auth)
-        now = self._clock.now()
-        candidates = self._router.candidates(
-            auth, asked, tenant.entitlements, lambda one: self._prices.priced(one, now)
-        )
+        priced = self._prices.at(self._clock.now())
+        candidates = self._router.candidates(auth, asked, tenant.entitlements, priced)
         if not candidates:
             # The same words whether it isn't served or isn't theirs.
             raise PermissionDenied(
@@ -192,9 +190,10 @@ class Preparation:
             )
         return tenant, self._router.taking(asked.extra, candidates) if asked.extra else candidates
 
-    def dear(self, members: dict[str, Json]) -> bool:
+    def dear(self, call: ChatCall | EmbedCall, members: dict[str, Json]) -> bool:
         """Whether it is looked through in another process. Raises `InvalidArgument` for what is too long to look at."""
-        return self._inspector.is_dear(members, check_weight(members, self._limits.inspected_chars))
+        weight = check_weight(members, self._limits.inspected_chars, texts_in(call, members))
+        return self._inspector.is_dear(members, weight)
 
     async def _affordable(self, auth: AuthContext, tenant: Tenant, ask: Ask) -> None:
         """Looking through long texts costs something too: raises like the hold to come, where it can't be had anyway."""
@@ -234,15 +233,22 @@ class Preparation:
         return decision()
 
     def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
-        if ruled.blocked is not None:
+        if not ruled.candidates:
             trail.outcome = ruled.blocked
             raise ruled.refusal
         return ruled
 
     async def inspected(
-        self, auth: AuthContext, members: dict[str, Json], rules: PiiRules, trail: Trail, *, dear: bool
+        self,
+        auth: AuthContext,
+        members: dict[str, Json],
+        rules: PiiRules,
+        trail: Trail,
+        texts: tuple[str, ...] | None = None,
+        *,
+        dear: bool,
     ) -> Decision:
-        decision = await self._inspector.decide(auth, members, rules, dear=dear)
+        decision = await self._inspector.decide(auth, members, rules, texts, dear=dear)
         trail.outcome = decision.outcome
         if decision.findings:
             self._tell.decided(decision.findings)
@@ -256,7 +262,8 @@ class Preparation:
         """Raises `InvalidArgument` for more thoughts than it holds."""
         most = most_of(candidates) if call.max_tokens is None else None
         ask = chat_ask(call, self._limits, model_max_tokens=most)
-        check_thoughts(call, ask)
+        if call.plain is None:
+            check_thoughts(call, ask)
         if call.stream and cuttable(candidates[0]):
             return sliced(ask, self._limits.output_slice_tokens)
         return ask
@@ -273,10 +280,10 @@ class Preparation:
         about = call.about
         if about is not NOBODY_KNOWN:
             about = await named(self._pii, auth, about, rules)
-        tier = self._router.target(call.model)
-        budgets = self._budgets.at_hand(auth)
-        if budgets is None:
-            budgets = await self._budgets.of(auth)
+        known = self._budgets.fresh.at_hand(auth)
+        budgets = await self._budgets.of(auth) if known is None else known[0]
+        # Without any it makes no difference.
+        tier = self._router.target(call.model) if budgets else ""
         return planned(auth, budgets, candidates, about, ask, tier=tier, name=call.model)
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:

@@ -19,33 +19,30 @@ from stack_b.kept_texts import Texts
 class Trail:
     """Gathers one request's receipt as the request passes its stages."""
 
-    __slots__ = (
-        "_attempts", "_clock", "_first_content_s", "_possible_duplicate", "_started", "_upstream_s", "at", "auth",
-        "candidate", "limited_by", "outcome", "over", "request", "spending", "standing", "texts",
-    )  # fmt: skip
+    # As each one begins.
+    spending: Spending | None = None
+    texts: Texts | None = None
+    """To be kept, where the tenant wants it."""
+    candidate: Candidate | None = None
+    """Whom it was asked last."""
+    outcome: PolicyOutcome | None = None
+    standing: Standing | None = None
+    over: tuple[str, ...] = ()
+    """Soft budgets that are beyond their limits."""
+    limited_by = ""
+    """The budget that left no room for more of the answer."""
+    _upstream_s = 0.0
+    _first_content_s: float | None = None
 
     def __init__(self, auth: AuthContext, clock: Clock, *, possible_duplicate: bool = False) -> None:
         self.auth = auth
         self.at = clock.now()
         self.request = new_request_id(self.at)
         """Its id, in the log of requests and in its usage."""
-        self.spending: Spending | None = None
-        self.texts: Texts | None = None
-        """To be kept, where the tenant wants it."""
         self._possible_duplicate = possible_duplicate
         self._clock = clock
         self._started = clock.monotonic()
-        self._upstream_s = 0.0
-        self._first_content_s: float | None = None
         self._attempts: list[Attempt] = []
-        self.candidate: Candidate | None = None
-        """Whom it was asked last."""
-        self.outcome: PolicyOutcome | None = None
-        self.standing: Standing | None = None
-        self.over: tuple[str, ...] = ()
-        """Soft budgets that are beyond their limits."""
-        self.limited_by = ""
-        """The budget that left no room for more of the answer."""
 
     def tell(self, error: AgentOSError) -> None:
         """What refuses the request says as much of the receipt as is known."""

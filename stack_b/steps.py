@@ -33,6 +33,7 @@ from stack_b.flights import Flight, Flights
 from stack_b.interrupt import out_of_time
 from stack_b.once import Client, Once, digest, of_retry
 from stack_b.pipeline import Pipeline
+from stack_b.relay import Show
 from stack_b.replay import (
     Gathered,
     chunks_of,
@@ -365,16 +366,18 @@ class Steps:
         self, auth: AuthContext, call: ChatCall, step: _Step, *, possible_duplicate: bool
     ) -> dict[str, Json]:
         gathered = Gathered()
-        if step.flight is None:
-            chunks = self._pipeline.stream(auth, call, possible_duplicate=possible_duplicate, seated=True)
-        else:
-            chunks = step.flight.chunks()
+
+        async def show(pieces: Sequence[Piece]) -> None:
+            for chunk in written_out(pieces):
+                gathered.add(chunk)
+                step.tell(chunk)
+
         try:
-            async with asyncio.timeout(self._request_s), aclosing(chunks):
-                async for pieces in chunks:
-                    for chunk in written_out(pieces):
-                        gathered.add(chunk)
-                        step.tell(chunk)
+            async with asyncio.timeout(self._request_s):
+                if step.flight is not None:
+                    await each(step.flight.chunks(), show)
+                else:
+                    await self._pipeline.stream(auth, call, show, possible_duplicate=possible_duplicate, seated=True)
         except TimeoutError:
             raise out_of_time(self._request_s) from None
         return gathered.reply()
@@ -400,6 +403,13 @@ class Steps:
                 return
             except AgentOSError as error:
                 logger.warning("step.extend_failed", extra={"tenant_id": auth.tenant, "code": error.code})
+
+
+async def each(chunks: AsyncGenerator[Sequence[Piece], None], show: Show) -> None:
+    """Shows all of `chunks`, which are closed on every way out."""
+    async with aclosing(chunks):
+        async for pieces in chunks:
+            await show(pieces)
 
 
 def _where(auth: AuthContext, once: Once) -> _Where:

@@ -4,12 +4,14 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
+from adapters.postgres.literals import members, quoted, written
 from adapters.postgres.rows import Row, actor_of, packed, positive
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -155,14 +157,14 @@ class PostgresBudget:
 
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         check_bookings(bookings)
+        # Hundreds at a time, from every request.
         events: list[str] = []
         for booking in bookings:
-            # Hundreds at a time, from every request: each is written out once, and as it is.
-            hold = f'{{"hold":"{_uuid(booking.hold)}",'
-            events += [hold + packed(event)[1:] for event in booking.events]
+            hold = str(_uuid(booking.hold))
+            events += await written(booking.events, partial(_given, hold))
         asked = {
             "tenant": auth.tenant,
-            "events": f"[{','.join(events)}]",
+            "events": events,
             "bookings": packed([_booking(one) for one in bookings]),
         }
         async with self._database.transaction(auth.tenant) as transaction:
@@ -321,6 +323,18 @@ def _standings(
         end = window_end(account.budget.period, account.budget.tz, start)
         found.append(Standing(account=account, settled=row["settled"], held=row["held"], window_end=end))
     return found
+
+
+def _given(hold: str, event: UsageEvent) -> str:
+    """In the order of `ao_given_usage`."""
+    shared = members(
+        event.kind, event.principal, event.agent, event.session, event.model, event.backend, event.price, event.estimated
+    )  # fmt: skip
+    return (
+        f"({hold},{quoted(event.request)},{event.attempt},{quoted(event.correlation_id)},{event.fresh_tokens},"
+        f"{event.cache_read_tokens},{event.cache_write_tokens},{event.output_tokens},{event.reasoning_tokens},"
+        f"{event.cost_nanousd},{shared})"
+    )
 
 
 def _booking(booking: Booking) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
+from adapters.postgres.literals import members, moment, quoted, written
 from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -57,7 +58,8 @@ class PostgresRequestLog:
         check_records(records)
         if not records:
             return
-        asked = {"tenant": auth.tenant, "action": DENIED, "records": packed([one.record for one in records])}
+        given = await written(records, _given)
+        asked = {"tenant": auth.tenant, "action": DENIED, "records": given}
         kept = [_sealed(one.record, one.sealed) for one in records if one.sealed is not None]
         # What tells only may be lost with the server; a denial may not.
         denied = any(one.record.denied for one in records)
@@ -108,6 +110,21 @@ class PostgresRequestLog:
         async with self._database.transaction(auth.tenant) as transaction:
             rows = await transaction.rows(_SQL["counted"], asked)
         return tuple(Counted(**dict(row)) for row in rows)
+
+
+def _given(one: Written) -> str:
+    """In the order of `ao_given_record`."""
+    record = one.record
+    attempts = quoted(packed(record.attempts)) if record.attempts else "[]"
+    shared = members(
+        record.namespace, record.principal, record.route, record.stream, record.model_asked, record.model, record.backend,
+        record.status, record.code, record.denied, record.decision, packed(record.reasons) if record.reasons else "[]",
+        record.estimated, record.replayed, record.joined,
+    )  # fmt: skip
+    return (
+        f"({record.id},{moment(record.at)},{quoted(record.correlation_id)},{attempts},{record.prompt_tokens},"
+        f"{record.completion_tokens},{record.cost_nanousd},{record.latency_ms},{moment(record.kept_until)},{shared})"
+    )
 
 
 def _sealed(record: RequestRecord, sealed: bytes) -> dict[str, Json]:

@@ -5,6 +5,9 @@ and what comes in the meantime goes together with the next. A lane is free again
 as its last batch took: so a batch is as large as the load makes it, and a busy machine is asked for fewer and larger ones
 while it could still manage many small ones, which is what keeps them short. What nobody waits for is gathered for longer
 (`gather_s`). The transaction of a batch is bound to the tenants of its calls.
+
+That is made for a crowd, and a tenant that has a call now and then would pay for another's: it waits for neither batch nor
+rest of a crowd that it doesn't belong to (`adapters.postgres.crowd`), but goes at once in a lane kept for such calls.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from msgspec import Struct
 
+from adapters.postgres.crowd import Crowd
 from adapters.postgres.engine import CALL_SECONDS, Database, Transaction
 from adapters.postgres.errors import rolled_back
 from ports.errors import Unavailable
@@ -27,10 +31,10 @@ Act: TypeAlias = Callable[[Transaction, Sequence[AskT]], Awaitable[Sequence[Answ
 MOST: Final = 32
 """Calls in one batch: the locks of all are held until its commit."""
 LANES: Final = 2
-"""Batches of one kind under way at once in this process at most. A second one only where the first takes long, as one does
-that waits for a lock: two would be smaller, and cost more."""
+"""Batches of one kind under way at once in this process at most, but for one of calls beside a crowd. A second one only
+where the first takes long, as one does that waits for a lock: two would be smaller, and cost more."""
 LONG_S: Final = 0.05
-"""After this a batch takes long."""
+"""After this a batch takes long, unless a kind says less."""
 REST: Final = 3
 """Times as long as a batch took, its kind begins no other one: at half of its capacity this process and the server spent a
 third less on a run, and a call was answered in half the time (`tests.bench.engine`)."""
@@ -69,16 +73,22 @@ class Together(Generic[AskT, AnswerT]):
         most: int = MOST,
         gather_s: float = 0.0,
         most_rest_s: float = MOST_REST_S,
+        long_s: float = LONG_S,
     ) -> None:
         """With `gather_s` the first call waits so long for others: for what nobody waits for."""
         self._gather_s = gather_s
         self._most_rest_s = most_rest_s
+        self._long_s = long_s
         self._gathering: asyncio.TimerHandle | None = None
         self._database = database
         self._act = act
         self._most = most
         self._waiting: deque[_Call[AskT, AnswerT]] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
+        self._crowd = Crowd()
+        self._beside: deque[_Call[AskT, AnswerT]] = deque()
+        """What waits and should not wait for a crowd."""
+        self._beside_lane: asyncio.Task[None] | None = None
         self._relief: asyncio.TimerHandle | None = None
         self._rested_at = 0.0
 
@@ -89,6 +99,12 @@ class Together(Generic[AskT, AnswerT]):
         """
         loop = asyncio.get_running_loop()
         call = _Call(tenant, ask, order, loop.create_future())
+        self._crowd.note(tenant)
+        if not self._gather_s and self._is_held_up(loop.time()) and self._crowd.is_beside(tenant):
+            self._beside.append(call)
+            if self._beside_lane is None:
+                self._beside_lane = asyncio.create_task(self._serve_beside())
+            return await self._answer(call)
         self._waiting.append(call)
         if not self._lanes and self._gather_s and len(self._waiting) < self._most:
             if self._gathering is None:
@@ -96,13 +112,20 @@ class Together(Generic[AskT, AnswerT]):
         elif not self._lanes:
             self._open_lane()
         elif self._relief is None and len(self._lanes) < LANES:
-            self._relief = loop.call_later(LONG_S, self._relieve)
+            self._relief = loop.call_later(self._long_s, self._relieve)
+        return await self._answer(call)
+
+    async def _answer(self, call: _Call[AskT, AnswerT]) -> AnswerT:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 answer: AnswerT = await call.answer
                 return answer
         except TimeoutError as error:
             raise _unanswered() from error
+
+    def _is_held_up(self, now: float) -> bool:
+        """Whether a call would wait for a batch, or for the rest after one."""
+        return bool(self._lanes) or self._rested_at > now
 
     def _open_lane(self) -> None:
         self._lanes.add(asyncio.create_task(self._serve()))
@@ -131,6 +154,13 @@ class Together(Generic[AskT, AnswerT]):
         finally:
             # In the same turn of the loop: the next call must not take us for a lane that will serve it.
             self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _serve_beside(self) -> None:
+        try:
+            while self._beside:
+                await self._make([self._beside.popleft() for _ in range(min(len(self._beside), self._most))])
+        finally:
+            self._beside_lane = None  # in the same turn, as above
 
     async def _make(self, calls: list[_Call[AskT, AnswerT]]) -> None:
         # Whoever left, or waited long enough, while others were served does not want it any more.

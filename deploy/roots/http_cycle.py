@@ -37,6 +37,8 @@ class Cycle(RequestResponseCycle):
     chunked_encoding = None
     expected_content_length = 0
     _event: asyncio.Event | None = None
+    _taken = False
+    """The body was, as a whole."""
 
     def __init__(  # uvicorn's sets twenty attributes, most of them to the same values
         self,
@@ -87,20 +89,21 @@ class Cycle(RequestResponseCycle):
             self._event.set()
 
     async def receive(self) -> ASGIReceiveEvent:
-        if (self.body or not self.more_body) and self._event is None:
+        if (self.body or not self.more_body) and self._event is None and not self._taken:
             # There was something before anybody waited.
             self.message_event.set()
         return await super().receive()
 
     def taken(self) -> bytes | None:
         """The body, where all of it is here; what is received afterwards comes behind it."""
-        if self.more_body or self._event is not None:
+        if self.more_body or self._taken or self._event is not None:
             return None
-        body, self.body = bytes(self.body), b""
+        body, self.body = self.body, b""
+        self._taken = True
         self.waiting_for_100_continue = False
-        self.flow.resume_reading()
-        self._event = asyncio.Event()
-        return body
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        return bytes(body)
 
     def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":

@@ -12,6 +12,7 @@ import uvicorn
 import uvloop
 
 from deploy.handover import Door, inherited
+from deploy.roots.accepting import Accepting
 from deploy.roots.collector import start_is_over
 from deploy.roots.http_protocol import BoundedProtocol
 from ports.http.edge import App
@@ -33,13 +34,22 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_leaving = on_leaving
         self._door = door
+        self._accepting: Accepting | None = None
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
+        listeners = [listener.fileno() for server in self.servers for listener in server.sockets]
+        self._accepting = Accepting(listeners, self._protocol)
         if self._door is not None:
-            self._door.open(listener.fileno() for server in self.servers for listener in server.sockets)
+            self._door.open(listeners)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection that it accepts."""
+        return BoundedProtocol(self.config, self.server_state, self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        if self._accepting is not None:
+            await self._accepting.close()
         if self._door is not None:
             self._door.close()
             if self._door.superseded():

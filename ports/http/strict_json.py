@@ -25,6 +25,7 @@ _INT64_CHARS: Final = 20
 _TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _DIGITS: Final = b"0123456789"
+_DIGITS_AND_BRACKETS: Final = _DIGITS + b"[{"
 _FEWEST_DIGITS: Final = 19
 """Of an integer that does not fit 64 bits."""
 
@@ -37,19 +38,23 @@ def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     """
     if raw.startswith(b"\xef\xbb\xbf"):
         raise _refused("the body starts with a byte-order mark; send plain UTF-8")
-    if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
+    # One look over all bytes: with few of both there is neither a large number nor much depth.
+    suspects = len(raw) - len(raw.translate(None, _DIGITS_AND_BRACKETS))
+    if suspects > max_depth and raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
         raise _refused(f"the body is nested deeper than {max_depth} levels")
-    value = _plainly(raw)
+    value = _plainly(raw, few_digits=suspects < _FEWEST_DIGITS)
     return _thoroughly(raw) if value is None else value
 
 
-def _plainly(raw: bytes) -> Json:
+def _plainly(raw: bytes, *, few_digits: bool = False) -> Json:
     """The value in most bodies, at once; None where only a thorough look can tell.
 
     What our encoder makes of the value is the body itself: so there is no member twice, and nothing that another parser
     could read in another way. What is left are numbers that are too large, and characters that are escaped.
     """
-    if b"\\u" in raw or len(raw) - len(raw.translate(None, _DIGITS)) >= _FEWEST_DIGITS:
+    if b"\\" in raw and b"\\u" in raw:
+        return None
+    if not few_digits and len(raw) - len(raw.translate(None, _DIGITS)) >= _FEWEST_DIGITS:
         return None
     try:
         value: Json = msgspec.json.decode(raw)

@@ -25,6 +25,7 @@ _WINDOW: Final = 16 * 1024
 """How much is looked through at once, so that runs between other chunks don't copy what follows them again and again."""
 _PLACE: Final = re.compile(rb'"content": ?"')
 _PLAIN: Final = re.compile(rb'[^"\\\x00-\x1f]*+')
+_PLAIN_TEXT: Final = re.compile(r'[^"\\\x00-\x1f]*+')
 _BODY: Final = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 """What stands between the quotes of a JSON string."""
 _TEXT: Final = msgspec.json.Decoder(str)
@@ -35,13 +36,14 @@ _PROBE: Final = "\u2603"
 class Template:
     """The bytes of a chunk around its text."""
 
-    __slots__ = ("_after", "_before", "_between", "chunk")
+    __slots__ = ("_after", "_before", "_between", "_between_texts", "chunk")
 
     def __init__(self, chunk: dict[str, Json], before: bytes, after: bytes) -> None:
         self.chunk = chunk
         self._before = _DATA + before
         self._after = after + _END
         self._between = self._after + self._before
+        self._between_texts = self._between.decode()
 
     def first(self) -> Run | None:
         """The chunk it was learned from, as the beginning of a run; None where it says more than the next ones will."""
@@ -56,7 +58,11 @@ class Template:
         if not data.startswith(self._before, at):
             return None, at
         start = at + len(self._before)
-        *parts, rest = data[start : start + _WINDOW].split(self._between)
+        window = data[start : start + _WINDOW]
+        end = window.rfind(self._after)
+        if (plain := self._plain(window, end)) is not None:
+            return plain, start + end + len(self._after)
+        *parts, rest = window.split(self._between)
         last = _BODY.match(rest)
         assert last is not None  # it matches nothing, too
         if rest.startswith(self._after, last.end()):
@@ -73,6 +79,18 @@ class Template:
             return None, at
         size = len(raw) if b"\\" not in raw else sum(map(size_of, texts))
         return Run(self.chunk, texts, size), at + len(raw) + len(texts) * len(self._between)
+
+    def _plain(self, window: bytes, end: int) -> Run | None:
+        """Up to `end`, where nothing but chunks of this form stands there, and nothing in their texts is escaped."""
+        if end < 0:
+            return None
+        try:
+            texts = window[:end].decode().split(self._between_texts)
+        except UnicodeDecodeError:
+            return None
+        if not _PLAIN_TEXT.fullmatch("".join(texts)):
+            return None
+        return Run(self.chunk, texts, end - (len(texts) - 1) * len(self._between))
 
 
 class ChunkReader:
@@ -100,6 +118,11 @@ class ChunkReader:
                     _append(pieces, run)
                     continue
             end = data.find(_END, at)
+            if end >= 0 and data.startswith(_DATA, at) and data.find(b"\n", at) == end and self._decoder.between_events:
+                # One event on one line, as nearly all are.
+                self._take(data[at + len(_DATA) : end], pieces, teaches=True)
+                at = end + len(_END)
+                continue
             raw = data[at:] if end < 0 else data[at : end + len(_END)]
             at += len(raw)
             self._read(raw, pieces)
@@ -112,32 +135,31 @@ class ChunkReader:
         return pieces
 
     def _read(self, raw: bytes | None, pieces: list[Piece]) -> None:
+        """What came in another form, or in parts, teaches nothing."""
         try:
-            self._add(self._decoder.close() if raw is None else self._events(raw), raw or b"", pieces)
+            events = self._decoder.close() if raw is None else self._decoder.feed(raw)
         except AgentOSError as error:
             self.failure = error
-
-    def _events(self, raw: bytes) -> list[bytes]:
-        if self._decoder.between_events and raw.startswith(_DATA) and raw.find(b"\n") == len(raw) - len(_END):
-            # One event on one line, as nearly all are.
-            return [raw[len(_DATA) : -len(_END)]]
-        return self._decoder.feed(raw)
-
-    def _add(self, events: list[bytes], raw: bytes, pieces: list[Piece]) -> None:
+            return
         for event in events:
-            if event == DONE:
-                self.done = True
-                return
+            if not self.done and self.failure is None:
+                self._take(event, pieces, teaches=False)
+
+    def _take(self, event: bytes, pieces: list[Piece], *, teaches: bool) -> None:
+        if event == DONE:
+            self.done = True
+            return
+        try:
             chunk = self._decode(event)
-            piece: Piece = chunk
-            # What came in another form of the same event, or in parts, teaches nothing.
-            if self._learned < MAX_LEARNED and len(raw) == len(event) + len(_DATA) + len(_END):
-                learned = learn(event, chunk)
-                if learned is not None:
-                    self._learned += 1
-                    self._template = learned
-                    piece = learned.first() or chunk
-            pieces.append(piece)
+        except AgentOSError as error:
+            self.failure = error
+            return
+        piece: Piece = chunk
+        if teaches and self._learned < MAX_LEARNED and (learned := learn(event, chunk)) is not None:
+            self._learned += 1
+            self._template = learned
+            piece = learned.first() or chunk
+        pieces.append(piece)
 
 
 def _append(pieces: list[Piece], run: Run) -> None:
@@ -158,13 +180,19 @@ def learn(event: bytes, chunk: dict[str, Json]) -> Template | None:
     if place is None or body is None:
         return None
     before, after = event[: place.end()], event[body.end() :]
+    if not after.startswith(b'"') or not (b"\\" not in before + after or _is_proven(chunk, before, after)):
+        return None
+    return Template(chunk, before, after)
+
+
+def _is_proven(chunk: dict[str, Json], before: bytes, after: bytes) -> bool:
+    """Whether what stands between them is the chunk's text. Where nothing is escaped, the one `"content"` is its name."""
     [choice] = chunk["choices"]
     form = {**chunk, "choices": [{**choice, "delta": {**choice["delta"], "content": _PROBE}}]}
     try:
-        proven = after.startswith(b'"') and _CHUNK.decode(before + _PROBE.encode() + after) == form
+        return bool(_CHUNK.decode(before + _PROBE.encode() + after) == form)
     except msgspec.DecodeError:
-        return None
-    return Template(chunk, before, after) if proven else None
+        return False
 
 
 def _says_only_text(chunk: dict[str, Json]) -> bool:

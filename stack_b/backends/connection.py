@@ -89,11 +89,14 @@ class Answer:
         self.complete = False
         self.keep_alive = False
 
-    async def head(self) -> None:
-        """Until the status is known. Raises `ExchangeError`."""
-        while not self.status and self._error is None:
-            await self._news()
-        self._raise_if_failed()
+    @property
+    def is_silent(self) -> bool:
+        """Neither its status is known, nor what went wrong."""
+        return not self.status and self._error is None
+
+    def at_hand(self, limit: int) -> bytes | bytearray | None:
+        """The whole content, where all of it has come, as mostly with its head; else it is to be read."""
+        return self._body if self.complete and len(self._body) <= limit else None
 
     async def read(self, limit: int) -> bytes | bytearray:
         """The whole content. Raises `TooLarge` beyond `limit` bytes, as soon as that is seen, and `ExchangeError`."""
@@ -102,19 +105,19 @@ class Answer:
         if len(self._body) > limit:
             raise TooLarge("its answer is too large")
         while not self.complete and self._error is None:
-            await self._news()
-        self._raise_if_failed()
+            await self.news()
+        self.raise_if_failed()
         return self._body
 
     async def piece(self) -> bytes:
         """What has come since the last call, at least one byte; nothing at the end. Raises `ExchangeError`."""
         while not self._body and not self.complete and self._error is None:
-            await self._news()
+            await self.news()
         if self._body:
             body, self._body = self._body, b""
             self._connection.resume()
             return bytes(body)
-        self._raise_if_failed()
+        self.raise_if_failed()
         return b""
 
     def release(self) -> None:
@@ -139,7 +142,7 @@ class Answer:
             self._body += data
         if len(self._body) > self._room:
             return False
-        if not self._whole:
+        if not self._whole and self._waiter is not None:
             self.wake()
         return True
 
@@ -158,12 +161,12 @@ class Answer:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _news(self) -> asyncio.Future[None]:
+    def news(self) -> asyncio.Future[None]:
         """What the next of it ends. Who leaves meanwhile has ended it themselves."""
         self._waiter = self._loop.create_future()
         return self._waiter
 
-    def _raise_if_failed(self) -> None:
+    def raise_if_failed(self) -> None:
         if self._error is not None:
             raise self._error
 
@@ -213,7 +216,9 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         self._expect(now + patience.first)
         try:
-            await answer.head()
+            while answer.is_silent:
+                await answer.news()
+            answer.raise_if_failed()
         except BaseException:
             self.abort()
             raise
@@ -243,7 +248,8 @@ class Connection(asyncio.Protocol):
         unspoiled = answer.complete and answer.keep_alive and not self._spoiled
         # A request that was answered before it was sent whole would be followed by its own rest.
         if unspoiled and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
-            self.resume()
+            if self._paused:
+                self.resume()
             self._over = _NEVER
             self._expect(self._loop.time() + self._idle_s)
             self._owner.freed(self)

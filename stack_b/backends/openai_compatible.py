@@ -5,7 +5,7 @@ body travels back.
 """
 
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Final
 
@@ -22,7 +22,8 @@ from stack_b.backends.dialects import Dialect
 from stack_b.backends.pool import Pool
 from stack_b.backends.protocol import OUTCOME_UNKNOWN, ModelCard
 from stack_b.backends.shapes import ChunkShape, CompletionShape, EmbeddingsShape
-from stack_b.chunks import Piece
+from stack_b.backends.streamed import BROKE_OFF, Streamed
+from stack_b.canonical import Encoded
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """2,048 embeddings of 3,072 numbers in decimal are about that."""
@@ -116,72 +117,59 @@ class OpenAiCompatible:
             raise Unavailable(f"backend {self.name!r} answered {status}", code="upstream_error")
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
-        members = self._chat_body(model, body, max_tokens)
-        answer = self._dialect.answer(await self._whole(self._post("chat/completions", members), self._patience))
+        request = self._chat_request(model, body, {self._max_tokens_member: max_tokens})
+        answer = self._dialect.answer(await self._whole(request, self._patience))
         self._check(answer, CompletionShape)
         return answer
 
-    async def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> AsyncGenerator[list[Piece], None]:
-        members = self._chat_body(model, body, max_tokens)
-        members |= {"stream": True, "stream_options": {"include_usage": True}}
-        reader = ChunkReader(self._chunk)
-        answer = await self._asked(self._post("chat/completions", members), self._stream_patience)
-        try:
-            size = 0
-            while piece := await self._piece(answer):
-                size += len(piece)
-                if size > MAX_ANSWER_BYTES:
-                    raise self._broken("its answer is too large")
-                if pieces := reader.feed(piece):
-                    yield pieces
-                if reader.failure is not None:
-                    raise reader.failure
-                if reader.done:
-                    answer.leave()
-                    return
-            if pieces := reader.close():
-                yield pieces
-            if reader.failure is not None:
-                raise reader.failure
-            if reader.done:
-                return
-        finally:
-            answer.release()
-        raise Unavailable(
-            f"backend {self.name!r} broke off in the middle of its answer",
-            code="upstream_error",
-            details=OUTCOME_UNKNOWN,
-        )
+    def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> Streamed:
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        request = self._chat_request(model, body, {self._max_tokens_member: max_tokens, **streamed})
+
+        def asked() -> Awaitable[Answer]:
+            return self._asked(request, self._stream_patience)
+
+        return Streamed(ChunkReader(self._chunk), asked, self._piece, self._unfinished, most_bytes=MAX_ANSWER_BYTES)
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
         members = {**body, **self._dialect.members, "model": model}
-        answer = await self._whole(self._post("embeddings", members), self._patience)
+        answer = await self._whole(self._post("embeddings", model, msgspec.json.encode(members)), self._patience)
         self._check(answer, EmbeddingsShape)
         return answer
 
-    def _chat_body(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
-        return {**body, **self._dialect.members, "model": model, self._max_tokens_member: max_tokens}
+    def _chat_request(self, model: str, body: dict[str, Json], more: dict[str, Json]) -> bytes:
+        ours = {**self._dialect.members, "model": model, **more}
+        if isinstance(body, Encoded) and body and body.keys().isdisjoint(ours):
+            # Written once for all who read it.
+            content = b"%b,%b" % (body.json[:-1], msgspec.json.encode(ours)[1:])
+        else:
+            content = msgspec.json.encode({**body, **ours})
+        return self._post("chat/completions", model, content)
 
     def _head(self, method: str, path: str) -> bytes:
         """All of a request's head but what depends on its body."""
         return f"{method} {self._path}/{path}{self._query} HTTP/1.1\r\n{self._headers}".encode("latin-1")
 
-    def _post(self, path: str, body: dict[str, Json]) -> bytes:
-        content = msgspec.json.encode(body)
-        place = self._dialect.path(path, body["model"])
+    def _post(self, path: str, model: str, content: bytes) -> bytes:
+        place = self._dialect.path(path, model)
         head = self._heads.get(place)
         if head is None:
             head = self._heads[place] = self._head("POST", place)
         return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (head, len(content), content)
 
     async def _whole(self, request: bytes, patience: Patience) -> dict[str, Json]:
-        answer = await self._asked(request, patience)
+        answer: Answer | None = None
         try:
-            return self._object(await answer.read(MAX_ANSWER_BYTES))
+            answer = await self._pool.ask(request, patience)
+            if not _is_taken(answer):
+                raise await self._refusal(answer)
+            body = answer.at_hand(MAX_ANSWER_BYTES)
+            return self._object(await answer.read(MAX_ANSWER_BYTES) if body is None else body)
         except ExchangeError as error:
             raise self._translated(error) from error
         finally:
-            answer.release()
+            if answer is not None:
+                answer.release()
 
     async def _asked(self, request: bytes, patience: Patience) -> Answer:
         """The backend's 200, to be released by the caller, or the error that its status or silence means."""
@@ -189,13 +177,12 @@ class OpenAiCompatible:
             answer = await self._pool.ask(request, patience)
         except ExchangeError as error:
             raise self._translated(error) from error
-        if answer.status == _OK and answer.kept.get(b"content-encoding", b"identity").lower() == b"identity":
+        if _is_taken(answer):
             return answer
         try:
-            refusal = await self._refusal(answer)
+            raise await self._refusal(answer)
         finally:
             answer.release()
-        raise refusal
 
     async def _piece(self, answer: Answer) -> bytes:
         try:
@@ -267,6 +254,15 @@ class OpenAiCompatible:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._broken("its answer is not a JSON object") from None
 
+    def _unfinished(self, what: str) -> Unavailable:
+        if what != BROKE_OFF:
+            return self._broken(what)
+        return Unavailable(
+            f"backend {self.name!r} broke off in the middle of its answer",
+            code="upstream_error",
+            details=OUTCOME_UNKNOWN,
+        )
+
     def _broken(self, what: str) -> Unavailable:
         """It answered, so it has worked, whatever it was that it said."""
         return Unavailable(
@@ -282,6 +278,13 @@ def _headers(name: str, host: str, api_key: str | None, dialect: Dialect) -> str
         header, scheme = dialect.key_header
         lines[header] = f"{scheme}{api_key}"
     return "".join(f"{header}: {value}\r\n" for header, value in lines.items())
+
+
+def _is_taken(answer: Answer) -> bool:
+    """Whether it is an answer, in the plain encoding that was asked for."""
+    if answer.status != _OK:
+        return False
+    return not answer.kept or answer.kept.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
 def _retry_after(answer: Answer) -> timedelta | None:

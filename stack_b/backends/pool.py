@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Awaitable
 from typing import Final
 
 from stack_b.backends.connection import Answer, Connection, NoRoom, NotConnected, Patience
@@ -42,7 +43,7 @@ class Pool:
         self._closed = False
         self._emptied = asyncio.Event()
 
-    async def ask(self, request: bytes, patience: Patience) -> Answer:
+    def ask(self, request: bytes, patience: Patience) -> Awaitable[Answer]:
         """The answer's head to `request`, on a connection that nobody else uses until the answer is released.
 
         A connection whose end is known is passed over, before anything is sent. What was sent is never sent again: only
@@ -51,8 +52,11 @@ class Pool:
         Raises:
             ExchangeError: `NotConnected` and `NoRoom` say that nothing was sent.
         """
-        connection = self._take() or await self._opened()
-        return await connection.ask(request, patience)
+        connection = self._take()
+        return self._asked_anew(request, patience) if connection is None else connection.ask(request, patience)
+
+    async def _asked_anew(self, request: bytes, patience: Patience) -> Answer:
+        return await (await self._opened()).ask(request, patience)
 
     async def aclose(self) -> None:
         """End all calls under way."""
@@ -69,7 +73,8 @@ class Pool:
             connection.abort()
             return
         self._idle.append(connection)
-        self._next_in_line()
+        if self._waiting:
+            self._next_in_line()
 
     def lost(self, connection: Connection) -> None:
         self._open.discard(connection)

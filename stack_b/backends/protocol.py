@@ -4,7 +4,7 @@ Errors are ours (`upstream_error`, `upstream_auth_error`, `upstream_timeout`; a 
 `InvalidArgument`), and hold nothing of the backend's headers or text. Unknown members of an answer are kept.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -71,6 +71,18 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     """Whether it is billed for output that no stream shows. None: not known; it may be where only streams stop the bill."""
 
 
+class Pieces(Protocol):
+    """An answer as it comes: any asynchronous generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[dict[str, Json] | list[Piece]]: ...
+
+    def __anext__(self) -> Awaitable[dict[str, Json] | list[Piece]]: ...
+
+    async def aclose(self) -> None:
+        """End it early, and the call upstream with it."""
+        ...
+
+
 class Backend(Protocol):
     """Safe to call concurrently; calls are cancellable, and a stream closed early ends the call upstream."""
 
@@ -87,9 +99,7 @@ class Backend(Protocol):
 
     async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]: ...
 
-    def stream(
-        self, model: str, body: dict[str, Json], max_tokens: int
-    ) -> AsyncGenerator[dict[str, Json] | list[Piece], None]:
+    def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> Pieces:
         """The chunks of the answer, a usage chunk included where the backend knows how: one by one, or all that are there
         at a time. Returns after `[DONE]`.
 

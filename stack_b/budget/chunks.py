@@ -15,7 +15,7 @@ from ports.budget import NOTHING, Account, Amount, Booking, Hold, Left, UsageEve
 from ports.context import AuthContext
 from ports.ids import HoldId, TenantId
 
-REQUESTS: Final = 32
+REQUESTS: Final = 128
 """A chunk is leased for so many more requests like the one at hand, where the ledger has room for that."""
 MOST_REQUESTS: Final = 4_096
 """What two seconds take, where a chunk did not last one; up to so many."""
@@ -28,6 +28,10 @@ MAX_AGE_S: Final = 5.0
 """So does what is left of one that is as old as this, however busy: the next one is cut to the room there is then."""
 AHEAD: Final = 3
 """The next one is leased when no more than the third part of this one is free, or only a third of its time left."""
+LEAD_S: Final = 0.5
+"""And where a half is used, and by the pace so far the rest will last no longer: a busy process waits longest."""
+PACE_S: Final = 60.0
+"""A process remembers for so long for how many requests it leased, after nobody used them any more."""
 MARGIN_S: Final = 5.0
 """Nothing more is taken of a chunk whose lease ends within this time: its process could not prolong it."""
 
@@ -100,10 +104,11 @@ class Chunk:
 
     def runs_out(self, monotonic: float) -> bool:
         """Whether it is time for the next one."""
+        lasted = monotonic - self.began
         return (
-            self.free.tokens * AHEAD <= self.size.tokens
-            or (self.money and self.free.nanousd * AHEAD <= self.size.nanousd)
-            or (monotonic - self.began) * AHEAD >= MAX_AGE_S * (AHEAD - 1)
+            lasted * AHEAD >= MAX_AGE_S * (AHEAD - 1)
+            or _short(self.free.tokens, self.size.tokens, lasted)
+            or (self.money and _short(self.free.nanousd, self.size.nanousd, lasted))
         )
 
     def grow(self, more: Amount, monotonic: float) -> bool:
@@ -126,16 +131,19 @@ class Chunk:
 
     def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
         """A request is over that had taken `amount`."""
+        # Of every request, as `take` is.
         used = events[0].amount if len(events) == 1 else _used(events)
-        self.spent = self.spent.plus(used)
+        free, out, spent = self.free, self.out, self.spent
+        tokens, nanousd = used.tokens, used.nanousd
+        self.spent = Amount(tokens=spent.tokens + tokens, nanousd=spent.nanousd + nanousd)
         self.events += events
-        self.out = self.out.minus(amount)
+        self.out = Amount(tokens=out.tokens - amount.tokens, nanousd=out.nanousd - amount.nanousd)
         self.requests -= 1
         self.last_used = monotonic
         # Below nothing, where the backend wrote more than it was allowed to: then nothing more is taken.
         self.free = Amount(
-            tokens=self.free.tokens + amount.tokens - used.tokens,
-            nanousd=self.free.nanousd + amount.nanousd - (used.nanousd if self.money else 0),
+            tokens=free.tokens + amount.tokens - tokens,
+            nanousd=free.nanousd + amount.nanousd - (nanousd if self.money else 0),
         )
 
     def due_back(self, monotonic: float) -> bool:
@@ -157,6 +165,10 @@ class Chunk:
     def _sum(self, events: Iterable[UsageEvent]) -> Amount:
         used = _used(events)
         return used if self.money else Amount(tokens=used.tokens)
+
+
+def _short(free: int, size: int, lasted: float) -> bool:
+    return free * AHEAD <= size or (free * 2 <= size and free * lasted <= LEAD_S * (size - free))
 
 
 def _used(events: Iterable[UsageEvent]) -> Amount:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, texts_in
 from stack_b.limits import Limits
 
 BYTES_PER_TOKEN: Final = 4
@@ -49,8 +49,8 @@ class Ask(Struct, frozen=True, kw_only=True):
     max_tokens: int
     """Per choice: what the backend is told, at most."""
     choices: int = 1
-    body_bytes: int = 0
-    """Of the JSON that a backend reads."""
+    body: bytes = b""
+    """The JSON that a backend reads."""
 
     @property
     def holds_all(self) -> bool:
@@ -67,6 +67,12 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
     asked = call.max_tokens
     if asked is None:
         return candidates
+    for one in candidates:
+        if one.card.max_tokens is not None and one.card.max_tokens < asked:
+            break
+    else:
+        # As mostly.
+        return candidates
     found = tuple([one for one in candidates if one.card.max_tokens is None or asked <= one.card.max_tokens])
     if not found:
         most = max(one.card.max_tokens or 0 for one in candidates)
@@ -78,17 +84,19 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
 
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     body = msgspec.json.encode(call.members)
-    # Nearly every request is text, and bytes are searched faster than values.
-    typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
-    media = sum(1 for _ in _media(call.members)) if typed else 0
-    bound = len(body) + MEDIA_TOKENS * media + (UNREAD_TOKENS if _is_unread(call.members) else 0)
+    bound = len(body)
+    if texts_in(call, call.members) is None:
+        # Nearly every request is text, and bytes are searched faster than values.
+        typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
+        media = sum(1 for _ in _media(call.members)) if typed else 0
+        bound += MEDIA_TOKENS * media + (UNREAD_TOKENS if _is_unread(call.members) else 0)
     each = _each(call, limits, model_max_tokens)
     return Ask(
         amount=bound + call.choices * each,
         prompt_bound=bound,
         max_tokens=each,
         choices=call.choices,
-        body_bytes=len(body),
+        body=body,
     )
 
 

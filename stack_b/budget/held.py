@@ -11,6 +11,8 @@ from stack_b.budget.purse import Purse, Taken
 class Held:
     """Of one request at a time; not shared."""
 
+    __slots__ = ("_auth", "_balances", "_lease", "_on", "_purse", "_taken")
+
     def __init__(
         self,
         auth: AuthContext,

@@ -43,6 +43,8 @@ _NOTHING_USED: Final = Usage()
 class Spending:
     """What a request has consumed so far. Whatever it is on the way out is settled."""
 
+    __slots__ = ("_assumed", "_assumed_of", "_known", "held", "total")
+
     def __init__(self, held: Held | None = None) -> None:
         self.held = held
         self._known: list[tuple[Usage, Served]] = []

@@ -31,20 +31,14 @@ class Budgets:
     """The tenants' own budgets, a few seconds old at most."""
 
     def __init__(self, ledger: BudgetLedger, clock: Clock) -> None:
-        self._fresh = Fresh(ledger.budgets, clock)
+        self.fresh = Fresh(ledger.budgets, clock)
 
     async def of(self, auth: AuthContext) -> tuple[Budget, ...]:
         """Raises `Unavailable` when they must be read and can't (fail closed)."""
-        known = self.at_hand(auth)
-        return await self._fresh.of(auth) if known is None else known
-
-    def at_hand(self, auth: AuthContext) -> tuple[Budget, ...] | None:
-        """The same where nothing has to be waited for, as mostly."""
-        known = self._fresh.at_hand(auth)
-        return None if known is None else known[0]
+        return await self.fresh.of(auth)
 
     async def close(self) -> None:
-        await self._fresh.close()
+        await self.fresh.close()
 
 
 def planned(

@@ -1,8 +1,9 @@
 """Prices by version: what a model costs from when on. They go before the price that a backend's settings name."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 
 import msgspec
 from msgspec import Struct
@@ -46,6 +47,10 @@ class Prices:
             return None
         found = bisect_right(versions, at, key=lambda version: version[0])
         return versions[found - 1][1] if found else None
+
+    def at(self, at: datetime) -> Callable[[Candidate], Candidate] | None:
+        """What gives a candidate its price in force; None where no model has one of ours."""
+        return partial(self.priced, at=at) if self._by_model else None
 
     def priced(self, candidate: Candidate, at: datetime) -> Candidate:
         """With the price in force, where there is one of ours."""

@@ -9,7 +9,6 @@ request waits for as long as idle chunks take to go back.
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine
-from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
@@ -21,10 +20,10 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import TenantId
-from stack_b.budget.chunks import Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
+from stack_b.budget.chunks import PACE_S, REQUESTS, Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
 from stack_b.budget.pools import FLUSH_EVENTS, Books, Pool, retire, ripe
 
-FLUSH_AFTER: Final = timedelta(milliseconds=100)
+FLUSH_AFTER: Final = timedelta(milliseconds=200)
 """How long usage waits for company on its way to the ledger."""
 LOOK_EVERY: Final = timedelta(milliseconds=500)
 """For chunks that should go back, and leases that should go on."""
@@ -87,7 +86,7 @@ class Purse:
         now = self._clock.monotonic()
         if not chunk.take(amount, self._clock.now(), now):
             return None
-        if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.locked():
+        if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.taken():
             pool.ahead = self._kept(self._leased_ahead(auth, amount, on, lease, pool))
         return Taken(chunk, amount)
 
@@ -147,12 +146,13 @@ class Purse:
     ) -> Taken:
         pool.waiting += 1
         try:
-            async with pool.leasing if self._in_chunks else nullcontext():
-                # Who was before us may have leased enough for us as well.
-                chunk = pool.current
-                if chunk is not None and chunk.take(amount, self._clock.now(), self._clock.monotonic()):
-                    return Taken(chunk, amount)
-                if self._in_chunks and self._clock.monotonic() >= pool.tight_until:
+            while (taken := self._of_current(amount, pool)) is None and pool.leasing.taken():
+                # Who is before us may lease enough for us as well.
+                await pool.leasing.over()
+            if taken is not None:
+                return taken
+            if self._in_chunks and self._clock.monotonic() >= pool.tight_until:
+                with pool.leasing:
                     return await self._granted(auth, amount, on, lease, pool)
             return await self._exact(auth, amount, on, lease, pool)
         except ResourceExhausted as refused:
@@ -161,6 +161,12 @@ class Purse:
             return await self._patiently(auth, amount, on, lease, pool)
         finally:
             pool.waiting -= 1
+
+    def _of_current(self, amount: Amount, pool: Pool) -> Taken | None:
+        chunk = pool.current
+        if chunk is None or not chunk.take(amount, self._clock.now(), self._clock.monotonic()):
+            return None
+        return Taken(chunk, amount)
 
     async def _exact(
         self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta, pool: Pool
@@ -193,8 +199,8 @@ class Purse:
     ) -> None:
         """Put the next chunk in place of one that runs out, so that no request waits for the ledger meanwhile."""
         try:
-            if not pool.leasing.locked():
-                async with pool.leasing:
+            if not pool.leasing.taken():
+                with pool.leasing:
                     self._put(await self._granted(auth, amount, on, lease, pool, ahead=True), ())
         except AgentOSError:
             # Who needs it asks for itself, and is told.
@@ -214,6 +220,9 @@ class Purse:
     ) -> Taken:
         """`ahead`: nobody waits for it, so that nothing else is given up for it."""
         began = self._clock.monotonic()
+        if began - pool.leased_at >= PACE_S:
+            pool.requests = REQUESTS
+        pool.leased_at = began
         tight = not self._in_chunks or began < pool.tight_until
         spare = NOTHING if tight else spare_for(amount, pool.requests)
         try:
@@ -295,9 +304,14 @@ class Purse:
         chunk = taken.chunk
         chunk.give_back(taken.amount, events, self._clock.monotonic())
         tenant = chunk.auth.tenant
-        full = len(chunk.events) >= FLUSH_EVENTS and not self._books[tenant].booking.locked()
-        if full or (chunk.retired and not chunk.requests):
+        if chunk.retired and not chunk.requests:
             return self._kept(self._book(tenant))
+        if len(chunk.events) >= FLUSH_EVENTS:
+            books = self._books[tenant]
+            if not books.full and not books.booking.locked():
+                books.full = True
+                self._kept(self._book(tenant))
+            return None
         if chunk.events or chunk.retired:
             self._soon(tenant)
         return None
@@ -317,14 +331,19 @@ class Purse:
             books.due.cancel()
             books.due = None
         async with books.booking:
-            tries = 0
-            while counts := ripe(books.chunks):
+            tries, least = 0, 1
+            books.full = False
+            while counts := ripe(books.chunks, least=least):
                 if await self._booked(books, counts):
+                    # What has come meanwhile waits for company, as this did.
+                    least = FLUSH_EVENTS
                     continue
                 tries += 1
                 if tries == BOOK_TRIES:
                     return
                 await self._clock.sleep(BOOK_RETRY * tries)
+        if any(chunk.events for chunk in books.chunks):
+            self._soon(tenant)
 
     async def _booked(self, books: Books, counts: dict[Chunk, int]) -> bool:
         """Whether the ledger has it, or never will."""
@@ -372,7 +391,7 @@ class Purse:
             if now - renewed >= self._lease.total_seconds() / 3:
                 renewed = now
                 await asyncio.gather(*(self._renewed(books, now) for books in self._books.values()))
-            self._tidy()
+            self._tidy(now)
 
     async def _renewed(self, books: Books, now: float) -> None:
         chunks = [chunk for chunk in books.chunks if not chunk.lost]
@@ -389,10 +408,11 @@ class Purse:
             else:
                 chunk.lost = chunk.retired = True
 
-    def _tidy(self) -> None:
-        """Forget pools and tenants that nothing is held for."""
+    def _tidy(self, now: float) -> None:
+        """Forget pools and tenants that nothing is held for; the pace of busy ones not before it is old."""
         for key, pool in list(self._pools.items()):
-            if (pool.current is None or pool.current.retired) and not pool.waiting:
+            unused = (pool.current is None or pool.current.retired) and not pool.waiting
+            if unused and (pool.requests == REQUESTS or now - pool.leased_at >= PACE_S):
                 del self._pools[key]
         for tenant, books in list(self._books.items()):
             if not books.chunks and books.due is None and not books.booking.locked():

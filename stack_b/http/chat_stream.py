@@ -7,8 +7,7 @@ whether the token still holds) hangs on one timer.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -18,11 +17,12 @@ from ports.http.body import Disconnected, Receive
 from ports.http.edge import Scope, Send
 from ports.http.extensions import ON_DISCONNECT, OnDisconnect
 from ports.http.sse import HANG_UP, one_line
-from stack_b.caller import Caller
+from stack_b.caller import Caller, Gone
 from stack_b.chunks import Closing, Piece, Run
 from stack_b.flights import Flight
 from stack_b.http.surfaces.wire import Wire, told
-from stack_b.interrupt import out_of_time
+from stack_b.interrupt import Deadlines, Within, out_of_time
+from stack_b.relay import Show
 
 KEEP_ALIVE_EVERY: Final = timedelta(seconds=15)
 """Of silence. Proxies cut what is idle for 30 to 60 s."""
@@ -45,23 +45,23 @@ class ChatStream:
 
     def __init__(
         self,
-        chunks: AsyncGenerator[Sequence[Piece], None],
+        carried: Callable[[Show], Awaitable[None]],
         *,
         wire: Wire,
         route: str,
         auth: AuthContext,
         reauthorize: Callable[[], Awaitable[AuthContext]] | None,
-        deadline: timedelta,
+        deadlines: Deadlines,
         caller: Caller,
         flight: Flight | None = None,
     ) -> None:
-        """`flight`: the call of a client that may try again."""
-        self._chunks = chunks
+        """`carried`: shows the chunks. `flight`: the call of a client that may try again."""
+        self._carry = carried
         self._wire = wire
         self._route = route
         self._auth = auth
         self._reauthorize = reauthorize
-        self._deadline = deadline
+        self._deadlines = deadlines
         self._caller = caller
         self._flight = flight
         self._whole = False
@@ -88,7 +88,9 @@ class ChatStream:
             await self._relay(scope, receive, out, watch)
         except TimeoutError:
             if not self._caller.gone:
-                failure = out_of_time(int(self._deadline.total_seconds()))
+                failure = out_of_time(self._deadlines.seconds)
+        except Gone:
+            pass
         except AgentOSError as error:
             failure = told(error, self._wire.names)
         except asyncio.CancelledError:
@@ -101,27 +103,30 @@ class ChatStream:
         return watch.refusal or failure
 
     async def _relay(self, scope: Scope, receive: Receive, out: "_Out", watch: "_Watch") -> None:
-        """All of it. Raises `TimeoutError` when time is up and when it must end."""
-        async with asyncio.timeout(self._deadline.total_seconds()) as patience:
-            self._caller.on_leaving = lambda: patience.reschedule(0)
+        """All of it. Raises `TimeoutError` when time is up, and `Gone` when it must end."""
+        with Within(self._deadlines) as interrupt:
+            self._caller.ends_by(interrupt)
             ended = False
+
+            async def show(pieces: Sequence[Piece]) -> None:
+                nonlocal ended
+                if self._flight is not None:
+                    self._flight.tell(pieces)
+                frames = b"".join(map(self._frames, pieces))
+                if isinstance(pieces, Closing):
+                    await out.send(frames + self._wire.end(), last=True)
+                    ended = True
+                elif frames:
+                    await out.send(frames)
+
             try:
                 watch.begin((scope.get("extensions") or {}).get(ON_DISCONNECT), receive, self._left)
-                async with aclosing(self._chunks) as chunks:
-                    async for pieces in chunks:
-                        if self._flight is not None:
-                            self._flight.tell(pieces)
-                        frames = b"".join(map(self._frames, pieces))
-                        if isinstance(pieces, Closing):
-                            await out.send(frames + self._wire.end(), last=True)
-                            ended = True
-                        elif frames:
-                            await out.send(frames)
+                await self._carry(show)
                 if not ended:
                     await out.send(self._wire.end(), last=True)
                 self._whole = True
             finally:
-                self._caller.on_leaving = None
+                self._caller.ends_by(None)
                 watch.end()
 
     def _left(self) -> None:

@@ -24,7 +24,7 @@ from stack_b.http.surfaces.responses_in import responses
 from stack_b.http.surfaces.wire import Wire, told
 from stack_b.limits import Limits
 from stack_b.pipeline import Pipeline
-from stack_b.steps import Steps
+from stack_b.steps import Steps, each
 
 Surface: TypeAlias = Callable[[dict[str, Json], Limits], tuple[ChatCall, Wire]]
 """From a request's body to the canonical call, and the way back for its answer."""
@@ -70,12 +70,14 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
         caller = Caller()
         if call.stream:
             return ChatStream(
-                pipeline.stream(auth, call, caller=caller) if once is None else steps.stream(auth, call, once),
+                (lambda show: pipeline.stream(auth, call, show, caller=caller))
+                if once is None
+                else (lambda show: each(steps.stream(auth, call, once), show)),
                 wire=wire,
                 route=found.template,
                 auth=auth,
                 reauthorize=found.reauthorize,
-                deadline=deps.limits.deadline,
+                deadlines=pipeline.stream_deadlines,
                 caller=caller,
                 flight=flight,
             )

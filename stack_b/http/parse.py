@@ -9,10 +9,10 @@ from msgspec.structs import replace
 from ports.errors import InvalidArgument
 from ports.http.edge import decoded
 from ports.messages import Json
-from stack_b.canonical import ChatCall, EmbedCall, Preference
+from stack_b.canonical import NOBODY_KNOWN, About, ChatCall, EmbedCall, Plain, Preference
 from stack_b.fetched import FILE_ID, check_urls, names_file
 from stack_b.http.about import about
-from stack_b.http.wire import ChatBody, EmbeddingsBody
+from stack_b.http.wire import ChatBody, EmbeddingsBody, PlainChatBody
 from stack_b.limits import Limits
 from stack_b.members import CHAT, EMBED, NEVER, STEERING, WIDENING, WITHIN, extra, kinds_in, tool_kind
 
@@ -52,6 +52,15 @@ def step_key(given: str) -> str:
 
 def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     """Raises `InvalidArgument` (`validation_failed`) with the member that is wrong in `details.path`."""
+    try:
+        plain = msgspec.convert(value, PlainChatBody)
+    except msgspec.ValidationError:
+        return _any_call(value, limits)
+    at_most(len(plain.messages), limits.messages, "messages")
+    return _call(plain, value, limits, texts=tuple([message.content for message in plain.messages]))
+
+
+def _any_call(value: dict[str, Json], limits: Limits) -> ChatCall:
     more = extra(value, CHAT, WITHIN)
     if more:
         refuse_steering(value)
@@ -69,17 +78,32 @@ def chat_call(value: dict[str, Json], limits: Limits) -> ChatCall:
         at_most(len(body.stop), limits.stop_strings, "stop")
     if body.logit_bias:
         at_most(len(body.logit_bias), limits.logit_bias, "logit_bias")
-    if (body.n or 1) > limits.choices:
+    return _call(body, value, limits, more, about(value.get("metadata")))
+
+
+def _call(
+    body: ChatBody | PlainChatBody,
+    value: dict[str, Json],
+    limits: Limits,
+    more: tuple[str, ...] = (),
+    of: About = NOBODY_KNOWN,
+    *,
+    texts: tuple[str, ...] | None = None,
+) -> ChatCall:
+    choices = body.n or 1
+    if choices > limits.choices:
         raise _refused("n", f"n is at most {limits.choices}")
+    members = {name: member for name, member in value.items() if name not in _OURS}
     return ChatCall(
         model=body.model,
-        members={name: member for name, member in value.items() if name not in _OURS},
-        choices=body.n or 1,
+        members=members,
+        plain=None if texts is None else Plain(members, texts),
+        choices=choices,
         extra=more,
         max_tokens=_max_tokens(body, limits),
         stream=body.stream or False,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        about=about(value.get("metadata")),
+        about=of,
     )
 
 
@@ -119,7 +143,7 @@ def refuse_steering(value: dict[str, Json], *, limit: str = "max_tokens and n") 
             raise _refused(name, f"{name!r} is not taken: say how much may be written with {limit}")
 
 
-def _max_tokens(body: ChatBody, limits: Limits) -> int | None:
+def _max_tokens(body: ChatBody | PlainChatBody, limits: Limits) -> int | None:
     """The one limit that both spellings agree on."""
     name, value = "max_tokens", body.max_tokens
     if body.max_completion_tokens is not None:

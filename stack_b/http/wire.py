@@ -67,6 +67,29 @@ class ChatBody(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
 
 
+class PlainMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    role: Role
+    content: str
+
+
+class PlainChatBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A `ChatBody` of texts and settings only, as most are. Whatever has anything else is no such body.
+
+    `tests/unit/test_stack_b_plain.py` holds it to what is found by looking.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    messages: Annotated[list[PlainMessage], Meta(min_length=1)]
+    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
 class EmbeddingsBody(Struct, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=256)]
     input: str | list[str]

@@ -57,11 +57,19 @@ class Inspector:
         """Whether it is looked through elsewhere. `weight` is what `weight.check_weight` has found."""
         return weight > NEVER_DEAR and self._finder is not None and effort(members) > MOST_HERE
 
-    async def decide(self, auth: AuthContext, members: Json, rules: PiiRules, *, dear: bool) -> Decision:
+    async def decide(
+        self,
+        auth: AuthContext,
+        members: Json,
+        rules: PiiRules,
+        texts: tuple[str, ...] | None = None,
+        *,
+        dear: bool,
+    ) -> Decision:
         """`policy.decide`. Raises like it, and like `Processes.run`."""
         if dear:
             return await self._processes.run(auth.tenant, jobs.decided, self._finder, auth, members, rules)
-        return await decide(self._pii, auth, members, rules)
+        return await decide(self._pii, auth, members, rules, texts)
 
     async def ruled(self, auth: AuthContext, members: Json, ruled: Callable[..., Ruled]) -> Ruled:
         """What `ruled` says once it has the `texts` of a dear one. Raises like `Processes.run`."""

@@ -18,7 +18,7 @@ from stack_b.redaction.media import MESSAGE, NOWHERE, Place, is_media
 from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of, read, written
 from stack_b.redaction.parts import is_cut, texts_of
 from stack_b.redaction.parts import joined as joined_parts
-from stack_b.redaction.spans import free_name, number_of, rewritten, texts
+from stack_b.redaction.spans import LONG_NUMBER, free_name, number_of, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
 from stack_b.replay import RECEIPT
 
@@ -191,7 +191,10 @@ class Answer:
         return {name: member for name, member in chunk.items() if name in known} | self._beside[1]
 
     def _choice(self, index: int) -> "_Choice":
-        return self._choices.setdefault(index, _Choice(self._lens, self._kinds))
+        known = self._choices.get(index)
+        if known is None:
+            known = self._choices[index] = _Choice(self._lens, self._kinds)
+        return known
 
     async def _whole(self, choice: dict[str, Json]) -> dict[str, Json]:
         if await self._clear(choice):
@@ -227,6 +230,8 @@ class Answer:
     async def _ended(self, choice: dict[str, Json]) -> dict[str, Json]:
         """Everything of a choice but what it says."""
         one = self._choice(choice.get("index") or 0)
+        if choice.keys() <= _STRUCTURE and not one.blocked:
+            return choice
         shown = {
             name: None if name == "logprobs" else member if name in _STRUCTURE else await one.value(member)
             for name, member in choice.items()
@@ -376,7 +381,12 @@ class _Choice:
 def are_counts(usage: Json) -> bool:
     """Whether there is nothing but counts of tokens, under names that we know."""
     if isinstance(usage, dict):
-        return usage.keys() <= COUNTS and all(map(are_counts, usage.values()))
+        if not usage.keys() <= COUNTS:
+            return False
+        for count in usage.values():
+            if not (type(count) is int and -LONG_NUMBER < count < LONG_NUMBER) and not are_counts(count):
+                return False
+        return True
     return usage is None or (isinstance(usage, int | float) and number_of(usage) is None)
 
 

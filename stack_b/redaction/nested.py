@@ -75,7 +75,7 @@ async def masked(text: str, find: Find, stand_in: StandIn, depth: int = 0) -> st
 
 def payload_of(text: str) -> Payload | None:
     """The text that `text` is the base64 of, with or without the `data:` URL around it."""
-    if len(text) < _SHORTEST_BASE64 or (match := _BASE64.fullmatch(text)) is None:
+    if len(text) < _SHORTEST_BASE64 or " " in text or (match := _BASE64.fullmatch(text)) is None:
         return None
     found = textual(match[3], match[2] if match[1] else "?")
     return None if not found else Payload(match[1] or "", found)

@@ -23,7 +23,7 @@ PROTOCOL: Final = frozenset(
 _NAMES: Final = PROTOCOL | {"id", "n", "name", "role", "seed", "stop", "text", "type", "user"}
 """With names that are too short to be anything."""
 
-_LONG_NUMBER: Final = 10**8
+LONG_NUMBER: Final = 10**8
 _EXACT: Final = 10**20
 """A float that is whole, and smaller, is written with all its digits."""
 _SETTINGS: Final = frozenset({"seed"})
@@ -69,11 +69,11 @@ def texts(value: Json) -> list[str]:
 
 def _gather(value: Json, to: Texts, place: Place) -> None:
     if isinstance(value, str):
-        if _counts(value) and not is_media(value, place):
+        if is_looked_at(value) and not is_media(value, place):
             to.found.append(value)
     elif isinstance(value, dict):
         if not value.keys() <= _NAMES:
-            to.found += filter(_counts, value)
+            to.found += filter(is_looked_at, value)
         for name, member in value.items():
             _gather(member, to, (*place, name))
     elif isinstance(value, list):
@@ -85,7 +85,8 @@ def _gather(value: Json, to: Texts, place: Place) -> None:
         to.numbers.append(number)
 
 
-def _counts(text: str) -> bool:
+def is_looked_at(text: str) -> bool:
+    """Whether it may hold something to find."""
     return len(text) >= SHORTEST and text not in PROTOCOL
 
 
@@ -115,7 +116,7 @@ def rewritten(
 
 def number_of(value: Json) -> str | None:
     """A number as its digits, where it may be an account's; None for any other value, and for small ones."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) < _LONG_NUMBER:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) < LONG_NUMBER:
         return None
     if isinstance(value, int):
         return str(value)

@@ -35,6 +35,9 @@ class Shown(NamedTuple):
     """Something that ends the answer was found where `text` ends."""
 
 
+_NOTHING: Final = Shown("")
+
+
 class Lens:
     """How the answer to one request is looked at."""
 
@@ -44,10 +47,11 @@ class Lens:
         self._rules = rules
         self._placeholders = placeholders
         capabilities = detector.capabilities
+        undoes = bool(placeholders)
         self.lines_only = capabilities.plain_words
-        self.idle = not placeholders and rules.allows_all(capabilities.classes)
+        self.idle = bool(rules.modes) and not undoes and rules.allows_all(capabilities.classes)
         """There is nothing to look for."""
-        self.passes_prose = not capabilities.plain_words and not placeholders
+        self.passes_prose = not capabilities.plain_words and not undoes
         """There is nothing to look for in plain prose."""
 
     def is_prose(self, text: str) -> bool:
@@ -147,7 +151,7 @@ class TextStream:
     async def end(self) -> Shown:
         """The rest of it."""
         rest, self._held = self._held if self._dropped() else "", ""
-        return await self._lens.shown(rest, ends=True)
+        return await self._lens.shown(rest, ends=True) if rest else _NOTHING
 
     async def _released(self, cut: int) -> Shown:
         piece, self._held = self._held[:cut], self._held[cut:]

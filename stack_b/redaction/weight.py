@@ -1,6 +1,7 @@
 """How much of a request there is to look through, so that what would take too long is refused before. Pure."""
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from ports.errors import InvalidArgument
@@ -15,11 +16,13 @@ _FOLDED_LONG: Final = re.compile("[\u321d\u321e\u327c\u3300-\u3357\u33ae\u33af\u
 """Characters that stand for more than four."""
 
 
-def check_weight(value: Json, limit: int) -> int:
-    """How many characters there are to look through, media among them.
+def check_weight(value: Mapping[str, Json], limit: int, texts: Collection[str] | None = None) -> int:
+    """How many characters there are to look through, media among them. `texts`: of a `value` that is plain.
 
     Raises `InvalidArgument` (`payload_too_large`) where there are more than `limit`, media aside.
     """
+    if texts is not None and (plain := _weight_of_plain(value, texts)) <= limit:
+        return plain
     # Media are of no weight. Only what seems too heavy is looked at for them.
     weight = _weight(value)
     if weight > limit and (found := _weight(value, media=False)) > limit:
@@ -35,6 +38,11 @@ def check_weight(value: Json, limit: int) -> int:
 def weigh(value: Json) -> int:
     """In characters, media among them."""
     return _weight(value)
+
+
+def _weight_of_plain(value: Mapping[str, Json], texts: Collection[str]) -> int:
+    """The same as `_weight`: members are a name and a setting, messages two names, a role and a text."""
+    return LEAST * (2 * len(value) - 1 + 3 * len(texts)) + sum(map(_of, texts))
 
 
 def _weight(value: Json, place: Place = OUTERMOST, *, media: bool = True) -> int:

@@ -77,6 +77,9 @@ class Router:
         self._latency: dict[tuple[str, str], float] = {}
         self._heard: dict[str, float] = {}
         self._rules = rules
+        self.spreads = bool(rules.spread)
+        """Whether it matters which conversation a request is of."""
+        self._is_settled = not rules.canaries and not rules.spread
         self._watches: dict[str, Watch] = {}
         self._remembered: dict[_Reasons, tuple[Candidate, ...]] = {}
         self._last: dict[tuple[str, str, Kind], tuple[Entitlements, PolicyContext, tuple[Candidate, ...]]] = {}
@@ -91,6 +94,7 @@ class Router:
         }
         self._watches = {experiment: watch for experiment, watch in self._watches.items() if experiment in kept}
         self._rules = rules
+        self.spreads, self._is_settled = bool(rules.spread), not rules.canaries and not rules.spread
         self._remembered, self._last = {}, {}
 
     def candidates(
@@ -98,14 +102,16 @@ class Router:
         auth: AuthContext,
         asked: Asked,
         entitlements: Entitlements,
-        priced: Callable[[Candidate], Candidate] = lambda one: one,
+        priced: Callable[[Candidate], Candidate] | None = None,
     ) -> tuple[Candidate, ...]:
         """Who may serve it, best first, at the price that `priced` gives it. Empty: nobody may or can. Changes nothing."""
-        if not self._rules.canaries and not self._rules.spread and asked.preference == "quality":
+        if self._is_settled and asked.preference == "quality":
             # Then it depends on nothing that a call changes.
-            return tuple(map(priced, self._settled_order(auth, asked, entitlements)))
+            order = self._settled_order(auth, asked, entitlements)
+            return order if priced is None else tuple(map(priced, order))
         if not permits_tier(entitlements, self._rules.tier(asked.name)):
             return ()
+        priced = priced or _as_it_is
         served = self._within(auth, entitlements)
         models = self._rules.models(asked.name)
         canary = self._canary(auth, asked, entitlements)
@@ -217,10 +223,6 @@ class Router:
         """
 
         return Attempting(self, auth, asked, candidate)
-
-    def spreads(self) -> bool:
-        """Whether it matters which conversation a request is of."""
-        return bool(self._rules.spread)
 
     def left(self, candidate: Candidate) -> None:
         """It was this one's turn, and it was not called."""
@@ -375,6 +377,10 @@ def agent_of(members: dict[str, Json]) -> str:
     told = members.get("metadata")
     agent = told.get("agent_id") if isinstance(told, dict) else None
     return agent if isinstance(agent, str) else ""
+
+
+def _as_it_is(candidate: Candidate) -> Candidate:
+    return candidate
 
 
 def _price(candidate: Candidate) -> int:

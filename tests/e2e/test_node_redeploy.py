@@ -40,7 +40,7 @@ async def test_a_redeploy_onto_other_settings_refuses_nobody_and_loses_nothing(n
 
     record = await redeployed(node, 1)
 
-    assert record.ok, record
+    assert record.ok, str(record)
     assert float(str(record.figures["acked"])) >= 10
     after = node.pids()
     assert after.keys() == SERVICES

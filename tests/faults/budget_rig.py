@@ -8,10 +8,12 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from adapters.postgres import budget, tenant
 from adapters.postgres.engine import PostgresConfig
@@ -68,6 +70,11 @@ class Upstream:
             raw += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        if scope["method"] == "GET":
+            # Gateways look whether it is there.
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b'{"data": []}'})
+            return
         body = json.loads(raw)
         of = body["messages"][0]["content"]
         count = self._draw.randint(1, min(MOST_WRITTEN.get(of, MOST), body["max_tokens"]))
@@ -107,15 +114,20 @@ class Rig:
 
     def __init__(
         self,
+        *,
         database: Clone,
         ledger: BudgetLedger,
         tenants: TenantDirectory,
         upstream: Upstream,
         gateways: list[Process],
+        portal: BlockingPortal,
     ) -> None:
+        """`ledger` and `tenants` belong to the event loop of `portal`: this one is hundreds of clients' and a provider's,
+        and whoever reads the books in it comes to it once in seconds."""
         self.database = database
-        self.ledger = ledger
-        self.tenants = tenants
+        self._ledger = ledger
+        self._tenants = tenants
+        self._portal = portal
         self.upstream = upstream
         self.gateways = gateways
         self.begun = [0] * len(gateways)
@@ -129,19 +141,25 @@ class Rig:
         self.peaks: dict[str, int] = dict.fromkeys(TENANTS, 0)
         self.samples = 0
 
+    async def create(self, of: str, entitled: Entitlements) -> None:
+        await self._there(lambda: self._tenants.create(PLATFORM, person(of).tenant, name=of, entitlements=entitled))
+
     async def entitle(self, of: str, limit: int) -> None:
         self.limits[of] = limit
         entitled = Entitlements(models=("*",), tokens_per_day=limit)
-        await _answered(lambda: self.tenants.set_entitlements(PLATFORM, person(of).tenant, entitled))
+        await self._there(lambda: self._tenants.set_entitlements(PLATFORM, person(of).tenant, entitled))
 
     async def balance(self, of: str) -> Balance:
-        return await _answered(lambda: self.ledger.balance(person(of), limit=self.limits[of]))
+        return await self._there(lambda: self._read(of))
 
     async def watch(self) -> None:
         """Look all the time how much is spent or held."""
+        await asyncio.wrap_future(self._portal.start_task_soon(self._watched))
+
+    async def _watched(self) -> None:
         while True:
             for of in TENANTS:
-                balance = await self.balance(of)
+                balance = await _answered(partial(self._read, of))
                 taken = balance.settled + balance.held
                 self.peaks[of] = max(self.peaks[of], taken)
                 # A limit only grows, and here before anywhere else: what is asked for now is at least what held then.
@@ -149,9 +167,16 @@ class Rig:
             self.samples += 1
             await asyncio.sleep(SAMPLE_S)
 
+    async def _read(self, of: str) -> Balance:
+        return await self._ledger.balance(person(of), limit=self.limits[of])
+
+    async def _there(self, ask: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+        """In the other event loop."""
+        return await asyncio.wrap_future(self._portal.start_task_soon(_answered, ask))
+
 
 async def _answered(ask: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
-    """Whatever the machine is busy with: hundreds of clients share this process with us."""
+    """Whatever the machine is busy with: hundreds of clients share it with us."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -182,7 +207,8 @@ async def opened(draw: random.Random) -> AsyncIterator[Rig]:
         upstream = Upstream(draw)
         url = await stack.enter_async_context(served(upstream))
         given, config = Given(clock=SystemClock()), PostgresConfig(dsn=database.control)
-        ledger = await stack.enter_async_context(budget.SPEC.open(config, given))
+        portal = stack.enter_context(start_blocking_portal())
+        ledger = stack.enter_context(portal.wrap_async_context_manager(budget.SPEC.open(config, given)))
         key, public, dsn = home / "issuer.pem", home / "jwks.json", home / "dsn"
         public.write_text(json.dumps(issuer.jwks(issuer.generate_key(key))))
         dsn.write_text(database.app)
@@ -207,15 +233,17 @@ async def opened(draw: random.Random) -> AsyncIterator[Rig]:
         for gateway in gateways:
             stack.push_async_callback(gateway.end)
             await gateway.start()
-        tenants = await stack.enter_async_context(tenant.SPEC.open(config, given))
-        made = Rig(database, ledger, tenants, upstream, gateways)
+        tenants = stack.enter_context(portal.wrap_async_context_manager(tenant.SPEC.open(config, given)))
+        made = Rig(
+            database=database, ledger=ledger, tenants=tenants, upstream=upstream, gateways=gateways, portal=portal
+        )
         minting = await stack.enter_async_context(
             issuer.SPEC.open(issuer.IssuerConfig(private_key_file=str(key), issuer=ISSUER), given)
         )
         for of in TENANTS:
             made.limits[of] = 10**12
             entitled = Entitlements(models=("*",), tokens_per_day=made.limits[of])
-            await tenants.create(PLATFORM, person(of).tenant, name=of, entitlements=entitled)
+            await made.create(of, entitled)
             made.tokens[of] = minting.mint(
                 person(of), audience="stack-b", scopes=frozenset({"models:invoke"}), lifetime=timedelta(hours=1)
             )

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,10 @@ from tests.support.node import NodeUnderTest
 _CLIENTS: Final = 2
 """Of each kind."""
 _PAUSE_S: Final = 0.1
-_SETTLE_S: Final = 60.0
+_NOTHING_ENDS_S: Final = 60.0
+"""So long without a run that ends, and what has not ended by then is lost; while some end, others wait for their turn."""
 _TIMES: Final = 20
+_EXAMPLES: Final = 5
 _DONE: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -94,9 +97,9 @@ class Load:
             await asyncio.sleep(float(answer.headers.get("Retry-After", _PAUSE_S)))
 
     async def unfinished(self) -> dict[str, str]:
-        """Runs that were promised and are not there, or have no end after a while, with how they stand."""
+        """Runs that were promised and are not there, or have no end when no others end any more, with how they stand."""
         left = dict.fromkeys(self.acked, "not asked")
-        over = time.monotonic() + _SETTLE_S
+        over = time.monotonic() + _NOTHING_ENDS_S
         async with httpx.AsyncClient(
             base_url=self._node.stack_a, headers={"Authorization": f"Bearer {self._node.app_key()}"}, trust_env=False
         ) as http:
@@ -106,7 +109,12 @@ class Load:
                     left[run_id] = answer.json().get("status", f"answered {answer.status_code}")
                     if left[run_id] in _DONE:
                         del left[run_id]
+                        over = time.monotonic() + _NOTHING_ENDS_S
                 await asyncio.sleep(1)
+            for run_id in list(left)[:_EXAMPLES]:
+                steps = (await http.get(f"/v1/runs/{run_id}/steps")).json().get("items") or [{}]
+                last = {what: steps[-1].get(what) for what in ("n", "name", "status", "started_at")}
+                left[run_id] = f"{left[run_id]} {len(steps)} steps, {last} at {datetime.now(UTC):%T}"
         return left
 
 
@@ -121,6 +129,7 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
             failed += done.returncode != 0
         load.end()
         await asyncio.wait(clients)
+    ended = time.monotonic()
     left = await load.unfinished()
     answered = load.answers.total()
     errors = sum(count for status, count in load.answers.items() if status >= 500)
@@ -138,8 +147,12 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
         acked=len(load.acked),
         twice=len(load.acked) - len(set(load.acked)),
         answers=", ".join(f"{status}={count}" for status, count in sorted(load.answers.items())),
-        seconds=round(time.monotonic() - began, 1),
-        examples=[*(f"{run_id} {status}" for run_id, status in left.items()), *load.unanswered][:5],
+        left=", ".join(
+            f"{status}={count}" for status, count in Counter(how.split()[0] for how in left.values()).items()
+        ),
+        seconds=round(ended - began, 1),
+        settled_s=round(time.monotonic() - ended, 1),
+        examples=[*(f"{run_id} {status}" for run_id, status in left.items()), *load.unanswered][:_EXAMPLES],
     )
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from adapters.postgres.engine import CALL_SECONDS
 from deploy import config
 from deploy.catalogue import OWNER_MARK, Service, catalogue, environment_json, stack_a_url, successor
 from deploy.config import Config
 from deploy.node import MAX_SOCKET_PATH_CHARS, Node, write_private
+from deploy.roots.server import GRACE_S, WAY_OUT_S
+from deploy.roots.stack_a_worker import DRAIN
 from deploy.supervision import render
 
 
@@ -41,6 +44,12 @@ class TestCatalogue:
 
         assert "postgres" not in services
         assert all("postgres" not in service.depends_on for service in services.values())
+
+    def test_a_worker_is_not_killed_while_it_hands_back_its_runs(self, node: Node) -> None:
+        worker = by_name(node, Config())["stack-a-worker"]
+
+        # Two calls of the store, for as long as one may take.
+        assert worker.stop_wait_s >= GRACE_S + WAY_OUT_S + DRAIN.total_seconds() + 2 * CALL_SECONDS
 
     def test_only_the_gateway_gets_the_provider_s_key(self, node: Node) -> None:
         settings = Config(backends='[{"name": "x", "api_key": "env:OTHER_KEY"}]')

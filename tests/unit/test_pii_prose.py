@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.regex_pii import find
+from ports import pii_rules
 from ports.pii_rules import is_prose, prose_seam, seam
 
 _WORD = st.from_regex(r"[A-Za-z]{1,16}(?:'[a-z]{1,2})?[,.;!?]?", fullmatch=True)
@@ -26,6 +27,21 @@ def test_a_seam_in_prose_is_where_seams_are(words: list[str], blank: str, length
     text = blank.join(words)[:length]
 
     assert prose_seam(text) in {None, seam(text)}
+
+
+@given(
+    st.lists(
+        st.one_of(_WORD, st.sampled_from(["", "a.b", "so..", ",", "it's", "x'y'z", "don'", "a" * 17, "a1", "\t"])),
+        max_size=6,
+    ),
+    st.sampled_from([" ", "\n", "  ", " \n", "   "]),
+    st.sampled_from(["", " ", "the end", "\n\n"]),
+)
+def test_a_long_text_is_prose_by_the_same_rule_as_a_short_one(words: list[str], blank: str, end: str) -> None:
+    text = "word " * 40 + blank.join(words) + end
+
+    assert len(text) >= pii_rules._LONG
+    assert is_prose(text) is (pii_rules._PROSE.fullmatch(text) is not None)
 
 
 def test_most_prose_has_its_seam_behind_its_last_blank() -> None:

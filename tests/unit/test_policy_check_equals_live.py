@@ -24,7 +24,7 @@ from stack_b.backends.protocol import ModelCard
 from stack_b.backends.reach import Reach
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.check import Verdict
-from stack_b.chunks import written_out
+from stack_b.chunks import Piece, written_out
 from stack_b.http.completions import SURFACES
 from stack_b.http.parse import chat_call, embed_call
 from stack_b.limits import Limits
@@ -361,7 +361,12 @@ async def lived(pipeline: Pipeline, caller: AuthContext, call: ChatCall | EmbedC
         if isinstance(call, EmbedCall):
             answer = await pipeline.embed(caller, call)
         elif call.stream:
-            batches = [batch async for batch in pipeline.stream(caller, call)]
+            batches: list[Sequence[Piece]] = []
+
+            async def show(batch: Sequence[Piece]) -> None:
+                batches.append(batch)
+
+            await pipeline.stream(caller, call, show)
             answer = list(written_out(batches[-1]))[-1]
         else:
             answer = await pipeline.chat(caller, call)

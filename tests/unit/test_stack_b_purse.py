@@ -22,7 +22,7 @@ from ports.budget_rules import account_of, tokens_per_day
 from ports.context import AuthContext
 from ports.errors import ResourceExhausted, Unavailable
 from ports.ids import HoldId
-from stack_b.budget.chunks import IDLE_S, next_requests
+from stack_b.budget.chunks import IDLE_S, PACE_S, REQUESTS, next_requests
 from stack_b.budget.purse import FLUSH_AFTER, LOOK_EVERY, PATIENCE_S, Purse, Taken
 
 LEASE: Final = timedelta(seconds=30)
@@ -41,6 +41,8 @@ class Counted(InprocBudget):
         self.away = False
         self.gate = asyncio.Event()
         """A booking waits for it."""
+        self.booking = asyncio.Event()
+        """There was one since this was cleared."""
         self.gate.set()
         self.lease_gate = asyncio.Event()
         """So does a hold."""
@@ -60,6 +62,7 @@ class Counted(InprocBudget):
 
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         self.calls["book"] += 1
+        self.booking.set()
         if self.failures or self.away:
             self.failures = max(0, self.failures - 1)
             raise Unavailable("the ledger is away")
@@ -146,9 +149,44 @@ class TestPurse:
             await turns()
             second = await process.take(10)
 
-        assert 0 < left <= first.chunk.size.tokens / 3
+        # Half of it went in no time at all.
+        assert first.chunk.size.tokens / 3 < left <= first.chunk.size.tokens / 2
         assert second.chunk is not first.chunk
         assert ledger.calls["hold"] == 2
+
+    async def test_where_the_rest_will_last_the_next_chunk_is_leased_late(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        first = await process.take(10)
+        await process.put(first, 10)
+        await clock.advance(timedelta(seconds=2))
+
+        with anyio.fail_after(5):
+            while ledger.calls["hold"] < 2:
+                left = first.chunk.free.tokens
+                await process.put(await process.take(10), 10)
+
+        # It took two seconds to use this much, so that half as much would have lasted one.
+        assert left - 10 <= first.chunk.size.tokens / 3
+
+    async def test_how_busy_a_process_was_is_known_after_a_pause(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock, limit=10**9)
+        first = await process.take(10)
+        while (taken := await process.take(10)).chunk is first.chunk:
+            await process.put(taken, 10)
+        await process.put(taken, 10)
+        await process.put(first, 10)
+        await pass_time(clock, IDLE)
+        assert (await standing(ledger, 10**9)).held == 0
+
+        again = await process.take(10)
+        await process.put(again, 10)
+        await pass_time(clock, timedelta(seconds=PACE_S))
+        later = await process.take(10)
+
+        assert again.chunk.size.tokens > 2 * first.chunk.size.tokens
+        assert later.chunk.size.tokens == first.chunk.size.tokens == 10 * (REQUESTS + 1)
 
     async def test_a_chunk_that_grows_old_is_replaced_before_its_time(
         self, ledger: Counted, clock: ManualClock
@@ -207,21 +245,59 @@ class TestPurse:
         assert ledger.calls["hold"] == 1
         assert len({one.chunk.hold for one in taken}) == 1
 
+    async def test_those_who_waited_for_a_chunk_have_of_it_at_once(self, ledger: Counted, clock: ManualClock) -> None:
+        process = Process(ledger, clock)
+        ledger.lease_gate.clear()
+        waiting = [asyncio.create_task(process.take(10)) for _ in range(100)]
+        await turns()
+        ledger.lease_gate.set()
+
+        # Under load a turn of the loop takes tens of milliseconds.
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+        assert all(one.done() for one in waiting)
+        assert len({one.result().chunk for one in waiting}) == ledger.calls["hold"] == 1
+
     async def test_requests_still_at_work_on_a_chunk_that_was_replaced_are_booked_together(
         self, ledger: Counted, clock: ManualClock
     ) -> None:
         process = Process(ledger, clock)
-        taken = [await process.take(10) for _ in range(28)]
+        first = await process.take(10)
+        taken = [await process.take(10) for _ in range(int(first.chunk.size.tokens / 10 / 2))]
         await turns()
-        assert taken[0].chunk.retired
+        assert first.chunk.retired
+        assert {one.chunk for one in taken} == {first.chunk}
 
-        for one in taken[:-1]:
+        for one in taken:
             await process.put(one, 10)
         booked = ledger.calls["book"]
-        await process.put(taken[-1], 10)
+        await process.put(first, 10)
 
         assert booked <= 1
-        assert (await standing(ledger)).settled == 280
+        assert (await standing(ledger)).settled == 10 * (len(taken) + 1)
+
+    async def test_what_comes_during_a_booking_is_booked_together_later(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        process = Process(ledger, clock)
+        ledger.gate.clear()
+        await process.put(await process.take(10), 10)
+        with anyio.fail_after(5):
+            await ledger.booking.wait()
+        for _ in range(5):
+            await process.put(await process.take(10), 10)
+        ledger.booking.clear()
+        ledger.gate.set()
+        await turns()
+        at_once = ledger.calls["book"]
+        with anyio.fail_after(5):
+            await ledger.booking.wait()
+        await turns()
+
+        assert at_once == 1
+        assert (await standing(ledger)).settled == 60
+        assert ledger.calls["book"] == 2
 
     async def test_an_idle_chunk_goes_back(self, ledger: Counted, clock: ManualClock) -> None:
         process = Process(ledger, clock)
@@ -489,12 +565,12 @@ def test_a_request_waits_for_longer_than_idle_chunks_take_to_go_back() -> None:
 
 
 def test_chunks_grow_as_long_as_they_do_not_last_and_shrink_again() -> None:
-    assert next_requests(32, 0.9) == 64
-    assert next_requests(32, 0.25) == 256
-    assert next_requests(32, 0.001) == next_requests(32, 0) == 512
+    assert next_requests(128, 0.9) == 256
+    assert next_requests(128, 0.25) == 1_024
+    assert next_requests(128, 0.001) == next_requests(128, 0) == 2_048
     assert next_requests(4_096, 0.1) == 4_096
-    assert next_requests(64, 3.0) == 32
-    assert next_requests(32, 3.0) == 32
+    assert next_requests(256, 3.0) == 128
+    assert next_requests(128, 3.0) == 128
 
 
 async def kill() -> None:

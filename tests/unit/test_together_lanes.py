@@ -10,11 +10,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from adapters.postgres.crowd import CROWD, FEW, RECENT, Crowd
 from adapters.postgres.engine import Database, Transaction
 from adapters.postgres.together import LANES, REST, Together
 from ports.ids import TenantId
 
 ACME = TenantId("tnt_acme")
+GLOBEX = TenantId("tnt_globex")
 
 pytestmark = pytest.mark.anyio
 
@@ -131,3 +133,73 @@ async def test_a_kind_that_may_not_rest_goes_on_at_once() -> None:
                 await anyio.lowlevel.checkpoint()
 
     assert batches == [["a"], ["b"], ["c"]]
+
+
+async def test_a_tenant_waits_for_no_crowd_that_it_does_not_belong_to() -> None:
+    batches: list[list[str]] = []
+    gate = asyncio.Event()
+
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
+        batches.append(list(asks))
+        if "crowd" in asks:
+            await gate.wait()
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act, most=1)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(CROWD):
+                group.start_soon(partial(together, ACME, "crowd", order=""))
+            while not batches:
+                await anyio.lowlevel.checkpoint()
+            assert await together(GLOBEX, "other", order="") == "other"
+            gate.set()
+
+    assert batches == [["crowd"], ["other"], *[["crowd"]] * (CROWD - 1)]
+
+
+async def test_a_tenant_waits_for_no_rest_after_a_crowd() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
+        took = asyncio.Event()
+        loop.call_later(0.1 if "crowd" in asks else 0.0, took.set)
+        await took.wait()
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act, most_rest_s=60.0)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(CROWD):
+                group.start_soon(partial(together, ACME, "crowd", order=""))
+        began = loop.time()
+        await together(GLOBEX, "other", order="")
+
+    assert loop.time() - began < REST * 0.1 / 2
+
+
+def test_a_crowd_is_one_tenant_with_many_of_the_latest_calls() -> None:
+    crowd = Crowd()
+    for _ in range(CROWD - 1):
+        crowd.note(ACME)
+    assert not crowd.is_beside(GLOBEX)
+    crowd.note(ACME)
+    assert crowd.is_beside(GLOBEX)
+    assert not crowd.is_beside(ACME)
+
+    for _ in range(FEW):
+        crowd.note(GLOBEX)
+    assert crowd.is_beside(GLOBEX)
+    crowd.note(GLOBEX)
+    assert not crowd.is_beside(GLOBEX)
+
+
+def test_many_tenants_with_a_call_each_are_no_crowd_and_one_of_long_ago_is_forgotten() -> None:
+    crowd = Crowd()
+    for _ in range(CROWD):
+        crowd.note(ACME)
+    for number in range(RECENT):
+        crowd.note(TenantId(f"tnt_{number}"))
+    assert not crowd.is_beside(GLOBEX)

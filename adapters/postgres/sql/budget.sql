@@ -126,11 +126,7 @@ RETURNING h.id;
 -- The windows of the holds are locked. What is there already is not added, and so not counted, again. Says which holds there
 -- are.
 WITH given AS MATERIALIZED (
-    SELECT x.* FROM json_to_recordset(CAST(:events AS json)) AS x (
-        hold uuid, request text, attempt integer, kind text, correlation_id text, principal text, agent text, session text,
-        model text, backend text, fresh_tokens bigint, cache_read_tokens bigint, cache_write_tokens bigint,
-        output_tokens bigint, reasoning_tokens bigint, cost_nanousd bigint, price text, estimated boolean
-    )
+    SELECT x.* FROM unnest(CAST(CAST(:events AS text[]) AS ao_given_usage[])) AS x
 ),
 added AS (
     INSERT INTO usage_events (
@@ -234,24 +230,38 @@ GROUP BY 1, 2, 3
 ORDER BY 1, u.model COLLATE "C", 3;
 
 -- name: deviations
-SELECT w.account, w.window_start, w.settled, w.held, CAST(found.events AS bigint) AS events,
-       CAST(found.holds AS bigint) AS holds
-FROM budget_windows w
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(CASE w.unit WHEN 'tokens' THEN h.tokens ELSE h.nanousd END), 0) AS holds,
-           coalesce(sum(used.amount), 0) AS events
-    FROM budget_hold_windows hw
-    JOIN budget_holds h ON h.tenant_id = :tenant AND h.id = hw.hold_id
-    CROSS JOIN LATERAL (
-        SELECT sum(CASE w.unit WHEN 'nanousd' THEN u.cost_nanousd ELSE
-            u.fresh_tokens + u.cache_read_tokens + u.cache_write_tokens + u.output_tokens + u.reasoning_tokens END) AS amount
-        FROM usage_events u
-        WHERE u.tenant_id = :tenant AND u.hold_id = hw.hold_id
-    ) used
-    WHERE hw.tenant_id = :tenant AND hw.account = w.account AND hw.window_start = w.window_start
-) found
-WHERE w.tenant_id = :tenant AND (w.settled <> found.events OR w.held <> found.holds)
-ORDER BY w.account, w.window_start;
+-- In one pass over all that was ever booked: for people who ask, not for requests.
+WITH used AS MATERIALIZED (
+    SELECT u.hold_id, sum(u.cost_nanousd) AS nanousd,
+           sum(u.fresh_tokens + u.cache_read_tokens + u.cache_write_tokens + u.output_tokens + u.reasoning_tokens) AS tokens
+    FROM usage_events u
+    WHERE u.tenant_id = :tenant
+    GROUP BY u.hold_id
+),
+told AS (
+    SELECT w.account, w.window_start, w.settled, w.held, CAST(0 AS numeric) AS events, CAST(0 AS numeric) AS holds
+    FROM budget_windows w
+    WHERE w.tenant_id = :tenant
+    UNION ALL
+    SELECT hw.account, hw.window_start, 0, 0, CASE w.unit WHEN 'tokens' THEN used.tokens ELSE used.nanousd END, 0
+    FROM used
+    JOIN budget_hold_windows hw ON hw.tenant_id = :tenant AND hw.hold_id = used.hold_id
+    JOIN budget_windows w ON w.tenant_id = :tenant AND w.account = hw.account AND w.window_start = hw.window_start
+    UNION ALL
+    SELECT hw.account, hw.window_start, 0, 0, 0, CASE w.unit WHEN 'tokens' THEN h.tokens ELSE h.nanousd END
+    FROM budget_holds h
+    JOIN budget_hold_windows hw ON hw.tenant_id = :tenant AND hw.hold_id = h.id
+    JOIN budget_windows w ON w.tenant_id = :tenant AND w.account = hw.account AND w.window_start = hw.window_start
+    WHERE h.tenant_id = :tenant
+)
+SELECT f.* FROM (
+    SELECT t.account, t.window_start, CAST(sum(t.settled) AS bigint) AS settled, CAST(sum(t.held) AS bigint) AS held,
+           CAST(sum(t.events) AS bigint) AS events, CAST(sum(t.holds) AS bigint) AS holds
+    FROM told t
+    GROUP BY t.account, t.window_start
+) f
+WHERE f.settled <> f.events OR f.held <> f.holds
+ORDER BY f.account, f.window_start;
 
 -- name: budgets
 SELECT b.* FROM budgets b WHERE b.tenant_id = :tenant ORDER BY b.id;

@@ -3,13 +3,7 @@
 -- name: write
 -- Records that are known change nothing.
 WITH asked AS MATERIALIZED (
-    SELECT r.*
-    FROM json_to_recordset(CAST(:records AS json)) AS r (
-        id text, at timestamptz, namespace text, principal text, correlation_id text, route text, stream boolean,
-        model_asked text, model text, backend text, status integer, code text, denied boolean, decision text, reasons json,
-        attempts json, prompt_tokens bigint, completion_tokens bigint, cost_nanousd bigint, estimated boolean,
-        latency_ms bigint, replayed boolean, joined boolean, kept_until timestamptz
-    )
+    SELECT r.* FROM unnest(CAST(CAST(:records AS text[]) AS ao_given_record[])) AS r
 ),
 added AS (
     INSERT INTO request_records (

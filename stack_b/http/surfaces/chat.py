@@ -31,9 +31,8 @@ class ChatWire:
     keep_alive = b": keepalive\n\n"
     names: Mapping[str, str] = {}
 
-    def __init__(self) -> None:
-        self._form: dict[str, Json] | None = None
-        self._before = self._after = ""
+    _form: dict[str, Json] | None = None
+    _before = _after = ""
 
     def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         return answer
