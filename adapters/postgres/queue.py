@@ -34,6 +34,8 @@ _LEASE_POOL: Final = 2
 """Connections that take messages: a worker has one call of `lease` under way at a time."""
 LOOKS_APART_S: Final = 0.01
 """Between two looks of this process for messages, at least."""
+_ENQUEUES_REST_S: Final = 0.005
+"""Between two batches of enqueues at most. A run that was accepted waits for its hint before anything else."""
 _ACKS_GATHER_S: Final = 0.02
 """How long an acknowledgement waits for others to share its commit: nobody waits for it."""
 
@@ -47,7 +49,7 @@ class PostgresQueue:
         self._database = database
         self._look_at = 0.0
         self._for_leases = for_leases
-        self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue)
+        self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue, most_rest_s=_ENQUEUES_REST_S)
         self._acks: Together[dict[str, Any], bool] = Together(database, _ack, gather_s=_ACKS_GATHER_S)
 
     @property
