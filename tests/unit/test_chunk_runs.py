@@ -319,3 +319,35 @@ async def test_any_frames_in_any_pieces_are_shown_as_one_by_one(
     reads = [reader.feed(data[begin:end]) for begin, end in itertools.pairwise(edges)]
 
     assert await shown(reads) == await shown([[frame] for frame in one_by_one(data)])
+
+
+def test_a_form_with_escapes_in_it_is_proven_by_reading_it() -> None:
+    """The one `"content"` that stands there as such need not be the text's name, where names may be escaped."""
+    event = b'{"x":{"content":"a"},"choices":[{"index":0,"delta":{"c\\u006fntent":"a"}}]}'
+
+    assert decoded(event)["choices"][0]["delta"] == {"content": "a"}
+    assert learn(event, decoded(event)) is None
+
+
+@given(
+    st.lists(st.one_of(st.text(max_size=8), st.sampled_from(TEXTS)), min_size=1, max_size=20),
+    st.lists(st.integers(0, 3_000), max_size=6),
+    st.lists(st.integers(0, 19), max_size=4),
+    st.sampled_from(FORMS),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_decoded_at_once_is_what_is_decoded_text_by_text(
+    texts: list[str], cuts: list[int], other: list[int], dumps: Callable[[Any], str]
+) -> None:
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+    chunks = [delta(content=text, index=int(number in other)) for number, text in enumerate(texts)]
+    data = "".join(f"data: {dumps(chunk)}\n\n" for chunk in chunks).encode()
+    at = sorted(min(cut, len(data)) for cut in cuts)
+
+    quick, _ = read(data, at)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chunk_reader.Template, "_plain", lambda *_: None)
+        general, _ = read(data, at)
+
+    assert quick == general
+    assert list(written_out(quick)) == chunks
