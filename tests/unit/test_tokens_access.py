@@ -49,6 +49,7 @@ class TestClaims:
             {"iat": str(NOW)}, {"iat": None}, {"nbf": str(NOW)},
             {"tenant_id": ["tnt_acme"]}, {"tenant_id": 7}, {"tenant_id": "acme"}, {"tenant_id": "tnt_x'; --"},
             {"tenant_id": ""}, {"tenant_id": "tnt_nobody"},
+            {"home": ""}, {"home": 7}, {"home": "tnt_x'; --"},
             {"sub": ""}, {"sub": 7}, {"sub": "a\nb"}, {"sub": "a" * 256},
             {"jti": ""}, {"jti": 7}, {"scope": ["runs:read"]}, {"scope": None},
             {"namespace": ""}, {"namespace": "../x"}, {"namespace": 7}, {"roles": "admin"}, {"via": "nod_a"},
