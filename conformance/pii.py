@@ -4,6 +4,7 @@
 out before the text is given.
 """
 
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -203,6 +204,18 @@ class PiiContract(Contract):
                 spans = await detector.detect(ACME, text)
                 assert_well_formed(text, spans)
                 assert kind in found_kinds(text, disguised, spans), f"{kind}: {text!r}"
+
+    @clause("PII-7")
+    async def test_what_is_sent_to_another_process_finds_the_same(self, harness: PiiHarness) -> None:
+        detector = await harness.open()
+        finder = detector.elsewhere()
+
+        if finder is not None:
+            # As it comes out there.
+            found = pickle.loads(pickle.dumps(finder))  # noqa: S301 - our own, of this moment
+            for _, marked in declared_samples(detector):
+                text, _ = sample_of(marked)
+                assert found(text) == await detector.detect(ACME, text)
 
     @clause("PII-5")
     async def test_what_is_found_in_a_text_is_found_in_its_pieces(self, harness: PiiHarness) -> None:

@@ -11,8 +11,10 @@ Clauses (each has a test in `conformance.pii`):
          comes bit by bit can be decided on the way.
 * PII-6  Without `capabilities.plain_words`, nothing is found in a text of plain prose (`ports.pii_rules.is_prose`): whoever
          asks need not ask about that.
+* PII-7  What `elsewhere` gives finds, in another process it is sent to, what `detect` finds.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -30,6 +32,10 @@ class Span(Struct, frozen=True, kw_only=True):
     """For example `email`, `payment_card`, `secret`."""
 
 
+Finder: TypeAlias = Callable[[str], tuple[Span, ...]]
+"""Finds without waiting, and can be pickled."""
+
+
 class PiiCapabilities(Struct, frozen=True, kw_only=True):
     classes: frozenset[str] = frozenset()
     plain_words: bool = False
@@ -41,5 +47,9 @@ class PiiDetector(Protocol):
 
     @property
     def capabilities(self) -> PiiCapabilities: ...
+
+    def elsewhere(self) -> Finder | None:
+        """To look at long texts in another process; None where they can be looked at here only."""
+        ...
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]: ...

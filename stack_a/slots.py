@@ -27,5 +27,10 @@ class Slots:
         """Hints and orphans being claimed or executed, or waiting: the queue and the sweep may take too many."""
 
     @property
+    def crowded(self) -> bool:
+        """Whether half of them are taken: then whoever looks for more work may be a while."""
+        return 2 * self.in_hand >= self._many
+
+    @property
     def free(self) -> int:
         return max(0, self._many - self.in_hand)

@@ -170,12 +170,16 @@ class Worker:
 
     @property
     def _free_for_idle(self) -> int:
-        """How much more to take for tenants that have nothing under way. While there are other slots they need no more."""
-        return self._reserve.free if self.holds_lease and self._free == 0 else 0
+        """How much more to take for tenants that have nothing under way.
+
+        While most of the other slots are free they need no more. Not only when none is: the look that is about to fill
+        them takes its time, and would keep the first run of such a tenant waiting.
+        """
+        return self._reserve.free if self.holds_lease and self._slots.crowded else 0
 
     def _take_in_hand(self, group: TaskGroup, slots: Slots, work: Callable[[], Awaitable[None]]) -> None:
         slots.in_hand += 1
-        if slots.free == 0:
+        if slots.crowded:
             # Now it is time to look for those whom a slot is kept for.
             self._announce()
 

@@ -14,10 +14,9 @@ from stack_b.budget.estimate import Ask, capable, embed_ask
 from stack_b.budget.meter import Meter
 from stack_b.budget.plan import Plan
 from stack_b.canonical import ChatCall, EmbedCall, said, texts_in
-from stack_b.policy import decide
+from stack_b.inspection.inspector import Inspector
 from stack_b.prepare import Preparation, embedding
 from stack_b.receipt import budget_members
-from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding
 
 
@@ -35,24 +34,25 @@ class Check:
     """Calls nobody and changes no row."""
 
     def __init__(
-        self, prepare: Preparation, ledger: BudgetLedger, balances: Balances, meter: Meter, pii: Remembering
+        self, prepare: Preparation, ledger: BudgetLedger, balances: Balances, meter: Meter, inspector: Inspector
     ) -> None:
         self._prepare = prepare
         self._ledger = ledger
         self._balances = balances
         self._meter = meter
-        self._pii = pii
+        self._inspector = inspector
 
     async def of(self, auth: AuthContext, call: ChatCall | EmbedCall) -> Verdict:
         """What `chat` or `embed` would decide."""
         prepare = self._prepare
         asked, members = prepare.route_asked(call), said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await prepare.entitled(auth, asked)
-        ruled = prepare.ruled(auth, tenant, call, members, entitled)
+        dear = prepare.dear(call, members)
+        ruled = await prepare.ruled(auth, tenant, call, members, entitled, dear=dear)
         if ruled.blocked is not None:
             return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)
         rules = prepare.rules(tenant)
-        decision = await decide(self._pii, auth, members, rules, texts_in(call, members))
+        decision = await self._inspector.decide(auth, members, rules, texts_in(call, members), dear=dear)
         if decision.outcome.decision == "blocked":
             return await self._blocked(auth, tenant, decision.outcome, decision.findings, "policy_blocked")
         candidates = ruled.candidates

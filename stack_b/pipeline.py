@@ -23,6 +23,8 @@ from stack_b.check import Check, Verdict
 from stack_b.deps import StackBDeps
 from stack_b.encoding import vector_of
 from stack_b.entitlement import TenantCache
+from stack_b.inspection.inspector import Inspector, Patient
+from stack_b.inspection.processes import Processes
 from stack_b.interrupt import Deadlines
 from stack_b.listeners import Seats
 from stack_b.prepare import Preparation, Ready
@@ -38,7 +40,9 @@ class Pipeline:
     """Holds no state of a request; safe to call concurrently."""
 
     def __init__(self, deps: StackBDeps, tell: Tell) -> None:
-        pii = Remembering(deps.pii)
+        self._processes = Processes()
+        pii = Remembering(Patient(deps.pii, self._processes))
+        inspector = Inspector(pii, self._processes)
         self._clock = deps.clock
         self._lease = deps.limits.lease
         self._tell = tell
@@ -46,11 +50,13 @@ class Pipeline:
         self._tenants = TenantCache(deps.tenant, deps.clock, share=deps.share)
         self.balances = Balances(deps.budget, deps.clock)
         self.seats = Seats(self._tenants)
-        self.recorder = Recorder(deps, pii)
+        self.recorder = Recorder(deps, inspector)
         self.meter = Meter(deps.budget, deps.clock, self.balances, in_chunks=deps.budget_in_chunks)
-        self._prepare = Preparation(deps, tell, self._tenants, pii)
+        self._prepare = Preparation(
+            deps, tell, self._tenants, pii, inspector=inspector, balances=self.balances, meter=self.meter
+        )
         self._attempts = Attempts(deps.router, deps.clock, deps.limits, tell)
-        self._check = Check(self._prepare, deps.budget, self.balances, self.meter, pii)
+        self._check = Check(self._prepare, deps.budget, self.balances, self.meter, inspector)
         self.anew = Anew(self._prepare, self.recorder, pii, deps.clock, tell)
         self._deadlines = Deadlines(deps.limits.request_s)
         self.stream_deadlines = Deadlines(deps.limits.request_s, TimeoutError)
@@ -64,6 +70,7 @@ class Pipeline:
         await self.recorder.writer.drain()
         for known in (self._tenants, self._prepare, self.balances):
             await known.close()
+        await self._processes.close()
 
     async def admit(self, auth: AuthContext) -> Tenant:
         """Refuse a tenant that is not served any more, also where everything else is decided already."""

@@ -24,9 +24,9 @@ from stack_b.redaction.placeholders import Placeholders
 from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import PROTOCOL, SHORTEST, Texts, placeholder, rewritten
 
-_REDACT: Final = PiiRules()
+REDACT: Final = PiiRules()
 _ALLOWED: Final = PolicyOutcome(decision="allowed")
-_NOTHING_UNDONE: Final = Placeholders(_REDACT)
+_NOTHING_UNDONE: Final = Placeholders(REDACT)
 """Of all requests in which nothing was found: nobody adds to it."""
 
 
@@ -43,7 +43,7 @@ async def decide(
     detector: PiiDetector,
     auth: AuthContext,
     value: Json,
-    rules: PiiRules = _REDACT,
+    rules: PiiRules = REDACT,
     texts: Iterable[str] | None = None,
 ) -> Decision:
     """Decide on every text in `value`. `texts`: those, where there is nothing else in it.

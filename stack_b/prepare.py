@@ -3,6 +3,8 @@
 The stages one by one are what `/v1/policy/check` asks too, so that it decides as a call does.
 """
 
+from functools import partial
+
 import msgspec
 from msgspec import Struct
 
@@ -11,17 +13,21 @@ from ports.errors import PermissionDenied
 from ports.messages import Json
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
+from stack_b.budget.balances import Balances
 from stack_b.budget.estimate import Ask, capable, chat_ask, check_thoughts, embed_ask, most_of, most_written, sliced
+from stack_b.budget.meter import Meter
 from stack_b.budget.plan import Budgets, Plan, planned
+from stack_b.budget.room import check_room
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
 from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
+from stack_b.inspection.inspector import Inspector
 from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
-from stack_b.policy import Decision, decide, enforce, named
+from stack_b.policy import Decision, enforce, named
 from stack_b.receipt import Trail
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
@@ -51,7 +57,17 @@ class Ready(Struct, frozen=True, kw_only=True):
 class Preparation:
     """Holds no state of a request."""
 
-    def __init__(self, deps: StackBDeps, tell: Tell, tenants: TenantCache, pii: Remembering) -> None:
+    def __init__(
+        self,
+        deps: StackBDeps,
+        tell: Tell,
+        tenants: TenantCache,
+        pii: Remembering,
+        *,
+        inspector: Inspector,
+        balances: Balances,
+        meter: Meter,
+    ) -> None:
         self._clock = deps.clock
         self._prices = deps.prices
         self._limits = deps.limits
@@ -60,6 +76,9 @@ class Preparation:
         self._router = deps.router
         self._policies = deps.policies
         self._pii = pii
+        self._inspector = inspector
+        self._balances = balances
+        self._meter = meter
         self._pii_rules = TenantRules(deps.placeholder_key)
         self._budgets = Budgets(deps.budget, deps.clock)
 
@@ -71,9 +90,12 @@ class Preparation:
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked)
         members = said(call)
-        ruled = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
+        dear = self.dear(call, members)
+        if dear:
+            await self._affordable(auth, tenant, self.asked(call, capable(call, entitled)))
+        ruled = self._permitted(await self.ruled(auth, tenant, call, members, entitled, dear=dear), trail)
         rules = self.rules(tenant)
-        decision = await self.inspected(auth, members, rules, trail, texts_in(call, members))
+        decision = await self.inspected(auth, members, rules, trail, texts_in(call, members), dear=dear)
         value: dict[str, Json] = decision.value
         trail.texts = texts_to_keep(tenant.entitlements, value)
         if value is not call.members:
@@ -101,9 +123,13 @@ class Preparation:
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked)
         members = embedding(call)
-        candidates = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail).candidates
+        dear = self.dear(call, members)
+        if dear:
+            await self._affordable(auth, tenant, embed_ask(call))
+        ruled = await self.ruled(auth, tenant, call, members, entitled, dear=dear)
+        candidates = self._permitted(ruled, trail).candidates
         rules = self.rules(tenant)
-        decision = await self.inspected(auth, members, rules, trail)
+        decision = await self.inspected(auth, members, rules, trail, dear=dear)
         value = decision.value
         trail.texts = texts_to_keep(tenant.entitlements, value)
         redacted = msgspec.structs.replace(call, inputs=tuple(value["input"]))
@@ -126,8 +152,9 @@ class Preparation:
         """What of it must hold when its answer is there already: all but budgets. Raises like `chat`."""
         members = said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
-        permitted = self._permitted(self.ruled(auth, tenant, call, members, entitled), trail)
-        await self.inspected(auth, members, self.rules(tenant), trail, texts_in(call, members))
+        dear = self.dear(call, members)
+        permitted = self._permitted(await self.ruled(auth, tenant, call, members, entitled, dear=dear), trail)
+        await self.inspected(auth, members, self.rules(tenant), trail, texts_in(call, members), dear=dear)
         return permitted
 
     # The stages, in their order.
@@ -163,16 +190,27 @@ class Preparation:
             )
         return tenant, self._router.taking(asked.extra, candidates) if asked.extra else candidates
 
-    def ruled(
+    def dear(self, call: ChatCall | EmbedCall, members: dict[str, Json]) -> bool:
+        """Whether it is looked through in another process. Raises `InvalidArgument` for what is too long to look at."""
+        weight = check_weight(members, self._limits.inspected_chars, texts_in(call, members))
+        return self._inspector.is_dear(members, weight)
+
+    async def _affordable(self, auth: AuthContext, tenant: Tenant, ask: Ask) -> None:
+        """Looking through long texts costs something too: raises like the hold to come, where it can't be had anyway."""
+        limit = tenant.entitlements.tokens_per_day
+        check_room(await self._balances.read(auth, limit=limit), ask, idle=self._meter.idle(auth.tenant))
+
+    async def ruled(
         self,
         auth: AuthContext,
         tenant: Tenant,
         call: ChatCall | EmbedCall,
         members: dict[str, Json],
         candidates: tuple[Candidate, ...],
+        *,
+        dear: bool,
     ) -> Ruled:
-        """Which of them the policies permit; changes nothing. Raises `InvalidArgument` for what is too long to look at."""
-        check_weight(members, self._limits.inspected_chars, texts_in(call, members))
+        """Which of them the policies permit; changes nothing."""
         rules = self._policies.of(tenant)
         if rules.is_empty:
             return Ruled(candidates=candidates)
@@ -180,7 +218,8 @@ class Preparation:
         def may_write(candidate: Candidate) -> int:
             return most_written(call, self._limits, candidate.card.max_tokens) if isinstance(call, ChatCall) else 0
 
-        return ruled(
+        decision = partial(
+            ruled,
             rules,
             auth,
             members,
@@ -189,6 +228,9 @@ class Preparation:
             tier=self._router.tier(call.model),
             may_write=may_write,
         )
+        if dear and rules.reads_requests:
+            return await self._inspector.ruled(auth, members, decision)
+        return decision()
 
     def _permitted(self, ruled: Ruled, trail: Trail) -> Ruled:
         if not ruled.candidates:
@@ -203,8 +245,10 @@ class Preparation:
         rules: PiiRules,
         trail: Trail,
         texts: tuple[str, ...] | None = None,
+        *,
+        dear: bool,
     ) -> Decision:
-        decision = await decide(self._pii, auth, members, rules, texts)
+        decision = await self._inspector.decide(auth, members, rules, texts, dear=dear)
         trail.outcome = decision.outcome
         if decision.findings:
             self._tell.decided(decision.findings)

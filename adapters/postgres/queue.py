@@ -33,7 +33,9 @@ _MAX_LEASED: Final = 1_000
 _LEASE_POOL: Final = 2
 """Connections that take messages: a worker has one call of `lease` under way at a time."""
 LOOKS_APART_S: Final = 0.01
-"""Between two looks of this process for messages, at least."""
+"""Between two looks of this process for messages, at least; those for idle tenants' are apart from each other only."""
+_ENQUEUES_REST_S: Final = 0.005
+"""Between two batches of enqueues at most. A run that was accepted waits for its hint before anything else."""
 _ACKS_GATHER_S: Final = 0.02
 """How long an acknowledgement waits for others to share its commit: nobody waits for it."""
 
@@ -45,9 +47,10 @@ class PostgresQueue:
         """`for_leases` waits for no disk: a lease that a crash of the server forgets has ended early, as with a crash of
         its holder."""
         self._database = database
-        self._look_at = 0.0
+        self._look_at = {False: 0.0, True: 0.0}
+        """When the next look may be, by `idle_only`: a newcomer does not wait for a look at a backlog."""
         self._for_leases = for_leases
-        self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue)
+        self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue, most_rest_s=_ENQUEUES_REST_S)
         self._acks: Together[dict[str, Any], bool] = Together(database, _ack, gather_s=_ACKS_GATHER_S)
 
     @property
@@ -85,7 +88,7 @@ class PostgresQueue:
         deadline = loop.time() + wait.total_seconds()
         with self._database.signals.waiting(QUEUE) as waiter:
             while True:
-                await self._looks_apart()
+                await self._looks_apart(idle_only)
                 if rows := await self._take(auth, asked, idle_only=idle_only):
                     return [_delivery(row) for row in sorted(rows, key=lambda row: (-row["priority"], row["id"].bytes))]
                 if (left := deadline - loop.time()) <= 0:
@@ -124,12 +127,12 @@ class PostgresQueue:
         assert row is not None, "an aggregate always has a row"
         return Depth(ready=row["ready"], leased=row["leased"])
 
-    async def _looks_apart(self) -> None:
+    async def _looks_apart(self, idle_only: bool) -> None:
         """A message that comes wakes everybody: who has just looked waits a moment, and finds the next one there too."""
         loop = asyncio.get_running_loop()
-        if (left := self._look_at - loop.time()) > 0:
+        if (left := self._look_at[idle_only] - loop.time()) > 0:
             await asyncio.sleep(left)
-        self._look_at = loop.time() + LOOKS_APART_S
+        self._look_at[idle_only] = loop.time() + LOOKS_APART_S
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any], *, idle_only: bool) -> Sequence[Row]:
         if QUEUE_ANY_TENANT in auth.scopes:

@@ -35,7 +35,7 @@ LANES: Final = 2
 """Batches of one kind under way at once in this process at most, but for one of calls beside a crowd. A second one only
 where the first takes long, as one does that waits for a lock: two would be smaller, and cost more."""
 LONG_S: Final = 0.05
-"""After this a batch takes long, unless a kind says less."""
+"""After this a batch takes long."""
 REST: Final = 3
 """Times as long as a batch took, its kind begins no other one: at half of its capacity this process and the server spent a
 third less on a run, and a call was answered in half the time (`tests.bench.engine`)."""
@@ -74,12 +74,10 @@ class Together(Generic[AskT, AnswerT]):
         most: int = MOST,
         gather_s: float = 0.0,
         most_rest_s: float = MOST_REST_S,
-        long_s: float = LONG_S,
     ) -> None:
         """With `gather_s` the first call waits so long for others: for what nobody waits for."""
         self._gather_s = gather_s
         self._most_rest_s = most_rest_s
-        self._long_s = long_s
         self._gathering: asyncio.TimerHandle | None = None
         self._database = database
         self._act = act
@@ -119,7 +117,7 @@ class Together(Generic[AskT, AnswerT]):
         elif not self._lanes:
             self._open_lane()
         elif self._relief is None and len(self._lanes) < LANES:
-            self._relief = loop.call_later(self._long_s, self._relieve)
+            self._relief = loop.call_later(LONG_S, self._relieve)
 
     async def _answer(self, call: _Call[AskT, AnswerT]) -> AnswerT:
         try:
@@ -169,7 +167,7 @@ class Together(Generic[AskT, AnswerT]):
         try:
             while self._beside:
                 calls = [self._beside.popleft() for _ in range(min(len(self._beside), self._most))]
-                late = loop.call_later(self._long_s, self._leave_beside, loop)
+                late = loop.call_later(LONG_S, self._leave_beside, loop)
                 try:
                     await self._make(calls)
                 finally:

@@ -3,16 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from adapters.presidio_pii.engine import KINDS, NEED_A_MODEL, Engine, EngineSettings, Hit
+from adapters.presidio_pii.engine import KINDS, NEED_A_MODEL, Engine, EngineSettings, Hit, engine_of
 from adapters.presidio_pii.pool import EnginePool
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.errors import InvalidArgument
-from ports.pii import PiiCapabilities, PiiDetector, Span
+from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
 from ports.pii_text import readings
 
 PATTERNS: Final = "pii_patterns"
@@ -44,11 +45,16 @@ class PresidioPii:
         self._patterns = patterns
         self._engine = engine
         self._pool = pool
+        self._settings = settings_of(config)
         self._told_by_signs = not config.model and set(config.entities) <= _TOLD_BY_SIGNS
 
     @property
     def capabilities(self) -> PiiCapabilities:
         return capabilities_of(self._config)
+
+    def elsewhere(self) -> Finder | None:
+        patterns = self._patterns.elsewhere()
+        return None if patterns is None else partial(find_apart, self._settings, patterns)
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         known = await self._patterns.detect(auth, text)
@@ -93,10 +99,19 @@ def capabilities_of(config: PresidioConfig) -> PiiCapabilities:
     )
 
 
+def settings_of(config: PresidioConfig) -> EngineSettings:
+    return EngineSettings(entities=config.entities, score=config.score, model=config.model)
+
+
+def find_apart(settings: EngineSettings, patterns: Finder, text: str) -> tuple[Span, ...]:
+    """In a process that has no engine before it is asked for."""
+    return merged(patterns(text), engine_of(settings).find(text))
+
+
 @asynccontextmanager
 async def open_presidio_pii(config: PresidioConfig, given: Given) -> AsyncIterator[PiiDetector]:
     capabilities_of(config)
-    settings = EngineSettings(entities=config.entities, score=config.score, model=config.model)
+    settings = settings_of(config)
     engine = await asyncio.to_thread(Engine, settings)
     pool = EnginePool(settings, workers=config.workers)
     try:

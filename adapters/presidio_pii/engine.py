@@ -5,6 +5,7 @@ what is found in a text is found in its pieces.
 """
 
 import importlib.util
+from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct
@@ -72,6 +73,12 @@ class Engine:
             for one in found
             if not _is_prose(one.entity_type, canonical.text[one.start : one.end])
         ]
+
+
+@lru_cache(1)
+def engine_of(settings: EngineSettings) -> Engine:
+    """The one of this process."""
+    return Engine(settings)
 
 
 def _is_prose(entity: str, text: str) -> bool:

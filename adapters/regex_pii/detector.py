@@ -14,7 +14,7 @@ from adapters.regex_pii import patterns
 from adapters.regex_pii.checks import iban_length, is_card, mod97
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
-from ports.pii import PiiCapabilities, PiiDetector, Span
+from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
 from ports.pii_text import canonical_form, hides_letters
 
 # The gravest first: where two overlap, the whole is treated as that.
@@ -43,6 +43,9 @@ class RegexPii:
     @property
     def capabilities(self) -> PiiCapabilities:
         return PiiCapabilities(classes=KINDS)
+
+    def elsewhere(self) -> Finder | None:
+        return find
 
     async def detect(self, _auth: AuthContext, text: str) -> tuple[Span, ...]:
         return find(text)

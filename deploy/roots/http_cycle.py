@@ -132,15 +132,20 @@ class Cycle(RequestResponseCycle):
         elif message["type"] == "http.response.start":
             if not self._begun(message["status"], list(message["headers"])):
                 await super().send(message)
-        elif message["type"] == "http.response.body" and self.chunked_encoding and not self.response_complete:
-            body = message["body"]
-            framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            if message.get("more_body", False):
-                self.transport.write(framed)
-            else:
-                self._ended(framed + b"0\r\n\r\n")
-        else:
+        elif message["type"] != "http.response.body" or not self.piece(
+            message["body"], not message.get("more_body", False)
+        ):
             await super().send(message)
+
+    def piece(self, body: bytes, last: bool) -> bool:
+        if self.flow.write_paused or self.disconnected or not self.chunked_encoding or self.response_complete:
+            return False
+        framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        if last:
+            self._ended(framed + b"0\r\n\r\n")
+        else:
+            self.transport.write(framed)
+        return True
 
     def _begun(self, status: int, headers: Collection[tuple[bytes, bytes]]) -> bool:
         """Whether the head of a stream was sent. Of what has a length, or has no body at all, it is not."""

@@ -14,7 +14,7 @@ from deploy.roots.http_cycle import Cycle, Refused, target
 from deploy.roots.known_head import KnownHead, known_head
 from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch, WatchedFlow
-from ports.http.extensions import HEAD_MEMORY, ON_DISCONNECT, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory
+from ports.http.extensions import HEAD_MEMORY, ON_DISCONNECT, STREAM_PIECE, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory
 from ports.http.sse import HANG_UP
 
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -303,6 +303,7 @@ class BoundedProtocol(HttpToolsProtocol):
             HANG_UP: partial(self._hang_up, cycle),
             HEAD_MEMORY: memory,
             ON_DISCONNECT: self._on_disconnect,
+            STREAM_PIECE: cycle.piece,
             WHOLE_REQUEST: cycle.taken,
             WHOLE_RESPONSE: cycle.whole,
         }

@@ -209,7 +209,7 @@ class Edge:
         except Disconnected:
             pass
         except AgentOSError as error:
-            await self._refuse(reply, await self._told(error, found), found)
+            await self._refuse(reply, await self._told(error, found, scope["method"]), found)
         except Exception as error:
             refusal = _framework_refusal(error)
             if refusal is None:
@@ -311,9 +311,9 @@ class Edge:
         """A request like any other: it is counted, and then noted."""
         if self._admit_denied is not None:
             await self._admit_denied(auth)
-        if not self._repeats.is_one(auth, route, error):
+        if not self._repeats.is_one(auth, route.method, route.template, error):
             await self._denied(auth, route.template, error)
-            self._repeats.noted(auth, route, error)
+            self._repeats.noted(auth, route.method, route.template, error)
 
     def _token(self, headers: Headers) -> str:
         """Raises `Unauthenticated` where none was sent, or what can't be one."""
@@ -332,12 +332,18 @@ class Edge:
             raise Unauthenticated("the token is not valid")
         return token
 
-    async def _told(self, error: AgentOSError, found: Exchange) -> AgentOSError:
+    async def _told(self, error: AgentOSError, found: Exchange, method: str) -> AgentOSError:
         """What to answer: `error`, or why nobody could be told of it."""
         # Without an identity it was told where the caller was turned away.
-        if isinstance(error, PermissionDenied) and found.auth is not None:
+        auth = found.auth
+        if (
+            isinstance(error, PermissionDenied)
+            and auth is not None
+            and not self._repeats.is_one(auth, method, found.template, error)
+        ):
             try:
-                await self._denied_inside(found.auth, found.template, error)
+                await self._denied_inside(auth, found.template, error)
+                self._repeats.noted(auth, method, found.template, error)
             except AgentOSError as failed:
                 return failed
         return error

@@ -21,6 +21,12 @@ sent in parts."""
 
 WholeResponse: TypeAlias = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]
 
+STREAM_PIECE: Final = "agentos.stream_piece"
+"""Sends a piece of a stream that has begun, the last one or not; whether it did. If not, it is to be sent as ever: whoever
+reads it is slow, or gone."""
+
+StreamPiece: TypeAlias = Callable[[bytes, bool], bool]
+
 HEAD_MEMORY: Final = "agentos.head_memory"
 """What may be remembered of a request's head alone: the same dictionary for as long as the heads of a connection are the
 same, byte for byte. By whoever remembers it."""

@@ -7,7 +7,6 @@ from typing import Final, TypeAlias
 
 from ports.context import AuthContext
 from ports.errors import PermissionDenied
-from ports.http.routes import Route
 from ports.ids import PrincipalId, TenantId
 from ports.recent import Recent
 
@@ -26,14 +25,15 @@ class Repeats:
         self._monotonic = monotonic
         self._noted: Recent[_Denial, bool] = Recent(MAX_REMEMBERED)
 
-    def is_one(self, auth: AuthContext, route: Route, error: PermissionDenied) -> bool:
-        return self._noted.get(_denial(auth, route, error), self._monotonic()) is not None
+    def is_one(self, auth: AuthContext, method: str, template: str, error: PermissionDenied) -> bool:
+        return self._noted.get(_denial(auth, method, template, error), self._monotonic()) is not None
 
-    def noted(self, auth: AuthContext, route: Route, error: PermissionDenied) -> None:
+    def noted(self, auth: AuthContext, method: str, template: str, error: PermissionDenied) -> None:
         until = self._monotonic() + NOTED_EVERY.total_seconds()
-        self._noted.put(_denial(auth, route, error), True, until=until)
+        self._noted.put(_denial(auth, method, template, error), True, until=until)
 
 
-def _denial(auth: AuthContext, route: Route, error: PermissionDenied) -> _Denial:
+def _denial(auth: AuthContext, method: str, template: str, error: PermissionDenied) -> _Denial:
+    """All that an entry says."""
     needed = str(error.details.get("required_scope", ""))
-    return (auth.tenant, auth.namespace, auth.principal, route.method, route.template, error.code, needed)
+    return (auth.tenant, auth.namespace, auth.principal, method, template, error.code, needed)

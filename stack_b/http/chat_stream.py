@@ -15,7 +15,7 @@ from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, Unavailable
 from ports.http.body import Disconnected, Receive
 from ports.http.edge import Scope, Send
-from ports.http.extensions import ON_DISCONNECT, OnDisconnect
+from ports.http.extensions import ON_DISCONNECT, STREAM_PIECE, OnDisconnect, StreamPiece
 from ports.http.sse import HANG_UP, one_line
 from stack_b.caller import Caller, Gone
 from stack_b.chunks import Closing, Piece, Run
@@ -160,7 +160,9 @@ class _Out:
     def __init__(self, scope: Scope, send: Send, on_start: Callable[[], None]) -> None:
         self._send = send
         self._on_start = on_start
-        self._hang_up: Callable[[bytes], None] | None = (scope.get("extensions") or {}).get(HANG_UP)
+        extensions = scope.get("extensions") or {}
+        self._hang_up: Callable[[bytes], None] | None = extensions.get(HANG_UP)
+        self._at_once: StreamPiece | None = extensions.get(STREAM_PIECE)
         self._loop = asyncio.get_running_loop()
         self._over = False
         self._sending: asyncio.Task[None] | None = None
@@ -174,7 +176,7 @@ class _Out:
     async def send(self, frames: bytes, *, last: bool = False) -> None:
         if self._sending is not None:
             await asyncio.wait({self._sending})
-        if not self.muted:
+        if not self.muted and not self._sent_at_once(frames, last=last):
             await self._now(frames, last=last)
 
     def keep_alive(self, frames: bytes) -> None:
@@ -197,6 +199,14 @@ class _Out:
     def close(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
+
+    def _sent_at_once(self, frames: bytes, *, last: bool) -> bool:
+        """Mostly: nobody has to wait for the client."""
+        if self._at_once is None or not self.started or not self._at_once(one_line(frames), last):
+            return False
+        self.last_sent = self._loop.time()
+        self._over = last
+        return True
 
     async def _now(self, frames: bytes, *, last: bool) -> None:
         self._busy = True

@@ -119,8 +119,9 @@ def ruled(
     agent: str,
     tier: str,
     may_write: Callable[[Candidate], int],
+    texts: tuple[str, ...] | None = None,
 ) -> Ruled:
     """Decide on a request. `candidates` is not empty; see `Subject` for the rest."""
-    subject = Subject(auth, members, agent=agent, tier=tier, may_write=may_write)
+    subject = Subject(auth, members, agent=agent, tier=tier, may_write=may_write, texts=texts)
     ruling = rules.request(subject, candidates)
     return Ruled(candidates=ruling.permitted, ruling=ruling, rules=rules, subject=subject)

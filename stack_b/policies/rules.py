@@ -32,15 +32,16 @@ class Subject:
         agent: str,
         tier: str,
         may_write: Callable[[Candidate], int],
+        texts: tuple[str, ...] | None = None,
     ) -> None:
         """`agent`: which one asks, as the client says. `tier`: of the name that was asked for; empty where it is none.
-        `may_write`: how many tokens at most, all choices together."""
+        `may_write`: how many tokens at most, all choices together. `texts`: `texts_of` it, if that is known."""
         self.auth = auth
         self.tier = tier
         self.agent = agent
         self._members = dict(members)
         self.may_write = may_write
-        self._texts: tuple[str, ...] | None = None
+        self._texts = texts
         self._offered: tuple[str, ...] | None = None
         self._found: dict[int, bool] = {}
 
@@ -54,11 +55,14 @@ class Subject:
         known = self._found.get(id(search))
         if known is None:
             if self._texts is None:
-                self._texts = tuple(
-                    dict.fromkeys(reading for text in strings(self._members) for reading in canonical_texts(text))
-                )
+                self._texts = texts_of(self._members)
             known = self._found[id(search)] = any(map(search.found, self._texts))
         return known
+
+
+def texts_of(members: Json) -> tuple[str, ...]:
+    """What a request says, in each way to read it."""
+    return tuple(dict.fromkeys(reading for text in strings(members) for reading in canonical_texts(text)))
 
 
 class CompiledRule:
@@ -146,6 +150,7 @@ class Rules:
         self._offer, self._call = tuple(stages["offer"]), tuple(stages["call"])
         self.is_empty = not any(stages.values())
         self.on_requests = bool(self._input or self._offer)
+        self.reads_requests = any(rule.search for rules in self._input for rule in rules)
         self.on_answers = bool(self._output or self._call)
 
     def request(self, subject: Subject, candidates: Sequence[Candidate]) -> Ruling:

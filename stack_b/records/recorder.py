@@ -14,15 +14,16 @@ from ports.errors import AgentOSError, Internal, PermissionDenied
 from ports.http.envelope import status_of
 from ports.messages import Json, Usage
 from ports.model import PolicyOutcome
-from ports.pii import PiiDetector
 from ports.request_log import RequestRecord, Written, new_request_id
 from stack_b.caller import Gone
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
+from stack_b.inspection.inspector import Inspector
 from stack_b.kept_texts import Texts
-from stack_b.policy import decide
+from stack_b.policy import REDACT
 from stack_b.receipt import Trail
 from stack_b.records.writer import RecordWriter
+from stack_b.redaction.weight import weigh
 from stack_b.replay import is_streamed
 
 CONTENT: Final = "content"
@@ -36,10 +37,10 @@ logger = logging.getLogger("agentos.gateway")
 
 
 class Recorder:
-    def __init__(self, deps: StackBDeps, pii: PiiDetector) -> None:
+    def __init__(self, deps: StackBDeps, inspector: Inspector) -> None:
         self._clock = deps.clock
         self._vault = deps.vault
-        self._pii = pii
+        self._inspector = inspector
         self._knows = deps.router.knows
         self.writer = RecordWriter(deps.request_log, deps.clock)
 
@@ -122,7 +123,8 @@ class Recorder:
         record = written.record
         said: Json = {"prompt": texts.prompt, "answer": texts.answer}
         try:
-            decision = await decide(self._pii, trail.auth, said)
+            dear = self._inspector.is_dear(said, weigh(said))
+            decision = await self._inspector.decide(trail.auth, said, REDACT, dear=dear)
         except AgentOSError as error:
             logger.warning("record.not_kept", extra={"tenant_id": trail.auth.tenant, "code": error.code})
             return written

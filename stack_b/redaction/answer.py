@@ -18,7 +18,7 @@ from stack_b.redaction.media import MESSAGE, NOWHERE, Place, is_media
 from stack_b.redaction.nested import MAX_DEPTH, is_json, payload_of, read, written
 from stack_b.redaction.parts import is_cut, texts_of
 from stack_b.redaction.parts import joined as joined_parts
-from stack_b.redaction.spans import LONG_NUMBER, number_of, rewritten, texts
+from stack_b.redaction.spans import LONG_NUMBER, free_name, number_of, rewritten, texts
 from stack_b.redaction.stream import Lens, Shown, TextStream
 from stack_b.replay import RECEIPT
 
@@ -180,11 +180,13 @@ class Answer:
         if self._beside is None or self._beside[0] != beside:
             # Mostly the same in every chunk.
             shown: dict[str, Json] = {}
+            last: dict[str, int] = {}
             for name, member in beside.items():
                 one = _Choice(self._lens, self._kinds)
                 value = await one.value({name: member})
                 self._blocked = self._blocked or one.blocked
-                shown |= {} if one.blocked else value
+                if not one.blocked:
+                    shown |= {free_name(called, shown, last): said for called, said in value.items()}
             self._beside = (beside, shown)
         return {name: member for name, member in chunk.items() if name in known} | self._beside[1]
 
@@ -309,10 +311,12 @@ class _Choice:
                 value = joined_parts(value, {id(value)})
             return [await self.value(item, place, depth=depth) for item in value]
         if isinstance(value, dict):
-            return {
-                await self.value(name): await self._number_or(member, (*place, name), depth)
-                for name, member in value.items()
-            }
+            shown: dict[str, Json] = {}
+            last: dict[str, int] = {}
+            for name, member in value.items():
+                called = free_name(await self.value(name), shown, last)
+                shown[called] = await self._number_or(member, (*place, name), depth)
+            return shown
         if (number := number_of(value)) is not None:
             text = self._noted(await self._lens.shown(number, ends=True))
             return value if text == number else text

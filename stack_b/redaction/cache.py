@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from ports.context import AuthContext
-from ports.pii import PiiCapabilities, PiiDetector, Span
+from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
 
 SHORTEST: Final = 256
 """Characters. What is shorter is looked at faster than it is remembered."""
@@ -27,6 +27,9 @@ class Remembering:
         self._key = secrets.token_bytes(32)
         self._found: OrderedDict[bytes, tuple[Span, ...]] = OrderedDict()
         self.size = 0
+
+    def elsewhere(self) -> Finder | None:
+        return self._detector.elsewhere()
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         if len(text) < SHORTEST:

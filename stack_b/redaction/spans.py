@@ -107,7 +107,7 @@ def rewritten(
         last: dict[str, int] = {}
         for name, member in value.items():
             shown = rewritten(member, replacements, numbers, (*place, name))
-            members[_free(replacements.get(name, name), members, last)] = shown
+            members[free_name(replacements.get(name, name), members, last)] = shown
         return members
     if (number := number_of(value)) is not None and not _is_setting(place):
         return (replacements if numbers is None else numbers).get(number, value)
@@ -127,7 +127,7 @@ def _is_setting(place: Place) -> bool:
     return len(place) == 1 and place[0] in _SETTINGS
 
 
-def _free(name: str, taken: Mapping[str, Json], last: dict[str, int]) -> str:
+def free_name(name: str, taken: Mapping[str, Json], last: dict[str, int]) -> str:
     """`name`, numbered if two members became the same placeholder: none of them may get lost.
 
     `last`: by name, the number that was given last, so that no number is tried twice.

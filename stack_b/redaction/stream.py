@@ -3,6 +3,7 @@
 What may be the beginning of something is held back: up to the next seam, which is mostly the next blank.
 """
 
+import asyncio
 import re
 from typing import Final, Literal, NamedTuple
 
@@ -132,6 +133,9 @@ class TextStream:
                 return Shown(piece)
         shown: list[Shown] = []
         while self._held and self._dropped():
+            if len(self._held) >= MAX_HELD:
+                # Much has come at once: others have a turn between its parts.
+                await asyncio.sleep(0)
             cut = seam(self._held[:MAX_HELD], since=self._looked_at, lines_only=self._lens.lines_only)
             if cut:
                 shown.append(await self._released(cut))
@@ -161,8 +165,10 @@ class TextStream:
         for mark in self._lens.marks(window):
             if mark.start < cut < mark.end:
                 cut = mark.start
-        for span in await self._lens.found(window):
-            if not canonical_form(window[span.end :]).text:
+        spans = await self._lens.found(window)
+        for span in spans:
+            # Behind any other one something can be seen: the next.
+            if span is spans[-1] and not canonical_form(window[span.end :]).text:
                 # It may go on for as long as it likes. What stands for it goes out now, the rest of it never.
                 self._dropping = "key" if "-----BEGIN" in window[span.start :] else "token"
                 return await self._released(len(window))

@@ -16,21 +16,28 @@ _FOLDED_LONG: Final = re.compile("[\u321d\u321e\u327c\u3300-\u3357\u33ae\u33af\u
 """Characters that stand for more than four."""
 
 
-def check_weight(value: Mapping[str, Json], limit: int, texts: Collection[str] | None = None) -> None:
-    """Raises `InvalidArgument` (`payload_too_large`) where there are more than `limit` characters to look through.
+def check_weight(value: Mapping[str, Json], limit: int, texts: Collection[str] | None = None) -> int:
+    """How many characters there are to look through, media among them. `texts`: of a `value` that is plain.
 
-    `texts`: of a `value` that is plain.
+    Raises `InvalidArgument` (`payload_too_large`) where there are more than `limit`, media aside.
     """
-    if texts is not None and _weight_of_plain(value, texts) <= limit:
-        return
+    if texts is not None and (plain := _weight_of_plain(value, texts)) <= limit:
+        return plain
     # Media are of no weight. Only what seems too heavy is looked at for them.
-    if _weight(value) > limit and (found := _weight(value, media=False)) > limit:
+    weight = _weight(value)
+    if weight > limit and (found := _weight(value, media=False)) > limit:
         raise InvalidArgument(
             f"the request has about {found} characters to look through and at most {limit} are taken, images, sound and "
             "documents aside; send less of them at a time",
             code="payload_too_large",
             details={"inspected_chars": limit},
         )
+    return weight
+
+
+def weigh(value: Json) -> int:
+    """In characters, media among them."""
+    return _weight(value)
 
 
 def _weight_of_plain(value: Mapping[str, Json], texts: Collection[str]) -> int:

@@ -13,7 +13,7 @@ from conformance.contract import Contract, proven_clauses
 NO_CLAUSES = {
     "adapter", "audit_rules", "budget_rules", "capabilities", "context", "cursor", "errors", "fresh", "http", "ids",
     "memory_rules", "messages", "pii_escapes", "pii_rules", "pii_text", "policy", "priority",
-    "hosts", "quota_rules", "recent", "roles", "run_rules", "shared_reads",
+    "hosts", "quota_rules", "randoms", "recent", "roles", "run_rules", "shared_reads",
 }  # fmt: skip
 """Modules of `ports` that are no seam: values and rules, tested where they are."""
 

@@ -81,7 +81,10 @@ class Answering(asyncio.Protocol):
             self._write(self._WHOLE)
         elif PACED.encode() in body:
             loop = asyncio.get_running_loop()
-            for number, piece in enumerate(self._PIECES):
+            first, *others = self._PIECES
+            # Not by the loop: when the process has to wait, it may be behind those that have a time.
+            self._write(first)
+            for number, piece in enumerate(others, 1):
                 loop.call_later(number * PACE_SECONDS, self._write, piece)
         else:
             self._write(b"".join(self._PIECES))

@@ -59,6 +59,9 @@ class Nothing:
 
     capabilities = RegexPii().capabilities
 
+    def elsewhere(self) -> None:
+        return None
+
     async def detect(self, _auth: object, _text: str) -> tuple[Span, ...]:
         return ()
 

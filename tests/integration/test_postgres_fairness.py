@@ -4,7 +4,7 @@ import itertools
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +20,7 @@ from ports.context import AuthContext
 from ports.errors import ResourceExhausted
 from ports.ids import RunId, WorkerId, uuid_of
 from ports.priority import DEFAULT
+from ports.queue import Delivery, QueuePort
 from ports.tenant import Entitlements
 from stack_a.slots import RESERVED_FROM
 from tests.support.postgres import Clone, execute, fetch, shift_time
@@ -27,6 +28,24 @@ from tests.support.worker_node import Node, open_node
 
 PATIENCE_S: Final = 60
 LEASE: Final = timedelta(minutes=1)
+
+
+class OneLook:
+    """A queue that, after the first, answers no look for anybody's messages; those for idle tenants' it does."""
+
+    def __init__(self, queue: QueuePort) -> None:
+        self._queue = queue
+        self._looked = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    async def lease(self, auth: AuthContext, *, idle_only: bool = False, **asked: Any) -> list[Delivery]:
+        if not idle_only:
+            if self._looked:
+                await anyio.sleep_forever()
+            self._looked = True
+        return await self._queue.lease(auth, idle_only=idle_only, **asked)
 
 
 @pytest.mark.anyio
@@ -99,6 +118,21 @@ class TestFairness:
                 await node.create(GLOBEX)
                 await node.until_inside(GLOBEX, 1)
                 assert node.inside[ACME.tenant] == RESERVED_FROM - 1
+                node.gate.set()
+
+    async def test_a_newcomer_does_not_wait_for_a_look_that_fills_the_other_slots(self, node: Node) -> None:
+        await node.entitle(ACME, Entitlements())
+        await node.entitle(GLOBEX, Entitlements())
+        for _ in range(RESERVED_FROM // 2):
+            await node.create(ACME)
+        node.queue = cast("QueuePort", OneLook(node.queue))
+
+        with anyio.fail_after(PATIENCE_S):
+            # A clock that stands still: no sweep comes to its help.
+            async with node.worker(concurrency=RESERVED_FROM, clock=ManualClock()):
+                await node.until_inside(ACME, RESERVED_FROM // 2)
+                await node.create(GLOBEX)
+                await node.until_inside(GLOBEX, 1)
                 node.gate.set()
 
     async def test_a_tenant_with_a_run_running_is_not_idle(self, node: Node) -> None:

@@ -137,6 +137,18 @@ class TestSignals:
         # The first of them may go at once, by when it comes.
         assert anyio.current_time() - began >= 3 * queue.LOOKS_APART_S
 
+    async def test_a_look_for_idle_tenants_is_not_kept_apart_from_one_for_anybody(
+        self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, there = two
+        await there.queue.enqueue(ACME, b"one")
+        await here.queue.lease(NODE, limit=1, duration=HOUR, idle_only=True)
+        monkeypatch.setattr(queue, "LOOKS_APART_S", 3_600.0)
+
+        with anyio.fail_after(PATIENCE_S):
+            await here.queue.lease(NODE, limit=1, duration=HOUR)
+            await here.queue.lease(NODE, limit=1, duration=HOUR, idle_only=True)
+
     async def test_lost_wake_ups_cost_a_moment_and_nothing_else(
         self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -340,7 +340,7 @@ def test_what_is_decoded_at_once_is_what_is_decoded_text_by_text(
     texts: list[str], cuts: list[int], other: list[int], dumps: Callable[[Any], str]
 ) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]
-    chunks = [delta(content=text, **({"index": 1} if number in other else {})) for number, text in enumerate(texts)]
+    chunks = [delta(content=text, index=int(number in other)) for number, text in enumerate(texts)]
     data = "".join(f"data: {dumps(chunk)}\n\n" for chunk in chunks).encode()
     at = sorted(min(cut, len(data)) for cut in cuts)
 

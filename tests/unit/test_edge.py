@@ -325,29 +325,50 @@ async def test_a_denied_request_is_counted_before_it_is_noted() -> None:
     assert told == ["/things"], "the same denial is noted once a minute"
 
 
+async def test_a_denial_inside_of_an_endpoint_is_noted_once_a_minute_and_told_each_time() -> None:
+    told: list[str] = []
+
+    async def denied(_: AuthContext, template: str, error: PermissionDenied) -> None:
+        told.append(f"{template} {error.code}")
+        if len(told) == 1:
+            raise Unavailable("the audit does not answer")
+
+    async def refusing(scope: Scope, _: Receive, __: Send) -> None:
+        code = "policy_blocked" if scope["query_string"] else "tool_not_permitted"
+        raise PermissionDenied("not this one", code=code)
+
+    edge: Any = Edge(refusing, routes=ROUTES, verifier=Verifier(), observe=lambda *_: None, denied_inside=denied)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://node") as client:
+        paths = ["/things"] * 4 + ["/things?limit=1"] * 2
+        found = [await client.get(path, headers=bearer("reader")) for path in paths]
+
+    # What could not be noted is noted the next time.
+    assert [one.status_code for one in found] == [503, *[403] * 5]
+    assert told == ["/things tool_not_permitted", "/things tool_not_permitted", "/things policy_blocked"]
+
+
 def test_the_first_of_each_denial_is_noted_and_then_one_a_minute() -> None:
     now = 0.0
     repeats = Repeats(lambda: now)
-    route = Route(method="GET", template="/a", access="runs:read")
     error = PermissionDenied("no", code="insufficient_scope")
     others = [
-        (ACME_BEN, route, error),
-        (GLOBEX, route, error),
-        (ACME, Route(method="POST", template="/a", access="runs:read"), error),
-        (ACME, Route(method="GET", template="/b", access="runs:read"), error),
-        (ACME, route, PermissionDenied("no", code="tenant_mismatch")),
+        (ACME_BEN, "GET", "/a", error),
+        (GLOBEX, "GET", "/a", error),
+        (ACME, "POST", "/a", error),
+        (ACME, "GET", "/b", error),
+        (ACME, "GET", "/a", PermissionDenied("no", code="tenant_mismatch")),
     ]
 
-    before = repeats.is_one(ACME, route, error)
-    repeats.noted(ACME, route, error)
-    after = [repeats.is_one(*one) for one in [(ACME, route, error), *others]]
+    before = repeats.is_one(ACME, "GET", "/a", error)
+    repeats.noted(ACME, "GET", "/a", error)
+    after = [repeats.is_one(*one) for one in [(ACME, "GET", "/a", error), *others]]
     now = NOTED_EVERY.total_seconds()
-    later = repeats.is_one(ACME, route, error)
-    repeats.noted(ACME, route, error)
+    later = repeats.is_one(ACME, "GET", "/a", error)
+    repeats.noted(ACME, "GET", "/a", error)
     for number in range(MAX_REMEMBERED):
-        repeats.noted(ACME, Route(method="GET", template=f"/{number}", access="runs:read"), error)
+        repeats.noted(ACME, "GET", f"/{number}", error)
 
     assert not before
     assert after == [True, *[False] * len(others)]
     assert not later
-    assert not repeats.is_one(ACME, route, error), "what is too long ago makes room"
+    assert not repeats.is_one(ACME, "GET", "/a", error), "what is too long ago makes room"

@@ -457,8 +457,10 @@ async def test_the_check_says_what_the_call_meets_on_ten_thousand_requests() -> 
 class ForgetsFallbacks(Preparation):
     """Calls a backend that the rules deny, as soon as another one is permitted."""
 
-    def ruled(self, auth: Any, tenant: Any, call: Any, members: Any, candidates: tuple[Candidate, ...]) -> Ruled:
-        return super().ruled(auth, tenant, replace(call, model="m-1"), members, candidates)
+    async def ruled(
+        self, auth: Any, tenant: Any, call: Any, members: Any, candidates: tuple[Candidate, ...], *, dear: bool
+    ) -> Ruled:
+        return await super().ruled(auth, tenant, replace(call, model="m-1"), members, candidates, dear=dear)
 
 
 class ForgetsRules(Preparation):

@@ -216,6 +216,9 @@ class TestTexts:
                 self._inner = inner
                 self.capabilities = inner.capabilities
 
+            def elsewhere(self) -> None:
+                return None
+
             async def detect(self, auth: AuthContext, text: str) -> Any:
                 if text == "finish_reason":
                     raise Unavailable("the detector is away")

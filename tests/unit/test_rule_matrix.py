@@ -287,6 +287,9 @@ class Away:
     async def act_as(self, _: str, __: str, /) -> AuthContext:
         raise mismatch()
 
+    def elsewhere(self) -> None:
+        return None
+
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")
 
@@ -295,6 +298,9 @@ class Blocking:
     """A policy that wants none of it."""
 
     capabilities = PiiCapabilities()
+
+    def elsewhere(self) -> None:
+        return None
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise PermissionDenied(f"{auth.tenant} may not say that ({len(text)})", code="policy_blocked")

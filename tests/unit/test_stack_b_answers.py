@@ -283,6 +283,23 @@ async def test_arguments_with_nothing_to_find_stay_as_they_were_written() -> Non
 
 
 @pytest.mark.anyio
+async def test_members_whose_names_become_one_placeholder_are_all_there() -> None:
+    given = {"ann@x.org": 1, "bob@x.org": 2, "[EMAIL]": 3, "[EMAIL]_2": 4}
+    text = json.dumps(given)
+    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": text}}]
+    reply = {"choices": [choice(content=None, tool_calls=calls, annotations=[given])], "ann@x.org": 1, "bob@x.org": 2}
+
+    shown = await Answer(lens(rules())).whole(reply)
+
+    message = shown["choices"][0]["message"]
+    for members in (json.loads(message["tool_calls"][0]["function"]["arguments"]), *message["annotations"]):
+        assert sorted(members.values()) == [1, 2, 3, 4]
+        assert len(members) == 4
+        assert "@x.org" not in json.dumps(members)
+    assert (shown["[EMAIL]"], shown["[EMAIL]_2"]) == (1, 2)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("cut", [0, 7, 12, 20])
 async def test_what_blocks_ends_the_choice_there_whole_or_streamed(cut: int) -> None:
     given = rules(email="block")

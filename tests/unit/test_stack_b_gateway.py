@@ -40,6 +40,9 @@ class Away:
     async def budgets(self, auth: AuthContext) -> tuple[Budget, ...]:
         raise Unavailable(f"no budgets for {auth.tenant}")
 
+    def elsewhere(self) -> None:
+        return None
+
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         raise Unavailable(f"no detector for {auth.tenant} and {len(text)}")
 

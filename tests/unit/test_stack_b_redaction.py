@@ -27,6 +27,9 @@ class Finds:
     def __init__(self, *words: str) -> None:
         self.words = words
 
+    def elsewhere(self) -> None:
+        return None
+
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         del auth
         return tuple(
@@ -38,6 +41,9 @@ class Finds:
 
 class Broken:
     capabilities = PiiCapabilities()
+
+    def elsewhere(self) -> None:
+        return None
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         del auth, text

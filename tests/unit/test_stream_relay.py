@@ -99,7 +99,8 @@ async def texts_of(stream: Streamed, into: list[str]) -> None:
 @pytest.mark.parametrize("cut", range(0, 400, 7))
 async def test_an_answer_in_two_reads_says_the_same_and_is_given_back_at_its_end(cut: int) -> None:
     data = event("a ") + event("b ") + DONE
-    said, texts = Said(*filter(None, [data[:cut], data[cut:]])), []
+    said = Said(*filter(None, [data[:cut], data[cut:]]))
+    texts: list[str] = []
 
     await texts_of(streamed(said), texts)
 
@@ -119,7 +120,8 @@ async def test_an_answer_in_two_reads_says_the_same_and_is_given_back_at_its_end
 async def test_what_came_before_a_failure_is_said_and_the_answer_given_back(
     reads: list[bytes], most: int, why: str
 ) -> None:
-    said, texts = Said(*reads), []
+    said = Said(*reads)
+    texts: list[str] = []
     stream = streamed(said, most)
 
     with pytest.raises(Unavailable, match=why):

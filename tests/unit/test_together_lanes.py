@@ -190,7 +190,7 @@ async def test_a_call_that_takes_long_beside_a_crowd_holds_up_no_other_tenant() 
             await gates[asks[0]].wait()
         return list(asks)
 
-    together: Together[str, str] = Together(cast("Database", Instant()), act, most=CROWD, long_s=0.01)
+    together: Together[str, str] = Together(cast("Database", Instant()), act, most=CROWD)
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:

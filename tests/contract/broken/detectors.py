@@ -7,12 +7,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from adapters import regex_pii
-from adapters.regex_pii import RegexPii
+from adapters.regex_pii import RegexPii, find
 from adapters.regex_pii.detector import RegexPiiConfig
 from conformance.pii import PiiContract
 from ports.context import AuthContext
-from ports.pii import PiiDetector, Span
+from ports.pii import Finder, PiiDetector, Span
 from tests.contract.broken.mutant import Mutant
+
+
+class Here(RegexPii):
+    """Looks at every text itself."""
+
+    def elsewhere(self) -> None:
+        return None
 
 
 class BrokenPiiHarness:
@@ -41,7 +48,7 @@ class TestIsHonest(BrokenPii):
     caught_by = frozenset()
 
 
-class SaysItTwice(RegexPii):
+class SaysItTwice(Here):
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         return tuple(span for span in await super().detect(auth, text) for _ in range(2))
 
@@ -57,7 +64,7 @@ class TestSaysItTwice(BrokenPii):
     )
 
 
-class KnowsNoTelephones(RegexPii):
+class KnowsNoTelephones(Here):
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         return tuple(span for span in await super().detect(auth, text) if span.kind != "phone")
 
@@ -73,7 +80,7 @@ class TestKnowsNoTelephones(BrokenPii):
     )
 
 
-class CallsThemByOtherNames(RegexPii):
+class CallsThemByOtherNames(Here):
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         return tuple(replace(span, kind=span.kind.upper()) for span in await super().detect(auth, text))
 
@@ -89,7 +96,7 @@ class TestCallsThemByOtherNames(BrokenPii):
     )
 
 
-class TakesDatesForTelephones(RegexPii):
+class TakesDatesForTelephones(Here):
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         at = text.find("2026-11-20")
         return (Span(start=at, end=at + 10, kind="phone"),) if at >= 0 else await super().detect(auth, text)
@@ -100,7 +107,7 @@ class TestTakesDatesForTelephones(BrokenPii):
     caught_by = frozenset({"test_a_text_without_personal_data_gives_no_spans"})
 
 
-class ReadsLettersOnly(RegexPii):
+class ReadsLettersOnly(Here):
     """Sees what stands there, not what it is read as."""
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
@@ -113,7 +120,7 @@ class TestReadsLettersOnly(BrokenPii):
     caught_by = frozenset({"test_disguised_data_is_found_at_its_place_in_the_text_given"})
 
 
-class CountsFromTheEnd(RegexPii):
+class CountsFromTheEnd(Here):
     """Gives the place in the text that it has made of the one given."""
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
@@ -129,7 +136,7 @@ class TestCountsFromTheEnd(BrokenPii):
     caught_by = frozenset({"test_disguised_data_is_found_at_its_place_in_the_text_given"})
 
 
-class NeedsToBeTold(RegexPii):
+class NeedsToBeTold(Here):
     """Finds only what an earlier word announces, however far away."""
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
@@ -141,7 +148,7 @@ class TestNeedsToBeTold(BrokenPii):
     caught_by = frozenset({"test_what_is_found_in_a_text_is_found_in_its_pieces"})
 
 
-class KnowsAName(RegexPii):
+class KnowsAName(Here):
     """Without saying that it finds plain words."""
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
@@ -153,3 +160,17 @@ class KnowsAName(RegexPii):
 class TestKnowsAName(BrokenPii):
     broken = KnowsAName
     caught_by = frozenset({"test_nothing_is_found_in_plain_prose"})
+
+
+def find_less(text: str) -> tuple[Span, ...]:
+    return find(text)[1:]
+
+
+class FindsLessElsewhere(RegexPii):
+    def elsewhere(self) -> Finder | None:
+        return find_less
+
+
+class TestFindsLessElsewhere(BrokenPii):
+    broken = FindsLessElsewhere
+    caught_by = frozenset({"test_what_is_sent_to_another_process_finds_the_same"})

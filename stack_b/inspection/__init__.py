@@ -1,0 +1,1 @@
+"""Looking through texts, where it is done: short ones here, dear ones in other processes."""
