@@ -7,7 +7,8 @@ while it could still manage many small ones, which is what keeps them short. Wha
 (`gather_s`). The transaction of a batch is bound to the tenants of its calls.
 
 That is made for a crowd, and a tenant that has a call now and then would pay for another's: it waits for neither batch nor
-rest of a crowd that it doesn't belong to (`adapters.postgres.crowd`), but goes at once in a lane kept for such calls.
+rest of a crowd that it doesn't belong to (`adapters.postgres.crowd`), but goes at once in a lane kept for such calls. While
+that lane takes long, as for a lock that one of them waits for, the others are among the crowd again, which has two.
 """
 
 import asyncio
@@ -87,6 +88,8 @@ class Together(Generic[AskT, AnswerT]):
         self._beside: deque[_Call[AskT, AnswerT]] = deque()
         """What waits and should not wait for a crowd."""
         self._beside_lane: asyncio.Task[None] | None = None
+        self._beside_is_late = False
+        """Its batch takes long."""
         self._relief: asyncio.TimerHandle | None = None
         self._rested_at = 0.0
 
@@ -98,11 +101,15 @@ class Together(Generic[AskT, AnswerT]):
         loop = asyncio.get_running_loop()
         call = _Call(tenant, ask, order, loop.create_future())
         self._crowd.note(tenant)
-        if not self._gather_s and self._is_held_up(loop.time()) and self._crowd.is_beside(tenant):
+        if self._is_held_up(loop.time()) and self._may_go_beside() and self._crowd.is_beside(tenant):
             self._beside.append(call)
             if self._beside_lane is None:
                 self._beside_lane = asyncio.create_task(self._serve_beside())
-            return await self._answer(call)
+        else:
+            self._line_up(call, loop)
+        return await self._answer(call)
+
+    def _line_up(self, call: _Call[AskT, AnswerT], loop: asyncio.AbstractEventLoop) -> None:
         self._waiting.append(call)
         if not self._lanes and self._gather_s and len(self._waiting) < self._most:
             if self._gathering is None:
@@ -111,7 +118,6 @@ class Together(Generic[AskT, AnswerT]):
             self._open_lane()
         elif self._relief is None and len(self._lanes) < LANES:
             self._relief = loop.call_later(LONG_S, self._relieve)
-        return await self._answer(call)
 
     async def _answer(self, call: _Call[AskT, AnswerT]) -> AnswerT:
         try:
@@ -124,6 +130,9 @@ class Together(Generic[AskT, AnswerT]):
     def _is_held_up(self, now: float) -> bool:
         """Whether a call would wait for a batch, or for the rest after one."""
         return bool(self._lanes) or self._rested_at > now
+
+    def _may_go_beside(self) -> bool:
+        return not self._gather_s and not self._beside_is_late
 
     def _open_lane(self) -> None:
         self._lanes.add(asyncio.create_task(self._serve()))
@@ -154,11 +163,24 @@ class Together(Generic[AskT, AnswerT]):
             self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _serve_beside(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while self._beside:
-                await self._make([self._beside.popleft() for _ in range(min(len(self._beside), self._most))])
+                calls = [self._beside.popleft() for _ in range(min(len(self._beside), self._most))]
+                late = loop.call_later(LONG_S, self._leave_beside, loop)
+                try:
+                    await self._make(calls)
+                finally:
+                    late.cancel()
+                    self._beside_is_late = False
         finally:
             self._beside_lane = None  # in the same turn, as above
+
+    def _leave_beside(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nobody waits for that lane any more."""
+        self._beside_is_late = True
+        while self._beside:
+            self._line_up(self._beside.popleft(), loop)
 
     async def _make(self, calls: list[_Call[AskT, AnswerT]]) -> None:
         # Whoever left, or waited long enough, while others were served does not want it any more.

@@ -1,5 +1,6 @@
 """A request that is nothing but texts and settings: what its shape says of it is what is found by looking."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -134,3 +135,25 @@ def test_what_is_too_heavy_is_refused_with_its_weight() -> None:
         check_weight(call.members, 500, texts_in(call, call.members))
 
     assert refused.value.code == "payload_too_large"
+
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 1.0, 1.5, "1", "", 1e18, 10**8, 2**63 - 1, [], {}, [1], {"include_usage": True},
+    {"include_usage": 1}, {"include_usage": True, "x": CARD},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model", *SETTINGS, "max_completion_tokens", "messages"])
+def test_what_is_nearly_plain_is_taken_or_refused_with_the_same_words(name: str) -> None:
+    def made(by: Callable[[dict[str, Any], Limits], ChatCall], body: dict[str, Any]) -> object:
+        try:
+            return looked_through(by(body, LIMITS))
+        except InvalidArgument as refused:
+            return (refused.code, refused.message, refused.details)
+
+    said = [{"role": role, "content": text} for role in ("user", "tool", "nobody", None) for text in ("hello", *ODD)]
+    values = ODD if name != "messages" else (*ODD, *([one] for one in said), [{"role": "user"}], [said[0]] * 20_000)
+    for value in values:
+        body = {"model": "m-1", "messages": said[:1], name: value}
+
+        assert repr(made(chat_call, body)) == repr(made(_any_call, body)), value

@@ -180,6 +180,34 @@ async def test_a_tenant_waits_for_no_rest_after_a_crowd() -> None:
     assert loop.time() - began < REST * 0.1 / 2
 
 
+async def test_a_call_that_takes_long_beside_a_crowd_holds_up_no_other_tenant() -> None:
+    gates = {"crowd": asyncio.Event(), "stuck": asyncio.Event()}
+    batches: list[list[str]] = []
+
+    async def act(_transaction: Transaction, asks: Sequence[str]) -> list[str | Exception]:
+        batches.append(list(asks))
+        if asks[0] in gates:
+            await gates[asks[0]].wait()
+        return list(asks)
+
+    together: Together[str, str] = Together(cast("Database", Instant()), act, most=CROWD)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(CROWD):
+                group.start_soon(partial(together, ACME, "crowd", order=""))
+            while not batches:
+                await anyio.lowlevel.checkpoint()
+            group.start_soon(partial(together, GLOBEX, "stuck", order=""))
+            while ["stuck"] not in batches:
+                await anyio.lowlevel.checkpoint()
+            # This one comes at once, and the next when it is known that somebody takes long.
+            assert await together(TenantId("tnt_initech"), "other", order="") == "other"
+            assert await together(TenantId("tnt_umbrella"), "other", order="") == "other"
+            for gate in gates.values():
+                gate.set()
+
+
 def test_a_crowd_is_one_tenant_with_many_of_the_latest_calls() -> None:
     crowd = Crowd()
     for _ in range(CROWD - 1):
