@@ -41,6 +41,8 @@ class QueueCapabilities(Struct, frozen=True, kw_only=True):
     """What this adapter, as configured, can do beyond the clauses every adapter must keep."""
 
     durable: bool = False
+    """Messages survive the end of the processes that use them. A crash of the server that keeps them may yet forget
+    what was enqueued in its last moments, so a message may only be a hint at something that is known elsewhere."""
     delayed_delivery: bool = False
     max_body_bytes: int = 64 * 1024
 

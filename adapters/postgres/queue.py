@@ -30,8 +30,8 @@ _UNKNOWN: Final = Entitlements()
 """What a tenant has that the directory does not know."""
 _MAX_LEASED: Final = 1_000
 """Per call of `lease`."""
-_LEASE_POOL: Final = 2
-"""Connections that take messages: a worker has one call of `lease` under way at a time."""
+_UNFLUSHED_POOL: Final = 2
+"""Connections that wait for no disk. Who takes messages enqueues few, and the other way round."""
 LOOKS_APART_S: Final = 0.01
 """Between two looks of this process for messages, at least; those for idle tenants' are apart from each other only."""
 _ENQUEUES_REST_S: Final = 0.005
@@ -43,14 +43,14 @@ _ACKS_GATHER_S: Final = 0.02
 class PostgresQueue:
     """Satisfies `QueuePort`."""
 
-    def __init__(self, database: Database, *, for_leases: Database) -> None:
-        """`for_leases` waits for no disk: a lease that a crash of the server forgets has ended early, as with a crash of
-        its holder."""
+    def __init__(self, database: Database, *, unflushed: Database) -> None:
+        """`unflushed` waits for no disk. A lease that a crash of the server forgets has ended early, as with a crash of its
+        holder; a message is a hint, and what it was about is found without it (ADR 0019)."""
         self._database = database
         self._look_at = {False: 0.0, True: 0.0}
         """When the next look may be, by `idle_only`: a newcomer does not wait for a look at a backlog."""
-        self._for_leases = for_leases
-        self._enqueues: Together[dict[str, Any], None] = Together(database, _enqueue, most_rest_s=_ENQUEUES_REST_S)
+        self._unflushed = unflushed
+        self._enqueues: Together[dict[str, Any], None] = Together(unflushed, _enqueue, most_rest_s=_ENQUEUES_REST_S)
         self._acks: Together[dict[str, Any], bool] = Together(database, _ack, gather_s=_ACKS_GATHER_S)
 
     @property
@@ -137,8 +137,8 @@ class PostgresQueue:
     async def _take(self, auth: AuthContext, asked: dict[str, Any], *, idle_only: bool) -> Sequence[Row]:
         if QUEUE_ANY_TENANT in auth.scopes:
             limits = {"max_active_runs": _UNKNOWN.max_active_runs}
-            return await self._for_leases.once(_SQL["lease_idle" if idle_only else "lease_any"], {**asked, **limits})
-        async with self._for_leases.transaction(auth.tenant) as transaction:
+            return await self._unflushed.once(_SQL["lease_idle" if idle_only else "lease_any"], {**asked, **limits})
+        async with self._unflushed.transaction(auth.tenant) as transaction:
             return await transaction.rows(_SQL["lease"], {**asked, "tenant": auth.tenant})
 
 
@@ -188,12 +188,12 @@ def _over(delivery: Delivery) -> Conflict:
 
 @asynccontextmanager
 async def open_queue(config: PostgresConfig, _given: Given) -> AsyncIterator[QueuePort]:
-    few = msgspec.structs.replace(config, pool_size=min(_LEASE_POOL, config.pool_size))
+    few = msgspec.structs.replace(config, pool_size=min(_UNFLUSHED_POOL, config.pool_size))
     async with (
         open_database(config) as database,
-        open_database(few, apart="takes", flushed=False) as for_leases,
+        open_database(few, apart="hints", flushed=False) as unflushed,
     ):
-        yield PostgresQueue(database, for_leases=for_leases)
+        yield PostgresQueue(database, unflushed=unflushed)
 
 
 SPEC: Final[AdapterSpec[PostgresConfig, QueuePort]] = AdapterSpec(

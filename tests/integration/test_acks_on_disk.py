@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from adapters.postgres import queue
 from adapters.postgres.engine import PostgresConfig
 from adapters.postgres.run_state import SPEC
 from adapters.system_clock import SystemClock
@@ -102,3 +103,15 @@ async def test_a_server_that_does_not_wait_for_the_disk_is_seen(node: Node) -> N
     assert not found.ok
     assert found.gates["creations_not_on_disk"] > CALLS / 2
     assert found.gates["appends_not_on_disk"] > CALLS / 2
+
+
+@pytest.mark.anyio
+async def test_a_hint_waits_for_no_disk(node: Node) -> None:
+    """The run it is about is on disk already, and is found without it."""
+    before = await fsyncs(node)
+    async with queue.SPEC.open(PostgresConfig(dsn=node.server.dsn("ao_app")), Given(clock=SystemClock())) as messages:
+        for _ in range(CALLS):
+            await messages.enqueue(ACME, b"hint")
+
+    # The server writes its log now and then by itself.
+    assert await fsyncs(node) - before < CALLS / 2

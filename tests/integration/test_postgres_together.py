@@ -241,7 +241,7 @@ async def test_no_call_waits_longer_than_it_may_whoever_is_before_it(database: D
 
 
 async def test_acknowledging_a_message_twice_at_once_is_as_good_as_once(database: Database) -> None:
-    queue = PostgresQueue(database, for_leases=database)
+    queue = PostgresQueue(database, unflushed=database)
     for body in (b"1", b"2", b"3"):
         await queue.enqueue(ACME, body)
     first, *others = await queue.lease(NODE, limit=3, duration=timedelta(minutes=1))
