@@ -9,11 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
-from adapters.token_auth.trust import read_trusted
+from adapters.token_auth.trust import TrustedIssuer, identity_of, read_trusted
 from conformance.people import ACME, PLATFORM
 from ports.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from ports.ids import PrincipalId
@@ -52,7 +53,12 @@ class TestWhatATokenMeans:
 
     @pytest.mark.parametrize("org", ["globex", "tnt_globex", "tnt_acme", "", ["acme"], None, 7, ...])
     async def test_an_issuer_speaks_for_no_tenant_that_it_was_not_given(self, node: TrustingNode, org: object) -> None:
+        issuer = msgspec.convert(trusted(node.issuer), TrustedIssuer)
+
         await assert_refused(node, node.issuer.token(org=org))
+        # That no directory knows such a tenant is another control.
+        with pytest.raises(Unauthenticated):
+            identity_of(issuer, node.issuer.claims(org=org), surface="stack-a", now=NOW)
 
     async def test_roles_mean_ours_and_reach_no_further_than_the_issuer_may(self, node: TrustingNode) -> None:
         await node.trust(

@@ -159,6 +159,27 @@ def test_media_are_known_by_their_first_bytes(first: bytes, kind: str) -> None:
     assert data not in texts({"messages": [{"role": "user", "content": [{"type": outer, outer: {inner: data}}]}]})
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        lambda part: {"content": [part]},
+        lambda part: {"content": [{"type": "tool_result", "content": [part]}]},
+        lambda part: {"images": [part]},
+    ],
+    ids=["part", "part of a result", "images of an answer"],
+)
+def test_media_are_left_alone_wherever_they_stand_in_a_message(message: Callable[[Any], Any]) -> None:
+    assert MEDIA not in texts({"messages": [{"role": "user", **message(IMAGE)}]})
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_sound_and_films_are_left_alone_by_url_and_a_models_own_voice(name: str) -> None:
+    data = base64.b64encode(b"OggS" + bytes(600)).decode()
+    said = {"content": [{"type": f"{name}_url", f"{name}_url": {"url": data}}], "audio": {"id": "a", "data": data}}
+
+    assert data not in texts({"messages": [{"role": "assistant", **said}]})
+
+
 def test_two_member_names_that_become_one_placeholder_both_stay() -> None:
     value = {"a@b.c": 1, "d@e.f": 2}
 

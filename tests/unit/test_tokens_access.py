@@ -53,7 +53,8 @@ class TestClaims:
             {"sub": ""}, {"sub": 7}, {"sub": "a\nb"}, {"sub": "a" * 256},
             {"jti": ""}, {"jti": 7}, {"scope": ["runs:read"]}, {"scope": None},
             {"namespace": ""}, {"namespace": "../x"}, {"namespace": 7}, {"roles": "admin"}, {"via": "nod_a"},
-            {"policy": "public"},
+            {"roles": [""]}, {"roles": ["editor", "a\nb"]}, {"roles": ["a" * 256]},
+            {"via": [""]}, {"via": ["nod_a", "a\nb"]}, {"via": ["a" * 256]}, {"home": 7}, {"policy": "public"},
         ],
     )  # fmt: skip
     async def test_a_claim_of_another_type_or_value_is_refused(
@@ -61,11 +62,14 @@ class TestClaims:
     ) -> None:
         await assert_refused(node, node.token(**changed))
 
+    @pytest.mark.parametrize("claim", ["tenant_id", "home"])
     @pytest.mark.parametrize(
-        "tenant", ["tnt_x'; DROP TABLE runs; --", "acme", "TNT_ACME", "tnt_", "tnt_acme\n", "t" * 99]
+        "tenant", ["", "tnt_x'; DROP TABLE runs; --", "acme", "TNT_ACME", "tnt_", "tnt_acme\n", "t" * 99]
     )
-    async def test_the_directory_is_never_asked_about_what_can_be_no_tenant(self, node: TokenNode, tenant: str) -> None:
-        await assert_refused(node, node.token(tenant_id=tenant))
+    async def test_the_directory_is_never_asked_about_what_can_be_no_tenant(
+        self, node: TokenNode, claim: str, tenant: str
+    ) -> None:
+        await assert_refused(node, node.token(**{claim: tenant}))
 
         assert node.directory.asked == 0
 
