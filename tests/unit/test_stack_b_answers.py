@@ -234,6 +234,24 @@ async def test_every_choice_and_every_text_of_a_whole_answer_is_looked_at() -> N
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("part_by_part", [False, True])
+async def test_a_models_own_voice_is_left_alone_where_it_stands_and_nowhere_else(part_by_part: bool) -> None:
+    voice = "T2dnUwAA" + "/4111111111111111/" * 20
+    said: dict[str, Any] = {"audio": {"data": voice}, "other": {"data": voice}, "x": {"audio": {"data": voice}}}
+    answer = Answer(lens(rules()))
+
+    if part_by_part:
+        shown: dict[str, Any] = {}
+        for one in await streamed(answer, chunk(0, **said)):
+            shown |= one["delta"]
+    else:
+        shown = (await answer.whole({"id": "c", "choices": [choice(**said)]}))["choices"][0]["message"]
+
+    assert shown["audio"] == {"data": voice}
+    assert "4111111111111111" not in json.dumps([shown["other"], shown["x"]])
+
+
+@pytest.mark.anyio
 async def test_each_choice_of_a_stream_holds_its_own() -> None:
     shown = await streamed(
         Answer(lens(rules())),

@@ -103,6 +103,8 @@ def test_every_string_is_looked_at_names_included_and_media_is_not() -> None:
         },
         lambda text: {"metadata": {"image_url": {"url": text}}},
         lambda text: {"messages": [{"role": "user", "image_url": {"url": text}, "content": "x"}]},
+        lambda text: {"messages": [{"role": "user", "content": [{"type": "link", "link": {"url": text}}]}]},
+        lambda text: {"messages": [{"role": "user", "content": [{"type": "file", "file": {"filename": text}}]}]},
     ],
     ids=[
         "content",
@@ -115,6 +117,8 @@ def test_every_string_is_looked_at_names_included_and_media_is_not() -> None:
         "schema of parts",
         "about",
         "message",
+        "another part",
+        "name of a file",
     ],
 )
 def test_what_looks_like_media_is_a_text_wherever_media_do_not_stand(text: str, place: Callable[[str], Any]) -> None:
@@ -139,6 +143,21 @@ def test_what_stands_where_media_do_and_does_not_begin_like_them_is_a_text(part:
     seen = texts({"messages": [{"role": "user", "content": [said]}]})
 
     assert any(cards in text for text in seen)
+
+
+@pytest.mark.parametrize("kind", ["", "data:application/pdf;base64,", "data:text/plain;base64,"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda data: {"type": "file", "file": {"file_data": data}},
+        lambda data: {"type": "document", "source": {"type": "base64", "data": data}},
+    ],
+    ids=["file", "source"],
+)
+def test_a_file_that_begins_like_a_document_and_is_a_text_is_read(part: Callable[[str], Any], kind: str) -> None:
+    data = kind + base64.b64encode(b"%PDF-1.7 as they begin. " + b"it is 4111111111111111 " * 20).decode()
+
+    assert data in texts({"messages": [{"role": "user", "content": [part(data)]}]})
 
 
 @pytest.mark.parametrize(
@@ -170,6 +189,20 @@ def test_media_are_known_by_their_first_bytes(first: bytes, kind: str) -> None:
 )
 def test_media_are_left_alone_wherever_they_stand_in_a_message(message: Callable[[Any], Any]) -> None:
     assert MEDIA not in texts({"messages": [{"role": "user", **message(IMAGE)}]})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda data: {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        lambda data: {"type": "audio", "source": {"type": "base64", "media_type": "audio/wav", "data": data}},
+    ],
+    ids=["sound", "source"],
+)
+def test_media_are_left_alone_in_each_kind_of_part(part: Callable[[str], Any]) -> None:
+    data = base64.b64encode(b"RIFF\0\1\2\3WAVE" + bytes(600)).decode()
+
+    assert data not in texts({"messages": [{"role": "user", "content": [part(data)]}]})
 
 
 @pytest.mark.parametrize("name", ["audio", "video"])
@@ -230,7 +263,8 @@ async def test_what_is_cut_in_two_by_the_end_of_a_part_is_found(parts: list[Any]
 
 @pytest.mark.anyio
 async def test_texts_that_are_no_parts_are_not_read_as_one() -> None:
-    value: Any = {"input": ["mail ann@", "x.org"]}
+    messages = [{"type": "message", "role": "user", "content": text} for text in ("mail ann@", "x.org")]
+    value: Any = {"input": ["mail ann@", "x.org"], "messages": messages}
 
     decision = await decide(Finds("ann@x.org"), ACME, value)
 
