@@ -67,12 +67,6 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
     asked = call.max_tokens
     if asked is None:
         return candidates
-    for one in candidates:
-        if one.card.max_tokens is not None and one.card.max_tokens < asked:
-            break
-    else:
-        # As mostly.
-        return candidates
     found = tuple([one for one in candidates if one.card.max_tokens is None or asked <= one.card.max_tokens])
     if not found:
         most = max(one.card.max_tokens or 0 for one in candidates)

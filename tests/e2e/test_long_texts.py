@@ -94,6 +94,7 @@ async def others_answered(node: StackB, until: Callable[[], bool]) -> int:
         answer = await node.post("/v1/chat/completions", said("hello"), who="globex")
         assert answer.status_code == 200, answer.text
         count += 1
+        # Within the tenant's rate of requests.
         await asyncio.sleep(0.01)
     return count
 
