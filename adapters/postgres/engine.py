@@ -13,11 +13,11 @@ from typing import Any, Final, TypeAlias, cast
 
 import asyncpg
 import msgspec
-from asyncpg.pool import PoolConnectionProxy
 from msgspec import Struct
 
 from adapters.postgres.errors import translated
 from adapters.postgres.migrate import packaged, pending
+from adapters.postgres.pool import Pool
 from adapters.postgres.rows import Row
 from adapters.postgres.signals import Signals
 from adapters.postgres.statements import Statement
@@ -31,8 +31,7 @@ _CLEANUP_SECONDS: Final = 1.0
 _STATEMENTS: Final = 256
 """Prepared per connection at most."""
 
-Driver: TypeAlias = asyncpg.Connection
-Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
+Connection: TypeAlias = asyncpg.Connection
 
 SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "agentos",
@@ -103,9 +102,7 @@ class Database:
         self._dsn = config.dsn
         # What a server waits for (its disk, a replica's) is its operator's to say; only less can be asked for here.
         self._settings = SERVER_SETTINGS if flushed else {**SERVER_SETTINGS, "synchronous_commit": "off"}
-        self.pool: asyncpg.Pool = asyncpg.create_pool(
-            connect=self._connect, min_size=0, max_size=config.pool_size, init=_prepare, reset=_nothing_to_reset
-        )
+        self.pool = Pool(self._connect_prepared, size=config.pool_size, patience_s=CONNECT_SECONDS)
         self.signals = Signals(self._connect)
         self._checked = False
         self._checking = asyncio.Lock()
@@ -117,7 +114,6 @@ class Database:
             if not self._checked:
                 with translated():
                     async with asyncio.timeout(CALL_SECONDS):
-                        await self.pool
                         await _check_role_and_schema(self._connect)
                 self._checked = True
 
@@ -129,7 +125,7 @@ class Database:
         """
         begin = _begin(tenants, looks_for_moves=self._looks_for_moves)
         with translated():
-            async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
+            async with asyncio.timeout(CALL_SECONDS), self.pool.acquire() as connection:
                 try:
                     await connection.execute(begin)
                     yield Transaction(connection, begin)
@@ -145,12 +141,12 @@ class Database:
         own name, across tenants.
         """
         with translated():
-            async with asyncio.timeout(CALL_SECONDS), self.pool.acquire(timeout=CONNECT_SECONDS) as connection:
+            async with asyncio.timeout(CALL_SECONDS), self.pool.acquire() as connection:
                 try:
                     found = await connection.fetch(statement.sql, *statement.arguments(parameters))
                 except BaseException as error:
-                    if not isinstance(error, Exception):
-                        connection.terminate()  # as in `_abandon`
+                    if not isinstance(error, asyncpg.PostgresError):
+                        connection.terminate()  # as in `_abandon`: only the server's own word says that it is over
                     raise
         return cast("Sequence[Row]", found)
 
@@ -163,7 +159,18 @@ class Database:
             # The server does not answer: the sockets close with the process.
             self.pool.terminate()
 
-    async def _connect(self, *_: Any, **__: Any) -> Driver:  # the pool's own arguments say nothing that we don't know
+    async def _connect_prepared(self) -> Connection:
+        connection = await self._connect()
+        try:
+            # JSON comes and goes as its text.
+            for kind in ("json", "jsonb"):
+                await connection.set_type_codec(kind, schema="pg_catalog", encoder=str, decoder=msgspec.json.decode)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _connect(self) -> Connection:
         return await asyncpg.connect(
             self._dsn,
             timeout=CONNECT_SECONDS,
@@ -212,16 +219,6 @@ def _begin(tenants: Iterable[TenantId], *, looks_for_moves: bool) -> str:
     # Safe as a literal, and apart by spaces: `is_tenant_id` allows letters, digits, - and _ only.
     begin = f"BEGIN; SET LOCAL app.tenant_id = '{' '.join(tenants)}'"
     return f"{begin}; SELECT ao_still_here()" if looks_for_moves else begin
-
-
-async def _prepare(connection: Connection) -> None:
-    """Of each new connection: JSON comes and goes as its text."""
-    for kind in ("json", "jsonb"):
-        await connection.set_type_codec(kind, schema="pg_catalog", encoder=str, decoder=msgspec.json.decode)
-
-
-async def _nothing_to_reset(_connection: Connection) -> None:
-    """Of each connection that goes back: everything was local to its transaction, and the driver sees that that is over."""
 
 
 async def _commit(connection: Connection) -> None:

@@ -114,7 +114,7 @@ class TestPool:
                 "WHERE datname = current_database() AND usename = 'ao_app'",
             )
             with anyio.fail_after(PATIENCE_S):
-                while database.pool.get_size() > 0:
+                while database.pool.size > 0:
                     await anyio.lowlevel.checkpoint()
 
             answers = [await one(database) for _ in range(4)]
