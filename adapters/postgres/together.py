@@ -187,7 +187,13 @@ class Together(Generic[AskT, AnswerT]):
         calls = [call for call in calls if not call.answer.done()]
         if not calls:
             return asyncio.get_running_loop().time()
-        [found] = await asyncio.gather(self._committed(calls), return_exceptions=True)
+        found: Sequence[AnswerT | Exception] | BaseException
+        try:
+            found = await self._committed(calls)
+        except (Exception, asyncio.CancelledError) as error:
+            if _leaves():
+                raise
+            found = error
         done_at = asyncio.get_running_loop().time()
         if isinstance(found, BaseException):
             if len(calls) > 1 and isinstance(found, Exception) and _may_be_made_again(found):
@@ -209,7 +215,7 @@ class Together(Generic[AskT, AnswerT]):
 
 
 async def _tell(calls: Sequence[_Call[AskT, AnswerT]], answers: Sequence[AnswerT | Exception]) -> None:
-    """One in each turn of the loop: what they all do next in one turn would be a long one, for whose end all others wait."""
+    """One in each turn of the loop: what they all do next would be one long turn, for whose end everybody waits."""
     for place, (call, answer) in enumerate(zip(calls, answers, strict=True)):
         if place:
             await asyncio.sleep(0)
@@ -219,6 +225,12 @@ async def _tell(calls: Sequence[_Call[AskT, AnswerT]], answers: Sequence[AnswerT
             call.answer.set_exception(answer)
         else:
             call.answer.set_result(answer)
+
+
+def _leaves() -> bool:
+    """Whether somebody cancels this task, and not something in it that ended as if cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _may_be_made_again(error: Exception) -> bool:
