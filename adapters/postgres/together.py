@@ -155,7 +155,8 @@ class Together(Generic[AskT, AnswerT]):
                     await asyncio.sleep(left)
                 began_at = loop.time()
                 calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
-                ended_at = await self._make(calls)
+                await self._make(calls)
+                ended_at = loop.time()
                 self._rested_at = ended_at + min(self._most_rest_s, REST * (ended_at - began_at))
         finally:
             # In the same turn of the loop: the next call must not take us for a lane that will serve it.
@@ -181,12 +182,11 @@ class Together(Generic[AskT, AnswerT]):
         while self._beside:
             self._line_up(self._beside.popleft(), loop)
 
-    async def _make(self, calls: list[_Call[AskT, AnswerT]]) -> float:
-        """When the database was done with them, by the loop's time: telling them may take longer."""
+    async def _make(self, calls: list[_Call[AskT, AnswerT]]) -> None:
         # Whoever left, or waited long enough, while others were served does not want it any more.
         calls = [call for call in calls if not call.answer.done()]
         if not calls:
-            return asyncio.get_running_loop().time()
+            return
         found: Sequence[AnswerT | Exception] | BaseException
         try:
             found = await self._committed(calls)
@@ -194,37 +194,28 @@ class Together(Generic[AskT, AnswerT]):
             if _leaves():
                 raise
             found = error
-        done_at = asyncio.get_running_loop().time()
         if isinstance(found, BaseException):
             if len(calls) > 1 and isinstance(found, Exception) and _may_be_made_again(found):
                 apart = found.places if isinstance(found, Apart) else range(len(calls))
-                done_at = await self._make([call for place, call in enumerate(calls) if place not in apart])
+                await self._make([call for place, call in enumerate(calls) if place not in apart])
                 for place in sorted(apart):
-                    done_at = await self._make([calls[place]])
-                return done_at
+                    await self._make([calls[place]])
+                return
             ours = found if isinstance(found, Exception) else _unanswered()
             found = [ours] * len(calls)
-        await _tell(calls, found)
-        return done_at
+        for call, answer in zip(calls, found, strict=True):
+            if call.answer.done():
+                continue  # left meanwhile
+            if isinstance(answer, BaseException):
+                call.answer.set_exception(answer)
+            else:
+                call.answer.set_result(answer)
 
     async def _committed(self, calls: list[_Call[AskT, AnswerT]]) -> Sequence[AnswerT | Exception]:
         calls.sort(key=lambda call: (call.tenant, call.order))
         tenants = dict.fromkeys(call.tenant for call in calls)
         async with self._database.transaction(*tenants) as transaction:
             return await self._act(transaction, [call.ask for call in calls])
-
-
-async def _tell(calls: Sequence[_Call[AskT, AnswerT]], answers: Sequence[AnswerT | Exception]) -> None:
-    """One in each turn of the loop: what they all do next would be one long turn, for whose end everybody waits."""
-    for place, (call, answer) in enumerate(zip(calls, answers, strict=True)):
-        if place:
-            await asyncio.sleep(0)
-        if call.answer.done():
-            continue  # left meanwhile
-        if isinstance(answer, BaseException):
-            call.answer.set_exception(answer)
-        else:
-            call.answer.set_result(answer)
 
 
 def _leaves() -> bool:
