@@ -12,7 +12,7 @@ from ports.model import Attempt, PolicyOutcome, Route
 from ports.request_log import new_request_id
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.balances import Standing
-from stack_b.budget.meter import Spending
+from stack_b.budget.spending import Spending
 from stack_b.kept_texts import Texts
 
 
