@@ -56,28 +56,30 @@ class Attempts:
             else:
                 slices = slices or self.slices(ready, spending)
                 max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
-            served = _served(candidate)
-            spending.assume(_lost(ready, candidate), served)
             ready.answer.served_by(candidate)
             try:
                 with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False):
                     answer = await act(candidate, max_tokens)
+                reported = answer.get("usage")
+                # Where the backend has counted what it wrote, nobody else needs to.
+                counted = reported is not None and reported.get("completion_tokens") is not None
+                usage = usage_of(
+                    reported,
+                    prompt_bytes=ready.sent_bytes,
+                    content_bytes=0 if counted else written(answer),
+                    price=candidate.card.price,
+                )
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
                 if ready.caller.gone or not may_fall_back(error):
                     raise
                 failure = error
                 continue
-            reported = answer.get("usage")
-            # Where the backend has counted what it wrote, nobody else needs to.
-            counted = reported is not None and reported.get("completion_tokens") is not None
-            usage = usage_of(
-                reported,
-                prompt_bytes=ready.sent_bytes,
-                content_bytes=0 if counted else written(answer),
-                price=candidate.card.price,
-            )
-            spending.add(usage, _in_kinds(served, reported))
+            except BaseException:
+                # Nobody learns what became of it.
+                spending.assume(_lost(ready, candidate), _served(candidate))
+                raise
+            spending.add(usage, _in_kinds(_served(candidate), reported))
             self._tell.attempted(candidate, trail.paid(usage))
             if slices is not None:
                 trail.limited_by = slices.limited_by

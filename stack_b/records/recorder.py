@@ -12,9 +12,10 @@ import msgspec
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, PermissionDenied
 from ports.http.envelope import status_of
-from ports.messages import Json, Usage
+from ports.messages import Json
 from ports.model import PolicyOutcome
 from ports.request_log import RequestRecord, Written, new_request_id
+from stack_b.budget.spending import NOTHING_USED
 from stack_b.caller import Gone
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
@@ -151,8 +152,8 @@ class _Recorded:
 
 def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> RequestRecord:
     auth, candidate, outcome = trail.auth, trail.candidate, trail.outcome
-    used = Usage() if trail.spending is None else trail.spending.total
-    status, code = _ended(error)
+    used = NOTHING_USED if trail.spending is None else trail.spending.total
+    status, code = (_OK, "") if error is None else _ended(error)
     return RequestRecord(
         id=trail.request,
         at=trail.at,
@@ -160,7 +161,7 @@ def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | Non
         principal=auth.principal,
         correlation_id=auth.trace.correlation_id,
         route=call.route,
-        stream=is_streamed(call),
+        stream=isinstance(call, ChatCall) and call.stream,
         model_asked=call.model,
         model="" if candidate is None else candidate.card.id,
         backend="" if candidate is None else candidate.backend.name,
@@ -178,10 +179,8 @@ def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | Non
     )
 
 
-def _ended(error: BaseException | None) -> tuple[int, str]:
-    """Status and code."""
-    if error is None:
-        return _OK, ""
+def _ended(error: BaseException) -> tuple[int, str]:
+    """Status and code of what came to nothing."""
     if isinstance(error, AgentOSError):
         return status_of(error), error.code
     if isinstance(error, Gone):
