@@ -39,15 +39,14 @@ class Refusing:
             self._caller.ends_by(self._interrupt)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._caller is not None:
-            self._caller.ends_by(None)
-        try:
-            if self._within is not None and self._interrupt is not None:
+        if self._within is not None and self._interrupt is not None:
+            # A caller who leaves from now on ends nothing: the interrupt is over.
+            try:
                 self._within.end(self._interrupt, kind, error, at)
-        except AgentOSError as late:
-            self._refused(late)
-            raise
-        if isinstance(error, AgentOSError):
+            except AgentOSError as late:
+                self._refused(late)
+                raise
+        if error is not None and isinstance(error, AgentOSError):
             self._refused(error)
 
     def _refused(self, error: AgentOSError) -> None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Final
 
+from msgspec.structs import replace
+
 from ports.budget import TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
 from ports.budget_rules import tokens_per_day
 from ports.clock import Clock
@@ -16,7 +18,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.chunks import Chunk
 from stack_b.budget.held import Held
 from stack_b.budget.purse import Purse
-from stack_b.budget.spending import Spending
+from stack_b.budget.spending import Served, Spending
 from stack_b.canonical import NOBODY_KNOWN, About
 
 SETTLE_BOUND_S: Final = 10.0
@@ -140,12 +142,7 @@ def events_of(auth: AuthContext, about: About, spending: Spending, request: str 
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         if not (prompt or completion or usage.cost_nanousd):
             continue
-        read = written = reasoning = 0
-        if served.cache_read or served.cache_write or served.reasoning:
-            # The kinds sum up to the totals, whatever a backend says of its caches.
-            read = min(served.cache_read, prompt)
-            written = min(served.cache_write, prompt - read)
-            reasoning = min(served.reasoning, completion)
+        # With more than 15 keywords a call would make a dictionary of them first: the kinds come afterwards.
         event = UsageEvent(
             request=request,
             attempt=number,
@@ -155,17 +152,31 @@ def events_of(auth: AuthContext, about: About, spending: Spending, request: str 
             session=about.session,
             model=served.model,
             backend=served.backend,
-            fresh_tokens=prompt - read - written,
-            cache_read_tokens=read,
-            cache_write_tokens=written,
-            output_tokens=completion - reasoning,
-            reasoning_tokens=reasoning,
+            fresh_tokens=prompt,
+            output_tokens=completion,
             cost_nanousd=usage.cost_nanousd,
             price=served.price,
             estimated=usage.estimated,
         )
+        if served.cache_read or served.cache_write or served.reasoning:
+            event = _in_kinds(event, served)
         events = (*events, event)
     return events
+
+
+def _in_kinds(event: UsageEvent, served: Served) -> UsageEvent:
+    """The kinds sum up to the totals, whatever a backend says of its caches."""
+    read = min(served.cache_read, event.fresh_tokens)
+    written = min(served.cache_write, event.fresh_tokens - read)
+    reasoning = min(served.reasoning, event.output_tokens)
+    return replace(
+        event,
+        fresh_tokens=event.fresh_tokens - read - written,
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        output_tokens=event.output_tokens - reasoning,
+        reasoning_tokens=reasoning,
+    )
 
 
 def measured(limit: int, also: tuple[Account, ...]) -> tuple[Account, ...]:
