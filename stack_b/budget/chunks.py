@@ -90,11 +90,12 @@ class Chunk:
     old_at: float = field(init=False)
     """From then on it is time for the next one."""
     usable_until: float = field(init=False)
-    _half: int = field(init=False)
+    half: int = field(init=False)
+    """Of its tokens: with more free, and of tokens alone, it runs out by its age only."""
 
     def __post_init__(self) -> None:
         self.old_at = self.began + MAX_AGE_S * (AHEAD - 1) / AHEAD
-        self._half = self.size.tokens // 2
+        self.half = self.size.tokens // 2
         self.renewed(self.lease_until)
 
     @property
@@ -133,11 +134,6 @@ class Chunk:
         self.out_tokens += amount.tokens
         self.out_nanousd += amount.nanousd
         self.requests += 1
-
-    @property
-    def may_run_out(self) -> bool:
-        """Asked of each request: where not, `runs_out` only for its age."""
-        return self.money or self.free_tokens <= self._half
 
     def runs_out(self, monotonic: float) -> bool:
         """Whether it is time for the next one."""

@@ -87,7 +87,7 @@ class Purse:
         if not chunk.take(amount.tokens, amount.nanousd, now):
             return None
         if (
-            (chunk.may_run_out or now >= chunk.old_at)
+            (chunk.free_tokens <= chunk.half or chunk.money or now >= chunk.old_at)
             and chunk.runs_out(now)
             and pool.ahead is None
             and now >= pool.tight_until
@@ -122,7 +122,13 @@ class Purse:
         self, chunk: Chunk, held: Amount, events: tuple[UsageEvent, ...], tokens: int, nanousd: int, *, wait_s: float
     ) -> Awaitable[object] | None:
         """The same: what there is to wait for, if anything. `tokens` and `nanousd` are what `events` come to."""
-        task = self._put(chunk, held, events, tokens, nanousd)
+        chunk.give_back(held, events, tokens, nanousd, self._clock.monotonic())
+        if events and not chunk.retired and len(chunk.events) < FLUSH_EVENTS:
+            # As mostly: it waits for company.
+            if self._books[chunk.auth.tenant].due is None:
+                self._soon(chunk.auth.tenant)
+            return None
+        task = self._changed(chunk)
         return asyncio.wait({task}, timeout=wait_s) if task is not None and chunk.exact else None
 
     def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
@@ -315,13 +321,11 @@ class Purse:
 
     def _back(self, taken: Taken) -> None:
         """Nothing of it was used."""
-        self._put(taken.chunk, taken.amount, (), 0, 0)
+        taken.chunk.give_back(taken.amount, (), 0, 0, self._clock.monotonic())
+        self._changed(taken.chunk)
 
-    def _put(
-        self, chunk: Chunk, held: Amount, events: tuple[UsageEvent, ...], tokens: int, nanousd: int
-    ) -> asyncio.Task[None] | None:
-        """The task that books it, where it is booked at once."""
-        chunk.give_back(held, events, tokens, nanousd, self._clock.monotonic())
+    def _changed(self, chunk: Chunk) -> asyncio.Task[None] | None:
+        """A request of it is over. The task that books it, where it is booked at once."""
         tenant = chunk.auth.tenant
         if chunk.retired and not chunk.requests:
             return self._kept(self._book(tenant))
