@@ -1,0 +1,288 @@
+"""Clients before every listener."""
+
+from typing import Final
+
+from tests.controls.removal import Removal
+
+JWT: Final = "adapters/token_auth/jwt.py"
+VERIFIER: Final = "adapters/token_auth/verifier.py"
+TRUST: Final = "adapters/token_auth/trust.py"
+REMOTE_KEYS: Final = "adapters/token_auth/remote_keys.py"
+OWN_KEYS: Final = "deploy/administration/own_keys.py"
+EDGE: Final = "ports/http/edge.py"
+PROTOCOL: Final = "deploy/roots/http_protocol.py"
+STRICT_JSON: Final = "ports/http/strict_json.py"
+
+REMOVALS: Final = (
+    Removal("S1", JWT, "    jti: str\n", '    jti: str = "any"\n', ("test_a_required_claim_is_required",)),
+    Removal(
+        "S1",
+        JWT,
+        "        and 0 < claims.exp - claims.iat <= MAX_LIFETIME_SECONDS\n",
+        "",
+        ("test_a_claim_of_another_type_or_value_is_refused",),
+    ),
+    Removal(
+        "S1",
+        JWT,
+        "        and is_tenant_id(claims.tenant_id)\n",
+        "",
+        ("test_the_directory_is_never_asked_about_what_can_be_no_tenant",),
+    ),
+    Removal(
+        "S1",
+        JWT,
+        "class Header(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):",
+        "class Header(Struct, frozen=True, kw_only=True):",
+        ("test_a_key_carried_by_the_token_itself_is_not_trusted",),
+    ),
+    Removal(
+        "S1",
+        JWT,
+        'or data.get("kty") not in ("OKP", "EC", "RSA") or "d" in data',
+        'or "d" in data',
+        ("test_weak_symmetric_foreign_and_encryption_keys_are_not_usable",),
+    ),
+    Removal(
+        "S1",
+        JWT,
+        "_MIN_RSA_BITS: Final = 2_048",
+        "_MIN_RSA_BITS: Final = 512",
+        ("test_weak_symmetric_foreign_and_encryption_keys_are_not_usable",),
+    ),
+    Removal(
+        "S1",
+        JWT,
+        "    check_signature(presented, find_key(presented.kid))\n",
+        "    find_key(presented.kid)\n",
+        ("test_a_good_token_with_any_part_changed_is_refused",),
+    ),
+    Removal(
+        "S1",
+        JWT,
+        "        and claims.aud == audience\n",
+        "",
+        ("test_a_minted_token_is_for_its_audience_only",),
+    ),
+    Removal(
+        "S2",
+        "adapters/token_auth/keys.py",
+        "_SECRET_BYTES: Final = 32",
+        "_SECRET_BYTES: Final = 16",
+        ("test_secrets_have_256_bits_and_differ",),
+    ),
+    Removal(
+        "S3",
+        VERIFIER,
+        "        if key.revoked_at is not None or remaining <= timedelta(0):",
+        "        if remaining <= timedelta(0):",
+        ("test_a_revoked_key_is_refused_within_five_seconds",),
+    ),
+    Removal(
+        "S3",
+        VERIFIER,
+        '    if tenant_status != "active":\n        raise PermissionDenied("the tenant is disabled; ask its administrator", code="tenant_disabled")\n',
+        "",
+        ("test_a_disabled_tenants_tokens_are_denied_within_seconds",),
+    ),
+    Removal(
+        "S3",
+        VERIFIER,
+        '    if principal is not None and principal.status != "active":\n        raise jwt.invalid()\n',
+        "",
+        ("test_a_disabled_principal_is_refused_within_seconds_and_taken_again_when_enabled",),
+    ),
+    Removal(
+        "S3",
+        "stack_a/http/stream.py",
+        "                await found.reauthorize()\n",
+        "",
+        (
+            "test_a_stream_closes_when_the_callers_token_is_revoked",
+            "test_whatever_is_taken_ends_within_five_seconds_in_every_process_and_stream",
+        ),
+    ),
+    Removal(
+        "S4",
+        TRUST,
+        "    tenant = issuer.tenant or issuer.tenants.get(_text(payload, issuer.tenant_claim))\n",
+        "    tenant = issuer.tenant or _text(payload, issuer.tenant_claim)\n",
+        ("test_an_issuer_speaks_for_no_tenant_that_it_was_not_given",),
+    ),
+    Removal(
+        "S4",
+        "adapters/token_auth/foreign.py",
+        "            self._keys[issuer.issuer] = RemoteKeys(issuer, self._egress, self._clock)\n        return self._keys[issuer.issuer]\n",
+        "            self._keys[issuer.issuer] = RemoteKeys(issuer, self._egress, self._clock)\n        return next(iter(self._keys.values()))\n",
+        ("test_a_key_of_one_issuer_signs_for_no_other",),
+    ),
+    Removal(
+        "S4",
+        TRUST,
+        "    return frozenset(role for role in roles if ROLES[role] <= most), scopes & most\n",
+        "    return roles, scopes\n",
+        ("test_a_token_gives_nobody_the_platform_or_another_tenant_unless_the_operator_said_so",),
+    ),
+    Removal(
+        "S4",
+        REMOTE_KEYS,
+        'document.get("issuer") != self._issuer.issuer or ',
+        "",
+        ("test_a_discovery_that_leads_elsewhere_is_not_followed",),
+    ),
+    Removal(
+        "S4",
+        REMOTE_KEYS,
+        " if key.algorithm_name in self._issuer.algorithms}",
+        "}",
+        ("test_keys_that_are_none_are_not_used",),
+    ),
+    Removal(
+        "S4",
+        REMOTE_KEYS,
+        ' or not uri.startswith("https://")',
+        "",
+        ("test_keys_are_fetched_over_https_whatever_a_discovery_says",),
+    ),
+    Removal(
+        "E1",
+        VERIFIER,
+        "        if TENANT_ACT_AS not in auth.scopes or auth.home is not None or not is_tenant_id(tenant):",
+        "        if auth.home is not None or not is_tenant_id(tenant):",
+        ("test_whoever_may_not_act_for_it_is_refused_alike",),
+    ),
+    Removal(
+        "E1",
+        VERIFIER,
+        "        return bounded(auth.acting_for(tenant), standing.principal)\n",
+        "        return auth.acting_for(tenant)\n",
+        ("test_the_tenant_may_bar_it_and_bound_it_by_the_name_it_has_there",),
+    ),
+    Removal(
+        "E2",
+        OWN_KEYS,
+        "        scopes = granted(body.role, body.scopes)\n        check_handed_out(auth, scopes)\n",
+        "        scopes = granted(body.role, body.scopes)\n",
+        ("test_nobody_hands_out_more_than_they_may_do",),
+    ),
+    Removal(
+        "E2",
+        OWN_KEYS,
+        "        check_handed_out(auth, old.scopes)\n",
+        "",
+        ("test_nobody_gets_the_secret_of_a_successor_that_may_more",),
+    ),
+    Removal(
+        "E2",
+        OWN_KEYS,
+        "    if found.namespace != auth.namespace:\n        raise absent\n",
+        "",
+        ("test_foreign_equals_absent",),
+    ),
+    Removal("E2", OWN_KEYS, "    check_own(auth)\n", "", ("test_who_acts_for_a_tenant_leaves_no_keys_behind",)),
+    Removal(
+        "D1",
+        "adapters/token_auth/foreign.py",
+        "        who = self._identity(issuer, presented)\n        jwt.check_signature(presented, await self._keys_of(issuer).find(presented.kid))\n        return who\n",
+        "        jwt.check_signature(presented, await self._keys_of(issuer).find(presented.kid))\n        return self._identity(issuer, presented)\n",
+        ("test_a_token_that_is_wrong_anyway_sends_nobody_anywhere",),
+    ),
+    Removal(
+        "D1",
+        REMOTE_KEYS,
+        "            if self._may_try() or self._fetching is not None:\n",
+        "            if True:\n",
+        ("test_a_new_key_is_found_at_once_and_then_no_oftener_than_it_may",),
+    ),
+    Removal(
+        "T2",
+        "ports/http/trace.py",
+        "correlation_id and _CORRELATION.fullmatch(correlation_id)",
+        "correlation_id",
+        ("test_a_malformed_correlation_id_is_replaced",),
+    ),
+    Removal(
+        "T2",
+        "deploy/roots/http_cycle.py",
+        "        return head if whole else None\n",
+        "        return head\n",
+        ("test_a_header_with_a_line_break_is_not_sent",),
+    ),
+    Removal(
+        "T2",
+        "observability/logs.py",
+        '        char if char.isprintable() else "\\ufffd" for char in',
+        "        char for char in",
+        ("test_a_field_is_clipped_and_stays_on_its_line",),
+    ),
+    Removal(
+        "T3",
+        "ports/http/sse.py",
+        "    data = one_line(msgspec.json.encode(event))\n",
+        "    data = msgspec.json.encode(event)\n",
+        ("test_neither_input_nor_model_nor_tool_makes_an_event_of_a_run",),
+    ),
+    Removal(
+        "T4",
+        STRICT_JSON,
+        "    if len(members) != len(pairs):\n",
+        "    if not members and pairs:\n",
+        ("test_json_we_do_not_take_is_refused_as_validation_failed",),
+    ),
+    Removal(
+        "T4",
+        STRICT_JSON,
+        " or any(\"\\ud800\" <= char <= \"\\udfff\" for char in value)",
+        "",
+        ("test_json_we_do_not_take_is_refused_as_validation_failed",),
+    ),
+    Removal(
+        "I2",
+        "observability/logs.py",
+        "        if name in LOG_FIELDS and isinstance(value, str | int | float | None)\n",
+        "",
+        ("test_fields_not_on_the_list_are_dropped_and_counted",),
+    ),
+    Removal(
+        "I2",
+        EDGE,
+        "        if match.route.access == LOOPBACK and not _from_loopback(scope, headers):\n",
+        "        if False:\n",
+        ("test_metrics_are_for_this_machine_only",),
+    ),
+    Removal(
+        "D6",
+        EDGE,
+        "                self._repeats.noted(auth, method, found.template, error)\n",
+        "",
+        ("test_a_denial_inside_of_an_endpoint_is_noted_once_a_minute_and_told_each_time",),
+    ),
+    Removal(
+        "D6",
+        EDGE,
+        "        if self._admit_denied is not None:\n            await self._admit_denied(auth)\n        if not self._repeats",
+        "        if not self._repeats",
+        ("test_a_denied_request_is_counted_before_it_is_noted",),
+    ),
+    Removal(
+        "D8",
+        "ports/quota_rules.py",
+        "        self._used_until[tenant] = used_until\n",
+        "",
+        ("test_of_forty_requests_at_once_stack_a_lets_as_many_in_as_the_tenant_may_send",),
+    ),
+    Removal(
+        "D8",
+        "ports/quota_rules.py",
+        "        self._open.update(caps.keys())\n",
+        "        self._open.update({})\n",
+        ("test_of_forty_event_streams_at_once_stack_a_opens_as_many_as_the_tenant_may_have",),
+    ),
+    Removal(
+        "E4",
+        JWT,
+        "        scopes=frozenset(claims.scope.split()) & SCOPES,\n",
+        "        scopes=frozenset(claims.scope.split()),\n",
+        ("test_scopes_that_clients_may_not_hold_are_left_out",),
+    ),
+)
