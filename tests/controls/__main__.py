@@ -77,11 +77,15 @@ def prove(removals: list[Removal], trees: Trees) -> Record:
         for removal, (said, seconds) in zip(removals, pool.map(lambda one: timed(trees, one), removals), strict=True):
             reds = 0
             for test in removal.ids:
-                found = said.get(test, _ABSENT) if before.get(test, _ABSENT).verdict == GREEN else before.get(test, _ABSENT)
+                found = (
+                    said.get(test, _ABSENT) if before.get(test, _ABSENT).verdict == GREEN else before.get(test, _ABSENT)
+                )
                 when = "" if before.get(test, _ABSENT).verdict == GREEN else "without the removal: "
                 reds += found.verdict == RED and not when
                 what = " ".join(removal.old.split())[:44]
-                say(f"{removal.row:4} {removal.path}: {what}  {test}  {when}{found.verdict} {found.why}  {seconds:.1f} s")
+                say(
+                    f"{removal.row:4} {removal.path}: {what}  {test}  {when}{found.verdict} {found.why}  {seconds:.1f} s"
+                )
             seen_red += reds == len(removal.ids)
     return Record(len({one.row for one in removals}), len(removals), seen_red, len(removals) - seen_red)
 

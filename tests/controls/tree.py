@@ -74,7 +74,17 @@ class Tree:
         asked = sorted(set(tests))
         with tempfile.NamedTemporaryFile(prefix="agentos-controls-", suffix=".json") as report:
             process = subprocess.Popen(
-                (sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.controls.watch")
+                (
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "--tb=short",
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "tests.controls.watch",
+                )
                 + tuple(files_of(asked)),
                 cwd=self._root,
                 env=self._environ | {ASKED: " ".join(asked), REPORT: report.name, CHANGED: changed},
@@ -127,16 +137,18 @@ def files_of(tests: Iterable[str]) -> list[str]:
     """Where they are collected: a contract's in the tests of each adapter that it binds."""
     paths = {test.partition("::")[0] for test in tests}
     kit = {path.removesuffix(".py").replace("/", ".") for path in paths if path.startswith(_CONTRACTS)}
-    return sorted({path for path in paths if not path.startswith(_CONTRACTS)} | {path for one in kit for path in bound(one)})
+    return sorted(
+        {path for path in paths if not path.startswith(_CONTRACTS)} | {path for one in kit for path in bound(one)}
+    )
 
 
 def bound(module: str) -> list[str]:
     """Files of tests/contract that import `module` or the one that gathers it (`run_state` has `run_state_claims`)."""
     found = []
     for path in sorted((ROOT / "tests" / "contract").glob("test_*.py")):
-        imported = re.findall(r"^from (conformance\.\w+) import \w*Contract\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+        imported = re.findall(
+            r"^from (conformance\.\w+) import \w*Contract\b", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
         if any(module == one or module.startswith(f"{one}_") for one in imported):
             found.append(path.relative_to(ROOT).as_posix())
     return found
-
-

@@ -42,7 +42,9 @@ class Watch:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> object:
         report: pytest.TestReport = yield
         if report.failed and call.excinfo is not None:
-            self._say(item, RED if call.when == "call" and proves(call.excinfo.value) else BROKEN, call.excinfo.typename)
+            self._say(
+                item, RED if call.when == "call" and proves(call.excinfo.value) else BROKEN, call.excinfo.typename
+            )
         elif report.passed and call.when == "call":
             self._say(item, GREEN, "")
         return report
