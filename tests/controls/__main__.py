@@ -64,13 +64,13 @@ def main(arguments: list[str]) -> int:
     if unknown := set(given.row or ()) - {one.row for one in removals}:
         parser.error(f"no removal for {', '.join(sorted(unknown))}")
     with ExitStack() as stack:
-        trees = Trees([stack.enter_context(copied()) for _ in range(given.jobs)])
-        record = prove(removals, trees)
+        record = prove(removals, [stack.enter_context(copied()) for _ in range(given.jobs)])
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     return 1 if record.green else 0
 
 
-def prove(removals: list[Removal], trees: Trees) -> Record:
+def prove(removals: list[Removal], copies: Sequence[Tree]) -> Record:
+    trees = Trees(copies)
     before = seen_whole({test for one in removals for test in one.ids}, trees)
     seen_red = 0
     with ThreadPoolExecutor(trees.width) as pool:

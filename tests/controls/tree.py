@@ -23,6 +23,7 @@ from tests.support.named_tests import ROOT
 _CONTRACTS: Final = "conformance/"
 _LONGEST_SECONDS: Final = 900.0
 """Of one run of tests: a node that never comes up is waited for by its test, for minutes."""
+_QUIETLY: Final = ("-q", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.controls.watch")
 _UNDEFINED: Final = "E9,F821,F822,F823"
 
 
@@ -74,18 +75,7 @@ class Tree:
         asked = sorted(set(tests))
         with tempfile.NamedTemporaryFile(prefix="agentos-controls-", suffix=".json") as report:
             process = subprocess.Popen(
-                (
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-q",
-                    "--tb=short",
-                    "-p",
-                    "no:cacheprovider",
-                    "-p",
-                    "tests.controls.watch",
-                )
-                + tuple(files_of(asked)),
+                (sys.executable, "-m", "pytest", *_QUIETLY, *files_of(asked)),
                 cwd=self._root,
                 env=self._environ | {ASKED: " ".join(asked), REPORT: report.name, CHANGED: changed},
                 stdout=_output(),

@@ -7,6 +7,7 @@ module that isn't there, says that the removal broke the code: such a test is `b
 import importlib
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +40,10 @@ class Watch:
             pytest.skip("has failed already")
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> object:
-        report: pytest.TestReport = yield
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
         if report.failed and call.excinfo is not None:
             self._say(
                 item, RED if call.when == "call" and proves(call.excinfo.value) else BROKEN, call.excinfo.typename

@@ -41,9 +41,7 @@ def cells(section: str) -> list[list[str]]:
 
 
 def boundaries() -> dict[str, list[Row]]:
-    return {
-        name: [Row(*row) for row in cells(text)] for name, text in sections().items() if name not in {BEFORE, OPEN}
-    }
+    return {name: [Row(*row) for row in cells(text)] for name, text in sections().items() if name not in {BEFORE, OPEN}}
 
 
 @cache
