@@ -1,4 +1,4 @@
-"""Each control of the threat model can be taken out, and says which tests fail then; `agentos test controls` sees them fail."""
+"""Each control of the threat model can be taken out, and says which tests fail then; `agentos test controls` does it."""
 
 import ast
 
