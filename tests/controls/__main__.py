@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
+from itertools import groupby
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -16,8 +19,9 @@ from tests.controls.removal import Removal
 from tests.controls.tree import Said, Tree, copied
 from tests.controls.watch import GREEN, RED
 
-_SLOW = ("tests/unit", "conformance", "tests/contract", "tests/integration", "tests/e2e")
-_ABSENT = Said("absent", "")
+_SLOW: Final = ("tests/unit", "conformance", "tests/integration", "tests/e2e")
+_SHOWN_CHARS: Final = 44
+_ABSENT: Final = Said("absent", "")
 
 
 class Record(Struct, frozen=True):
@@ -60,7 +64,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--row", action="append", metavar="ID", help="of the threat model; may be repeated (all)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs of tests at once (%(default)s)")
     given = parser.parse_args(arguments)
-    removals = sorted((one for one in REMOVALS if given.row is None or one.row in given.row), key=slowness)
+    removals = [one for one in REMOVALS if given.row is None or one.row in given.row]
     if unknown := set(given.row or ()) - {one.row for one in removals}:
         parser.error(f"no removal for {', '.join(sorted(unknown))}")
     with ExitStack() as stack:
@@ -70,37 +74,44 @@ def main(arguments: list[str]) -> int:
 
 
 def prove(removals: list[Removal], copies: Sequence[Tree]) -> Record:
-    trees = Trees(copies)
-    before = seen_whole({test for one in removals for test in one.ids}, trees)
-    seen_red = 0
+    """The quick ones first, each after its tests were seen to pass."""
+    trees, before, seen_red = Trees(copies), dict[str, Said](), 0
     with ThreadPoolExecutor(trees.width) as pool:
-        for removal, (said, seconds) in zip(removals, pool.map(lambda one: timed(trees, one), removals), strict=True):
-            reds = 0
-            for test in removal.ids:
-                found = (
-                    said.get(test, _ABSENT) if before.get(test, _ABSENT).verdict == GREEN else before.get(test, _ABSENT)
-                )
-                when = "" if before.get(test, _ABSENT).verdict == GREEN else "without the removal: "
-                reds += found.verdict == RED and not when
-                what = " ".join(removal.old.split())[:44]
-                say(
-                    f"{removal.row:4} {removal.path}: {what}  {test}  {when}{found.verdict} {found.why}  {seconds:.1f} s"
-                )
-            seen_red += reds == len(removal.ids)
+        for level in range(len(_SLOW)):
+            those = [one for one in removals if slowness(one) == level]
+            before |= seen_whole({test for one in those for test in one.ids} - before.keys(), trees, pool)
+            for removal, (said, seconds) in zip(those, pool.map(partial(timed, trees), those), strict=True):
+                found = {test: verdict(before.get(test, _ABSENT), said.get(test, _ABSENT)) for test in removal.ids}
+                for test, (what, why) in found.items():
+                    say(f"{removal.row:4} {shown(removal):100} {test}  {what} {why}  {seconds:.1f} s")
+                seen_red += all(what == RED for what, _ in found.values())
     return Record(len({one.row for one in removals}), len(removals), seen_red, len(removals) - seen_red)
 
 
-def seen_whole(tests: set[str], trees: Trees) -> dict[str, Said]:
-    """What they say with every control in its place, each once: a test that always fails proves nothing."""
-    kinds = [[test for test in sorted(tests) if test.startswith(kind)] for kind in _SLOW]
-    with ThreadPoolExecutor(trees.width) as pool:
-        return {test: said for part in pool.map(trees.whole, filter(None, kinds)) for test, said in part.items()}
+def verdict(before: Said, without: Said) -> tuple[str, str]:
+    """Of one test, and what it says of why. A test that always fails proves nothing."""
+    if before.verdict != GREEN:
+        return f"{before.verdict} without the removal", before.why
+    return without.verdict, without.why
+
+
+def seen_whole(tests: set[str], trees: Trees, pool: ThreadPoolExecutor) -> dict[str, Said]:
+    """What they say with every control in its place, each once. Tests of one file share what they start."""
+    files = groupby(sorted(tests), key=lambda test: test.partition("::")[0])
+    by_file = [list(of_one) for _, of_one in files]
+    parts = [[test for of_one in by_file[at :: trees.width] for test in of_one] for at in range(trees.width)]
+    return {test: said for part in pool.map(trees.whole, filter(None, parts)) for test, said in part.items()}
 
 
 def timed(trees: Trees, removal: Removal) -> tuple[dict[str, Said], float]:
     began = time.perf_counter()
     said = trees.without(removal)
     return said, time.perf_counter() - began
+
+
+def shown(removal: Removal) -> str:
+    """Where, and the beginning of what was taken out."""
+    return f"{removal.path}: {' '.join(removal.old.split())[:_SHOWN_CHARS]}"
 
 
 def slowness(removal: Removal) -> int:

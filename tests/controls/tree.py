@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final
@@ -82,9 +82,9 @@ class Tree:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(_LONGEST_SECONDS)
-            except subprocess.TimeoutExpired:
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             told = Path(report.name).read_bytes()

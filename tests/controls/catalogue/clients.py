@@ -553,4 +553,18 @@ REMOVALS: Final = (
         "GRANT INSERT, DELETE ON acting_principals TO ao_control, ao_app;\n",
         ("test_a_service_of_the_node_lets_nobody_act",),
     ),
+    Removal(
+        "D5",
+        "stack_b/prepare.py",
+        "            await self._affordable(auth, tenant, self.asked(call, capable(call, entitled)))\n",
+        "            pass\n",
+        ("test_without_a_budget_nothing_is_looked_through",),
+    ),
+    Removal(
+        "D8",
+        "adapters/inproc/run_state.py",
+        "        self._runs.used_until[tenant] = until\n",
+        "",
+        ("test_beyond_the_rate_a_run_is_refused_with_the_time_to_come_back",),
+    ),
 )

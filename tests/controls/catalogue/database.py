@@ -38,7 +38,10 @@ REMOVALS: Final = (
         "           USING (position(' ' || tenant_id || ' ' IN"
         " (SELECT ' ' || current_setting('app.tenant_id', true) || ' ')) > 0)\n",
         "           USING (true)\n",
-        ("test_without_predicates_row_level_security_holds",),
+        (
+            "test_without_predicates_row_level_security_holds",
+            "test_each_wall_holds_the_matrix_without_the_other_and_without_both_it_falls",
+        ),
     ),
     Removal(
         "I12",

@@ -110,4 +110,18 @@ REMOVALS: Final = (
         "        if not arguments and faults:\n",
         ("test_an_argument_the_schema_does_not_name_is_refused",),
     ),
+    Removal(
+        "D10",
+        "stack_a/http/stream.py",
+        "            await send(message)\n",
+        "            _ = asyncio.ensure_future(send(message))  # type: ignore[arg-type]\n",
+        ("test_a_reader_that_takes_nothing_costs_no_more_memory_than_a_page",),
+    ),
+    Removal(
+        "D11",
+        "adapters/postgres/migrations/0010_priority_order.sql",
+        "                    ORDER BY e.vtime + (k - 1) * e.cost, e.tenant_id\n",
+        "                    ORDER BY e.tenant_id\n",
+        ("test_a_backlog_of_ten_thousand_delays_another_tenants_run_by_a_few",),
+    ),
 )

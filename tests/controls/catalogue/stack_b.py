@@ -301,4 +301,18 @@ REMOVALS: Final = (
         "        if failures < 0:\n",
         ("test_it_opens_when_half_of_the_last_calls_failed_and_not_before",),
     ),
+    Removal(
+        "I6",
+        "adapters/inproc/reply_journal.py",
+        "    return (auth.tenant, auth.namespace, key)\n",
+        '    return (TenantId(""), auth.namespace, key)\n',
+        ("test_another_tenants_same_key_is_another_call",),
+    ),
+    Removal(
+        "D14",
+        "adapters/postgres/sql/budget.sql",
+        "    settled = w.settled + CASE w.unit WHEN 'tokens' THEN sums.lapsed_tokens ELSE sums.lapsed_nanousd END\n",
+        "    settled = w.settled\n",
+        ("test_nothing_is_overspent_leaked_or_refused_for_nothing",),
+    ),
 )

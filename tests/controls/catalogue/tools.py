@@ -75,4 +75,11 @@ REMOVALS: Final = (
         '        return StepResult(n=step.n, status="completed", output=None)\n',
         ("test_what_the_tool_does_not_know_an_operator_is_asked",),
     ),
+    Removal(
+        "T17",
+        "adapters/process_tools/port.py",
+        '    return {"tool": name, "key": key, **whose}\n',
+        '    return {"tool": name, "key": os.urandom(8).hex(), **whose}\n',
+        ("test_two_calls_with_one_key_have_the_effect_of_one",),
+    ),
 )
