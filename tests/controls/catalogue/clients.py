@@ -296,9 +296,10 @@ REMOVALS: Final = (
     ),
     Removal(
         "T1",
-        HEADERS,
-        '        if framing.strip().lower() != b"chunked":\n',
-        "        if not framing:\n",
+        PROTOCOL,
+        "        self._watch = SenderWatch(",
+        "        self.parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_transfer_encoding=True)\n"
+        "        self._watch = SenderWatch(",
         ("test_framing_that_two_readers_could_take_for_two_things_is_refused_and_ends_the_connection",),
     ),
     Removal(
