@@ -315,4 +315,11 @@ REMOVALS: Final = (
         "    settled = w.settled\n",
         ("test_nothing_is_overspent_leaked_or_refused_for_nothing",),
     ),
+    Removal(
+        "I7",
+        "stack_b/entries.py",
+        '        return {"sealed": base64.b64encode(sealed).decode()}\n',
+        "        return outcome if sealed else None\n",
+        ("test_no_table_has_a_text_or_a_secret_in_clear",),
+    ),
 )
