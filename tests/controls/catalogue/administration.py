@@ -79,7 +79,6 @@ REMOVALS: Final = (
         (
             "test_after_an_erasing_no_table_says_a_word_of_the_subject",
             "test_after_an_erasing_no_table_of_either_place_says_a_word",
-            "test_all_that_a_run_and_a_request_leave_goes_with_their_subject",
         ),
     ),
     Removal(

@@ -55,7 +55,7 @@ REMOVALS: Final = (
         ENGINE,
         "BEGIN; SET LOCAL app.tenant_id",
         "BEGIN; SET app.tenant_id",
-        ("test_tenants_interleaved_with_accidents_see_their_own_only",),
+        ("test_a_connection_is_nobodys_between_two_transactions",),
     ),
     Removal(
         "I13",
