@@ -63,9 +63,9 @@ REMOVALS: Final = (
     ),
     Removal(
         "D18",
-        "adapters/inproc/tool.py",
-        "    if len(encoded) > spec.max_output_bytes:\n",
-        "    if not encoded:\n",
+        "adapters/process_tools/port.py",
+        "    if ended.size > tool.max_output_bytes:\n",
+        "    if ended.size < 0:\n",
         ("test_an_output_over_the_limit_is_refused",),
     ),
     Removal(
