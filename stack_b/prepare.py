@@ -3,7 +3,7 @@
 The stages one by one are what `/v1/policy/check` asks too, so that it decides as a call does.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 from msgspec import Struct
@@ -23,17 +23,18 @@ from stack_b.caller import Caller
 from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
+from stack_b.inspection.effort import NEVER_DEAR
 from stack_b.inspection.inspector import Inspector
 from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
-from stack_b.policy import Decision, enforce, named
+from stack_b.policy import ALLOWED, NOTHING_UNDONE, Decision, enforce, known_clear, named
 from stack_b.receipt import Trail
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.rules import PiiRules, TenantRules
 from stack_b.redaction.stream import Lens
-from stack_b.redaction.weight import check_weight
+from stack_b.redaction.weight import check_weight, weight_of_plain
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.tell import Tell
 
@@ -115,6 +116,46 @@ class Preparation:
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(ask.body) if told is value else len(msgspec.json.encode(told)),
             answer=ruled.guarded(self._answer(auth, rules, decision)),
+            caller=caller,
+        )
+
+    def at_hand(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> Ready | None:
+        """What `chat` comes to for a plain request where nothing has to be waited for and nobody has found anything, as
+        mostly. None for every other one, and for whatever might be refused for what it is: then nothing has happened.
+
+        Raises `ResourceExhausted` (`rate_limited`) like it.
+        """
+        plain, members = call.plain, call.members
+        if plain is None or plain.members is not members or call.choices > 1 or call.preference != "quality":
+            return None
+        tenant, budgets = self._tenants.known(auth), self._budgets.fresh.at_hand(auth)
+        if tenant is None or budgets is None or call.about is not NOBODY_KNOWN or self._router.spreads:
+            return None
+        entitlements = tenant.entitlements
+        if budgets[0] or entitlements.policy.rules or not self._policies.of(tenant).is_empty:
+            return None
+        weight = weight_of_plain(members, plain.texts)
+        if weight > NEVER_DEAR or weight > self._limits.inspected_chars:
+            return None
+        asked = _plainly_asked(call.model)
+        priced = self._prices.at(self._clock.now())
+        candidates = self._router.candidates(auth, asked, entitlements, priced)
+        if not candidates or not _all_capable(call, candidates) or not known_clear(self._pii, auth, plain.texts):
+            return None
+        self._tenants.counted(tenant)
+        ask = self.asked(call, candidates)
+        trail.outcome = ALLOWED
+        trail.texts = texts_to_keep(entitlements, members)
+        return Ready(
+            auth=auth,
+            asked=asked,
+            candidates=candidates,
+            body=Encoded(members, ask.body),
+            ask=ask,
+            plan=Plan(also=(), candidates=candidates, nanousd=0, about=NOBODY_KNOWN),
+            limit=entitlements.tokens_per_day,
+            sent_bytes=len(ask.body),
+            answer=Answer(Lens(self._pii, auth, self.rules(tenant), NOTHING_UNDONE)),
             caller=caller,
         )
 
@@ -288,6 +329,22 @@ class Preparation:
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))
+
+
+@lru_cache(maxsize=1_024)
+def _plainly_asked(model: str) -> Asked:
+    """What a plain request's route depends on, where no conversation keeps its backend."""
+    return Asked(name=model, kind="chat")
+
+
+def _all_capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> bool:
+    """Whether `capable` has nothing to leave out."""
+    asked = call.max_tokens
+    if asked is not None:
+        for one in candidates:
+            if one.card.max_tokens is not None and asked > one.card.max_tokens:
+                return False
+    return True
 
 
 def embedding(call: EmbedCall) -> dict[str, Json]:

@@ -34,23 +34,38 @@ class Remembering:
         return self._detector.elsewhere()
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
+        known = self.at_hand(auth, text)
+        if known is None:
+            known = await self._detector.detect(auth, text)
+            if len(text) >= SHORTEST:
+                self._remember(self._digest(auth, text), known)
+        return known
+
+    def at_hand(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
+        """The same of what was looked at already, and of prose, which need not be (PII-6)."""
         if len(text) < SHORTEST:
-            return () if self._passes_prose and is_prose(text) else await self._detector.detect(auth, text)
-        # A detector may decide by tenant, so what one tenant's text gave is never another's answer.
-        told = f"{auth.tenant}\0{auth.namespace}\0{text}".encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(self._key + told).digest()
+            return () if self._passes_prose and is_prose(text) else None
+        digest = self._digest(auth, text)
         known = self._found.get(digest)
         if known is not None:
             self._found.move_to_end(digest)
-            return known
-        spans = () if self._passes_prose and is_prose(text) else await self._detector.detect(auth, text)
+        elif self._passes_prose and is_prose(text):
+            self._remember(digest, ())
+            return ()
+        return known
+
+    def _digest(self, auth: AuthContext, text: str) -> bytes:
+        # A detector may decide by tenant, so what one tenant's text gave is never another's answer.
+        told = f"{auth.tenant}\0{auth.namespace}\0{text}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(self._key + told).digest()
+
+    def _remember(self, digest: bytes, spans: tuple[Span, ...]) -> None:
         if digest not in self._found:
             self._found[digest] = spans
             self.size += _size(spans)
         while self.size > self._max_bytes:
             _, oldest = self._found.popitem(last=False)
             self.size -= _size(oldest)
-        return spans
 
 
 def _size(spans: tuple[Span, ...]) -> int:
