@@ -94,8 +94,7 @@ class Pipeline:
 
     async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with Refusing(trail, self._tell, self._deadlines, caller):
-            ready = self._prepare.at_hand(auth, call, trail, caller)
-            ready = ready or await self._prepare.chat(auth, call, trail, caller)
+            ready = await self._prepare.chat(auth, call, trail, caller)
             async with self._reserved(auth, call.model, ready, trail) as spending:
                 answer = await self._attempts.whole(
                     ready,
@@ -126,9 +125,7 @@ class Pipeline:
         async with self.recorder.recorded(trail, call), nullcontext() if seated else self._tenants.streaming(auth):
             # Its time is bounded by who sends it.
             with Refusing(trail, self._tell):
-                caller = caller or Caller()
-                ready = self._prepare.at_hand(auth, call, trail, caller)
-                ready = ready or await self._prepare.chat(auth, call, trail, caller)
+                ready = await self._prepare.chat(auth, call, trail, caller or Caller())
                 relay = Relay(ready, trail, show)
                 async with self._reserved(auth, call.model, ready, trail) as spending:
                     try:

@@ -6,7 +6,7 @@ can't leak.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -52,7 +52,7 @@ async def decide(
     Raises:
         Unavailable: the detector can't tell. Then nothing is sent (fail closed).
     """
-    if texts is not None and await _clear(detector, auth, texts, rules):
+    if texts is not None and await clear(detector, auth, texts, rules):
         return Decision(outcome=ALLOWED, findings=(), value=value, placeholders=NOTHING_UNDONE)
     undone = Placeholders(rules)
 
@@ -93,7 +93,7 @@ async def decide(
     )
 
 
-async def _clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str], rules: PiiRules) -> bool:
+async def clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str], rules: PiiRules) -> bool:
     """Whether there is nothing to take out of `texts`, as mostly; those with other texts in them are not asked about."""
     for text in texts:
         if len(text) < SHORTEST or text in PROTOCOL:
@@ -106,12 +106,13 @@ async def _clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str],
     return True
 
 
-def known_clear(detector: Remembering, auth: AuthContext, texts: Iterable[str]) -> bool:
+def known_clear(detector: Remembering, auth: AuthContext, texts: Sequence[str]) -> bool:
     """Whether nothing is to be taken out of `texts`, as far as that is known without looking at them."""
-    for text in texts:
+    # What was said last is what is new.
+    for text in reversed(texts):
         if len(text) < SHORTEST or text in PROTOCOL:
             continue
-        if payload_of(text) is not None or detector.at_hand(auth, text) != ():
+        if payload_of(text) is not None or detector.known(auth, text) != ():
             return False
     return True
 

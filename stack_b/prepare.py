@@ -28,7 +28,7 @@ from stack_b.inspection.inspector import Inspector
 from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
-from stack_b.policy import ALLOWED, NOTHING_UNDONE, Decision, enforce, known_clear, named
+from stack_b.policy import ALLOWED, NOTHING_UNDONE, Decision, clear, enforce, known_clear, named
 from stack_b.receipt import Trail
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
@@ -88,8 +88,14 @@ class Preparation:
 
     async def chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> Ready:
         """Raises `PermissionDenied` for what may not be asked, and `InvalidArgument` for what can't be."""
+        simply = self._simply(auth, call)
+        if simply is not None:
+            self._tenants.counted(simply[0])
+            texts = call.plain.texts if call.plain is not None else ()
+            if known_clear(self._pii, auth, texts) or await clear(self._pii, auth, texts, self.rules(simply[0])):
+                return self._simple(auth, call, simply, trail, caller)
         asked = self.route_asked(call)
-        tenant, entitled = await self.entitled(auth, asked)
+        tenant, entitled = await self.entitled(auth, asked, counted=simply is not None)
         members = said(call)
         dear = self.dear(call, members)
         if dear:
@@ -119,12 +125,9 @@ class Preparation:
             caller=caller,
         )
 
-    def at_hand(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> Ready | None:
-        """What `chat` comes to for a plain request where nothing has to be waited for and nobody has found anything, as
-        mostly. None for every other one, and for whatever might be refused for what it is: then nothing has happened.
-
-        Raises `ResourceExhausted` (`rate_limited`) like it.
-        """
+    def _simply(self, auth: AuthContext, call: ChatCall) -> tuple[Tenant, Asked, tuple[Candidate, ...]] | None:
+        """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its
+        tenant not counted yet. None for any other, and wherever something has to be waited for."""
         plain, members = call.plain, call.members
         if plain is None or plain.members is not members or call.choices > 1 or call.preference != "quality":
             return None
@@ -137,23 +140,32 @@ class Preparation:
         weight = weight_of_plain(members, plain.texts)
         if weight > NEVER_DEAR or weight > self._limits.inspected_chars:
             return None
-        asked = _plainly_asked(call.model)
+        asked = _simply_asked(call.model)
         priced = self._prices.at(self._clock.now())
         candidates = self._router.candidates(auth, asked, entitlements, priced)
-        if not candidates or not _all_capable(call, candidates) or not known_clear(self._pii, auth, plain.texts):
-            return None
-        self._tenants.counted(tenant)
+        return (tenant, asked, candidates) if candidates and _all_capable(call, candidates) else None
+
+    def _simple(
+        self,
+        auth: AuthContext,
+        call: ChatCall,
+        simply: tuple[Tenant, Asked, tuple[Candidate, ...]],
+        trail: Trail,
+        caller: Caller,
+    ) -> Ready:
+        """Of a request in which there is nothing to take out."""
+        tenant, asked, candidates = simply
         ask = self.asked(call, candidates)
         trail.outcome = ALLOWED
-        trail.texts = texts_to_keep(entitlements, members)
+        trail.texts = texts_to_keep(tenant.entitlements, call.members)
         return Ready(
             auth=auth,
             asked=asked,
             candidates=candidates,
-            body=Encoded(members, ask.body),
+            body=Encoded(call.members, ask.body),
             ask=ask,
             plan=Plan(also=(), candidates=candidates, nanousd=0, about=NOBODY_KNOWN),
-            limit=entitlements.tokens_per_day,
+            limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(ask.body),
             answer=Answer(Lens(self._pii, auth, self.rules(tenant), NOTHING_UNDONE)),
             caller=caller,
@@ -332,7 +344,7 @@ class Preparation:
 
 
 @lru_cache(maxsize=1_024)
-def _plainly_asked(model: str) -> Asked:
+def _simply_asked(model: str) -> Asked:
     """What a plain request's route depends on, where no conversation keeps its backend."""
     return Asked(name=model, kind="chat")
 

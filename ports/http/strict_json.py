@@ -61,7 +61,7 @@ def _plainly(raw: bytes) -> Json:
 
 
 def _has_long_number(raw: bytes) -> bool:
-    """Whether there are as many digits one after the other. Of so many bytes in a row, one is among those looked at first."""
+    """Whether there are as many digits one after the other. Of so many bytes in a row, one is looked at first."""
     some = raw[_FEWEST_DIGITS - 1 :: _FEWEST_DIGITS].translate(_DIGITS)
     return some.find(b"0") >= 0 and raw.translate(_DIGITS).find(_LONG_NUMBER) >= 0
 

@@ -7,7 +7,6 @@ from typing import Final
 
 from ports.context import AuthContext
 from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
-from ports.pii_rules import is_prose
 
 SHORTEST: Final = 256
 """Characters. What is shorter is looked at faster than it is remembered."""
@@ -23,7 +22,6 @@ class Remembering:
     def __init__(self, detector: PiiDetector, *, max_bytes: int = MAX_BYTES) -> None:
         self._detector = detector
         self.capabilities: PiiCapabilities = detector.capabilities
-        self._passes_prose = not self.capabilities.plain_words
         self._max_bytes = max_bytes
         # With a key of this process: what is remembered tells nothing about texts from elsewhere.
         self._key = secrets.token_bytes(32)
@@ -34,38 +32,35 @@ class Remembering:
         return self._detector.elsewhere()
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
-        known = self.at_hand(auth, text)
-        if known is None:
-            known = await self._detector.detect(auth, text)
-            if len(text) >= SHORTEST:
-                self._remember(self._digest(auth, text), known)
-        return known
-
-    def at_hand(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
-        """The same of what was looked at already, and of prose, which need not be (PII-6)."""
         if len(text) < SHORTEST:
-            return () if self._passes_prose and is_prose(text) else None
+            return await self._detector.detect(auth, text)
         digest = self._digest(auth, text)
-        known = self._found.get(digest)
+        known = self._at(digest)
         if known is not None:
-            self._found.move_to_end(digest)
-        elif self._passes_prose and is_prose(text):
-            self._remember(digest, ())
-            return ()
-        return known
-
-    def _digest(self, auth: AuthContext, text: str) -> bytes:
-        # A detector may decide by tenant, so what one tenant's text gave is never another's answer.
-        told = f"{auth.tenant}\0{auth.namespace}\0{text}".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(self._key + told).digest()
-
-    def _remember(self, digest: bytes, spans: tuple[Span, ...]) -> None:
+            return known
+        spans = await self._detector.detect(auth, text)
         if digest not in self._found:
             self._found[digest] = spans
             self.size += _size(spans)
         while self.size > self._max_bytes:
             _, oldest = self._found.popitem(last=False)
             self.size -= _size(oldest)
+        return spans
+
+    def known(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
+        """The same of what is remembered; None for everything else."""
+        return None if len(text) < SHORTEST else self._at(self._digest(auth, text))
+
+    def _at(self, digest: bytes) -> tuple[Span, ...] | None:
+        known = self._found.get(digest)
+        if known is not None:
+            self._found.move_to_end(digest)
+        return known
+
+    def _digest(self, auth: AuthContext, text: str) -> bytes:
+        # A detector may decide by tenant, so what one tenant's text gave is never another's answer.
+        told = f"{auth.tenant}\0{auth.namespace}\0{text}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(self._key + told).digest()
 
 
 def _size(spans: tuple[Span, ...]) -> int:

@@ -39,7 +39,9 @@ def test_a_seam_in_prose_is_where_seams_are(words: list[str], blank: str, length
         st.one_of(
             _WORD,
             st.sampled_from(["", "a.b", "so..", ",", "it's", "x'y'z", "don'", "'tis", "it''s", "a'B", "it's,", "a.'s"]),
-            st.sampled_from(["a" * 16 + "'s", "a" * 17, "a" * 15 + "'st", "a1", "\t", "we'll'", "it'sn", "\u017f", "\u212a"]),
+            st.sampled_from(
+                ["a" * 16 + "'s", "a" * 17, "a" * 15 + "'st", "a1", "\t", "we'll'", "it'sn", "\u017f", "\u212a"]
+            ),
         ),
         max_size=6,
     ),
