@@ -30,7 +30,7 @@ HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "hello there, 
 NODES: Mapping[str, Mapping[str, Any]] = {
     "nothing more": {},
     "blocks": {"pii_modes": {"email": "block"}},
-    "keeps placeholders": {"pii_modes": {"email": "reversible"}},
+    "keeps placeholders": {"pii_modes": {"email": "reversible"}, "placeholder_key": bytes(32)},
     "allows": {"pii_modes": {"email": "allow"}},
     "a rule of the node": {"node_rules": [{"id": "no-ann", "effect": "deny", "keywords": ["ann"]}]},
     "few models": {"models": ["other"]},
