@@ -32,7 +32,7 @@ NODES: Mapping[str, Mapping[str, Any]] = {
     "blocks": {"pii_modes": {"email": "block"}},
     "keeps placeholders": {"pii_modes": {"email": "reversible"}, "placeholder_key": bytes(32)},
     "allows": {"pii_modes": {"email": "allow"}},
-    "a rule of the node": {"node_rules": [{"id": "no-ann", "effect": "deny", "keywords": ["ann"]}]},
+    "a rule of the node": {"node_rules": [{"id": "no-hello", "effect": "deny", "keywords": ["hello"]}]},
     "few models": {"models": ["other"]},
     "few requests": {"entitled": {"requests_per_minute": 3}},
     "keeps prompts": {"entitled": {"store_prompts": StorePrompts(retention_days=3)}},
