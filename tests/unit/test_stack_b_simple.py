@@ -1,4 +1,4 @@
-"""A plain request of which nothing but its texts is left to decide: what is found of it at once is what is found by looking."""
+"""What is found of a plain request at once, where nothing but its texts is left to decide, is what is found by looking."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,7 +82,9 @@ async def outcomes(calls: Sequence[ChatCall], node: Mapping[str, Any]) -> list[o
 async def test_what_is_found_at_once_is_what_is_found_by_looking(name: str, bodies: list[dict[str, Any]]) -> None:
     # The first one waits for what is not at hand yet; each comes again, when its texts are remembered.
     calls = [
-        chat_call({**body, "model": model}, LIMITS) for body in [HELLO, *bodies, *bodies] for model in (MODEL, "x")
+        chat_call({**body, "model": model}, LIMITS)
+        for body in [HELLO, *bodies, *bodies, HELLO]
+        for model in (MODEL, "x")
     ]
 
     at_once = await outcomes(calls, NODES[name])
