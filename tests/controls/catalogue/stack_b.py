@@ -92,7 +92,7 @@ REMOVALS: Final = (
     Removal(
         "R2",
         RECORDER,
-        "        self.writer.note(trail.auth, Written(record=_record(trail, call, None)))\n",
+        "        self.writer.note(trail.auth, Written(record=of_success(trail, call)))\n",
         "        return\n",
         ("test_says_who_asked_what_and_what_it_cost",),
     ),
