@@ -62,7 +62,8 @@ async def masked(text: str, find: Find, stand_in: StandIn, depth: int = 0) -> st
     if depth < MAX_DEPTH and (payload := payload_of(text)) is not None:
         inside = await masked(payload.text, find, stand_in, depth + 1)
         if inside != payload.text:
-            return payload.holding(inside)
+            spans = await find(payload.head) if payload.head else ()
+            return replaced(payload.head, spans, stand_in.text) + payload.holding(inside).removeprefix(payload.head)
     spans = await find(text)
     if not spans:
         return text
