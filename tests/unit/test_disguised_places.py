@@ -324,6 +324,7 @@ SAID: Final[dict[str, dict[str, Any]]] = {
     "float": {"account": {"x": float(NUMBER)}},
     "parts": {"parts": [{"type": "refusal", "refusal": CARD[:5]}, {"type": "text", "text": CARD[5:]}]},
     "data URL": {"file": {"file_data": f"data:text/plain;base64,{b64(LONG_TEXT + CARD)}"}},
+    "data URL, around and in it": {"file": {"file_data": f"data:text/plain;n={CARD};base64,{b64(LONG_TEXT + CARD)}"}},
     "JSON": {"note": {"x": json.dumps({"card": NUMBER})}},
 }
 
