@@ -1,6 +1,7 @@
 """A client of Stack A's public API, as an integrator would write it: create runs, follow and read them, change
 their course."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -123,16 +124,18 @@ class RunsClient:
     def _verb(self, run_id: str, verb: str, body: object) -> dict[str, Any]:
         return _good(self.post(f"/v1/runs/{run_id}:{verb}", body, idempotency_key=f"cli-{verb}-{uuid.uuid4().hex}"))
 
-    def follow(self, events_url: str, *, after: str = "") -> Iterator[SseEvent]:
+    def follow(self, events_url: str, *, after: str = "", seconds: float = math.inf) -> Iterator[SseEvent]:
         """Every event after the one with id `after`, live, until the terminal one. Reconnects by itself.
 
         Raises:
             AgentOSError: the server refused, or stayed away for longer than a few attempts.
+            TimeoutError: after `seconds` in all, which keep-alives are no reason to wait beyond. Seen when the server
+                says something, or has been silent for too long.
         """
-        attempts = 0
+        attempts, by = 0, time.monotonic() + seconds
         while True:
             try:
-                for event in self.stream(events_url, after=after):
+                for event in self.stream(events_url, after=after, by=by):
                     after, attempts = event.id, 0
                     yield event
                     if event.type in TERMINAL:
@@ -142,20 +145,21 @@ class RunsClient:
                 reason = str(error) or type(error).__name__
             else:
                 reason = "the stream ended before the run did"
+            _check_time(by)
             attempts += 1
             if attempts > _RECONNECTS:
                 raise Unavailable(f"the event stream {events_url} is gone: {reason}; see ./agentos status")
             self._pause(_PAUSE_SECONDS * attempts)
 
-    def stream(self, events_url: str, *, after: str = "") -> Iterator[SseEvent]:
-        """One connection to the event stream, until the server ends it."""
+    def stream(self, events_url: str, *, after: str = "", by: float = math.inf) -> Iterator[SseEvent]:
+        """One connection to the event stream, until the server ends it, or it is later than `by` (monotonic)."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         timeout = httpx.Timeout(_ANSWER_SECONDS, read=_SILENCE_SECONDS)
         with self._http.stream("GET", events_url, headers=headers, timeout=timeout) as response:
             if response.status_code >= _FIRST_ERROR:
                 response.read()
                 _good(response)
-            yield from parse_events(response.iter_lines())
+            yield from parse_events(_in_time(response.iter_lines(), by))
 
     def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
@@ -164,6 +168,17 @@ class RunsClient:
             raise Unavailable(
                 f"{self._http.base_url} does not answer ({str(error) or type(error).__name__}); see ./agentos status"
             ) from error
+
+
+def _in_time(lines: Iterable[str], by: float) -> Iterator[str]:
+    for line in lines:
+        _check_time(by)
+        yield line
+
+
+def _check_time(by: float) -> None:
+    if time.monotonic() > by:
+        raise TimeoutError
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[SseEvent]:

@@ -32,10 +32,11 @@ _STARTS: Final = re.compile(_STRING + rb"|([\[{,])", re.DOTALL)
 _SEPARATORS: Final = b",[{"
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
-_DIGITS: Final = b"0123456789"
-_DIGITS_AND_BRACKETS: Final = _DIGITS + b"[{"
 _FEWEST_DIGITS: Final = 19
 """Of an integer that does not fit 64 bits."""
+_DIGITS: Final = bytes(ord("0") if chr(code).isdecimal() else ord("-") for code in range(128)) + bytes(128)
+"""Of each byte: a digit, or another one."""
+_LONG_NUMBER: Final = b"0" * _FEWEST_DIGITS
 
 
 def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
@@ -49,29 +50,31 @@ def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     # In prose there are many commas, and few outside of strings.
     if len(raw) > MAX_VALUES and len(raw) - len(raw.translate(None, _SEPARATORS)) > MAX_VALUES and _too_many(raw):
         raise _refused(f"the body has more than {MAX_VALUES} members and items")
-    # One look over all bytes: with few of both there is neither a large number nor much depth.
-    suspects = len(raw) - len(raw.translate(None, _DIGITS_AND_BRACKETS))
-    if suspects > max_depth and raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
+    if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
         raise _refused(f"the body is nested deeper than {max_depth} levels")
-    value = _plainly(raw, few_digits=suspects < _FEWEST_DIGITS)
+    value = _plainly(raw)
     return _thoroughly(raw) if value is None else value
 
 
-def _plainly(raw: bytes, *, few_digits: bool = False) -> Json:
+def _plainly(raw: bytes) -> Json:
     """The value in most bodies, at once; None where only a thorough look can tell.
 
     What our encoder makes of the value is the body itself: so there is no member twice, and nothing that another parser
     could read in another way. What is left are numbers that are too large, and characters that are escaped.
     """
-    if b"\\" in raw and b"\\u" in raw:
-        return None
-    if not few_digits and len(raw) - len(raw.translate(None, _DIGITS)) >= _FEWEST_DIGITS:
+    if (raw.find(b"\\") >= 0 and raw.find(b"\\u") >= 0) or _has_long_number(raw):
         return None
     try:
         value: Json = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return value if msgspec.json.encode(value) == raw else None
+
+
+def _has_long_number(raw: bytes) -> bool:
+    """Whether there are as many digits one after the other. Of so many bytes in a row, one is looked at first."""
+    some = raw[_FEWEST_DIGITS - 1 :: _FEWEST_DIGITS].translate(_DIGITS)
+    return some.find(b"0") >= 0 and raw.translate(_DIGITS).find(_LONG_NUMBER) >= 0
 
 
 def _thoroughly(raw: bytes) -> Json:

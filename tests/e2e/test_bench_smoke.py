@@ -43,7 +43,7 @@ def test_a_smoke_run_measures_everything_beside_its_reference(bench: str, figure
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,8 @@ _NOTHING_ENDS_S: Final = 60.0
 """So long without a run that ends, and what has not ended by then is lost; while some end, others wait for their turn."""
 _TIMES: Final = 20
 _EXAMPLES: Final = 5
+_TOLD: Final = 1_000
+"""Characters of what a redeploy that failed said last."""
 _DONE: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -123,10 +125,11 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         clients = [group.create_task(ask(client)) for ask in (load.create, load.chat) for client in range(_CLIENTS)]
-        failed = 0
+        failed: list[str] = []
         for _ in range(times):
             done = await asyncio.to_thread(node.agentos, "redeploy")
-            failed += done.returncode != 0
+            if done.returncode:
+                failed.append(done.stderr[-_TOLD:])
         load.end()
         await asyncio.wait(clients)
     ended = time.monotonic()
@@ -140,7 +143,7 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
             "share_of_5xx": errors / answered if answered else 1.0,
             "refused": load.refused,
             "cut_off": load.unanswered.total(),
-            "redeploys_failed": failed,
+            "redeploys_failed": len(failed),
         },
         limits={"share_of_5xx": 0.001},
         redeploys=times,
@@ -152,6 +155,7 @@ async def redeployed(node: NodeUnderTest, times: int) -> Record:
         ),
         seconds=round(ended - began, 1),
         settled_s=round(time.monotonic() - ended, 1),
+        failed=failed[:_EXAMPLES],
         examples=[*(f"{run_id} {status}" for run_id, status in left.items()), *load.unanswered][:_EXAMPLES],
     )
 

@@ -1,5 +1,6 @@
 """The client behind `agentos run`: streams, reconnecting, refusals."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -79,6 +80,26 @@ class TestFollowing:
 
         with client(refuse) as api, pytest.raises(Unavailable, match=r"\./agentos status"):
             list(api.follow("/e"))
+
+    def test_a_run_that_does_not_get_on_is_waited_for_as_long_as_was_said_whatever_keeps_the_stream_alive(self) -> None:
+        def keep_alives() -> Iterator[bytes]:
+            yield FRAMES[0].encode()
+            over = time.monotonic() + 10
+            while time.monotonic() < over:
+                yield b": keep-alive\n\n"
+
+        with (
+            client(lambda _: httpx.Response(200, content=keep_alives())) as api,
+            pytest.raises(TimeoutError),
+        ):
+            list(api.follow("/e", seconds=0.1))
+
+    def test_a_server_that_stays_away_is_waited_for_no_longer_either(self) -> None:
+        def refuse(request: httpx.Request) -> httpx.Response:
+            raise httpx.ConnectError("refused", request=request)
+
+        with client(refuse) as api, pytest.raises(TimeoutError):
+            list(api.follow("/e", seconds=0))
 
     def test_a_refusal_is_not_retried(self) -> None:
         asked: list[str] = []

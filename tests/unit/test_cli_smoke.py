@@ -1,17 +1,22 @@
 """The smoke tests' own judgement: each check must be able to fail."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from deploy import smoke
 from deploy.action import Recorder
 from deploy.client import Accepted, RunsClient, SseEvent
 from deploy.config import Config
+from deploy.credentials import SeededKey, Tokens
 from deploy.node import Node
 from deploy.smoke import Smoked
 from ports.errors import Unavailable
+from ports.priority import HIGHEST
 from tests.support.cli import Silent
 
 
@@ -61,6 +66,36 @@ class TestPolicy:
         receipt = {"policy_outcome": {"decision": "allowed"}, "route": {"backend": "demo"}}
 
         assert smoke._policy_checked(smoked(event(1, "model.completed", **receipt))).endswith("allowed")
+
+
+class TestSampleRun:
+    def test_it_waits_behind_nothing_that_the_tenant_has_queued_and_not_for_ever(
+        self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(smoke, "_RUN_SECONDS", 0.1)
+        created: list[dict[str, object]] = []
+
+        def node(request: httpx.Request) -> httpx.Response:
+            if request.method == "POST":
+                created.append(msgspec.json.decode(request.content))
+                return httpx.Response(202, json={"run_id": "run_1", "status": "queued", "events_url": "/e"})
+            return httpx.Response(200, content=queued())
+
+        def queued() -> Iterator[bytes]:
+            yield b"id: e.1\nevent: run.created\ndata: {}\n\n"
+            over = time.monotonic() + 10
+            while time.monotonic() < over:
+                yield b": keep-alive\n\n"
+
+        key = SeededKey(principal="svc_app", roles=(), scopes=(), key_id="key_1", api_key="k")
+        tokens = Tokens(tenant_id="tnt_demo", agent_id="agt_demo", keys={"app": key})
+        with (
+            RunsClient("http://node", "t", transport=httpx.MockTransport(node)) as client,
+            pytest.raises(smoke._Wrong, match="run_1 was begun by no worker after 0 s"),
+        ):
+            smoke._sample_run(recorder, client, tokens)
+
+        assert [one["priority"] for one in created] == [HIGHEST]
 
 
 class TestResuming:
