@@ -1,7 +1,8 @@
 """One strict JSON parser for all surfaces.
 
 Beyond RFC 8259 it refuses what parsers disagree about or stores can't hold: duplicate members, NaN and Infinity,
-integers beyond 64 bits, floats that overflow, nesting beyond a limit, a byte-order mark, NUL and lone surrogates.
+integers beyond 64 bits, floats that overflow, nesting beyond a limit, more values than a limit, a byte-order mark, NUL
+and lone surrogates.
 What is not JSON raises `invalid_json`; JSON with a value we don't take raises `validation_failed`.
 """
 
@@ -17,12 +18,19 @@ from ports.messages import Json
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 64
+MAX_VALUES: Final = 65_536
+"""In one body, members and items at any depth. Small ones make megabytes that take seconds to read, for everybody."""
 
 _INT64: Final = range(-(2**63), 2**63)
 _INT64_CHARS: Final = 20
-# A string token, or a bracket outside of one. A string without an end counts to the end of the body, and nothing is ever
-# read twice: the time stays linear for whatever is sent.
-_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+# A string token. One without an end counts to the end of the body, and nothing is ever read twice: the time stays linear
+# for whatever is sent.
+_STRING: Final = rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)'
+_STRINGS: Final = re.compile(_STRING, re.DOTALL)
+_STARTS: Final = re.compile(_STRING + rb"|([\[{,])", re.DOTALL)
+"""Strings, and what a value or member begins after."""
+_SEPARATORS: Final = b",[{"
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _FEWEST_DIGITS: Final = 19
 """Of an integer that does not fit 64 bits."""
@@ -39,6 +47,9 @@ def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     """
     if raw.startswith(b"\xef\xbb\xbf"):
         raise _refused("the body starts with a byte-order mark; send plain UTF-8")
+    # In prose there are many commas, and few outside of strings.
+    if len(raw) > MAX_VALUES and len(raw) - len(raw.translate(None, _SEPARATORS)) > MAX_VALUES and _too_many(raw):
+        raise _refused(f"the body has more than {MAX_VALUES} members and items")
     if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
         raise _refused(f"the body is nested deeper than {max_depth} levels")
     value = _plainly(raw)
@@ -88,14 +99,24 @@ def _refused(reason: str) -> InvalidArgument:
     return InvalidArgument(reason, code="validation_failed")
 
 
+def _too_many(raw: bytes) -> bool:
+    """Whether more values begin in it than are taken. Looks no further than it must: where there are fewer, strings are at
+    most twice as many."""
+    begun = 0
+    for tokens, match in enumerate(_STARTS.finditer(raw)):
+        begun += match.lastindex is not None
+        if begun > MAX_VALUES or tokens > 3 * MAX_VALUES:
+            return True
+    return False
+
+
 def _depth(raw: bytes) -> int:
     deepest = level = 0
-    for match in _TOKENS.finditer(raw):
-        first = raw[match.start()]
-        if first in b"[{":
+    for bracket in _STRINGS.sub(b"", raw).translate(None, _NO_BRACKETS):
+        if bracket in b"[{":
             level += 1
             deepest = max(deepest, level)
-        elif first in b"]}":
+        else:
             level -= 1
     return deepest
 

@@ -420,8 +420,8 @@ REMOVALS: Final = (
     Removal(
         "D4",
         STRICT_JSON,
-        r"""rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]'""",
-        r"""rb'"(?:[^"\\]|\\.)*"|[\[\]{}]'""",
+        r"""rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)'""",
+        r"""rb'"(?:[^"\\]|\\.)*"'""",
         ("test_a_megabyte_made_to_be_slow_is_refused_in_no_time",),
     ),
     Removal(
