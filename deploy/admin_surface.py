@@ -21,7 +21,7 @@ from ports.http.edge import Acted, App, Denied, Edge, exchange, no_word, nothing
 from ports.http.health import OK, Probe, states_of
 from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
-from ports.http.strict_json import MAX_DEPTH
+from ports.http.strict_json import MAX_DEPTH, MAX_VALUES
 from ports.ids import TenantId, is_tenant_id
 from ports.messages import Json
 
@@ -91,7 +91,11 @@ def create_admin_app(
         version=VERSION,
         routes=table,
         operations=operations | OWN_OPERATIONS,
-        limits={"max_json_depth": MAX_DEPTH, **{name: most for part in parts for name, most in part.limits.items()}},
+        limits={
+            "max_json_depth": MAX_DEPTH,
+            "max_json_values": MAX_VALUES,
+            **{name: most for part in parts for name, most in part.limits.items()},
+        },
     )
     app = Litestar(
         route_handlers=[

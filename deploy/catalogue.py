@@ -16,9 +16,9 @@ from msgspec import Struct
 from deploy import credentials, embedded_postgres, issuers_file
 from deploy.config import Config, dereference, names_in, referred_names
 from deploy.gateway_file import environment_of
+from deploy.home_files import control_url_file, url_file
+from deploy.home_files import environment_of as environment_of_homes
 from deploy.home_settings import Home, parse_homes
-from deploy.homes import control_url_file, url_file
-from deploy.homes import environment_of as environment_of_homes
 from deploy.node import Node
 
 # Set for everything a node starts, so that its processes can be told from all others, orphans included.

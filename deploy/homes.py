@@ -1,11 +1,8 @@
-"""The homes of a node: databases that tenants may live in beside the shared one (ADR 0039).
-
-`AGENTOS_HOMES` names them. Like the node's own database each is reached by files in the secrets directory, so that no
-password stands in an environment; each has a worker of its own.
-"""
+"""The homes of a node, set up: databases that tenants may live in beside the shared one (ADR 0039). Each has a worker of
+its own."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from adapters.postgres.bootstrap import APP, CONTROL, OWNER, bootstrap
 from adapters.postgres.maintenance import make_event_days
@@ -16,34 +13,10 @@ from deploy import credentials
 from deploy.config import Config, dereference
 from deploy.credentials import embedded_url, write_if_changed
 from deploy.embedded_postgres import SUPERUSER
+from deploy.home_files import control_url_file, homes_set_up, owner_url_file, url_file
 from deploy.home_settings import Home, parse_homes
 from deploy.node import Node
 from ports.errors import InvalidArgument, Unavailable
-
-
-def url_file(home: str) -> str:
-    """Apart by what no name of a home has."""
-    return f"home.{home}.url"
-
-
-def owner_url_file(home: str) -> str:
-    return f"home.{home}.owner_url"
-
-
-def control_url_file(home: str) -> str:
-    return f"home.{home}.control_url"
-
-
-def homes_set_up(node: Node) -> list[str]:
-    """The homes that an `up` has written addresses of."""
-    return sorted(path.name.split(".")[1] for path in node.secrets.glob(url_file("*")))
-
-
-def environment_of(node: Node, config: Config, *, file: Callable[[str], str] = url_file) -> dict[str, str]:
-    """For services that serve tenants of all homes: where each address is written; nothing without homes."""
-    homes = parse_homes(config.homes)
-    files = ";".join(f"{home.name}={node.secret(file(home.name))}" for home in homes)
-    return {"AGENTOS_HOME_URL_FILES": files} if files else {}
 
 
 def prepare_homes(node: Node, config: Config, environ: Mapping[str, str]) -> list[str]:

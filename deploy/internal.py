@@ -18,7 +18,7 @@ from deploy.administration.offboarding import export_path
 from deploy.administration.platform import Platform
 from deploy.administration.privacy import subject_export_path
 from deploy.config import Config
-from deploy.homes import control_url_file, homes_set_up
+from deploy.home_files import control_url_file, homes_set_up
 from deploy.node import Node
 from deploy.roots.databases import homes_in
 from deploy.roots.tools import egress_of_a_node, tools_of_a_node

@@ -232,9 +232,9 @@ def _sample_run(recorder: Recorder, client: RunsClient, tokens: Tokens) -> Smoke
     events: list[SseEvent] = []
     try:
         events.extend(client.follow(accepted.events_url, seconds=_RUN_SECONDS))
-    except TimeoutError as error:
+    except TimeoutError as late:
         how = "is not finished" if any(event.type == "run.started" for event in events) else "was begun by no worker"
-        raise _Wrong(f"{accepted.run_id} {how} after {_RUN_SECONDS:.0f} s") from error
+        raise _Wrong(f"{accepted.run_id} {how} after {_RUN_SECONDS:.0f} s") from late
     last = events[-1]
     if last.type != "run.completed":
         error = last.body.get("error", {})

@@ -83,7 +83,8 @@ class _Instrumented:
                     # The judgement of what is rare is the watch's.
                     with _Watch(self, method, args, started):
                         raise
-                self.report(method, OK, started, _caller(args))
+                auth = args[0] if args and isinstance(args[0], AuthContext) else None
+                self.report(method, OK, started, auth)
                 return result
 
             return awaited

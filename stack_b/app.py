@@ -15,7 +15,6 @@ from ports.http.body import Receive
 from ports.http.edge import App, Edge, Exchange, Scope, Send
 from ports.http.openapi import document
 from ports.ids import PrincipalId, TenantId
-from stack_b.budget.balances import Balances
 from stack_b.deps import StackBDeps
 from stack_b.http.asked import served
 from stack_b.http.completions import surface_endpoints
@@ -85,18 +84,18 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     )
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances
-    usual = edge(extra=openai_members, headers=lambda found: _standing(found, balances))
+
+    def standing(found: Exchange) -> list[tuple[bytes, bytes]]:
+        return [] if found.auth is None else balances.headers(found.auth.tenant)
+
+    usual = edge(extra=openai_members, headers=standing)
     anthropic = edge(
         body=anthropic_body,
         key_header=b"x-api-key",
         # `request-id` is what Anthropic's clients look for.
-        headers=lambda found: [(b"request-id", found.trace.correlation_id.encode()), *_standing(found, balances)],
+        headers=lambda found: [(b"request-id", found.trace.correlation_id.encode()), *standing(found)],
     )
     return _by_dialect(usual, anthropic)
-
-
-def _standing(found: Exchange, balances: Balances) -> list[tuple[bytes, bytes]]:
-    return [] if found.auth is None else balances.headers(found.auth.tenant)
 
 
 def _by_dialect(usual: App, anthropic: App) -> App:

@@ -14,8 +14,9 @@ from ports.errors import AgentOSError
 from ports.messages import Json, Usage
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.estimate import estimated_tokens
-from stack_b.budget.meter import Served, Spending
+from stack_b.budget.held import Held
 from stack_b.budget.slices import Slices, cuttable
+from stack_b.budget.spending import Served
 from stack_b.calling import Calling
 from stack_b.chunks import Piece
 from stack_b.limits import Limits
@@ -43,7 +44,7 @@ class Attempts:
         self._tell = tell
 
     async def whole(
-        self, ready: Ready, spending: Spending, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
+        self, ready: Ready, spending: Held, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
     ) -> dict[str, Json]:
         """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
         failure: AgentOSError | None = None
@@ -55,28 +56,30 @@ class Attempts:
             else:
                 slices = slices or self.slices(ready, spending)
                 max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
-            served = _served(candidate)
-            spending.assume(_lost(ready, candidate), served)
             ready.answer.served_by(candidate)
             try:
                 with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False):
                     answer = await act(candidate, max_tokens)
+                reported = answer.get("usage")
+                # Where the backend has counted what it wrote, nobody else needs to.
+                counted = reported is not None and reported.get("completion_tokens") is not None
+                usage = usage_of(
+                    reported,
+                    prompt_bytes=ready.sent_bytes,
+                    content_bytes=0 if counted else written(answer),
+                    price=candidate.card.price,
+                )
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
                 if ready.caller.gone or not may_fall_back(error):
                     raise
                 failure = error
                 continue
-            reported = answer.get("usage")
-            # Where the backend has counted what it wrote, nobody else needs to.
-            counted = reported is not None and reported.get("completion_tokens") is not None
-            usage = usage_of(
-                reported,
-                prompt_bytes=ready.sent_bytes,
-                content_bytes=0 if counted else written(answer),
-                price=candidate.card.price,
-            )
-            spending.add(usage, _in_kinds(served, reported))
+            except BaseException:
+                # Nobody learns what became of it.
+                spending.assume(_lost(ready, candidate), _served(candidate))
+                raise
+            spending.add(usage, _in_kinds(_served(candidate), reported))
             self._tell.attempted(candidate, trail.paid(usage))
             if slices is not None:
                 trail.limited_by = slices.limited_by
@@ -85,7 +88,7 @@ class Attempts:
         raise failure
 
     async def streamed(
-        self, ready: Ready, spending: Spending, trail: Trail, model: str, slices: Slices, *, show: Show
+        self, ready: Ready, spending: Held, trail: Trail, model: str, slices: Slices, *, show: Show
     ) -> StreamShaper:
         """Shows the pieces of the first answer that begins. Once content was released there is no falling back."""
         failure: AgentOSError | None = None
@@ -137,11 +140,10 @@ class Attempts:
         assert failure is not None, "there is always a candidate"
         raise failure
 
-    def slices(self, ready: Ready, spending: Spending) -> Slices:
+    def slices(self, ready: Ready, spending: Held) -> Slices:
         """What the answer may take of the budget as it goes; to be entered where it is streamed."""
-        assert spending.held is not None, "it is held by now"
         return Slices(
-            spending.held,
+            spending,
             prompt_bound=ready.ask.prompt_bound,
             choices=ready.ask.choices,
             slice_tokens=self._slice_tokens,
@@ -152,7 +154,7 @@ class Attempts:
         self,
         ready: Ready,
         candidate: Candidate,
-        spending: Spending,
+        spending: Held,
         slices: Slices,
         failure: AgentOSError | None,
         *,
@@ -162,13 +164,13 @@ class Attempts:
         price = candidate.card.price if ready.plan.money else None
         limit = _most(ready, candidate)
         try:
-            return await slices.begin(limit, in_slices=in_slices, spent=spending.amount, price=price)
+            return await slices.begin(limit, in_slices=in_slices, spent=spending.used, price=price)
         except AgentOSError as refused:
             self._router.left(candidate)
             raise failure or refused from None
 
     def _streamed_usage(
-        self, ready: Ready, candidate: Candidate, spending: Spending, trail: Trail, shaper: StreamShaper
+        self, ready: Ready, candidate: Candidate, spending: Held, trail: Trail, shaper: StreamShaper
     ) -> None:
         usage = usage_of(
             shaper.reported,
@@ -179,9 +181,7 @@ class Attempts:
         spending.add(usage, _in_kinds(_served(candidate), shaper.reported))
         self._tell.attempted(candidate, trail.paid(usage))
 
-    def _failed(
-        self, ready: Ready, candidate: Candidate, spending: Spending, trail: Trail, error: AgentOSError
-    ) -> None:
+    def _failed(self, ready: Ready, candidate: Candidate, spending: Held, trail: Trail, error: AgentOSError) -> None:
         """An attempt that gave nothing is free, unless the backend may have worked all the same."""
         usage = _lost(ready, candidate) if error.details.get("outcome") == "unknown" else Usage()
         spending.add(usage, _served(candidate))

@@ -3,11 +3,13 @@
 Classes, not generators with a decorator: each request passes through several, and a generator costs six times as much.
 """
 
+from datetime import timedelta
 from types import TracebackType
 
+from ports.budget import Amount
 from ports.errors import AgentOSError, InvalidArgument
-from stack_b.budget.balances import Balances
-from stack_b.budget.meter import Reservation, Spending
+from stack_b.budget.held import Held
+from stack_b.budget.meter import Meter, Reservation, measured
 from stack_b.budget.plan import tokens_that_fit
 from stack_b.caller import Caller
 from stack_b.interrupt import Deadlines, Interrupt
@@ -37,15 +39,14 @@ class Refusing:
             self._caller.ends_by(self._interrupt)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._caller is not None:
-            self._caller.ends_by(None)
-        try:
-            if self._within is not None and self._interrupt is not None:
+        if self._within is not None and self._interrupt is not None:
+            # A caller who leaves from now on ends nothing: the interrupt is over.
+            try:
                 self._within.end(self._interrupt, kind, error, at)
-        except AgentOSError as late:
-            self._refused(late)
-            raise
-        if isinstance(error, AgentOSError):
+            except AgentOSError as late:
+                self._refused(late)
+                raise
+        if error is not None and isinstance(error, AgentOSError):
             self._refused(error)
 
     def _refused(self, error: AgentOSError) -> None:
@@ -53,41 +54,42 @@ class Refusing:
         self._tell.refused(error)
 
 
-class Reserved:
+class Reserved(Reservation):
     """A reservation that the trail knows of. Whatever was spent is counted and settled on the way out."""
 
-    __slots__ = ("_balances", "_model", "_ready", "_reservation", "_spending", "_tell", "_trail")
+    __slots__ = ("_model", "_ready", "_tell", "_trail")
 
-    def __init__(
-        self, reservation: Reservation, trail: Trail, ready: Ready, *, balances: Balances, tell: Tell, model: str
-    ) -> None:
+    def __init__(self, meter: Meter, ready: Ready, trail: Trail, *, lease: timedelta, tell: Tell, model: str) -> None:
         """`model`: as it was asked for."""
-        self._reservation = reservation
-        self._balances = balances
+        plan = ready.plan
+        amount = Amount(tokens=ready.ask.amount, nanousd=plan.nanousd)
+        on = measured(ready.limit, plan.also)
+        super().__init__(meter, ready.auth, amount, on=on, lease=lease, about=plan.about, request=trail.request)
         self._tell = tell
         self._trail = trail
         self._ready = ready
         self._model = model
 
-    async def __aenter__(self) -> Spending:
-        ready, trail = self._ready, self._trail
+    async def __aenter__(self) -> Held:
+        ready, trail, balances = self._ready, self._trail, self._balances
         # Mostly nothing has to be waited for.
-        standing = self._balances.at_hand(ready.auth, limit=ready.limit)
-        trail.standing = standing or await self._balances.standing(ready.auth, limit=ready.limit)
+        standing = balances.at_hand(ready.auth, limit=ready.limit)
+        trail.standing = standing or await balances.standing(ready.auth, limit=ready.limit)
         try:
-            spending = self._reservation.at_hand() or await self._reservation.__aenter__()
-            self._spending = trail.spending = spending
+            spending = trail.spending = self._at_hand() or await super().__aenter__()
         except InvalidArgument as error:
             if error.code == "request_exceeds_budget":
                 # The ledger knows amounts; what a client can change is the answer's length.
                 error.details["max_tokens_that_fits"] = tokens_that_fit(ready.plan, ready.ask, limit=ready.limit)
             raise
-        return self._spending
+        return spending
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._trail.over = self._spending.over
-        self._tell.settled(self._trail.auth, self._model, self._spending.total)
-        if (booking := self._reservation.ended()) is not None:
+        trail, spending = self._trail, self._spending
+        if spending.chunk.left:
+            trail.over = spending.over
+        self._tell.settled(model=self._model, tenant=trail.auth.tenant, usage=spending.total)
+        if (booking := self.ended()) is not None:
             await booking

@@ -1,5 +1,6 @@
 """Who waits for an answer, and what it means when they no longer do."""
 
+from stack_b.backends.protocol import Backend
 from stack_b.interrupt import Interrupt
 
 
@@ -11,13 +12,23 @@ class Caller:
     """One request's. When they leave, the call under way ends at once, unless it would be billed to its end all the same:
     then it is read to its end, so that what is settled is what was billed."""
 
-    __slots__ = ("_interrupt", "bound", "gone")
+    __slots__ = ("_interrupt", "_streamed", "_under_way", "gone")
 
     def __init__(self) -> None:
         self.gone = False
-        self.bound = False
-        """The call under way goes on without them."""
+        self._under_way: Backend | None = None
+        self._streamed = False
         self._interrupt: Interrupt | None = None
+
+    @property
+    def bound(self) -> bool:
+        """The call under way goes on without them."""
+        backend = self._under_way
+        return backend is not None and not backend.cancel_stops_billing(streamed=self._streamed)
+
+    def waits_for(self, backend: Backend | None, *, streamed: bool = False) -> None:
+        """A call of it begins; None: it is over."""
+        self._under_way, self._streamed = backend, streamed
 
     def leave(self) -> None:
         self.gone = True

@@ -24,12 +24,11 @@ class Calling(Attempting):
 
     def __enter__(self) -> Self:
         candidate = self._trail.candidate = self.candidate
-        # They may leave a call that is not billed any further then; else it is read to its end.
-        self._caller.bound = not candidate.backend.cancel_stops_billing(streamed=self._streamed)
+        self._caller.waits_for(candidate.backend, streamed=self._streamed)
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        self._caller.bound = False
+        self._caller.waits_for(None)
         now = self._router.monotonic()
         self._router.ended(self, error, now)
         self._trail.ended(self.candidate, now - self.began, error)

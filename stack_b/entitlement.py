@@ -28,14 +28,21 @@ class TenantCache:
             ResourceExhausted: `rate_limited`; it asks too often.
             Unavailable: the directory can't be asked (fail closed).
         """
-        return self.at_hand(auth) or self._counted(await self._fresh.of(auth))
+        return self.at_hand(auth) or self.counted(await self._fresh.of(auth))
 
     def at_hand(self, auth: AuthContext) -> Tenant | None:
         """The same where nothing has to be waited for, as mostly. Raises like it; what is not here is not counted."""
         known = self._fresh.at_hand(auth)
-        return None if known is None else self._counted(known[0])
+        return None if known is None else self.counted(known[0])
 
-    def _counted(self, found: Tenant | None) -> Tenant:
+    def known(self, auth: AuthContext) -> Tenant | None:
+        """The caller's tenant, where it is at hand and served; to be `counted`."""
+        known = self._fresh.at_hand(auth)
+        found = None if known is None else known[0]
+        return found if found is not None and found.status == "active" else None
+
+    def counted(self, found: Tenant | None) -> Tenant:
+        """One request more of it. Raises like `tenant`."""
         tenant = found if found is not None and found.status == "active" else _active(found)
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant

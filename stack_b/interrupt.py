@@ -21,35 +21,32 @@ class Interrupt:
     As `asyncio.timeout` does it, without a timer: a cancellation by somebody else stays one.
     """
 
-    __slots__ = ("_before", "_error", "_fired", "_task")
+    __slots__ = ("_before", "_error", "fired", "task")
 
-    def __init__(self, error: Callable[[], Exception]) -> None:
+    def __init__(self, error: Callable[[], Exception], task: asyncio.Task[object] | None = None) -> None:
+        """With the current `task` it is entered."""
         self._error = error
-        self._task: asyncio.Task[object] | None = None
-        self._before = 0
-        self._fired = False
+        self.task = task
+        self._before = 0 if task is None else task.cancelling()
+        self.fired = False
 
     def __enter__(self) -> Self:
-        return self.begun()
-
-    def begun(self, loop: asyncio.AbstractEventLoop | None = None) -> Self:
-        """Entered. Who has the `loop` that runs saves asking for it, which is a call of the system each time."""
-        self._task = asyncio.current_task(loop)
-        assert self._task is not None, "there is a task to interrupt"
-        self._before = self._task.cancelling()
+        self.task = asyncio.current_task()
+        assert self.task is not None, "there is a task to interrupt"
+        self._before = self.task.cancelling()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        task, self._task = self._task, None
-        if self._fired and task is not None and task.uncancel() <= self._before and kind is asyncio.CancelledError:
+        task, self.task = self.task, None
+        if self.fired and task is not None and task.uncancel() <= self._before and kind is asyncio.CancelledError:
             raise self._error() from error
 
     def fire(self, error: Callable[[], Exception] | None = None) -> None:
         """Outside of the block it does nothing. `error`: instead of the usual one."""
-        if self._task is not None and not self._fired:
-            self._fired = True
+        if self.task is not None and not self.fired:
+            self.fired = True
             self._error = error or self._error
-            self._task.cancel()
+            self.task.cancel()
 
 
 class Deadlines:
@@ -76,7 +73,10 @@ class Deadlines:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        interrupt = Interrupt(self._late).begun(loop)
+        # Who has the loop that runs saves asking for it, which is a call of the system each time.
+        task = asyncio.current_task(loop)
+        assert task is not None, "there is a task to interrupt"
+        interrupt = Interrupt(self._late, task)
         self._due[interrupt] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_later(self.seconds, self._look, loop)
@@ -91,7 +91,10 @@ class Deadlines:
     ) -> None:
         """Leave its block. Raises what it was fired with."""
         self._due.pop(interrupt, None)
-        interrupt.__exit__(kind, error, at)
+        if kind is None and not interrupt.fired:
+            interrupt.task = None
+        else:
+            interrupt.__exit__(kind, error, at)
 
     def _told(self) -> Unavailable:
         return out_of_time(self.seconds)

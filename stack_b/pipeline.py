@@ -95,7 +95,7 @@ class Pipeline:
     async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with Refusing(trail, self._tell, self._deadlines, caller):
             ready = await self._prepare.chat(auth, call, trail, caller)
-            async with self._reserved(auth, call.model, ready, trail) as spending:
+            async with self._reserved(call.model, ready, trail) as spending:
                 answer = await self._attempts.whole(
                     ready,
                     spending,
@@ -127,7 +127,7 @@ class Pipeline:
             with Refusing(trail, self._tell):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())
                 relay = Relay(ready, trail, show)
-                async with self._reserved(auth, call.model, ready, trail) as spending:
+                async with self._reserved(call.model, ready, trail) as spending:
                     try:
                         async with self._attempts.slices(ready, spending) as slices:
                             shaper = await self._attempts.streamed(
@@ -155,7 +155,7 @@ class Pipeline:
     async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with Refusing(trail, self._tell, self._deadlines, caller):
             ready = await self._prepare.embed(auth, call, trail, caller)
-            async with self._reserved(auth, call.model, ready, trail) as spending:
+            async with self._reserved(call.model, ready, trail) as spending:
                 answer = await self._attempts.whole(
                     ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
@@ -186,16 +186,5 @@ class Pipeline:
         trail.outcome = ready.answer.outcome(trail.outcome)
         self._tell.answered(trail.outcome, ready.answer.findings)
 
-    def _reserved(self, auth: AuthContext, model: str, ready: Ready, trail: Trail) -> Reserved:
-        plan = ready.plan
-        reservation = self.meter.reserved(
-            auth,
-            ready.ask.amount,
-            limit=ready.limit,
-            lease=self._lease,
-            also=plan.also,
-            nanousd=plan.nanousd,
-            about=plan.about,
-            request=trail.request,
-        )
-        return Reserved(reservation, trail, ready, balances=self.balances, tell=self._tell, model=model)
+    def _reserved(self, model: str, ready: Ready, trail: Trail) -> Reserved:
+        return Reserved(self.meter, ready, trail, lease=self._lease, tell=self._tell, model=model)

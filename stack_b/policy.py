@@ -6,7 +6,7 @@ can't leak.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from ports.messages import Json
 from ports.model import PolicyOutcome
 from ports.pii import PiiDetector, Span
 from stack_b.canonical import NOBODY_KNOWN, About
+from stack_b.redaction.cache import Remembering
 from stack_b.redaction.findings import Finding, findings_of
 from stack_b.redaction.nested import StandIn, masked, payload_of
 from stack_b.redaction.parts import is_cut, joined, texts_of
@@ -25,8 +26,8 @@ from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import PROTOCOL, SHORTEST, Texts, placeholder, rewritten
 
 REDACT: Final = PiiRules()
-_ALLOWED: Final = PolicyOutcome(decision="allowed")
-_NOTHING_UNDONE: Final = Placeholders(REDACT)
+ALLOWED: Final = PolicyOutcome(decision="allowed")
+NOTHING_UNDONE: Final = Placeholders(REDACT)
 """Of all requests in which nothing was found: nobody adds to it."""
 
 
@@ -51,8 +52,8 @@ async def decide(
     Raises:
         Unavailable: the detector can't tell. Then nothing is sent (fail closed).
     """
-    if texts is not None and await _clear(detector, auth, texts, rules):
-        return Decision(outcome=_ALLOWED, findings=(), value=value, placeholders=_NOTHING_UNDONE)
+    if texts is not None and await clear(detector, auth, texts, rules):
+        return Decision(outcome=ALLOWED, findings=(), value=value, placeholders=NOTHING_UNDONE)
     undone = Placeholders(rules)
 
     def stands(kind: str, found: str, number: bool) -> str:
@@ -78,7 +79,7 @@ async def decide(
             numbers[number] = stand_in.number(span.kind, number)
     found = stand_in.kinds
     if not found:
-        return Decision(outcome=_ALLOWED, findings=(), value=value, placeholders=undone)
+        return Decision(outcome=ALLOWED, findings=(), value=value, placeholders=undone)
     kinds = Counter(found)
     blocked = sorted(kind for kind in kinds if rules.mode(kind) == "block")
     return Decision(
@@ -92,7 +93,7 @@ async def decide(
     )
 
 
-async def _clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str], rules: PiiRules) -> bool:
+async def clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str], rules: PiiRules) -> bool:
     """Whether there is nothing to take out of `texts`, as mostly; those with other texts in them are not asked about."""
     for text in texts:
         if len(text) < SHORTEST or text in PROTOCOL:
@@ -102,6 +103,17 @@ async def _clear(detector: PiiDetector, auth: AuthContext, texts: Iterable[str],
         for span in await detector.detect(auth, text):
             if rules.mode(span.kind) != "allow":
                 return False
+    return True
+
+
+def known_clear(detector: Remembering, auth: AuthContext, texts: Sequence[str]) -> bool:
+    """Whether nothing is to be taken out of `texts`, as far as that is known without looking at them."""
+    # What was said last is what is new.
+    for text in reversed(texts):
+        if len(text) < SHORTEST or text in PROTOCOL:
+            continue
+        if payload_of(text) is not None or detector.known(auth, text) != ():
+            return False
     return True
 
 

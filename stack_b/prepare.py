@@ -3,7 +3,7 @@
 The stages one by one are what `/v1/policy/check` asks too, so that it decides as a call does.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 from msgspec import Struct
@@ -23,17 +23,18 @@ from stack_b.caller import Caller
 from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
+from stack_b.inspection.effort import NEVER_DEAR
 from stack_b.inspection.inspector import Inspector
 from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
-from stack_b.policy import Decision, enforce, named
+from stack_b.policy import ALLOWED, NOTHING_UNDONE, Decision, clear, enforce, known_clear, named
 from stack_b.receipt import Trail
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
 from stack_b.redaction.rules import PiiRules, TenantRules
 from stack_b.redaction.stream import Lens
-from stack_b.redaction.weight import check_weight
+from stack_b.redaction.weight import check_weight, weight_of_plain
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.tell import Tell
 
@@ -87,8 +88,14 @@ class Preparation:
 
     async def chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> Ready:
         """Raises `PermissionDenied` for what may not be asked, and `InvalidArgument` for what can't be."""
+        simply = self._simply(auth, call)
+        if simply is not None:
+            self._tenants.counted(simply[0])
+            texts = call.plain.texts if call.plain is not None else ()
+            if known_clear(self._pii, auth, texts) or await clear(self._pii, auth, texts, self.rules(simply[0])):
+                return self._simple(auth, call, simply, trail, caller)
         asked = self.route_asked(call)
-        tenant, entitled = await self.entitled(auth, asked)
+        tenant, entitled = await self.entitled(auth, asked, counted=simply is not None)
         members = said(call)
         dear = self.dear(call, members)
         if dear:
@@ -115,6 +122,52 @@ class Preparation:
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(ask.body) if told is value else len(msgspec.json.encode(told)),
             answer=ruled.guarded(self._answer(auth, rules, decision)),
+            caller=caller,
+        )
+
+    def _simply(self, auth: AuthContext, call: ChatCall) -> tuple[Tenant, Asked, tuple[Candidate, ...]] | None:
+        """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its
+        tenant not counted yet. None for any other, and wherever something has to be waited for."""
+        plain, members = call.plain, call.members
+        if plain is None or plain.members is not members or call.choices > 1 or call.preference != "quality":
+            return None
+        tenant, budgets = self._tenants.known(auth), self._budgets.fresh.at_hand(auth)
+        if tenant is None or budgets is None or call.about is not NOBODY_KNOWN or self._router.spreads:
+            return None
+        entitlements = tenant.entitlements
+        if budgets[0] or entitlements.policy.rules or not self._policies.of(tenant).is_empty:
+            return None
+        weight = weight_of_plain(members, plain.texts)
+        if weight > NEVER_DEAR or weight > self._limits.inspected_chars:
+            return None
+        asked = _simply_asked(call.model)
+        priced = self._prices.at(self._clock.now())
+        candidates = self._router.candidates(auth, asked, entitlements, priced)
+        return (tenant, asked, candidates) if candidates and _all_capable(call, candidates) else None
+
+    def _simple(
+        self,
+        auth: AuthContext,
+        call: ChatCall,
+        simply: tuple[Tenant, Asked, tuple[Candidate, ...]],
+        trail: Trail,
+        caller: Caller,
+    ) -> Ready:
+        """Of a request in which there is nothing to take out."""
+        tenant, asked, candidates = simply
+        ask = self.asked(call, candidates)
+        trail.outcome = ALLOWED
+        trail.texts = texts_to_keep(tenant.entitlements, call.members)
+        return Ready(
+            auth=auth,
+            asked=asked,
+            candidates=candidates,
+            body=Encoded(call.members, ask.body),
+            ask=ask,
+            plan=Plan(also=(), candidates=candidates, nanousd=0, about=NOBODY_KNOWN),
+            limit=tenant.entitlements.tokens_per_day,
+            sent_bytes=len(ask.body),
+            answer=Answer(Lens(self._pii, auth, self.rules(tenant), NOTHING_UNDONE)),
             caller=caller,
         )
 
@@ -288,6 +341,22 @@ class Preparation:
 
     def _answer(self, auth: AuthContext, rules: PiiRules, decision: Decision) -> Answer:
         return Answer(Lens(self._pii, auth, rules, decision.placeholders))
+
+
+@lru_cache(maxsize=1_024)
+def _simply_asked(model: str) -> Asked:
+    """What a plain request's route depends on, where no conversation keeps its backend."""
+    return Asked(name=model, kind="chat")
+
+
+def _all_capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> bool:
+    """Whether `capable` has nothing to leave out."""
+    asked = call.max_tokens
+    if asked is not None:
+        for one in candidates:
+            if one.card.max_tokens is not None and asked > one.card.max_tokens:
+                return False
+    return True
 
 
 def embedding(call: EmbedCall) -> dict[str, Json]:

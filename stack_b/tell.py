@@ -4,9 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from observability.metrics import Metrics
-from ports.context import AuthContext
 from ports.errors import AgentOSError
-from ports.messages import Usage
 from ports.model import Attempt, PolicyOutcome
 from stack_b.backends.catalog import Candidate
 from stack_b.redaction.findings import Finding
@@ -17,6 +15,8 @@ _BLOCKED: Final = {"policy_blocked": "request", "tool_not_permitted": "tools"}
 class Tell:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self.settled = metrics.usage
+        """What a request has consumed, by model and tenant."""
 
     def refused(self, error: AgentOSError) -> None:
         """Count what refuses a request, where the HTTP metrics would not say why."""
@@ -43,6 +43,3 @@ class Tell:
             seconds=attempt.latency_ms / 1_000,
             error_code=attempt.reason,
         )
-
-    def settled(self, auth: AuthContext, model: str, usage: Usage) -> None:
-        self._metrics.usage(model=model, tenant=auth.tenant, usage=usage)

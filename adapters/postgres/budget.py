@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.literals import members, quoted, written
+from adapters.postgres.literals import Member, written
 from adapters.postgres.rows import Row, actor_of, packed, positive
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -325,16 +325,16 @@ def _standings(
     return found
 
 
-def _given(hold: str, event: UsageEvent) -> str:
+def _given(hold: str, events: Sequence[UsageEvent]) -> list[tuple[Member, ...]]:
     """In the order of `ao_given_usage`."""
-    shared = members(
-        event.kind, event.principal, event.agent, event.session, event.model, event.backend, event.price, event.estimated
-    )  # fmt: skip
-    return (
-        f"({hold},{quoted(event.request)},{event.attempt},{quoted(event.correlation_id)},{event.fresh_tokens},"
-        f"{event.cache_read_tokens},{event.cache_write_tokens},{event.output_tokens},{event.reasoning_tokens},"
-        f"{event.cost_nanousd},{shared})"
-    )
+    return [
+        (
+            hold, one.request, one.attempt, one.correlation_id, one.fresh_tokens, one.cache_read_tokens,
+            one.cache_write_tokens, one.output_tokens, one.reasoning_tokens, one.cost_nanousd, one.kind, one.principal,
+            one.agent, one.session, one.model, one.backend, one.price, one.estimated,
+        )
+        for one in events
+    ]  # fmt: skip
 
 
 def _booking(booking: Booking) -> dict[str, Any]:

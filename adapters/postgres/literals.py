@@ -1,20 +1,28 @@
 """Rows written out as texts of a composite type: the server reads them in a third of the time that it reads JSON in.
 
-`CAST(CAST(:rows AS text[]) AS ao_given_…[])`: the types are in migration 0021, and the members come in their order.
+`CAST(CAST(:rows AS text[]) AS ao_given_…[])`: the types are in migration 0021, and the members come in their order. A row
+of texts, numbers and whether something is so looks the same as a JSON list but for its brackets, unless a text has a
+control character; so many rows are written out by one call of the encoder.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
+
+import msgspec
 
 from adapters.postgres.rows import packed
+from ports.errors import InvalidArgument
 
-AT_ONCE: Final = 32
+AT_ONCE: Final = 64
 """Rows written out at a time; others have their turn in between."""
+_ENCODER: Final = msgspec.json.Encoder()
+_BETWEEN: Final = b"]\n["
+_BETWEEN_ROWS: Final = b")\n("
 
 RowT = TypeVar("RowT")
+Member: TypeAlias = str | int | datetime
 
 
 def quoted(text: str) -> str:
@@ -24,21 +32,35 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-@lru_cache(maxsize=1_024)
-def members(*values: str | int) -> str:
-    """Several members of a row, of a kind that many rows have the same of: names, and whether something is so."""
-    return ",".join([quoted(value) if isinstance(value, str) else str(value) for value in values])
+def literal(members: Sequence[Member]) -> str:
+    """A row, whatever is in it."""
+    return f"({','.join(map(_member, members))})"
 
 
-def moment(at: datetime | None) -> str:
-    return "" if at is None else packed(at)
+def literals(rows: Sequence[Sequence[Member]]) -> list[str]:
+    """Each of `rows`, at least one; most are written out together. Raises `InvalidArgument` for what is no text."""
+    try:
+        lines = _ENCODER.encode_lines(rows)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise InvalidArgument("a text holds a lone surrogate, or a number is too large") from error
+    if b"\\" in lines.replace(b'\\"', b""):
+        # A sign of JSON's that says something else in a row, or nothing but a backslash: seldom.
+        return list(map(literal, rows))
+    # No text has a line break in it: they are behind rows alone.
+    return f"({lines[1:-2].replace(_BETWEEN, _BETWEEN_ROWS).decode()})".split("\n")
 
 
-async def written(rows: Iterable[RowT], write: Callable[[RowT], str]) -> list[str]:
-    """Each of `rows` by `write`, without keeping the event loop from everybody else for long."""
+async def written(rows: Sequence[RowT], members: Callable[[Sequence[RowT]], list[tuple[Member, ...]]]) -> list[str]:
+    """All of `rows`, by their `members`, without keeping the event loop from everybody else for long."""
     texts: list[str] = []
-    for row in rows:
-        if len(texts) % AT_ONCE == AT_ONCE - 1:
+    for at in range(0, len(rows), AT_ONCE):
+        if at:
             await asyncio.sleep(0)
-        texts.append(write(row))
+        texts += literals(members(rows[at : at + AT_ONCE]))
     return texts
+
+
+def _member(value: Member) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    return packed(value) if isinstance(value, datetime) else str(value)

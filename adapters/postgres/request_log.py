@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.literals import members, moment, quoted, written
+from adapters.postgres.literals import Member, written
 from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -40,6 +40,8 @@ _CURSOR: Final = "requests"
 WRITERS: Final = 2
 """Connections for what tells only."""
 _NOBODY: Final = uuid.UUID(int=0)
+_NOT_KEPT: Final = "infinity"
+"""The time until when nothing is kept, in a row: it has no other way to say so."""
 
 
 class RequestLogCapabilities(Struct, frozen=True, kw_only=True):
@@ -112,19 +114,18 @@ class PostgresRequestLog:
         return tuple(Counted(**dict(row)) for row in rows)
 
 
-def _given(one: Written) -> str:
+def _given(records: Sequence[Written]) -> list[tuple[Member, ...]]:
     """In the order of `ao_given_record`."""
-    record = one.record
-    attempts = quoted(packed(record.attempts)) if record.attempts else "[]"
-    shared = members(
-        record.namespace, record.principal, record.route, record.stream, record.model_asked, record.model, record.backend,
-        record.status, record.code, record.denied, record.decision, packed(record.reasons) if record.reasons else "[]",
-        record.estimated, record.replayed, record.joined,
-    )  # fmt: skip
-    return (
-        f"({record.id},{moment(record.at)},{quoted(record.correlation_id)},{attempts},{record.prompt_tokens},"
-        f"{record.completion_tokens},{record.cost_nanousd},{record.latency_ms},{moment(record.kept_until)},{shared})"
-    )
+    found: list[tuple[Member, ...]] = []
+    for given in records:
+        one = given.record
+        found.append((
+            one.id, one.at, one.correlation_id, packed(one.attempts), one.prompt_tokens, one.completion_tokens,
+            one.cost_nanousd, one.latency_ms, one.kept_until or _NOT_KEPT, one.namespace, one.principal, one.route,
+            one.stream, one.model_asked, one.model, one.backend, one.status, one.code, one.denied, one.decision,
+            packed(one.reasons) if one.reasons else "[]", one.estimated, one.replayed, one.joined,
+        ))  # fmt: skip
+    return found
 
 
 def _sealed(record: RequestRecord, sealed: bytes) -> dict[str, Json]:

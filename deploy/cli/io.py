@@ -3,6 +3,7 @@
 stdout is data: what was asked for, for people or, with --json, for machines. stderr is talk: progress, remarks, errors.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO, TypeAlias
@@ -11,6 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
 
 from deploy.config import Config, Resolved, parse_file, resolve
 from deploy.node import Node
@@ -23,6 +25,11 @@ UNREACHABLE: Final = 3
 
 # Phases that never change anything: nobody needs to be told each time.
 _ONLY_LOOK: Final = frozenset({"preflight", "validate", "verify"})
+
+# What moves a cursor, names a window or turns a line around. Tenants, models and tools say it, and the operator's
+# terminal would do it.
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LINE_ENDS: Final = re.compile("[\t\n\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +57,12 @@ class Io:
 
     def json(self, value: object) -> None:
         """One JSON document on a line of its own."""
-        self.out.write(msgspec.json.encode(value).decode() + "\n")
+        self.out.write(harmless_json(msgspec.json.encode(value)) + "\n")
         self.out.flush()
 
     def columns(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table that is never cut: it may be piped, searched and copied."""
-        table = [list(head), *(list(row) for row in rows)]
+        table = [list(head), *([_LINE_ENDS.sub("\ufffd", harmless(cell)) for cell in row] for row in rows)]
         widths = [max(len(row[i]) for row in table) for i in range(len(head))]
         console = self.data()
         for number, row in enumerate(table):
@@ -64,6 +71,22 @@ class Io:
 
     def say(self, text: str) -> None:
         self.talk().print(escape(text))
+
+
+class TextConsole(Console):
+    """Prints texts as texts: what a terminal would obey is shown as a replacement character."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(harmless(text), **options)
+
+
+def harmless(text: str) -> str:
+    return _CONTROLS.sub("\ufffd", text)
+
+
+def harmless_json(document: bytes) -> str:
+    """The same value, with escapes for what a terminal would obey."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", document.decode())
 
 
 Run: TypeAlias = Callable[[Any, Io], int]
@@ -134,4 +157,4 @@ def show_failure(console: Console, check: Check) -> None:
 
 def _console(stream: TextIO, environ: Mapping[str, str]) -> Console:
     # soft_wrap: a path or a command that is copied must not have line breaks in it.
-    return Console(file=stream, highlight=False, soft_wrap=True, emoji=False, _environ=dict(environ))
+    return TextConsole(file=stream, highlight=False, soft_wrap=True, emoji=False, _environ=dict(environ))

@@ -8,31 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Final, TextIO
 
-from deploy.cli import (
-    agent_command,
-    audit_command,
-    budget_command,
-    config_command,
-    gateway_command,
-    key_command,
-    logs_command,
-    nuke_command,
-    principal_command,
-    privacy_command,
-    redeploy_command,
-    replay_command,
-    requests_command,
-    run_command,
-    runs_command,
-    status_command,
-    tenant_command,
-    test_command,
-    token_command,
-    up_command,
-    validate_command,
-)
 from deploy.cli.io import FAILED, UNREACHABLE, USAGE, Io
 from ports.errors import AgentOSError, InvalidArgument, Unavailable
 
@@ -50,31 +28,33 @@ exit codes: 0 fine · 1 findings or failure · 2 usage · 3 the node can't be re
 AGENTOS_HOME chooses another node than the one in this directory."""
 
 _COMMANDS: Final = (
-    up_command,
-    status_command,
-    logs_command,
-    validate_command,
-    redeploy_command,
-    nuke_command,
-    config_command,
-    run_command,
-    runs_command,
-    replay_command,
-    tenant_command,
-    agent_command,
-    budget_command,
-    principal_command,
-    privacy_command,
-    key_command,
-    token_command,
-    gateway_command,
-    requests_command,
-    audit_command,
-    test_command,
+    "up",
+    "status",
+    "logs",
+    "validate",
+    "redeploy",
+    "nuke",
+    "config",
+    "run",
+    "runs",
+    "replay",
+    "tenant",
+    "agent",
+    "budget",
+    "principal",
+    "privacy",
+    "key",
+    "token",
+    "gateway",
+    "requests",
+    "audit",
+    "test",
 )
+"""As help lists them. Each is a module of its own, and a command loads no other's: half of them bring a database along."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(chosen: str = "") -> argparse.ArgumentParser:
+    """Of all commands, or of the `chosen` one only where there is such a command."""
     made = argparse.ArgumentParser(
         prog="agentos",
         description="A portable, multi-tenant platform that runs AI agents.",
@@ -83,15 +63,15 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = made.add_subparsers(title="commands", metavar="<command>", required=True)
-    for command in _COMMANDS:
-        command.add_parser(commands)
+    for command in (chosen,) if chosen in _COMMANDS else _COMMANDS:
+        import_module(f"deploy.cli.{command}_command").add_parser(commands)
     return made
 
 
 def main(arguments: Sequence[str], *, out: TextIO, err: TextIO, environ: Mapping[str, str]) -> int:
     """Run one command; returns its exit code."""
     io = Io(out=out, err=err, environ=environ)
-    parsed = parser().parse_args(arguments)
+    parsed = parser(*arguments[:1]).parse_args(arguments)
     try:
         code: int = parsed.run(parsed.options(parsed), io)
     except InvalidArgument as error:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from deploy.cli.access import tenant_id
-from deploy.cli.io import FAILED, FINE, Io
+from deploy.cli.io import FAILED, FINE, Io, harmless
 from deploy.internal import open_journals, operator_of
 from deploy.seed import TENANT
 from ports.context import DEFAULT_NAMESPACE
@@ -57,9 +57,9 @@ def run(options: Options, io: Io) -> int:
     if options.json:
         io.json({"run_id": found.id, "status": found.status, "forked_from": found.forked_from, **asdict(replayed)})
     elif replayed.divergence is not None:
-        io.out.write("\n".join(told(replayed, replayed.divergence)) + "\n")
+        io.out.write(harmless("\n".join(told(replayed, replayed.divergence))) + "\n")
     else:
-        io.out.write(agreed(found, replayed) + "\n")
+        io.out.write(harmless(agreed(found, replayed)) + "\n")
     return FINE if replayed.divergence is None else FAILED
 
 

@@ -14,7 +14,7 @@ from deploy.administration.platform import Platform
 from deploy.administration.standing import first_moment, usage_of
 from deploy.administration.wire import UsageLine
 from deploy.cli.access import tenant_id, whole
-from deploy.cli.io import FINE, Io
+from deploy.cli.io import FINE, Io, harmless_json
 from deploy.cli.platform_access import with_platform
 from deploy.cli.run_command import money
 from deploy.internal import open_request_log, operator_of
@@ -139,7 +139,7 @@ def show(options: Show, io: Io) -> int:
     if options.json:
         io.json(shown)
     else:
-        io.out.write(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode() + "\n")
+        io.out.write(harmless_json(msgspec.json.format(msgspec.json.encode(shown), indent=2)) + "\n")
     return FINE
 
 

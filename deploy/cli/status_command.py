@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from deploy.catalogue import catalogue
 from deploy.cli.io import FAILED, FINE, UNREACHABLE, Io
-from deploy.cli.up_command import service_lines
+from deploy.service_lines import service_lines
 from deploy.supervision import Supervisor
 
 

@@ -1,7 +1,8 @@
 """`agentos test`: every check and test of the repository, in one go, all of them even when one fails.
 
 `agentos test faults` is the long form of the two proofs of the engine: the simulation, and real services under faults.
-`agentos test faults --points N` is the third: a worker killed N times at each point of a run.
+`agentos test faults --points N` is the third: a worker killed N times at each point of a run. `agentos test controls` takes
+each control of the threat model out of a copy of the tree, and demands that its tests fail.
 """
 
 import argparse
@@ -24,10 +25,13 @@ examples:
   ./agentos test -- -k isolation -x    what follows -- goes to pytest
   ./agentos test faults --minutes 10   the engine simulated 2,000 times, then real services killed, stopped and cut off
   ./agentos test faults --points 200   a worker killed 200 times at each point of a run (45 minutes)
+  ./agentos test controls              each control of docs/threat-model.md taken out, and its tests seen to fail (an hour)
+  ./agentos test controls --row S1 --row T4        those of two rows
 
 With CI=true in the environment nothing is skipped in silence: a test that can't run fails."""
 
 _FAULTS: Final = "faults"
+_CONTROLS: Final = "controls"
 _DEFAULT_MINUTES: Final = 5.0
 _EXAMPLES: Final = "2000"
 _SLOW: Final = ("tests/e2e", "tests/integration", "tests/bench")
@@ -58,6 +62,11 @@ class Options(Struct, frozen=True, kw_only=True):
     points: int | None = None
     """Kills at each point of a run; None for the checks and tests."""
     seed: int | None = None
+    controls: bool = False
+    """Those of the threat model, taken out; instead of the checks and tests."""
+    rows: tuple[str, ...] = ()
+    """Of the threat model; none: all."""
+    jobs: int | None = None
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -73,11 +82,21 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--minutes", type=float, default=None, help="with `faults`: how long, about (5)")
     parser.add_argument("--points", type=int, default=None, help="with `faults`: instead, kills at each point of a run")
     parser.add_argument("--seed", type=int, default=None, help="with `faults`: repeats the choices of an earlier run")
+    parser.add_argument(
+        "--row", action="append", metavar="ID", help="with `controls`: of this row only; may be repeated"
+    )
+    parser.add_argument("--jobs", type=int, default=None, metavar="N", help="with `controls`: how many at once (2)")
     parser.add_argument("pytest", nargs="*", metavar="-- pytest arguments", help="handed to pytest as they are")
     parser.set_defaults(run=run, options=_options)
 
 
 def _options(parsed: argparse.Namespace) -> Options:
+    if parsed.pytest[:1] == [_CONTROLS]:
+        if (parsed.minutes, parsed.points, parsed.seed) != (None, None, None):
+            raise InvalidArgument("--minutes, --points and --seed go with `agentos test faults`")
+        return Options(controls=True, rows=tuple(parsed.row or ()), jobs=parsed.jobs)
+    if (parsed.row, parsed.jobs) != (None, None):
+        raise InvalidArgument("--row and --jobs go with `agentos test controls`")
     if parsed.pytest[:1] == [_FAULTS]:
         if parsed.points is not None:
             if parsed.minutes is not None:
@@ -92,6 +111,8 @@ def _options(parsed: argparse.Namespace) -> Options:
 
 def steps(options: Options, scripts: Path) -> tuple[Step, ...]:
     """What will be run, in order. Pure."""
+    if options.controls:
+        return (_controls(options, str(scripts / "python")),)
     if options.points is not None:
         return (_driver("kills", options.seed, str(scripts / "python"), "--points", str(options.points)),)
     if options.minutes is not None:
@@ -131,6 +152,12 @@ def _fault_steps(minutes: float, seed: int | None, python: str) -> tuple[Step, .
 def _driver(name: str, seed: int | None, python: str, *flags: str) -> Step:
     seeded = () if seed is None else ("--seed", str(seed))
     return Step(name=name, command=(python, "-m", "tests.faults", *flags, *seeded), shown=True)
+
+
+def _controls(options: Options, python: str) -> Step:
+    rows = tuple(word for row in options.rows for word in ("--row", row))
+    jobs = () if options.jobs is None else ("--jobs", str(options.jobs))
+    return Step(name="controls", command=(python, "-m", "tests.controls", *rows, *jobs), shown=True)
 
 
 def run(options: Options, io: Io) -> int:

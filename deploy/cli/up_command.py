@@ -11,8 +11,8 @@ from deploy import bring_up, config, gateway_file, issuers_file, smoke, summary,
 from deploy.action import Failed, Recorder, exclusive
 from deploy.catalogue import Service, catalogue
 from deploy.cli.io import FAILED, FINE, Io, TerminalProgress, show_failure
-from deploy.health import probe
-from deploy.report import Report, Seeded, ServiceLine, Written
+from deploy.report import Report, Seeded, Written
+from deploy.service_lines import service_lines
 from deploy.supervision import Supervisor
 from ports.errors import InvalidArgument
 
@@ -134,26 +134,6 @@ def members(
         "alerting": summary.ALERTING,
         "next_commands": summary.next_commands(recorder.node, recorder.config, seeded),
     }
-
-
-def service_lines(services: tuple[Service, ...], supervisor: Supervisor) -> list[ServiceLine]:
-    """Every service as it is at this moment."""
-    states = supervisor.states() if supervisor.alive() else {}
-    lines = []
-    for service in services:
-        health = probe(service)
-        state = states.get(service.name)
-        lines.append(
-            ServiceLine(
-                name=service.name,
-                address=f"{service.listens.host}:{service.listens.number}",
-                state=state.state if state else "not supervised",
-                pid=state.pid if state else 0,
-                healthy=health.ok,
-                detail=health.detail if health.ok or not state else f"{health.detail} {state.remark}".strip(),
-            )
-        )
-    return lines
 
 
 def show_summary(console: Console, report: Report, written: Written) -> None:

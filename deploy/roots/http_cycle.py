@@ -15,7 +15,6 @@ from uvicorn.server import ServerState
 
 _LINE_END: Final = b"\r\n"
 _CLOSE: Final = b"connection: close\r\n\r\n"
-_BREAKS: Final = b"\r\n\0"
 _MAX_KNOWN_URL: Final = 256
 _OURS: Final = frozenset({b"connection", b"transfer-encoding"})
 _WITHOUT_BODY: Final = frozenset({204, 304})
@@ -168,7 +167,8 @@ class Cycle(RequestResponseCycle):
             return None
         head = lines % values
         # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        whole = len(head) - len(head.translate(None, _BREAKS)) == len(_LINE_END) * len(names)
+        ends = len(names)
+        whole = head.count(b"\r") == ends and head.count(b"\n") == ends and head.find(b"\0") < 0
         return head if whole else None
 
 

@@ -33,6 +33,9 @@ HANG_UP_S: Final = 5
 _TOO_LARGE: Final = "the header block is too large"
 _NOWHERE: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
+_OF_ONE_REQUEST: Final = frozenset({"extensions", "state"})
+"""Members of a scope that the next request with the same head does not begin with. A framework keeps in `state` what has
+become of a request, such as that its answer has begun."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -150,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """The head of the one request that began with `data`, if it has ended there, too."""
         cycle = self.cycle
         if not (self._in_head or self._in_body) and cycle.keep_alive:
-            scope = {name: member for name, member in cycle.scope.items() if name != "extensions"}
+            scope = {name: member for name, member in cycle.scope.items() if name not in _OF_ONE_REQUEST}
             self._known = known_head(data, self._body_bytes, scope)
 
     def send_400_response(self, msg: str) -> None:

@@ -8,6 +8,8 @@ from ports.http.headers import Headers
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+NO_BODY: Final = b"{}"
+"""What is read of a request without a body."""
 _JSON: Final = b"application/json"
 _CONTENT_LENGTH_CHARS: Final = 18
 
@@ -39,7 +41,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, raw: bytes |
         raise _too_large(limit)
     if not raw:
         # Verbs such as `:cancel` take an optional body.
-        return b"{}"
+        return NO_BODY
     if headers.get(b"content-type") != _JSON and not _is_json(headers.text(b"content-type") or ""):
         raise InvalidArgument("send the body as application/json, in UTF-8", code="unsupported_media_type")
     return raw

@@ -7,7 +7,7 @@ from ports.http import permissions
 from ports.http.audit import DESCRIPTION, OWN, PARAMETERS, QUERY, EntryPage
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
-from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH
+from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH, MAX_VALUES
 from ports.messages import Json
 from ports.run_state import MAX_PAGE, RunStatus
 from stack_a.http import stream, wire
@@ -49,6 +49,7 @@ ROUTES: Final = RouteTable(
 LIMITS: Final = {
     "max_body_bytes": MAX_BODY_BYTES,
     "max_json_depth": MAX_DEPTH,
+    "max_json_values": MAX_VALUES,
     "max_page_size": MAX_PAGE,
     "default_page_size": wire.DEFAULT_PAGE,
     "max_tool_allowlist": MAX_ALLOWLIST,

@@ -68,15 +68,17 @@ class Answer:
     """A response under way. Whoever got it calls `release` on every way out; that ends the call if it isn't over."""
 
     __slots__ = (
-        "_body", "_connection", "_error", "_loop", "_room", "_waiter", "_whole",
-        "complete", "framed", "keep_alive", "kept", "status",
+        "_body", "_connection", "_loop", "_room", "_whole",
+        "complete", "error", "framed", "keep_alive", "kept", "status", "waiter",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop) -> None:
         self._connection = connection
         self._loop = loop
-        self._waiter: asyncio.Future[None] | None = None
-        self._error: ExchangeError | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        """Of whoever waits for more of it."""
+        self.error: ExchangeError | None = None
+        """What went wrong."""
         # Bytes as they came until there is more than one piece: many tiny pieces must not cost an object each.
         self._body: bytes | bytearray = b""
         self._room = HIGH_WATER_BYTES
@@ -89,11 +91,6 @@ class Answer:
         self.complete = False
         self.keep_alive = False
 
-    @property
-    def is_silent(self) -> bool:
-        """Neither its status is known, nor what went wrong."""
-        return not self.status and self._error is None
-
     def at_hand(self, limit: int) -> bytes | bytearray | None:
         """The whole content, where all of it has come, as mostly with its head; else it is to be read."""
         return self._body if self.complete and len(self._body) <= limit else None
@@ -104,14 +101,14 @@ class Answer:
         self._connection.resume()
         if len(self._body) > limit:
             raise TooLarge("its answer is too large")
-        while not self.complete and self._error is None:
+        while not self.complete and self.error is None:
             await self.news()
         self.raise_if_failed()
         return self._body
 
     async def piece(self) -> bytes:
         """What has come since the last call, at least one byte; nothing at the end. Raises `ExchangeError`."""
-        while not self._body and not self.complete and self._error is None:
+        while not self._body and not self.complete and self.error is None:
             await self.news()
         if self._body:
             body, self._body = self._body, b""
@@ -142,7 +139,7 @@ class Answer:
             self._body += data
         if len(self._body) > self._room:
             return False
-        if not self._whole and self._waiter is not None:
+        if not self._whole and self.waiter is not None:
             self.wake()
         return True
 
@@ -151,24 +148,24 @@ class Answer:
         return self._whole
 
     def fail(self, error: ExchangeError) -> None:
-        self._error = error
+        self.error = error
         self.wake()
 
     def wake(self) -> None:
-        waiter = self._waiter
+        waiter = self.waiter
         if waiter is not None:
-            self._waiter = None
+            self.waiter = None
             if not waiter.done():
                 waiter.set_result(None)
 
     def news(self) -> asyncio.Future[None]:
         """What the next of it ends. Who leaves meanwhile has ended it themselves."""
-        self._waiter = self._loop.create_future()
-        return self._waiter
+        self.waiter = self._loop.create_future()
+        return self.waiter
 
     def raise_if_failed(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
 
 class Owner(Protocol):
@@ -216,9 +213,10 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         self._expect(now + patience.first)
         try:
-            while answer.is_silent:
+            while not answer.status and answer.error is None:
                 await answer.news()
-            answer.raise_if_failed()
+            if answer.error is not None:
+                answer.raise_if_failed()
         except BaseException:
             self.abort()
             raise
@@ -293,7 +291,8 @@ class Connection(asyncio.Protocol):
         self._empty_talk += len(data)
         try:
             self._parser.feed_data(data)
-            self._take()
+            if self._came:
+                self._take()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             # What came before it is content all the same.
             self._take()
@@ -372,7 +371,8 @@ class Connection(asyncio.Protocol):
             answer.wake()
 
     def on_message_complete(self) -> None:
-        self._take()
+        if self._came:
+            self._take()
         answer = self._answer
         assert self._parser is not None
         if answer is None or answer.complete or self._spoiled:
@@ -386,7 +386,8 @@ class Connection(asyncio.Protocol):
             return
         answer.complete = True
         answer.keep_alive = self._parser.should_keep_alive()
-        answer.wake()
+        if answer.waiter is not None:
+            answer.wake()
         if self._lingering:
             self.release(answer)
 
@@ -394,8 +395,7 @@ class Connection(asyncio.Protocol):
 
     def _expect(self, at: float) -> None:
         """Something must happen before `at`, by the loop's clock."""
-        at = min(at, self._over)
-        self._deadline = at
+        at = self._deadline = min(at, self._over)
         if self._timer is not None:
             if self._timer.when() <= at + _TIMER_SLACK_S:
                 return

@@ -6,6 +6,7 @@ isn't searched for arithmetic, what is to be remembered isn't answered.
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -73,23 +74,27 @@ _MAYBE_NOT: Final = re.compile(r"\d+(?:[-/]\d+)+")
 _CUE: Final = re.compile(
     r"(?:what(?:'s|\s+is)|calculate|compute|evaluate|solve|how\s+much\s+is)\s*:?\s*$", re.IGNORECASE
 )
+_CUE_CHARS: Final = 80
+# The rules look through runs of what may stand between words, and of digits, from each of their characters again.
+_LONG_RUN: Final = re.compile(r"([\s(),:]{32})[\s(),:]+|([\d,.]{64})[\d,.]+")
 _DATE: Final = re.compile(r"\b\d{4}-\d{1,2}-\d{1,2}\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b")
 
 
 def intents(text: str) -> tuple[Intent, ...]:
     """What `text` asks for, in the order it asks; the same text gives the same intents."""
     found: list[Intent] = []
-    rest = text
+    rest = text = _LONG_RUN.sub(r"\1\2", text)
     for rule in (_pages, _counts, _recalls, _remembers, _times, _percentages, _roots, _sums):
         read, rest = rule(rest)
-        found += read
-    unique = {(intent.tool, repr(intent.arguments)): intent for intent in found}
-    return tuple(sorted(unique.values(), key=lambda intent: _position(intent, text)))[:MAX_INTENTS]
-
-
-def _position(intent: Intent, text: str) -> int:
-    """Where the text first names the intent's subject; what can't be found there comes last."""
+        unique = {(intent.tool, repr(intent.arguments)): intent for intent in read}
+        found += islice(unique.values(), MAX_INTENTS)
     plain = _plain(text)
+    unique = {(intent.tool, repr(intent.arguments)): intent for intent in found}
+    return tuple(sorted(unique.values(), key=lambda intent: _position(intent, plain)))[:MAX_INTENTS]
+
+
+def _position(intent: Intent, plain: str) -> int:
+    """Where the text first names the intent's subject; what can't be found there comes last."""
     at = plain.find(intent.subject)
     if at >= 0:
         return at
@@ -159,7 +164,9 @@ def _sums(text: str) -> tuple[list[Intent], str]:
 def _expressions(text: str) -> Iterator[str]:
     for match in _SUM.finditer(text):
         expression = match[0].strip().lower()
-        if _MAYBE_NOT.fullmatch(expression) and not _CUE.search(text[: match.start()]):
+        if _MAYBE_NOT.fullmatch(expression) and not _CUE.search(
+            text[max(0, match.start() - _CUE_CHARS) : match.start()]
+        ):
             continue
         for word, operator in _OPERATORS.items():
             expression = re.sub(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ports.budget import Balance, BudgetLedger
@@ -24,7 +25,7 @@ MAX_TENANTS: Final = 10_000
 _SECOND: Final = timedelta(seconds=1)
 
 
-class Standing(NamedTuple):
+class Standing(Struct, frozen=True, gc=False):
     """A balance as it was read, and what is held and settled by now."""
 
     balance: Balance

@@ -8,10 +8,10 @@ killed leaves more held than it spent, never less; what it held counts as spent 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final, TypeAlias
 
-from ports.budget import NOTHING, Account, Amount, Booking, Hold, Left, UsageEvent
+from ports.budget import Account, Amount, Booking, Hold, Left, UsageEvent
 from ports.context import AuthContext
 from ports.ids import HoldId, TenantId
 
@@ -36,11 +36,7 @@ MARGIN_S: Final = 5.0
 """Nothing more is taken of a chunk whose lease ends within this time: its process could not prolong it."""
 
 PoolKey: TypeAlias = tuple[TenantId, tuple[Account, ...]]
-
-
-def pool_key(auth: AuthContext, on: tuple[Account, ...]) -> PoolKey:
-    """Limits are part of an account: a change of them takes a new pool, and the old one goes back by itself."""
-    return (auth.tenant, on)
+"""Limits are part of an account: a change of them takes a new pool, and the old one goes back by itself."""
 
 
 def spare_for(amount: Amount, requests: int) -> Amount:
@@ -60,23 +56,28 @@ class Chunk:
     auth: AuthContext
     """Of whoever it was leased for: says the tenant."""
     hold: HoldId
-    free: Amount
+    size: Amount
+    """As it was leased."""
+    free_tokens: int
+    free_nanousd: int
     money: bool
     """Whether it is on budgets of money as well; else what calls cost is no part of it."""
-    usable_until: datetime | None
     left: tuple[Left, ...]
     """Of soft budgets, before anything of it was spent."""
     accounts: frozenset[str]
     """Their keys."""
     began: float
+    """By this process's clock, as all moments here."""
+    window_until: float
     lease_until: float
-    """By this process's clock, from before the lease was asked for."""
+    """From before the lease was asked for."""
     last_used: float
-    size: Amount = NOTHING
-    """As it was leased."""
-    out: Amount = NOTHING
-    spent: Amount = NOTHING
-    """By all its requests that are over, money in any case."""
+    # Of all its requests: sums are written out, as each request changes them.
+    out_tokens: int = 0
+    out_nanousd: int = 0
+    spent_tokens: int = 0
+    """By all its requests that are over, `spent_nanousd` in any case."""
+    spent_nanousd: int = 0
     requests: int = 0
     """That hold `out`."""
     events: list[UsageEvent] = field(default_factory=list)
@@ -86,65 +87,108 @@ class Chunk:
     """No request takes of it any more."""
     lost: bool = False
     """Its lease has ended. Usage is booked all the same."""
+    old_at: float = field(init=False)
+    """From then on it is time for the next one."""
+    usable_until: float = field(init=False)
+    half: int = field(init=False)
+    """Of its tokens: with more free, and of tokens alone, it runs out by its age only."""
 
-    def take(self, amount: Amount, now: datetime, monotonic: float) -> bool:
-        """Whether the request may have `amount`."""
-        # Of every request: sums are written out.
-        free, out = self.free, self.out
-        tokens, nanousd = free.tokens - amount.tokens, free.nanousd - amount.nanousd
-        if self.retired or tokens < 0 or nanousd < 0 or monotonic >= self.lease_until - MARGIN_S:
+    def __post_init__(self) -> None:
+        self.old_at = self.began + MAX_AGE_S * (AHEAD - 1) / AHEAD
+        self.half = self.size.tokens // 2
+        self.renewed(self.lease_until)
+
+    @property
+    def free(self) -> Amount:
+        return Amount(tokens=self.free_tokens, nanousd=self.free_nanousd)
+
+    @property
+    def out(self) -> Amount:
+        return Amount(tokens=self.out_tokens, nanousd=self.out_nanousd)
+
+    @property
+    def spent(self) -> Amount:
+        return Amount(tokens=self.spent_tokens, nanousd=self.spent_nanousd)
+
+    def renewed(self, until: float) -> None:
+        """The lease goes on."""
+        self.lease_until = until
+        self.usable_until = min(self.window_until, until - MARGIN_S)
+
+    def take(self, tokens: int, nanousd: int, monotonic: float) -> bool:
+        """Whether the request may have so much."""
+        free_tokens, free_nanousd = self.free_tokens - tokens, self.free_nanousd - nanousd
+        if self.retired or free_tokens < 0 or free_nanousd < 0 or monotonic >= self.usable_until:
             return False
-        if self.usable_until is not None and now >= self.usable_until:
-            return False
-        self.free = Amount(tokens=tokens, nanousd=nanousd)
-        self.out = Amount(tokens=out.tokens + amount.tokens, nanousd=out.nanousd + amount.nanousd)
+        self.free_tokens, self.free_nanousd = free_tokens, free_nanousd
+        self.out_tokens += tokens
+        self.out_nanousd += nanousd
         self.requests += 1
         self.last_used = monotonic
         return True
+
+    def took(self, amount: Amount) -> None:
+        """The request has so much in any case."""
+        self.free_tokens -= amount.tokens
+        self.free_nanousd -= amount.nanousd
+        self.out_tokens += amount.tokens
+        self.out_nanousd += amount.nanousd
+        self.requests += 1
 
     def runs_out(self, monotonic: float) -> bool:
         """Whether it is time for the next one."""
         lasted = monotonic - self.began
         return (
-            lasted * AHEAD >= MAX_AGE_S * (AHEAD - 1)
-            or _short(self.free.tokens, self.size.tokens, lasted)
-            or (self.money and _short(self.free.nanousd, self.size.nanousd, lasted))
+            monotonic >= self.old_at
+            or _short(self.free_tokens, self.size.tokens, lasted)
+            or (self.money and _short(self.free_nanousd, self.size.nanousd, lasted))
         )
 
     def grow(self, more: Amount, monotonic: float) -> bool:
         """Whether a request that has taken of it may have `more`. It began before, so its window may be over."""
         fits = not self.retired and self.free.holds(more) and monotonic < self.lease_until - MARGIN_S
         if fits:
-            self.free = self.free.minus(more)
+            self.free_tokens -= more.tokens
+            self.free_nanousd -= more.nanousd
             self.granted(more, monotonic)
         return fits
 
     def granted(self, more: Amount, monotonic: float) -> None:
         """The ledger holds `more` for one of its requests."""
-        self.out = self.out.plus(more)
+        self.out_tokens += more.tokens
+        self.out_nanousd += more.nanousd
         self.last_used = monotonic
 
     def returned(self, more: Amount) -> None:
         """What was granted to a request that was over by then."""
-        self.out = self.out.minus(more)
-        self.free = self.free.plus(more)
+        self.out_tokens -= more.tokens
+        self.out_nanousd -= more.nanousd
+        self.free_again(more)
 
-    def give_back(self, amount: Amount, events: tuple[UsageEvent, ...], monotonic: float) -> None:
-        """A request is over that had taken `amount`."""
-        # Of every request, as `take` is.
-        used = events[0].amount if len(events) == 1 else _used(events)
-        free, out, spent = self.free, self.out, self.spent
-        tokens, nanousd = used.tokens, used.nanousd
-        self.spent = Amount(tokens=spent.tokens + tokens, nanousd=spent.nanousd + nanousd)
+    def freed(self) -> Amount:
+        """What is free of it, which is given back."""
+        free, self.free_tokens, self.free_nanousd = self.free, 0, 0
+        return free
+
+    def free_again(self, amount: Amount) -> None:
+        self.free_tokens += amount.tokens
+        self.free_nanousd += amount.nanousd
+
+    def give_back(
+        self, held: Amount, events: tuple[UsageEvent, ...], tokens: int, nanousd: int, monotonic: float
+    ) -> None:
+        """A request is over that had taken `held`, and has used `tokens` and `nanousd`."""
+        self.spent_tokens += tokens
+        self.spent_nanousd += nanousd
         self.events += events
-        self.out = Amount(tokens=out.tokens - amount.tokens, nanousd=out.nanousd - amount.nanousd)
+        held_tokens, held_nanousd = held.tokens, held.nanousd
+        self.out_tokens -= held_tokens
+        self.out_nanousd -= held_nanousd
         self.requests -= 1
         self.last_used = monotonic
         # Below nothing, where the backend wrote more than it was allowed to: then nothing more is taken.
-        self.free = Amount(
-            tokens=free.tokens + amount.tokens - tokens,
-            nanousd=free.nanousd + amount.nanousd - (nanousd if self.money else 0),
-        )
+        self.free_tokens += held_tokens - tokens
+        self.free_nanousd += held_nanousd - nanousd if self.money else held_nanousd
 
     def due_back(self, monotonic: float) -> bool:
         """Whether what is free of it should be there for others."""
@@ -163,7 +207,7 @@ class Chunk:
         return self.retired and self.requests == 0 and count == len(self.events)
 
     def _sum(self, events: Iterable[UsageEvent]) -> Amount:
-        used = _used(events)
+        used = used_by(events)
         return used if self.money else Amount(tokens=used.tokens)
 
 
@@ -171,7 +215,7 @@ def _short(free: int, size: int, lasted: float) -> bool:
     return free * AHEAD <= size or (free * 2 <= size and free * lasted <= LEAD_S * (size - free))
 
 
-def _used(events: Iterable[UsageEvent]) -> Amount:
+def used_by(events: Iterable[UsageEvent]) -> Amount:
     tokens = nanousd = 0
     for event in events:
         amount = event.amount
@@ -180,18 +224,27 @@ def _used(events: Iterable[UsageEvent]) -> Amount:
     return Amount(tokens=tokens, nanousd=nanousd)
 
 
-def chunk_of(auth: AuthContext, hold: Hold, on: Iterable[Account], *, monotonic: float, lease: timedelta) -> Chunk:
-    """`monotonic`: when the lease was asked for."""
+def chunk_of(
+    auth: AuthContext,
+    hold: Hold,
+    on: Iterable[Account],
+    *,
+    monotonic: float,
+    lease: timedelta,
+    window_until: float,
+) -> Chunk:
+    """`monotonic`: when the lease was asked for. `window_until`: nothing of it is taken any more from then on."""
     return Chunk(
         auth=auth,
         hold=hold.id,
-        free=hold.held,
         size=hold.held,
+        free_tokens=hold.amount,
+        free_nanousd=hold.nanousd,
         money=any(account.budget.unit == "nanousd" for account in on),
-        usable_until=hold.usable_until,
         left=hold.left,
         accounts=frozenset(account.key for account in on),
         began=monotonic,
+        window_until=window_until,
         lease_until=monotonic + lease.total_seconds(),
         last_used=monotonic,
     )

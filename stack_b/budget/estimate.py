@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
-from stack_b.canonical import ChatCall, EmbedCall, texts_in
+from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.limits import Limits
 
 BYTES_PER_TOKEN: Final = 4
@@ -79,7 +79,7 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     body = msgspec.json.encode(call.members)
     bound = len(body)
-    if texts_in(call, call.members) is None:
+    if call.plain is None or call.plain.members is not call.members:
         # Nearly every request is text, and bytes are searched faster than values.
         typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
         media = sum(1 for _ in _media(call.members)) if typed else 0

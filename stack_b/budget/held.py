@@ -1,42 +1,51 @@
-"""What one request holds of its budgets, which may grow while it is at work."""
+"""What one request holds of its budgets, which may grow while it is at work, and what it has consumed of that."""
 
 from datetime import timedelta
 
 from ports.budget import Account, Amount
 from ports.context import AuthContext
+from ports.messages import Usage
 from stack_b.budget.balances import Balances
+from stack_b.budget.chunks import Chunk
+from stack_b.budget.over import over
 from stack_b.budget.purse import Purse, Taken
+from stack_b.budget.spending import NOBODY, NOTHING_USED, Served, Spending
 
 
-class Held:
+class Held(Spending):
     """Of one request at a time; not shared."""
 
-    __slots__ = ("_auth", "_balances", "_lease", "_on", "_purse", "_taken")
+    __slots__ = ("_auth", "_balances", "_lease", "_on", "_purse", "amount", "chunk")
 
     def __init__(
         self,
         auth: AuthContext,
-        taken: Taken,
+        chunk: Chunk,
+        amount: Amount,
         *,
         on: tuple[Account, ...],
         lease: timedelta,
         purse: Purse,
         balances: Balances,
     ) -> None:
+        """`amount` of `chunk` is taken."""
+        # As `Spending` begins: one is made for each request.
+        self._known: tuple[tuple[Usage, Served], ...] = ()
+        self._assumed = self.total = NOTHING_USED
+        self._assumed_of = NOBODY
+        self.chunk = chunk
+        self.amount = amount
         self._auth = auth
-        self._taken = taken
         self._on = on
         self._lease = lease
         self._purse = purse
         self._balances = balances
 
     @property
-    def amount(self) -> Amount:
-        return self._taken.amount
-
-    @property
-    def taken(self) -> Taken:
-        return self._taken
+    def over(self) -> tuple[str, ...]:
+        """Soft budgets that are beyond their limits with what was used."""
+        chunk = self.chunk
+        return over(chunk.left, chunk.spent.plus(self.used)) if chunk.left else ()
 
     async def grow(self, more: Amount) -> None:
         """Hold `more` as well. One at a time.
@@ -44,5 +53,6 @@ class Held:
         Raises:
             ResourceExhausted, Unavailable: the ledger's refusals; what was held stays so.
         """
-        self._taken = await self._purse.grow(self._taken, more, self._on, self._lease)
+        taken = await self._purse.grow(Taken(self.chunk, self.amount), more, self._on, self._lease)
+        self.amount = taken.amount
         self._balances.held(self._auth.tenant, more.tokens)

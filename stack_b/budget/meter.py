@@ -3,95 +3,26 @@
 import os
 from collections.abc import Awaitable
 from datetime import timedelta
+from functools import lru_cache
 from types import TracebackType
 from typing import Final
 
-from msgspec import Struct
+from msgspec.structs import replace
 
 from ports.budget import TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
 from ports.budget_rules import tokens_per_day
 from ports.clock import Clock
 from ports.context import AuthContext
 from ports.ids import TenantId
-from ports.messages import Usage
 from stack_b.budget.balances import Balances
+from stack_b.budget.chunks import Chunk
 from stack_b.budget.held import Held
-from stack_b.budget.over import over
-from stack_b.budget.purse import Purse, Taken
+from stack_b.budget.purse import Purse
+from stack_b.budget.spending import Served, Spending
 from stack_b.canonical import NOBODY_KNOWN, About
 
 SETTLE_BOUND_S: Final = 10.0
 """How long a way out waits for its settlement; after that it goes on in the background."""
-
-
-class Served(Struct, frozen=True, kw_only=True):
-    """Who served an attempt, and which of its tokens were of a kind of their own."""
-
-    model: str = ""
-    backend: str = ""
-    price: str = ""
-    """The version of the price."""
-    cache_read: int = 0
-    cache_write: int = 0
-    reasoning: int = 0
-
-
-_NOBODY: Final = Served()
-_NOTHING_USED: Final = Usage()
-
-
-class Spending:
-    """What a request has consumed so far. Whatever it is on the way out is settled."""
-
-    __slots__ = ("_assumed", "_assumed_of", "_known", "held", "total")
-
-    def __init__(self, held: Held | None = None) -> None:
-        self.held = held
-        self._known: list[tuple[Usage, Served]] = []
-        self._assumed = _NOTHING_USED
-        self._assumed_of = _NOBODY
-        self.total = _NOTHING_USED
-        """What is known of and what is assumed."""
-
-    @property
-    def over(self) -> tuple[str, ...]:
-        """Soft budgets that are beyond their limits with this."""
-        if self.held is None:
-            return ()
-        chunk = self.held.taken.chunk
-        return over(chunk.left, chunk.spent.plus(self.amount)) if chunk.left else ()
-
-    @property
-    def amount(self) -> Amount:
-        total = self.total
-        return Amount(tokens=total.total_tokens, nanousd=total.cost_nanousd)
-
-    def assume(self, usage: Usage, of: Served = _NOBODY) -> None:
-        """A call is about to be made; should nobody learn what became of it, it is taken to have cost this."""
-        self._assumed, self._assumed_of = usage, of
-        self.total = self._sum() if self._known else usage
-
-    def add(self, usage: Usage, of: Served = _NOBODY) -> None:
-        """The call's own count, in place of what was assumed."""
-        self._known.append((usage, of))
-        self._assumed, self._assumed_of = _NOTHING_USED, _NOBODY
-        self.total = self._sum() if len(self._known) > 1 else usage
-
-    @property
-    def only(self) -> tuple[Usage, Served] | None:
-        """The one attempt there was, as mostly, once it is over."""
-        known = self._known
-        return known[0] if len(known) == 1 and self._assumed is _NOTHING_USED else None
-
-    def attempts(self) -> list[tuple[Usage, Served]]:
-        """In their order; those that were free as well."""
-        return [*self._known, *([(self._assumed, self._assumed_of)] if self._assumed != _NOTHING_USED else [])]
-
-    def _sum(self) -> Usage:
-        total = self._known[0][0]
-        for usage, _ in self._known[1:]:
-            total = total.plus(usage)
-        return total if self._assumed is _NOTHING_USED else total.plus(self._assumed)
 
 
 class Meter:
@@ -101,8 +32,8 @@ class Meter:
     """
 
     def __init__(self, ledger: BudgetLedger, clock: Clock, balances: Balances, *, in_chunks: bool = False) -> None:
-        self._balances = balances
-        self._purse = Purse(ledger, clock, in_chunks=in_chunks)
+        self.balances = balances
+        self.purse = Purse(ledger, clock, in_chunks=in_chunks)
 
     def reserved(
         self,
@@ -126,39 +57,27 @@ class Meter:
         Raises:
             ResourceExhausted, InvalidArgument, Unavailable: the ledger's refusals; nothing is held then.
         """
-        on = (tokens_per_day(limit), *also)
         wanted = Amount(tokens=amount, nanousd=nanousd)
-        return Reservation(self._purse, self._balances, auth, wanted, on=on, lease=lease, about=about, request=request)
+        on = measured(limit, also)
+        return Reservation(self, auth, wanted, on=on, lease=lease, about=about, request=request)
 
     def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
         """What the ledger counts as held of an account, and this process has for requests to come."""
-        return self._purse.idle(tenant, account, unit)
+        return self.purse.idle(tenant, account, unit)
 
     async def drain(self) -> None:
         """Wait for settlements still under way, and give back what is held for nobody; once, before the ledger closes."""
-        await self._purse.drain()
+        await self.purse.drain()
 
 
 class Reservation:
     """See `Meter.reserved`."""
 
-    __slots__ = (
-        "_about",
-        "_amount",
-        "_auth",
-        "_balances",
-        "_held",
-        "_lease",
-        "_on",
-        "_purse",
-        "_request",
-        "_spending",
-    )
+    __slots__ = ("_about", "_amount", "_auth", "_balances", "_lease", "_on", "_purse", "_request", "_spending")
 
     def __init__(
         self,
-        purse: Purse,
-        balances: Balances,
+        meter: Meter,
         auth: AuthContext,
         amount: Amount,
         *,
@@ -167,28 +86,35 @@ class Reservation:
         about: About,
         request: str,
     ) -> None:
-        self._request = request
-        self._purse = purse
-        self._balances = balances
+        self._purse = meter.purse
+        self._balances = meter.balances
         self._auth = auth
         self._amount = amount
         self._on = on
         self._lease = lease
         self._about = about
+        self._request = request
 
-    async def __aenter__(self) -> Spending:
-        return self._begun(await self._purse.take(self._auth, self._amount, self._on, self._lease))
+    async def __aenter__(self) -> Held:
+        return self._begun((await self._purse.take(self._auth, self._amount, self._on, self._lease)).chunk)
 
-    def at_hand(self) -> Spending | None:
+    def _at_hand(self) -> Held | None:
         """The block, entered, where nothing has to be waited for, as mostly."""
-        taken = self._purse.at_hand(self._auth, self._amount, self._on, self._lease)
-        return None if taken is None else self._begun(taken)
+        chunk = self._purse.at_hand(self._auth, self._amount, self._on, self._lease)
+        return None if chunk is None else self._begun(chunk)
 
-    def _begun(self, taken: Taken) -> Spending:
+    def _begun(self, chunk: Chunk) -> Held:
         self._balances.held(self._auth.tenant, self._amount.tokens)
-        self._held = Held(self._auth, taken, on=self._on, lease=self._lease, purse=self._purse, balances=self._balances)
-        self._spending = Spending(self._held)
-        return self._spending
+        spending = self._spending = Held(
+            self._auth,
+            chunk,
+            self._amount,
+            on=self._on,
+            lease=self._lease,
+            purse=self._purse,
+            balances=self._balances,
+        )
+        return spending
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -198,46 +124,67 @@ class Reservation:
 
     def ended(self) -> Awaitable[object] | None:
         """The block is over; what there is to wait for, if anything."""
-        spending = self._spending
-        self._balances.settled(self._auth.tenant, self._held.amount.tokens, spending.total.total_tokens)
-        events = events_of(self._auth, self._about, spending, self._request)
-        return self._purse.over(self._held.taken, events, wait_s=SETTLE_BOUND_S)
+        spending, auth = self._spending, self._auth
+        held, total = spending.amount, spending.total
+        tokens = total.prompt_tokens + total.completion_tokens
+        self._balances.settled(auth.tenant, held.tokens, tokens)
+        events = events_of(auth, self._about, spending, self._request)
+        return self._purse.over(spending.chunk, held, events, tokens, total.cost_nanousd, wait_s=SETTLE_BOUND_S)
 
 
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:
     """An event for each attempt that consumed something, under an id of ours for the request; a new one if need be."""
     request = request or f"req_{os.urandom(16).hex()}"
-    if (only := spending.only) is not None and only[0].total_tokens:
-        return (_event(auth, about, (request, 1), *only),)
-    events: list[UsageEvent] = []
-    for number, (usage, served) in enumerate(spending.attempts(), start=1):
-        if usage.prompt_tokens or usage.completion_tokens or usage.cost_nanousd:
-            events.append(_event(auth, about, (request, number), usage, served))
-    return tuple(events)
+    events: tuple[UsageEvent, ...] = ()
+    number = 0
+    for usage, served in spending.attempts():
+        number += 1
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        if not (prompt or completion or usage.cost_nanousd):
+            continue
+        # With more than 15 keywords a call would make a dictionary of them first: the kinds come afterwards.
+        event = UsageEvent(
+            request=request,
+            attempt=number,
+            correlation_id=auth.trace.correlation_id,
+            principal=auth.principal,
+            agent=about.agent,
+            session=about.session,
+            model=served.model,
+            backend=served.backend,
+            fresh_tokens=prompt,
+            output_tokens=completion,
+            cost_nanousd=usage.cost_nanousd,
+            price=served.price,
+            estimated=usage.estimated,
+        )
+        if served.cache_read or served.cache_write or served.reasoning:
+            event = _in_kinds(event, served)
+        events = (*events, event)
+    return events
 
 
-def _event(auth: AuthContext, about: About, key: tuple[str, int], usage: Usage, served: Served) -> UsageEvent:
-    read = written = reasoning = 0
-    if served.cache_read or served.cache_write or served.reasoning:
-        # The kinds sum up to the totals, whatever a backend says of its caches.
-        read = min(served.cache_read, usage.prompt_tokens)
-        written = min(served.cache_write, usage.prompt_tokens - read)
-        reasoning = min(served.reasoning, usage.completion_tokens)
-    return UsageEvent(
-        request=key[0],
-        attempt=key[1],
-        correlation_id=auth.trace.correlation_id,
-        principal=auth.principal,
-        agent=about.agent,
-        session=about.session,
-        model=served.model,
-        backend=served.backend,
-        fresh_tokens=usage.prompt_tokens - read - written,
+def _in_kinds(event: UsageEvent, served: Served) -> UsageEvent:
+    """The kinds sum up to the totals, whatever a backend says of its caches."""
+    read = min(served.cache_read, event.fresh_tokens)
+    written = min(served.cache_write, event.fresh_tokens - read)
+    reasoning = min(served.reasoning, event.output_tokens)
+    return replace(
+        event,
+        fresh_tokens=event.fresh_tokens - read - written,
         cache_read_tokens=read,
         cache_write_tokens=written,
-        output_tokens=usage.completion_tokens - reasoning,
+        output_tokens=event.output_tokens - reasoning,
         reasoning_tokens=reasoning,
-        cost_nanousd=usage.cost_nanousd,
-        price=served.price,
-        estimated=usage.estimated,
     )
+
+
+def measured(limit: int, also: tuple[Account, ...]) -> tuple[Account, ...]:
+    """What a request is measured against: the tenant's `limit` a day, and `also`."""
+    return (*_tokens_alone(limit), *also) if also else _tokens_alone(limit)
+
+
+@lru_cache(maxsize=1_024)
+def _tokens_alone(limit: int) -> tuple[Account, ...]:
+    """What nearly all requests are measured against: the same object for each."""
+    return (tokens_per_day(limit),)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
+from math import inf
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,7 +21,7 @@ from ports.clock import Clock
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Conflict, NotFound, ResourceExhausted, Unavailable
 from ports.ids import TenantId
-from stack_b.budget.chunks import PACE_S, REQUESTS, Chunk, PoolKey, chunk_of, next_requests, pool_key, spare_for
+from stack_b.budget.chunks import PACE_S, REQUESTS, Chunk, PoolKey, chunk_of, next_requests, spare_for, used_by
 from stack_b.budget.pools import FLUSH_EVENTS, Books, Pool, retire, ripe
 
 FLUSH_AFTER: Final = timedelta(milliseconds=200)
@@ -66,9 +67,9 @@ class Purse:
 
     async def take(self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
         """Raises the ledger's refusals, and `Unavailable`; nothing is held then."""
-        if (taken := self.at_hand(auth, amount, on, lease)) is not None:
-            return taken
-        pool = self._pools.setdefault(pool_key(auth, on), Pool())
+        if (chunk := self.at_hand(auth, amount, on, lease)) is not None:
+            return Taken(chunk, amount)
+        pool = self._pools.setdefault((auth.tenant, on), Pool())
         # Whoever leaves meanwhile leaves no hold behind: what is granted to it all the same goes back.
         task = self._kept(self._leased(auth, amount, on, lease, pool))
         try:
@@ -77,18 +78,23 @@ class Purse:
             task.add_done_callback(self._unwanted)
             raise
 
-    def at_hand(self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken | None:
-        """The same of a chunk that is leased already, as mostly."""
-        pool = self._pools.get(pool_key(auth, on))
-        chunk = None if pool is None else pool.current
-        if pool is None or chunk is None:
+    def at_hand(self, auth: AuthContext, amount: Amount, on: tuple[Account, ...], lease: timedelta) -> Chunk | None:
+        """The same of a chunk that is leased already, as mostly: it was taken of this one."""
+        pool = self._pools.get((auth.tenant, on))
+        if pool is None or (chunk := pool.current) is None:
             return None
         now = self._clock.monotonic()
-        if not chunk.take(amount, self._clock.now(), now):
+        if not chunk.take(amount.tokens, amount.nanousd, now):
             return None
-        if chunk.runs_out(now) and pool.ahead is None and now >= pool.tight_until and not pool.leasing.taken():
+        if (
+            (chunk.free_tokens <= chunk.half or chunk.money or now >= chunk.old_at)
+            and chunk.runs_out(now)
+            and pool.ahead is None
+            and now >= pool.tight_until
+            and not pool.leasing.taken()
+        ):
             pool.ahead = self._kept(self._leased_ahead(auth, amount, on, lease, pool))
-        return Taken(chunk, amount)
+        return chunk
 
     async def grow(self, taken: Taken, more: Amount, on: tuple[Account, ...], lease: timedelta) -> Taken:
         """`taken` and `more`: of its chunk, or by a call that extends it. Raises like `take`; then it stays as it was."""
@@ -107,13 +113,23 @@ class Purse:
 
         An exact hold's is waited for, at most `wait_s`: who comes next, wherever, shall not be refused for its sake.
         """
-        if (booking := self.over(taken, events, wait_s=wait_s)) is not None:
+        used = used_by(events)
+        booking = self.over(taken.chunk, taken.amount, events, used.tokens, used.nanousd, wait_s=wait_s)
+        if booking is not None:
             await booking
 
-    def over(self, taken: Taken, events: tuple[UsageEvent, ...], *, wait_s: float) -> Awaitable[object] | None:
-        """The same: what there is to wait for, if anything."""
-        task = self._put(taken, events)
-        return asyncio.wait({task}, timeout=wait_s) if task is not None and taken.chunk.exact else None
+    def over(
+        self, chunk: Chunk, held: Amount, events: tuple[UsageEvent, ...], tokens: int, nanousd: int, *, wait_s: float
+    ) -> Awaitable[object] | None:
+        """The same: what there is to wait for, if anything. `tokens` and `nanousd` are what `events` come to."""
+        chunk.give_back(held, events, tokens, nanousd, self._clock.monotonic())
+        if events and not chunk.retired and len(chunk.events) < FLUSH_EVENTS:
+            # As mostly: it waits for company.
+            if self._books[chunk.auth.tenant].due is None:
+                self._soon(chunk.auth.tenant)
+            return None
+        task = self._changed(chunk)
+        return asyncio.wait({task}, timeout=wait_s) if task is not None and chunk.exact else None
 
     def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
         """What is held of an account for requests to come: free for this process, held for everybody else."""
@@ -164,7 +180,7 @@ class Purse:
 
     def _of_current(self, amount: Amount, pool: Pool) -> Taken | None:
         chunk = pool.current
-        if chunk is None or not chunk.take(amount, self._clock.now(), self._clock.monotonic()):
+        if chunk is None or not chunk.take(amount.tokens, amount.nanousd, self._clock.monotonic()):
             return None
         return Taken(chunk, amount)
 
@@ -201,7 +217,7 @@ class Purse:
         try:
             if not pool.leasing.taken():
                 with pool.leasing:
-                    self._put(await self._granted(auth, amount, on, lease, pool, ahead=True), ())
+                    self._back(await self._granted(auth, amount, on, lease, pool, ahead=True))
         except AgentOSError:
             # Who needs it asks for itself, and is told.
             pool.tight_until = self._clock.monotonic() + TIGHT_S
@@ -233,11 +249,15 @@ class Purse:
                 raise
             began = self._clock.monotonic()
             hold = await self._ledger.hold(auth, amount, on=on, lease=lease)
-        chunk = chunk_of(auth, hold, on, monotonic=began, lease=lease)
-        taken = chunk.take(amount, self._clock.now(), self._clock.monotonic())
+        window_until = inf
+        if hold.usable_until is not None:
+            # Told by the clock that nobody sets, as each request would have to ask for the time else.
+            window_until = self._clock.monotonic() + (hold.usable_until - self._clock.now()).total_seconds()
+        chunk = chunk_of(auth, hold, on, monotonic=began, lease=lease, window_until=window_until)
+        taken = chunk.take(amount.tokens, amount.nanousd, self._clock.monotonic())
         if not taken:
             # Granted at the very end of a window or lease: it is this request's all the same.
-            chunk.free, chunk.out, chunk.requests = chunk.free.minus(amount), amount, 1
+            chunk.took(amount)
         self._books.setdefault(auth.tenant, Books()).chunks.append(chunk)
         self._keep(lease)
         if chunk.free.holds(amount):
@@ -297,12 +317,15 @@ class Purse:
 
     def _unwanted(self, granted: asyncio.Task[Taken]) -> None:
         if not granted.cancelled() and granted.exception() is None:
-            self._put(granted.result(), ())
+            self._back(granted.result())
 
-    def _put(self, taken: Taken, events: tuple[UsageEvent, ...]) -> asyncio.Task[None] | None:
-        """The task that books it, where it is booked at once."""
-        chunk = taken.chunk
-        chunk.give_back(taken.amount, events, self._clock.monotonic())
+    def _back(self, taken: Taken) -> None:
+        """Nothing of it was used."""
+        taken.chunk.give_back(taken.amount, (), 0, 0, self._clock.monotonic())
+        self._changed(taken.chunk)
+
+    def _changed(self, chunk: Chunk) -> asyncio.Task[None] | None:
+        """A request of it is over. The task that books it, where it is booked at once."""
         tenant = chunk.auth.tenant
         if chunk.retired and not chunk.requests:
             return self._kept(self._book(tenant))
@@ -312,7 +335,7 @@ class Purse:
                 books.full = True
                 self._kept(self._book(tenant))
             return None
-        if chunk.events or chunk.retired:
+        if (chunk.events or chunk.retired) and self._books[tenant].due is None:
             self._soon(tenant)
         return None
 
@@ -350,16 +373,14 @@ class Purse:
         auth = next(iter(counts)).auth
         bookings = [chunk.booking(count) for chunk, count in counts.items()]
         # What is given back is given back before the call: afterwards somebody else may have it.
-        freed = {chunk: chunk.free for chunk in counts if chunk.retired}
-        for chunk in freed:
-            chunk.free = NOTHING
+        freed = {chunk: chunk.freed() for chunk in counts if chunk.retired}
         try:
             await self._ledger.book(auth, bookings)
         except AgentOSError as error:
             if error.retryable:
                 # Booking twice changes nothing (BUD-12), so an unknown outcome may be tried again.
                 for chunk, free in freed.items():
-                    chunk.free = chunk.free.plus(free)
+                    chunk.free_again(free)
                 return False
             if len(counts) > 1:
                 return all([await self._booked(books, {chunk: count}) for chunk, count in counts.items()])
@@ -404,7 +425,7 @@ class Purse:
             return
         for chunk in chunks:
             if chunk.hold in alive:
-                chunk.lease_until = now + self._lease.total_seconds()
+                chunk.renewed(now + self._lease.total_seconds())
             else:
                 chunk.lost = chunk.retired = True
 

@@ -6,8 +6,9 @@ from typing import Final, TypeAlias
 import msgspec
 
 from ports.errors import AgentOSError
+from ports.http.body import Disconnected
 from ports.messages import Json
-from stack_b.caller import Caller
+from stack_b.caller import Caller, Gone
 from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
 from stack_b.http.about import ABOUT
@@ -61,7 +62,8 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
         found = asked.exchange
         call, wire = read(found.json, deps.limits)
         auth, client, once = found.identity, None, None
-        call = msgspec.structs.replace(call, route=found.template)
+        # Of a call that nobody else has seen yet.
+        msgspec.structs.force_setattr(call, "route", found.template)
         if not ABOUT_A_CALL.isdisjoint(found.headers):
             call = told_about(preferring(call, found.headers.text(PREFERENCE)), found.headers)
             client = client_of(found.headers)
@@ -83,11 +85,16 @@ def _completion(read: Surface, deps: StackBDeps, pipeline: Pipeline, steps: Step
             )
         try:
             # Under a key it goes on without its client; any other call has nobody left to pay for.
-            answer = await (
-                unless_gone(asked, pipeline.chat(auth, call, caller=caller), caller, flight)
-                if once is None
-                else steps.whole(auth, call, once)
-            )
+            if once is not None:
+                answer = await steps.whole(auth, call, once)
+            elif flight is not None or asked.on_disconnect is None:
+                answer = await unless_gone(asked, pipeline.chat(auth, call, caller=caller), caller, flight)
+            else:
+                # As mostly: the same without a block of its own.
+                asked.on_disconnect(caller.leave)
+                answer = await pipeline.chat(auth, call, caller=caller)
+        except Gone:
+            raise Disconnected from None
         except AgentOSError as error:
             told(error, wire.names)
             raise

@@ -8,13 +8,15 @@ from types import TracebackType
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from ports.context import AuthContext
 from ports.errors import AgentOSError, Internal, PermissionDenied
 from ports.http.envelope import status_of
-from ports.messages import Json, Usage
+from ports.messages import Json
 from ports.model import PolicyOutcome
 from ports.request_log import RequestRecord, Written, new_request_id
+from stack_b.budget.spending import NOTHING_USED
 from stack_b.caller import Gone
 from stack_b.canonical import ChatCall, EmbedCall
 from stack_b.deps import StackBDeps
@@ -49,7 +51,7 @@ class Recorder:
         return _Recorded(self, trail, call)
 
     async def over(self, trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> None:
-        written = Written(record=_record(trail, call, error))
+        written = Written(record=record_of(trail, call, error))
         if trail.candidate is None and not self._knows(call.model):
             # What leads nowhere may be any text.
             written = Written(record=msgspec.structs.replace(written.record, model_asked=""))
@@ -62,7 +64,7 @@ class Recorder:
 
     def went_well(self, trail: Trail, call: ChatCall | EmbedCall) -> None:
         """`over` without an error, where no texts are kept: nothing is waited for."""
-        self.writer.note(trail.auth, Written(record=_record(trail, call, None)))
+        self.writer.note(trail.auth, Written(record=of_success(trail, call)))
 
     async def turned_away(self, auth: AuthContext, route: str, error: PermissionDenied) -> None:
         """A request of somebody known that came no further than the edge: it is in the audit before it is told."""
@@ -149,10 +151,47 @@ class _Recorded:
         await self._recorder.over(self._trail, self._call, error)
 
 
-def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> RequestRecord:
+def of_success(trail: Trail, call: ChatCall | EmbedCall) -> RequestRecord:
+    """`record_of` without an error. Of nearly every request: with more than 15 keywords a call would make a dictionary of
+    them first, so what most have as it is by itself comes afterwards."""
+    auth, candidate, outcome, spending = trail.auth, trail.candidate, trail.outcome, trail.spending
+    assert candidate is not None, "it was answered"
+    assert outcome is not None
+    assert spending is not None
+    used = spending.total
+    record = RequestRecord(
+        id=trail.request,
+        at=trail.at,
+        namespace=auth.namespace,
+        principal=auth.principal,
+        correlation_id=auth.trace.correlation_id,
+        route=call.route,
+        model_asked=call.model,
+        model=candidate.card.id,
+        backend=candidate.backend.name,
+        status=_OK,
+        decision=outcome.decision,
+        attempts=trail.attempts,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        latency_ms=trail.took_ms(),
+    )
+    # Nobody else has seen it yet.
+    if used.cost_nanousd:
+        force_setattr(record, "cost_nanousd", used.cost_nanousd)
+    if used.estimated:
+        force_setattr(record, "estimated", True)
+    if outcome.reasons:
+        force_setattr(record, "reasons", outcome.reasons)
+    if isinstance(call, ChatCall) and call.stream:
+        force_setattr(record, "stream", True)
+    return record
+
+
+def record_of(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | None) -> RequestRecord:
     auth, candidate, outcome = trail.auth, trail.candidate, trail.outcome
-    used = Usage() if trail.spending is None else trail.spending.total
-    status, code = _ended(error)
+    used = NOTHING_USED if trail.spending is None else trail.spending.total
+    status, code = (_OK, "") if error is None else _ended(error)
     return RequestRecord(
         id=trail.request,
         at=trail.at,
@@ -160,7 +199,7 @@ def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | Non
         principal=auth.principal,
         correlation_id=auth.trace.correlation_id,
         route=call.route,
-        stream=is_streamed(call),
+        stream=isinstance(call, ChatCall) and call.stream,
         model_asked=call.model,
         model="" if candidate is None else candidate.card.id,
         backend="" if candidate is None else candidate.backend.name,
@@ -178,10 +217,8 @@ def _record(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | Non
     )
 
 
-def _ended(error: BaseException | None) -> tuple[int, str]:
-    """Status and code."""
-    if error is None:
-        return _OK, ""
+def _ended(error: BaseException) -> tuple[int, str]:
+    """Status and code of what came to nothing."""
     if isinstance(error, AgentOSError):
         return status_of(error), error.code
     if isinstance(error, Gone):

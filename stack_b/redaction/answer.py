@@ -335,7 +335,7 @@ class _Choice:
             if (payload := payload_of(text)) is not None:
                 inside = await self._text(payload.text, depth + 1)
                 if inside != payload.text:
-                    return payload.holding(inside)
+                    return payload.holding(inside, self._noted(await self._lens.shown(payload.head, ends=True)))
         return self._noted(await self._lens.shown(text, ends=True))
 
     async def _call(self, call: dict[str, Json]) -> dict[str, Json]:

@@ -34,12 +34,9 @@ class Remembering:
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         if len(text) < SHORTEST:
             return await self._detector.detect(auth, text)
-        # A detector may decide by tenant, so what one tenant's text gave is never another's answer.
-        told = f"{auth.tenant}\0{auth.namespace}\0{text}".encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(told, key=self._key, digest_size=32).digest()
-        known = self._found.get(digest)
+        digest = self._digest(auth, text)
+        known = self._at(digest)
         if known is not None:
-            self._found.move_to_end(digest)
             return known
         spans = await self._detector.detect(auth, text)
         if digest not in self._found:
@@ -49,6 +46,21 @@ class Remembering:
             _, oldest = self._found.popitem(last=False)
             self.size -= _size(oldest)
         return spans
+
+    def known(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
+        """The same of what is remembered; None for everything else."""
+        return None if len(text) < SHORTEST else self._at(self._digest(auth, text))
+
+    def _at(self, digest: bytes) -> tuple[Span, ...] | None:
+        known = self._found.get(digest)
+        if known is not None:
+            self._found.move_to_end(digest)
+        return known
+
+    def _digest(self, auth: AuthContext, text: str) -> bytes:
+        # A detector may decide by tenant, so what one tenant's text gave is never another's answer.
+        told = f"{auth.tenant}\0{auth.namespace}\0{text}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(self._key + told).digest()
 
 
 def _size(spans: tuple[Span, ...]) -> int:

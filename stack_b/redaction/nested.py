@@ -52,9 +52,9 @@ class Payload(NamedTuple):
     head: str
     text: str
 
-    def holding(self, text: str) -> str:
-        """The same with another text in it."""
-        return self.head + base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
+    def holding(self, text: str, head: str) -> str:
+        """The same with another text in it, and another head before it."""
+        return head + base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
 
 
 async def masked(text: str, find: Find, stand_in: StandIn, depth: int = 0) -> str:
@@ -62,7 +62,7 @@ async def masked(text: str, find: Find, stand_in: StandIn, depth: int = 0) -> st
     if depth < MAX_DEPTH and (payload := payload_of(text)) is not None:
         inside = await masked(payload.text, find, stand_in, depth + 1)
         if inside != payload.text:
-            return payload.holding(inside)
+            return payload.holding(inside, replaced(payload.head, await find(payload.head), stand_in.text))
     spans = await find(text)
     if not spans:
         return text

@@ -21,7 +21,7 @@ def check_weight(value: Mapping[str, Json], limit: int, texts: Collection[str] |
 
     Raises `InvalidArgument` (`payload_too_large`) where there are more than `limit`, media aside.
     """
-    if texts is not None and (plain := _weight_of_plain(value, texts)) <= limit:
+    if texts is not None and (plain := weight_of_plain(value, texts)) <= limit:
         return plain
     # Media are of no weight. Only what seems too heavy is looked at for them.
     weight = _weight(value)
@@ -40,9 +40,12 @@ def weigh(value: Json) -> int:
     return _weight(value)
 
 
-def _weight_of_plain(value: Mapping[str, Json], texts: Collection[str]) -> int:
+def weight_of_plain(value: Mapping[str, Json], texts: Collection[str]) -> int:
     """The same as `_weight`: members are a name and a setting, messages two names, a role and a text."""
-    return LEAST * (2 * len(value) - 1 + 3 * len(texts)) + sum(map(_of, texts))
+    weight = LEAST * (2 * len(value) - 1 + 3 * len(texts))
+    for text in texts:
+        weight += max(LEAST, len(text)) if text.isascii() else _of(text)
+    return weight
 
 
 def _weight(value: Json, place: Place = OUTERMOST, *, media: bool = True) -> int:

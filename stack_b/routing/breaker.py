@@ -27,23 +27,25 @@ class Breaker:
         self._monotonic = monotonic
         self._failed: deque[bool] = deque(maxlen=LAST_CALLS)
         self._pause = PAUSE_S
-        self._closed_until: float | None = None
+        self.closed_until: float | None = None
         """When an open one may be tried; None: it is closed."""
         self._trial_until = 0.0
 
     @property
     def state(self) -> State:
-        if self._closed_until is None:
+        if self.closed_until is None:
             return "closed"
-        return "open" if self._monotonic() < self._closed_until else "half_open"
+        return "open" if self._monotonic() < self.closed_until else "half_open"
 
     @property
     def retry_after_s(self) -> float:
         """Until it may be tried; 0 where that is now."""
-        return 0.0 if self._closed_until is None else max(0.0, self._closed_until - self._monotonic())
+        return 0.0 if self.closed_until is None else max(0.0, self.closed_until - self._monotonic())
 
     def admits(self) -> bool:
         """Whether a call may be made now. Half open, one is: who is told yes must tell what became of it."""
+        if self.closed_until is None:
+            return True
         match self.state:
             case "closed":
                 return True
@@ -57,14 +59,14 @@ class Breaker:
                 return True
 
     def succeeded(self) -> None:
-        if self._closed_until is not None:
+        if self.closed_until is not None:
             self._failed.clear()
-        self._closed_until, self._pause, self._trial_until = None, PAUSE_S, 0.0
+        self.closed_until, self._pause, self._trial_until = None, PAUSE_S, 0.0
         self._failed.append(False)
 
     def failed(self) -> None:
         self._failed.append(True)
-        if self._closed_until is not None:
+        if self.closed_until is not None:
             # The trial, or a call that was on its way when it opened.
             if self.state == "half_open":
                 self._open(min(2 * self._pause, MAX_PAUSE_S))
@@ -81,7 +83,7 @@ class Breaker:
     def reachable(self) -> None:
         """It was asked how it is, and answers: if it is open, the next call is the trial. Whether it works, a call says."""
         if self.state == "open":
-            self._closed_until = self._monotonic()
+            self.closed_until = self._monotonic()
 
     def left(self) -> None:
         """A call ended without a verdict, because its caller left: it was no trial."""
@@ -89,5 +91,5 @@ class Breaker:
 
     def _open(self, pause: float) -> None:
         self._pause = pause
-        self._closed_until = self._monotonic() + pause
+        self.closed_until = self._monotonic() + pause
         self._trial_until = 0.0

@@ -205,7 +205,8 @@ class Router:
         """
         tried = False
         for candidate in candidates:
-            if self.breaker(candidate).admits():
+            breaker = self._breakers.get(candidate.backend.name)
+            if breaker is None or breaker.admits():
                 tried = True
                 yield candidate
         if not tried:
@@ -238,7 +239,7 @@ class Router:
 
     def probed(self, backend: str, *, well: bool, pause: float) -> None:
         """It was asked how it is. Unwell, it is left alone for `pause` seconds, or until it is found to be well."""
-        breaker = self._named(backend)
+        breaker = self.breaker_of(backend)
         before = breaker.state
         if well:
             breaker.reachable()
@@ -248,7 +249,7 @@ class Router:
             logger.warning("backend.breaker", extra={"backend": backend, "state": breaker.state})
 
     def breaker(self, candidate: Candidate) -> Breaker:
-        return self._named(candidate.backend.name)
+        return self.breaker_of(candidate.backend.name)
 
     def ended(self, attempt: "Attempting", error: BaseException | None, now: float) -> None:
         """A call of `attempt` is over."""
@@ -268,19 +269,25 @@ class Router:
             self._latency[key] = before + LATENCY_WEIGHT * (seconds - before)
 
     def _judge(self, breaker: Breaker, auth: AuthContext, asked: Asked, candidate: Candidate, *, failed: bool) -> None:
-        before = breaker.state
-        if failed:
-            breaker.failed()
-        else:
+        if not failed and breaker.closed_until is None:
+            # One that was closed stays so when a call goes well, as nearly all do.
             breaker.succeeded()
-        # One that was closed stays so when a call goes well, as nearly all do.
-        if (failed or before != "closed") and breaker.state != before:
+        elif self._turned(breaker, failed=failed):
             logger.warning("backend.breaker", extra={"backend": candidate.backend.name, "state": breaker.state})
         canary = self._drawn(auth, asked) if self._rules.canaries else None
         if canary is not None and candidate.card.id == canary.model and self._watch(canary).ended(failed=failed):
             logger.error("canary.rolled_back", extra={"experiment": canary.experiment, "model": canary.model})
 
-    def _named(self, name: str) -> Breaker:
+    def _turned(self, breaker: Breaker, *, failed: bool) -> bool:
+        """Whether it is in another state now."""
+        before = breaker.state
+        if failed:
+            breaker.failed()
+        else:
+            breaker.succeeded()
+        return breaker.state != before
+
+    def breaker_of(self, name: str) -> Breaker:
         breaker = self._breakers.get(name)
         if breaker is None:
             breaker = self._breakers[name] = Breaker(self.monotonic)
@@ -345,7 +352,7 @@ class Attempting:
         self.auth = auth
         self.asked = asked
         self.candidate = candidate
-        self.breaker = router.breaker(candidate)
+        self.breaker = router.breaker_of(candidate.backend.name)
         self.began = router.monotonic()
         self.first: float | None = None
 

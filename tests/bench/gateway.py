@@ -42,7 +42,7 @@ from tests.bench.harness import (
     report,
 )
 from tests.bench.http_load import Plan
-from tests.bench.upstream import INSTANT, PACED, TOKEN, TOKENS
+from tests.bench.upstream import IN_CHUNKS, INSTANT, PACED, TOKEN, TOKENS
 from tests.support.postgres import Server, free_port
 
 REQUEST_BYTES: Final = 1_024
@@ -50,6 +50,8 @@ _PATH: Final = "/v1/chat/completions"
 _TENANT: Final = TenantId("tnt_bench")
 _PROSE: Final = "The quick brown fox jumps over the lazy dog while the rain in the plain stays mainly where it was. "
 _CONCURRENCY: Final = (1, 16, 64)
+_STREAMS: Final = {"chunks": IN_CHUNKS, "burst": INSTANT}
+"""How the upstream writes a stream that is there at once: each chunk in a write of its own, or all in one."""
 _TITLES: Final = {
     "direct": "upstream, asked directly",
     "nginx": "through nginx",
@@ -102,7 +104,9 @@ class GatewayBench:
         self._key = key
         self._home = home
         self._options = options
-        self._gateway = next(target for target in targets if target.name == "gateway")
+        self._gateway, self._upstream = (
+            next(target for target in targets if target.name == name) for name in ("gateway", "direct")
+        )
         self._rss_before = self._rss()
 
     def parts(self) -> list[tuple[str, Part]]:
@@ -134,8 +138,12 @@ class GatewayBench:
             "gateway_rss_start_mib": self._rss_before,
             "gateway_rss_mib": self._rss(),
             "added_first_ms": found["gateway_first_ms"] - found["direct_first_ms"],
-            "stream_ratio": ratio(found["gateway_tokens_per_s"], found["passthrough_tokens_per_s"]),
         }
+        for form in _STREAMS:
+            relayed, ours = (found[f"{name}_{form}_tokens_per_s"] for name in ("passthrough", "gateway"))
+            figures[f"{form}_ratio"] = ratio(ours, relayed)
+            relayed, ours = (found[f"{name}_{form}_token_cpu_us"] for name in ("passthrough", "gateway"))
+            figures[f"{form}_cpu_ratio"] = ratio(relayed, ours)
         if self._options.only == "streams":
             return figures
         figures[f"rps_ratio_{most}"] = ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"])
@@ -181,7 +189,7 @@ class GatewayBench:
 
     def _start(self, _: Mapping[str, float]) -> Figures:
         """Another gateway, from its command to its readiness."""
-        port, upstream = free_port(), next(target.port for target in self._targets if target.name == "direct")
+        port, upstream = free_port(), self._upstream.port
         home = self._home / f"gateway-{port}"
         home.mkdir()
         began = time.perf_counter()
@@ -193,19 +201,27 @@ class GatewayBench:
         def part(_: Mapping[str, float]) -> Figures:
             seconds = self._options.stream_seconds
             paced = tools.load(self._plan(target, connections=1, seconds=seconds, stream=PACED), self._home)
-            most = _CONCURRENCY[-1]
-            plan = self._plan(target, connections=most, seconds=seconds, stream=INSTANT)
-            before = machine.cpu_seconds(target.process)
-            bursts = tools.load(plan, self._home)
-            spent = machine.cpu_seconds(target.process) - before
-            return {
-                f"{target.name}_first_ms": paced.first_p50_ms,
-                f"{target.name}_stream_ms": paced.p50_ms,
-                f"{target.name}_tokens_per_s": ratio(TOKENS * bursts.requests, bursts.seconds),
-                f"{target.name}_token_cpu_us": ratio(1e6 * spent, TOKENS * bursts.requests),
-            }
+            figures = {f"{target.name}_first_ms": paced.first_p50_ms, f"{target.name}_stream_ms": paced.p50_ms}
+            for form, model in _STREAMS.items():
+                figures |= self._at_once(target, f"{target.name}_{form}", model)
+            return figures
 
         return part
+
+    def _at_once(self, target: Target, name: str, model: str) -> Figures:
+        """As many streams of `model` as are asked for at most. Beside the target's figures, what the others were busy."""
+        plan = self._plan(target, connections=_CONCURRENCY[-1], seconds=self._options.stream_seconds, stream=model)
+        before, upstream = machine.cpu_seconds(target.process), machine.cpu_seconds(self._upstream.process)
+        streams = tools.load(plan, self._home)
+        spent = machine.cpu_seconds(target.process) - before
+        upstream = machine.cpu_seconds(self._upstream.process) - upstream
+        return {
+            f"{name}_tokens_per_s": ratio(TOKENS * streams.requests, streams.seconds),
+            f"{name}_token_cpu_us": ratio(1e6 * spent, TOKENS * streams.requests),
+            f"{name}_busy": ratio(spent, streams.seconds),
+            f"{name}_upstream_busy": ratio(upstream, streams.seconds),
+            f"{name}_load_busy": ratio(streams.cpu_seconds, streams.seconds),
+        }
 
     def _plan(self, target: Target, *, connections: int, seconds: float, stream: str = "") -> Plan:
         """`stream`: the model whose answer is streamed; without, whole answers of the instant one."""
@@ -249,7 +265,7 @@ async def seed(server: Server) -> str:
     }
     async with open_ports(choices, dict.fromkeys(choices), clock=SystemClock()) as ports:
         directory = Directory(tenants=ports["tenant"], agents=ports["agent"])
-        entitlements = Entitlements(models=(INSTANT, PACED), tokens_per_day=10**15)
+        entitlements = Entitlements(models=(INSTANT, IN_CHUNKS, PACED), tokens_per_day=10**15)
         await directory.tenants.create(operator_of(_TENANT), _TENANT, name="Bench", entitlements=entitlements)
         made = await issue(
             directory, _TENANT, principal=PrincipalId("svc_bench"), role="service", env="prod", label="bench"
@@ -263,7 +279,7 @@ def stack_b(server: Server, home: Path, *, port: int, upstream: int) -> Iterator
     dsn, jwks = home / "database_url", home / "jwks.json"
     dsn.write_text(server.dsn("ao_app"))
     jwks.write_bytes(msgspec.json.encode(issuer.jwks(issuer.generate_key(home / "issuer.pem"))))
-    models = [{"id": model} for model in (INSTANT, PACED)]
+    models = [{"id": model} for model in (INSTANT, IN_CHUNKS, PACED)]
     backends = [{"name": "bench", "base_url": f"http://127.0.0.1:{upstream}/v1", "models": models}]
     environment = {
         "AGENTOS_MODE": "prod",
@@ -298,19 +314,25 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         if target.name in _HALF:
             found.append(Line(f"{_TITLES[target.name]}: p50", f"{target.name}_p50_ms_half", "ms"))
             found.append(Line("  p99", f"{target.name}_p99_ms_half", "ms"))
-    found.append(
-        Line(f"streams of {TOKENS} tokens: the first token at 1 paced stream, the CPU in bursts of {_CONCURRENCY[-1]}")
-    )
-    for target in targets:
-        if not target.streams:
-            continue
+    streaming = [target for target in targets if target.streams]
+    found.append(Line(f"one paced stream of {TOKENS} tokens"))
+    for target in streaming:
         found += [
-            Line(_TITLES[target.name], f"{target.name}_tokens_per_s", "tokens/s"),
-            Line("  time to first token p50", f"{target.name}_first_ms", "ms"),
-            Line("  whole paced stream p50", f"{target.name}_stream_ms", "ms"),
-            Line("  CPU per token", f"{target.name}_token_cpu_us", "µs"),
+            Line(f"{_TITLES[target.name]}: the first token, p50", f"{target.name}_first_ms", "ms"),
+            Line("  all of it, p50", f"{target.name}_stream_ms", "ms"),
         ]
     most = _CONCURRENCY[-1]
+    for form, written in (("chunks", "each chunk in a write of its own"), ("burst", "all in one write")):
+        found.append(Line(f"{most} streams of {TOKENS} tokens at once, {written}"))
+        for target in streaming:
+            name = f"{target.name}_{form}"
+            found += [
+                Line(_TITLES[target.name], f"{name}_tokens_per_s", "tokens/s"),
+                Line("  CPU per token", f"{name}_token_cpu_us", "µs"),
+                Line("  processors that it was busy on", f"{name}_busy"),
+                Line("  and the upstream", f"{name}_upstream_busy"),
+                Line("  and the load", f"{name}_load_busy"),
+            ]
     return [
         *found,
         Line("Stack B beside its references"),
@@ -326,7 +348,10 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         Line("added to the p99 at half load", "added_p99_ms_half", "ms"),
         Line("from its start to ready", "gateway_ready_s", "s"),
         Line("added to the first token", "added_first_ms", "ms"),
-        Line(f"tokens/s at {most}, to those of bytes passed through", "stream_ratio"),
+        Line(f"tokens/s at {most} in chunks, to those of bytes passed through", "chunks_ratio"),
+        Line("  CPU per token of bytes passed through, to ours", "chunks_cpu_ratio"),
+        Line(f"tokens/s at {most} in one burst, to those of bytes passed through", "burst_ratio"),
+        Line("  CPU per token of bytes passed through, to ours", "burst_cpu_ratio"),
         Line("memory at start (RSS)", "gateway_rss_start_mib", "MiB"),
         Line("memory under load", "gateway_rss_mib", "MiB"),
     ]

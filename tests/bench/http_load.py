@@ -45,6 +45,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     p99_ms: float
     first_p50_ms: float = 0.0
     """Until the first token, where the plan says how to know it."""
+    cpu_seconds: float = 0.0
+    """Of the load itself, where it is known: beside `seconds` it says whether more could have been asked."""
 
 
 def request_of(plan: Plan) -> bytes:
@@ -111,7 +113,7 @@ async def measure(plan: Plan) -> Sample:
         await loop.create_connection(lambda: Asking(plan), "127.0.0.1", plan.port) for _ in range(plan.connections)
     ]
     failures = 0
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     over = began + plan.seconds
 
     async def keep_asking(asking: Asking) -> None:
@@ -139,7 +141,7 @@ async def measure(plan: Plan) -> Sample:
                 group.create_task(ask(await idle.get(), due))
 
     await (ask_in_time() if plan.rate else asyncio.gather(*(keep_asking(asking) for _, asking in opened)))
-    seconds = time.perf_counter() - began
+    seconds, spent = time.perf_counter() - began, time.process_time() - spent
     for transport, _ in opened:
         transport.close()
     took = [one for _, asking in opened for one in asking.took]
@@ -151,6 +153,7 @@ async def measure(plan: Plan) -> Sample:
         p50_ms=1_000 * percentile(took, 0.5),
         p99_ms=1_000 * percentile(took, 0.99),
         first_p50_ms=1_000 * percentile(first, 0.5) if first else 0.0,
+        cpu_seconds=spent,
     )
 
 

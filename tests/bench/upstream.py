@@ -1,12 +1,14 @@
 """A backend that answers at once, always the same: `python -m tests.bench.upstream <port>`.
 
-Raw asyncio, so that it costs as little as a Python server can. A request for a stream gets `TOKENS` chunks: all together,
-or, for the model `PACED`, one every `PACE_SECONDS`, the first at once.
+Raw asyncio, so that it costs as little as a Python server can. A request for a stream gets `TOKENS` chunks: all of them in
+one write; for the model `IN_CHUNKS` each in a write of its own, as servers of models write them, without a pause; or, for
+the model `PACED`, one every `PACE_SECONDS`, the first at once.
 """
 
 import asyncio
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import httptools
@@ -16,6 +18,7 @@ from deploy.roots.server import run
 from tests.bench.machine import READY
 
 INSTANT: Final = "bench-instant"
+IN_CHUNKS: Final = "bench-in-chunks"
 PACED: Final = "bench-paced"
 TOKENS: Final = 32
 TOKEN: Final = "tok "
@@ -34,13 +37,21 @@ def whole() -> bytes:
     return head.encode() + body
 
 
-def pieces() -> list[bytes]:
-    """A stream: its head with the first token, the other tokens, and its end; each a part of the response."""
+def chunks() -> list[bytes]:
+    """A stream: its head with the role, its tokens, its finish reason, its usage, and its end."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     role = _event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
     token = _event([{"index": 0, "delta": {"content": TOKEN}, "finish_reason": None}])
-    end = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}]) + _event([], usage=_USAGE)
-    return [head + role + token, *[token] * (TOKENS - 1), end + _frame(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
+    finish = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    done = _frame(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+    return [head + role, *[token] * TOKENS, finish, _event([], usage=_USAGE), done]
+
+
+def pieces() -> list[bytes]:
+    """The same in pieces: the first token with what is before it, the other tokens, and what is behind them."""
+    role, first, *others = chunks()
+    tokens, end = others[: TOKENS - 1], others[TOKENS - 1 :]
+    return [role + first, *tokens, b"".join(end)]
 
 
 def _event(choices: list[dict[str, Any]], **more: Any) -> bytes:
@@ -56,6 +67,7 @@ class Answering(asyncio.Protocol):
     """One connection. Requests on it come one after the other, as our clients send them."""
 
     _WHOLE: Final = whole()
+    _CHUNKS: Final = chunks()
     _PIECES: Final = pieces()
 
     def __init__(self) -> None:
@@ -86,8 +98,17 @@ class Answering(asyncio.Protocol):
             self._write(first)
             for number, piece in enumerate(others, 1):
                 loop.call_later(number * PACE_SECONDS, self._write, piece)
+        elif IN_CHUNKS.encode() in body:
+            self._next(iter(self._CHUNKS))
         else:
-            self._write(b"".join(self._PIECES))
+            self._write(b"".join(self._CHUNKS))
+
+    def _next(self, chunks: Iterator[bytes]) -> None:
+        """One in each turn of the loop: what is written in the same turn, uvloop sends together."""
+        chunk = next(chunks, None)
+        if chunk is not None:
+            self._write(chunk)
+            asyncio.get_running_loop().call_soon(self._next, chunks)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

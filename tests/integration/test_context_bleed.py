@@ -38,6 +38,12 @@ class TestContextBleed:
         assert found.ok, found
         assert all(accident in str(found.figures["accidents"]) for accident in ACCIDENTS)
 
+    async def test_a_connection_is_nobodys_between_two_transactions(self, database: Database) -> None:
+        async with database.transaction(TENANTS[0]) as transaction:
+            assert await transaction.rows(SEEN, {}) != []
+
+        assert await database.once(SEEN, {}) == []
+
     async def test_a_transaction_left_open_is_not_handed_on(self, database: Database) -> None:
         async with database.pool.acquire() as connection:
             await connection.execute("BEGIN; SET LOCAL app.tenant_id = 'tnt_acme'")

@@ -1,5 +1,6 @@
 """Usage and records go to the server as rows written out in text: whatever text is in them comes back as it was."""
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 
 from adapters.postgres import budget, request_log
 from adapters.postgres.engine import PostgresConfig
-from adapters.postgres.literals import members, quoted
+from adapters.postgres.literals import literal, literals
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
 from ports.adapter import Given
@@ -30,6 +31,11 @@ ODD: Final = (
 )  # fmt: skip
 READER: Final = replace(ACME, scopes=ACME.scopes | {READ})
 UNSTORABLE: Final = ("a\x00b", "a\ud800b")
+TEXTS: Final = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=30),
+    st.text('a\\"\n]["), ', max_size=12),
+    st.sampled_from(ODD),
+)
 NUMBERS: Final = (0, 1, 2**31, 2**53 + 1)
 
 
@@ -105,24 +111,65 @@ class TestGivenRows:
         assert await ports.ledger.usage(ACME, event("fine").request) == ()
         assert await ports.ledger.deviations(ACME) == ()
 
-    async def test_the_server_reads_what_was_quoted(self, ports: Ports) -> None:
+    async def test_the_server_reads_what_was_written_out_together_and_one_by_one(self, ports: Ports) -> None:
         asked: list[str] = []
 
         @settings(max_examples=500, database=None)
-        @for_any(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=30))
+        @for_any(TEXTS)
         def gathered(text: str) -> None:
             asked.append(text)
 
         gathered()
-        rows = await fetch(
-            ports.dsn,
-            "SELECT r.reason FROM unnest(CAST($1::text[] AS ao_given_usage[])) WITH ORDINALITY AS x, "
-            "LATERAL (SELECT x.price AS reason) r ORDER BY x.ordinality",
-            [f"({',' * 16}{quoted(text)},)" for text in asked],
-        )
+        rows = [usage_row(text, number) for number, text in enumerate(asked)]
+        given = (list(map(literal, rows)), [one for row in rows for one in literals([row])], literals(rows))
 
-        assert [row["reason"] for row in rows] == asked
+        for texts in given:
+            read = await fetch(
+                ports.dsn,
+                "SELECT x.* FROM unnest(CAST($1::text[] AS ao_given_usage[])) WITH ORDINALITY AS x ORDER BY x.ordinality",
+                texts,
+            )
+            assert [(str(one["hold"]), *list(one.values())[1:-1]) for one in read] == rows
 
 
-def test_members_are_quoted_where_they_are_texts() -> None:
-    assert members("a", True, 5, 'b"c\\', "") == '"a",True,5,"b""c\\\\",""'
+@settings(database=None)
+@for_any(st.lists(TEXTS, min_size=1, max_size=5))
+def test_rows_written_out_together_are_what_they_are_one_by_one(texts: list[str]) -> None:
+    rows = [usage_row(text, number) for number, text in enumerate(texts)]
+
+    assert [members_of(one) for one in literals(rows)] == [members_of(literal(row)) for row in rows]
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        literals([("fine", 1), ("a\ud800b", 2)])
+
+
+def usage_row(text: str, number: int) -> tuple[str | int, ...]:
+    """In the order of `ao_given_usage`."""
+    return (
+        str(uuid.UUID(int=number)), text, number, text, *range(number, number + 6), text, "", text, text, text, text, text,
+        number % 2 == 0,
+    )  # fmt: skip
+
+
+def members_of(row: str) -> list[str]:
+    """As the server reads them: between quotes a backslash is before what stands for itself, and two quotes are one."""
+    assert (row[0], row[-1]) == ("(", ")")
+    found, member, quotes, at = [], "", False, 1
+    while at < len(row) - 1:
+        sign = row[at]
+        if sign == "\\" or (quotes and row[at : at + 2] == '""'):
+            member += row[at + 1]
+            at += 1
+        elif sign == '"':
+            quotes = not quotes
+        elif sign == "," and not quotes:
+            found.append(member)
+            member = ""
+        else:
+            member += sign
+        at += 1
+    assert not quotes
+    # Whether something is so may be written in either case.
+    return [*found, member.lower()]

@@ -1,6 +1,8 @@
 """What the gateway writes down of requests, as it stands in the database, and as an operator reads it."""
 
+import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -33,6 +35,8 @@ EMAIL: Final = "canary.bird@example.com"
 SECRET: Final = "sk-canary-0123456789abcdefghijklmnop"
 WORD: Final = "kookaburra"
 KEY: Final = new_line()
+HEXADECIMAL: Final = re.compile(r'"\\\\x((?:[0-9a-f]{2})+)"')
+BASE64: Final = re.compile(r'"((?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)"')
 NEW: Final = ("request_records", "request_contents", "model_replies", "audit_log", "usage_events")
 
 
@@ -76,10 +80,14 @@ async def ask(node: StackB, **headers: str) -> str:
 
 
 async def dump(database: Clone) -> str:
+    """All rows, and what their bytes say to whoever reads them as a text."""
     rows: list[str] = []
     for name in NEW:
         rows += [row[0] for row in await fetch(database.admin, f"SELECT CAST(row_to_json(t) AS text) FROM {name} t")]
-    return "\n".join(rows)
+    written = "\n".join(rows)
+    raw = [bytes.fromhex(found) for found in HEXADECIMAL.findall(written)]
+    raw += [base64.b64decode(found) for found in BASE64.findall(written)]
+    return "\n".join((written, *(one.decode("utf-8", "replace") for one in raw)))
 
 
 @pytest.mark.parametrize("keep", [None, 7], ids=["not kept", "kept"])

@@ -11,7 +11,7 @@ from tests.bench.engine import SMOKE, parse, ratios
 from tests.bench.figures import medians, percentile, ratio, shown, spreads
 from tests.bench.gateway import REQUEST_BYTES, request_body
 from tests.bench.harness import at_least_one
-from tests.bench.upstream import INSTANT, PACED, TOKEN, TOKENS, pieces
+from tests.bench.upstream import IN_CHUNKS, INSTANT, PACED, TOKEN, TOKENS, chunks, pieces
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -113,7 +113,7 @@ class TestArguments:
 
 
 class TestLoad:
-    @pytest.mark.parametrize("model", [INSTANT, PACED])
+    @pytest.mark.parametrize("model", [INSTANT, IN_CHUNKS, PACED])
     @pytest.mark.parametrize("stream", [True, False])
     def test_every_request_is_of_the_size_that_is_told(self, model: str, stream: bool) -> None:
         assert len(request_body(model, stream=stream).encode()) == REQUEST_BYTES
@@ -122,3 +122,9 @@ class TestLoad:
         counts = [piece.count(TOKEN.encode()) for piece in pieces()]
 
         assert counts == [1] * TOKENS + [0]
+
+    def test_a_stream_in_chunks_has_each_token_in_one_of_its_own(self) -> None:
+        counts = [chunk.count(TOKEN.encode()) for chunk in chunks()]
+
+        assert counts == [0, *[1] * TOKENS, 0, 0, 0]
+        assert b"".join(chunks()) == b"".join(pieces())

@@ -366,6 +366,17 @@ class TestTestCommand:
 
         assert kills.command[1:] == ("-m", "tests.faults", "--points", "20", "--seed", "7")
 
+    def test_controls_are_taken_out_by_their_own_command(self) -> None:
+        parsed = parser().parse_args(["test", "controls", "--row", "S1", "--row", "T4", "--jobs", "3"])
+
+        [controls] = steps(parsed.options(parsed), Path("/bin"))
+
+        assert controls.command[1:] == ("-m", "tests.controls", "--row", "S1", "--row", "T4", "--jobs", "3")
+
+    @pytest.mark.parametrize("flags", [("--row", "S1"), ("faults", "--jobs", "2"), ("controls", "--minutes", "3")])
+    def test_flags_of_another_command_are_usage(self, flags: tuple[str, ...], environ: dict[str, str]) -> None:
+        assert agentos("test", *flags, environ=environ).code == 2
+
     @pytest.mark.parametrize("flags", [("--points", "3"), ("faults", "--points", "3", "--minutes", "3")])
     def test_points_go_with_faults_and_without_minutes(self, flags: tuple[str, ...], environ: dict[str, str]) -> None:
         assert agentos("test", *flags, environ=environ).code == 2

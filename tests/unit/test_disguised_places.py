@@ -100,6 +100,8 @@ PLACES: Final[dict[str, dict[str, Any]]] = {
     "data URL": user(f"data:text/plain;base64,{b64('it is ' + CARD)}"),
     "data URL, plain": user(f"data:text/plain,it%20is%20{CARD}"),
     "data URL of JSON": user(f"data:application/json;base64,{b64(json.dumps({'card': NUMBER}))}"),
+    "data URL, around and in it": user(f"data:text/plain;name={CARD};base64,{b64('it is ' + CARD)}"),
+    "file, around and in it": file(f"data:{CARD};base64,{b64('it is ' + CARD)}"),
     "file": file(f"data:text/plain;charset=utf-8;base64,{b64(LONG_TEXT + CARD)}"),
     "file of any kind": file(f"data:application/octet-stream;base64,{b64(LONG_TEXT + CARD)}"),
     "file without a kind": file(b64(LONG_TEXT + CARD)),
@@ -322,6 +324,7 @@ SAID: Final[dict[str, dict[str, Any]]] = {
     "float": {"account": {"x": float(NUMBER)}},
     "parts": {"parts": [{"type": "refusal", "refusal": CARD[:5]}, {"type": "text", "text": CARD[5:]}]},
     "data URL": {"file": {"file_data": f"data:text/plain;base64,{b64(LONG_TEXT + CARD)}"}},
+    "data URL, around and in it": {"file": {"file_data": f"data:text/plain;n={CARD};base64,{b64(LONG_TEXT + CARD)}"}},
     "JSON": {"note": {"x": json.dumps({"card": NUMBER})}},
 }
 

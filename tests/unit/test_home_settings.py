@@ -6,8 +6,8 @@ import pytest
 
 from deploy.catalogue import catalogue
 from deploy.config import Config, problems
+from deploy.home_files import control_url_file, homes_set_up, owner_url_file, url_file
 from deploy.home_settings import Home, parse_homes
-from deploy.homes import control_url_file, homes_set_up, owner_url_file, url_file
 from deploy.node import Node, write_private
 from deploy.roots.databases import database_of
 from deploy.roots.environment import Environment

@@ -140,3 +140,28 @@ async def test_over_a_connection_each_request_gets_its_own_body_whoever_reads_it
 
     assert bodies == [b"first", b"second", b"third", b"fourth", b"fifth", b"sixth", b"seventh", b"eighth", b"ninth"]
     assert len(parsed) < len(bodies)
+
+
+@pytest.mark.anyio
+async def test_what_a_framework_keeps_of_a_request_is_not_there_for_the_next(parsed: list[bytes]) -> None:
+    kept: list[bool] = []
+    bodies: list[bytes] = []
+    tells = telling(bodies)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.setdefault("state", {})
+        kept.append("begun" in state)
+        state["begun"] = True
+        await tells(scope, receive, send)
+
+    async with served(app) as url:
+        host, port = url.removeprefix("http://").split(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            for due in (1, 2, 3):
+                await stream.send(HEAD % 5 + b"hello")
+                with anyio.fail_after(5):
+                    while len(bodies) < due:
+                        await stream.receive()
+
+    assert kept == [False, False, False]
+    assert len(parsed) < 3

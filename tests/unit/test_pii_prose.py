@@ -1,14 +1,19 @@
 """What need not be looked at, because no detector of patterns finds anything there."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.regex_pii import find
-from ports import pii_rules
 from ports.pii_rules import is_prose, prose_seam, seam
 
 _WORD = st.from_regex(r"[A-Za-z]{1,16}(?:'[a-z]{1,2})?[,.;!?]?", fullmatch=True)
+_PROSE = re.compile(
+    r"(?:[A-Za-z]{1,16}+(?:'[a-z]{1,2})?[,.;!?]?[ \n]{1,2})*+(?:[A-Za-z]{1,16}+(?:'[a-z]{1,2})?[,.;!?]?)?"
+)
+"""What is told by kinds of characters."""
 _SAMPLED = st.sampled_from(
     ["password", "secret", "Bearer", "ssn", "social security", "api key", "AKIAIOSFODNNEXAM", "token"]
 )
@@ -31,17 +36,27 @@ def test_a_seam_in_prose_is_where_seams_are(words: list[str], blank: str, length
 
 @given(
     st.lists(
-        st.one_of(_WORD, st.sampled_from(["", "a.b", "so..", ",", "it's", "x'y'z", "don'", "a" * 17, "a1", "\t"])),
+        st.one_of(
+            _WORD,
+            st.sampled_from(["", "a.b", "so..", ",", "it's", "x'y'z", "don'", "'tis", "it''s", "a'B", "it's,", "a.'s"]),
+            st.sampled_from(
+                ["a" * 16 + "'s", "a" * 17, "a" * 15 + "'st", "a1", "\t", "we'll'", "it'sn", "\u017f", "\u212a"]
+            ),
+        ),
         max_size=6,
     ),
-    st.sampled_from([" ", "\n", "  ", " \n", "   "]),
-    st.sampled_from(["", " ", "the end", "\n\n"]),
+    st.sampled_from([" ", "\n", "  ", " \n", "   ", ""]),
+    st.sampled_from(["", " ", "the end", "\n\n", "'", "'s"]),
 )
-def test_a_long_text_is_prose_by_the_same_rule_as_a_short_one(words: list[str], blank: str, end: str) -> None:
-    text = "word " * 40 + blank.join(words) + end
+def test_prose_is_what_the_pattern_says(words: list[str], blank: str, end: str) -> None:
+    text = blank.join(words) + end
 
-    assert len(text) >= pii_rules._LONG
-    assert is_prose(text) is (pii_rules._PROSE.fullmatch(text) is not None)
+    assert is_prose(text) is (_PROSE.fullmatch(text) is not None)
+
+
+@given(st.text("aB' .,\n1", max_size=24))
+def test_the_same_of_any_text(text: str) -> None:
+    assert is_prose(text) is (_PROSE.fullmatch(text) is not None)
 
 
 def test_most_prose_has_its_seam_behind_its_last_blank() -> None:

@@ -20,9 +20,10 @@ from stack_b.backends.demo import DemoBackend
 from stack_b.backends.protocol import ModelCard, Price
 from stack_b.backends.settings import MOST_TOKENS
 from stack_b.budget.estimate import Ask
-from stack_b.budget.meter import Served, Spending, events_of
+from stack_b.budget.meter import events_of
 from stack_b.budget.plan import planned
 from stack_b.budget.prices import Prices, parse_prices, parse_rows
+from stack_b.budget.spending import Served, Spending
 from stack_b.canonical import NOBODY_KNOWN, About
 from stack_b.usage import kinds_of, usage_of
 from tests.support.stack_b import CALLERS, stack_b

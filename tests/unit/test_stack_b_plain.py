@@ -18,7 +18,7 @@ from stack_b.limits import Limits
 from stack_b.policy import decide
 from stack_b.redaction.rules import PiiRules
 from stack_b.redaction.spans import Texts, is_looked_at
-from stack_b.redaction.weight import _weight, _weight_of_plain, check_weight
+from stack_b.redaction.weight import _weight, check_weight, weight_of_plain
 
 pytestmark = [pytest.mark.anyio]
 
@@ -91,7 +91,7 @@ def test_it_weighs_and_holds_as_much(body: dict[str, Any]) -> None:
     texts = texts_in(call, call.members)
 
     assert texts is not None
-    assert _weight_of_plain(call.members, texts) == _weight(call.members)
+    assert weight_of_plain(call.members, texts) == _weight(call.members)
     ask = chat_ask(call, LIMITS)
     assert ask == chat_ask(looked_through(call), LIMITS)
     check_thoughts(looked_through(call), ask)

@@ -293,9 +293,8 @@ class TestSlices:
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
             for size in range(0, 2_000, 10):
                 assert slices.covers(size, 0) or await slices.covered(size, 0)
-            assert spending.held is not None
-            assert spending.held.amount.tokens > 20 + 1_900
-        assert spending.held.taken.chunk.out == NOTHING
+            assert spending.amount.tokens > 20 + 1_900
+        assert spending.chunk.out == NOTHING
         await meter.drain()
 
         assert (ledger.calls["hold"], ledger.calls["extend"]) == (1, 0)
@@ -345,8 +344,7 @@ class TestSlices:
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
 
             assert await slices.covered(9 * SLICE, 0)
-            assert spending.held is not None
-            assert spending.held.amount.tokens >= 20 + 9 * SLICE + SLICE // 2
+            assert spending.amount.tokens >= 20 + 9 * SLICE + SLICE // 2
 
         assert ledger.calls["extend"] == 1
 
@@ -363,9 +361,7 @@ class TestSlices:
 
 
 def slices_of(spending: Any) -> Slices:
-    return Slices(
-        spending.held, prompt_bound=20, choices=1, slice_tokens=SLICE, monotonic=asyncio.get_running_loop().time
-    )
+    return Slices(spending, prompt_bound=20, choices=1, slice_tokens=SLICE, monotonic=asyncio.get_running_loop().time)
 
 
 @pytest.mark.parametrize(

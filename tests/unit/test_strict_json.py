@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ports.errors import InvalidArgument
 from ports.http import strict_json
-from ports.http.strict_json import MAX_DEPTH, parse
+from ports.http.strict_json import MAX_DEPTH, MAX_VALUES, parse
 
 # Everything that is of interest to a parser, in texts that are JSON more often than not.
 SCALARS = st.one_of(
@@ -88,6 +88,11 @@ def test_what_is_not_json_is_refused_as_invalid_json(raw: bytes) -> None:
         b"1e400",
         nested(MAX_DEPTH + 1),
         b'{"a":' * 100_000,
+        b"[" + b"0," * MAX_VALUES + b"0]",
+        b"[" + b",".join([b"{}"] * (MAX_VALUES + 1)) + b"]",
+        b"{" + b",".join(b'"%d":[]' % number for number in range(MAX_VALUES)) + b"}",
+        b"[" + b",".join([b'"]\\","'] * (MAX_VALUES + 1)) + b"]",
+        b"[[]," + b"," * MAX_VALUES,
     ],
 )
 def test_json_we_do_not_take_is_refused_as_validation_failed(raw: bytes) -> None:
@@ -95,6 +100,20 @@ def test_json_we_do_not_take_is_refused_as_validation_failed(raw: bytes) -> None
         parse(raw)
 
     assert refused.value.code == "validation_failed"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        list(range(MAX_VALUES)),
+        {str(number): number for number in range(MAX_VALUES)},
+        "[a, b], {c: d}, " * MAX_VALUES,
+        ['",[{\\' * MAX_VALUES] * 3,
+    ],
+    ids=["items", "members", "prose", "escapes"],
+)
+def test_as_many_values_as_are_taken_and_what_looks_like_more_is_parsed(value: Any) -> None:
+    assert parse(json.dumps(value).encode()) == value
 
 
 def test_the_refusal_does_not_quote_the_body() -> None:
@@ -111,8 +130,9 @@ def test_the_refusal_does_not_quote_the_body() -> None:
         "b'['*65 + b'\"\\\\' * 300_000",
         "b'[' * 65 + b'\"' * 1_000_001",
         "b'{\"a\":' * 200_000",
+        "b'[' + b',' * 65_536 + b'\"\"' * 4_000_000",
     ],
-    ids=["unterminated", "escapes", "quotes", "nested"],
+    ids=["unterminated", "escapes", "quotes", "nested", "strings"],
 )
 def test_a_megabyte_made_to_be_slow_is_refused_in_no_time(raw: str) -> None:
     program = f"""

@@ -13,7 +13,7 @@ added AS (
     )
     SELECT :tenant, CAST(substr(a.id, 5) AS uuid), a.at, a.namespace, a.principal, a.correlation_id, a.route, a.stream, a.model_asked, a.model, a.backend,
            a.status, a.code, a.denied, a.decision, a.reasons, a.attempts, a.prompt_tokens, a.completion_tokens,
-           a.cost_nanousd, a.estimated, a.latency_ms, a.replayed, a.joined, a.kept_until
+           a.cost_nanousd, a.estimated, a.latency_ms, a.replayed, a.joined, nullif(a.kept_until, 'infinity')
     FROM asked a
     ON CONFLICT (tenant_id, id) DO NOTHING
     RETURNING id, namespace, principal, correlation_id, denied
