@@ -22,7 +22,7 @@ from adapters.postgres.migrate import packaged, pending
 from adapters.postgres.pool import Pool
 from adapters.postgres.rows import Row
 from adapters.postgres.signals import CHANNEL, Signals
-from adapters.postgres.statements import Statement, literal
+from adapters.postgres.statements import Statement, constant
 from ports.errors import Internal, InvalidArgument, Unavailable
 from ports.ids import TenantId, is_tenant_id
 
@@ -108,8 +108,8 @@ class Transaction:
             await self._connection.execute(f"PREPARE {name} (json) AS {statement.sql}")
             self._posted.add(self._connection)
         # The notification is a transaction by itself: inside the other one its lock would be in the way of all committers.
-        posted = f"{self._begin}; EXECUTE {name} ({literal(asks)}); COMMIT"
-        await self._connection.execute(f"{posted}; SELECT pg_notify({literal(CHANNEL)}, {literal(wake)})")
+        posted = f"{self._begin}; EXECUTE {name} ({constant(asks)}); COMMIT"
+        await self._connection.execute(f"{posted}; SELECT pg_notify({constant(CHANNEL)}, {constant(wake)})")
 
     async def row(self, statement: Statement, parameters: Mapping[str, Any]) -> Row | None:
         """The first row, or None."""

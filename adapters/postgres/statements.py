@@ -51,7 +51,7 @@ def load(file: str) -> dict[str, Statement]:
     return {name: statement(body) for name, body in parse(source).items()}
 
 
-def literal(text: str) -> str:
+def constant(text: str) -> str:
     """`text` as a constant within a statement, whatever the server takes a backslash for."""
     if "\0" in text:
         # The server would take the statement to end there.

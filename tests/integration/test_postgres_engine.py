@@ -14,7 +14,7 @@ import pytest
 from adapters.postgres import event, queue, run_state
 from adapters.postgres.engine import CONNECT_SECONDS, Database, PostgresConfig, open_database
 from adapters.postgres.rows import Row, packed
-from adapters.postgres.statements import literal, statement
+from adapters.postgres.statements import constant, statement
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
 from conformance.people import ACME, NODE
@@ -178,13 +178,13 @@ class TestPosting:
         [row] = await fetch(
             clone.superuser,
             f"SELECT set_config('standard_conforming_strings', '{conforming}', false), "
-            + ", ".join(f"{literal(text)} AS t{number}" for number, text in enumerate(texts)),
+            + ", ".join(f"{constant(text)} AS t{number}" for number, text in enumerate(texts)),
         )
         assert [row[f"t{number}"] for number in range(len(texts))] == texts
 
     def test_no_constant_ends_a_statement_early(self) -> None:
         with pytest.raises(ValueError, match="NUL"):
-            literal("a\0b")
+            constant("a\0b")
 
     async def test_what_is_posted_is_bound_to_its_tenant_and_kept_whole_or_not_at_all(self, clone: Clone) -> None:
         put = statement(
