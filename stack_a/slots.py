@@ -22,7 +22,7 @@ class Slots:
 
     def __init__(self, many: int) -> None:
         self._many = many
-        self.places = anyio.Semaphore(many)
+        self.places = anyio.Semaphore(many, fast_acquire=True)
         self.in_hand = 0
         """Hints and orphans being claimed or executed, or waiting: the queue and the sweep may take too many."""
 

@@ -33,7 +33,9 @@ _MAX_LEASED: Final = 1_000
 _UNFLUSHED_POOL: Final = 2
 """Connections that wait for no disk. Who takes messages enqueues few, and the other way round."""
 LOOKS_APART_S: Final = 0.01
-"""Between two looks of this process for messages, at least; those for idle tenants' are apart from each other only."""
+"""Between two looks of this process for messages, at least. Those for idle tenants' are apart from each other only, and on
+average: two may follow at once. The first is that of a slot that has just become free, and the next message waits for none.
+"""
 _ENQUEUES_REST_S: Final = 0.005
 """Between two batches of enqueues at most. A run that was accepted waits for its hint before anything else."""
 _ACKS_GATHER_S: Final = 0.02
@@ -71,7 +73,7 @@ class PostgresQueue:
             "priority": priority,
         }
         await self._enqueues(auth.tenant, row, order="")
-        self._database.signals.tell(QUEUE)
+        self._database.signals.wake(QUEUE)
 
     async def lease(
         self,
@@ -130,9 +132,10 @@ class PostgresQueue:
     async def _looks_apart(self, idle_only: bool) -> None:
         """A message that comes wakes everybody: who has just looked waits a moment, and finds the next one there too."""
         loop = asyncio.get_running_loop()
-        if (left := self._look_at[idle_only] - loop.time()) > 0:
+        early = LOOKS_APART_S if idle_only else 0.0
+        if (left := self._look_at[idle_only] - early - loop.time()) > 0:
             await asyncio.sleep(left)
-        self._look_at[idle_only] = loop.time() + LOOKS_APART_S
+        self._look_at[idle_only] = max(self._look_at[idle_only], loop.time()) + LOOKS_APART_S
 
     async def _take(self, auth: AuthContext, asked: dict[str, Any], *, idle_only: bool) -> Sequence[Row]:
         if QUEUE_ANY_TENANT in auth.scopes:
@@ -143,7 +146,7 @@ class PostgresQueue:
 
 
 async def _enqueue(transaction: Transaction, asks: Sequence[dict[str, Any]]) -> list[None]:
-    await transaction.rows(_SQL["enqueue"], {"asks": packed(_placed(asks))})
+    await transaction.post(_SQL["enqueue"], packed(_placed(asks)), wake=QUEUE)
     return [None] * len(asks)
 
 

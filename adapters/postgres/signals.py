@@ -63,10 +63,15 @@ class Signals:
 
     def tell(self, topic: str) -> None:
         """`topic` changed and the change is committed. Never blocks, never fails."""
-        self._wake(topic)
+        self.wake(topic)
         self._unsent.add(topic)
         self._wanted.set()
         self._run()
+
+    def wake(self, topic: str) -> None:
+        """Those who wait in this process: others have been told."""
+        for waiter in self._waiters.get(topic, ()):
+            waiter.wake()
 
     @contextmanager
     def waiting(self, topic: str, *, patient: bool = False) -> Iterator[Waiter]:
@@ -90,10 +95,6 @@ class Signals:
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-
-    def _wake(self, topic: str) -> None:
-        for waiter in self._waiters.get(topic, ()):
-            waiter.wake()
 
     def _run(self) -> None:
         if self._task is None:
@@ -140,7 +141,7 @@ class Signals:
 
     def _wake_everybody(self) -> None:
         for topic in list(self._waiters):
-            self._wake(topic)
+            self.wake(topic)
 
     def _take_unsent(self) -> set[str]:
         taken, self._unsent = self._unsent, set()
@@ -148,7 +149,7 @@ class Signals:
 
     def _heard(self, _connection: Any, _pid: int, _channel: str, payload: object) -> None:
         for topic in str(payload).split(" "):
-            self._wake(topic)
+            self.wake(topic)
 
 
 def payloads(topics: set[str]) -> list[str]:

@@ -49,3 +49,11 @@ def load(file: str) -> dict[str, Statement]:
     """The statements of `sql/<file>.sql`."""
     source = (files("adapters.postgres") / "sql" / f"{file}.sql").read_text(encoding="utf-8")
     return {name: statement(body) for name, body in parse(source).items()}
+
+
+def constant(text: str) -> str:
+    """`text` as a constant within a statement, whatever the server takes a backslash for."""
+    if "\0" in text:
+        # The server would take the statement to end there.
+        raise ValueError("a constant holds no NUL")
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -187,7 +187,13 @@ class Together(Generic[AskT, AnswerT]):
         calls = [call for call in calls if not call.answer.done()]
         if not calls:
             return
-        [found] = await asyncio.gather(self._committed(calls), return_exceptions=True)
+        found: Sequence[AnswerT | Exception] | BaseException
+        try:
+            found = await self._committed(calls)
+        except (Exception, asyncio.CancelledError) as error:
+            if _leaves():
+                raise
+            found = error
         if isinstance(found, BaseException):
             if len(calls) > 1 and isinstance(found, Exception) and _may_be_made_again(found):
                 apart = found.places if isinstance(found, Apart) else range(len(calls))
@@ -210,6 +216,12 @@ class Together(Generic[AskT, AnswerT]):
         tenants = dict.fromkeys(call.tenant for call in calls)
         async with self._database.transaction(*tenants) as transaction:
             return await self._act(transaction, [call.ask for call in calls])
+
+
+def _leaves() -> bool:
+    """Whether somebody cancels this task, and not something in it that ended as if cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _may_be_made_again(error: Exception) -> bool:

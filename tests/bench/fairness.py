@@ -11,9 +11,9 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from rich.console import Console
 
 from adapters.system_clock import SystemClock
 from deploy.roots.wiring import Choice, open_ports
+from observability.instrument import instrument
 from observability.metrics import Metrics
 from ports.agent import AgentSpec
 from ports.context import QUEUE_ANY_TENANT, AuthContext
@@ -54,6 +55,11 @@ _MANY: Final = 10_000
 _SLOTS: Final = 16
 _LOOK_SECONDS: Final = 0.005
 
+_STAGES: Final = {
+    "commit": "until its creation is committed",
+    "hint": "from there until its hint is",
+    "claim": "from there until a worker has heard, looked and claimed",
+}
 _LINES: Final = (
     Line("a run of one tenant, from run.created to run.started"),
     Line("idle node p50", "idle_p50_ms", "ms"),
@@ -64,6 +70,12 @@ _LINES: Final = (
     Line("beside the other's backlog that may take half of the slots p95", "capped_p95_ms", "ms"),
     Line("ratio of the p95s, all slots (R20: at most 2)", "start_ratio"),
     Line("ratio of the p95s, half of the slots", "capped_ratio"),
+    *(
+        Line(f"{node}, {stage} {shown}", f"{key}_{name}_{shown}_ms", "ms")
+        for key, node in (("idle", "idle node"), ("beside", "beside the backlog"))
+        for name, stage in _STAGES.items()
+        for shown in ("p50", "p95")
+    ),
     Line("runs of the backlog finished meanwhile", "backlog_per_s", "1/s"),
     Line("a lease of one message, median"),
     Line("one tenant with 100 messages", "lease_few_ms", "ms"),
@@ -81,7 +93,15 @@ class Options(Struct, frozen=True, kw_only=True):
     creations: int = 500
     leases: int = 200
     rounds: int = 1
+    stages: bool = False
     json: str | None = None
+
+
+class Start(Struct, frozen=True):
+    """How long the first run of a tenant took to start, and its stages, in milliseconds."""
+
+    whole: float
+    stages: dict[str, float]
 
 
 SMOKE: Final = Options(backlog=50, probes=3, creations=20, leases=5)
@@ -115,12 +135,9 @@ class FairnessBench:
             done, took = on_uvloop(self._finished()) - before, time.monotonic() - began
         on_uvloop(self._clean())
         return {
-            "idle_p50_ms": percentile(idle, 0.5),
-            "idle_p95_ms": percentile(idle, 0.95),
-            "beside_p50_ms": percentile(beside, 0.5),
-            "beside_p95_ms": percentile(beside, 0.95),
-            "capped_p50_ms": percentile(capped, 0.5),
-            "capped_p95_ms": percentile(capped, 0.95),
+            **figures_of("idle", idle),
+            **figures_of("beside", beside),
+            **figures_of("capped", capped),
             "backlog_per_s": ratio(done, took),
         }
 
@@ -137,21 +154,35 @@ class FairnessBench:
         many = on_uvloop(self._leases(tenants=_MANY, messages=10 * _MANY))
         return {"lease_few_ms": few, "lease_many_ms": many}
 
-    async def _starts(self) -> list[float]:
+    async def _starts(self) -> list[Start]:
         """Of runs that come one by one."""
-        async with open_ports(self._choices(), dict.fromkeys(_STORED), clock=SystemClock()) as ports:
+        clock = SystemClock()
+        ended: dict[str, datetime] = {}
+        """By method. Here and in the database it is the same machine's time."""
+
+        def watched(name: str, port: Any) -> Any:  # any port, see `instrument`
+            return instrument(name, port, lambda call: ended.update({call.method: clock.now()}))
+
+        wrapped = {"wrap": watched} if self._options.stages else {}
+        async with open_ports(self._choices(), dict.fromkeys(_STORED), clock=clock, **wrapped) as ports:
             intake, state = await self._intake(ports), ports["run_state"]
-            waits: list[float] = []
+            starts: list[Start] = []
             for _ in range(self._options.probes):
                 run = (await intake.accept(_MODEST, self._request())).run
                 while (run := await state.load(_MODEST, run.id)).status == "queued":  # noqa: ASYNC110 - see below
                     await asyncio.sleep(_LOOK_SECONDS)  # it starts in another process
                 assert run.started_at is not None, "it is not queued any more"
-                waits.append((run.started_at - run.created_at).total_seconds() * 1_000)
+                whole = _ms(run.started_at - run.created_at)
+                stages: dict[str, float] = {}
+                if self._options.stages:
+                    committed, hinted = ended["create"], ended["enqueue"]
+                    moments = (committed - run.created_at, hinted - committed, run.started_at - hinted)
+                    stages = dict(zip(_STAGES, map(_ms, moments), strict=True))
+                starts.append(Start(whole, stages))
                 # R20 is about a tenant that has nothing else.
                 while (await state.load(_MODEST, run.id)).status not in TERMINAL:  # noqa: ASYNC110 - as above
                     await asyncio.sleep(_LOOK_SECONDS)
-        return waits
+        return starts
 
     async def _creations(self, at_once: int) -> float:
         """Per second."""
@@ -274,6 +305,19 @@ class FairnessBench:
             yield
 
 
+def figures_of(key: str, starts: Sequence[Start]) -> Figures:
+    found: Figures = {}
+    for shown, part in (("p50", 0.5), ("p95", 0.95)):
+        found[f"{key}_{shown}_ms"] = percentile([start.whole for start in starts], part)
+        for name in starts[0].stages:
+            found[f"{key}_{name}_{shown}_ms"] = percentile([start.stages[name] for start in starts], part)
+    return found
+
+
+def _ms(took: timedelta) -> float:
+    return took.total_seconds() * 1_000
+
+
 def ratios(found: Mapping[str, float]) -> Figures:
     return {
         "start_ratio": ratio(found["beside_p95_ms"], found["idle_p95_ms"]),
@@ -287,10 +331,11 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument(
         "--rounds", type=at_least_one, default=Options().rounds, help="interleaved rounds (%(default)s)"
     )
+    parser.add_argument("--stages", action="store_true", help="also of which stages a start is made")
     parser.add_argument("--json", metavar="FILE", help="write the record with its conditions there")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that the bench works; no figures")
     given = parser.parse_args(arguments)
-    return replace(SMOKE if given.smoke else Options(), rounds=given.rounds, json=given.json)
+    return replace(SMOKE if given.smoke else Options(), rounds=given.rounds, stages=given.stages, json=given.json)
 
 
 def main(options: Options) -> None:

@@ -13,14 +13,14 @@ import pytest
 
 from adapters.postgres import event, queue, run_state
 from adapters.postgres.engine import CONNECT_SECONDS, Database, PostgresConfig, open_database
-from adapters.postgres.rows import Row
-from adapters.postgres.statements import statement
+from adapters.postgres.rows import Row, packed
+from adapters.postgres.statements import constant, statement
 from adapters.system_clock import SystemClock
 from conformance.factories import new_run
 from conformance.people import ACME, NODE
 from deploy import embedded_postgres as embedded
 from ports.adapter import Given
-from ports.errors import Unavailable
+from ports.errors import Internal, Unavailable
 from ports.ids import RunId, WorkerId
 from tests.support.postgres import Clone, borrow, execute, fetch, free_port, give_back
 from tests.support.postgres_node import Node
@@ -114,7 +114,7 @@ class TestPool:
                 "WHERE datname = current_database() AND usename = 'ao_app'",
             )
             with anyio.fail_after(PATIENCE_S):
-                while database.pool.get_size() > 0:
+                while database.pool.size > 0:
                     await anyio.lowlevel.checkpoint()
 
             answers = [await one(database) for _ in range(4)]
@@ -168,6 +168,46 @@ class TestPool:
                 assert len(await transaction.rows(query, {})) == 1
             # Also on a connection that was somebody's before.
             assert await database.once(query, {}) == []
+
+
+@pytest.mark.anyio
+class TestPosting:
+    @pytest.mark.parametrize("conforming", ["on", "off"])
+    async def test_any_text_is_a_constant_and_nothing_else(self, clone: Clone, conforming: str) -> None:
+        texts = ["", "it's", "'", "''", "\\", "\\'", "\\\\' OR 1=1; --", "$1 $$ :name", '{"a": "\\u0000"}', "ünï😀\n"]
+        [row] = await fetch(
+            clone.superuser,
+            f"SELECT set_config('standard_conforming_strings', '{conforming}', false), "
+            + ", ".join(f"{constant(text)} AS t{number}" for number, text in enumerate(texts)),
+        )
+        assert [row[f"t{number}"] for number in range(len(texts))] == texts
+
+    def test_no_constant_ends_a_statement_early(self) -> None:
+        with pytest.raises(ValueError, match="NUL"):
+            constant("a\0b")
+
+    async def test_what_is_posted_is_bound_to_its_tenant_and_kept_whole_or_not_at_all(self, clone: Clone) -> None:
+        put = statement(
+            "INSERT INTO agents (tenant_id, namespace, id, version, digest, spec) "
+            "SELECT a.tenant, 'default', a.id, 1, 'x', '{}' "
+            "FROM json_to_recordset(CAST(:asks AS json)) AS a (tenant text, id text)"
+        )
+        async with open_database(PostgresConfig(dsn=clone.app, pool_size=1)) as database:
+
+            async def post(*tenants: str) -> None:
+                asks = [{"tenant": tenant, "id": f"agt_{number}"} for number, tenant in enumerate(tenants)]
+                async with database.transaction(ACME.tenant) as transaction:
+                    await transaction.post(put, packed(asks), wake="x")
+
+            for _ in range(2):
+                with pytest.raises(Internal, match="42501"):
+                    await post(ACME.tenant, "tnt_globex")
+            await post(ACME.tenant)
+            # The connection is as good as before.
+            assert await one(database) == 1
+
+        rows = await fetch(clone.superuser, "SELECT tenant_id FROM agentos.agents")
+        assert [row["tenant_id"] for row in rows] == [ACME.tenant]
 
 
 @contextmanager

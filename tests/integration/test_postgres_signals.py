@@ -149,6 +149,55 @@ class TestSignals:
             await here.queue.lease(NODE, limit=1, duration=HOUR)
             await here.queue.lease(NODE, limit=1, duration=HOUR, idle_only=True)
 
+    async def test_two_looks_for_idle_tenants_may_follow_at_once_and_no_more(
+        self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, _ = two
+        began = anyio.current_time()
+        for _ in range(5):
+            await here.queue.lease(NODE, limit=1, duration=HOUR, idle_only=True)
+        assert anyio.current_time() - began >= 3 * queue.LOOKS_APART_S
+
+        # A moment later, the next two do.
+        while anyio.current_time() < began + 10 * queue.LOOKS_APART_S:
+            await anyio.lowlevel.checkpoint()
+        monkeypatch.setattr(queue, "LOOKS_APART_S", 3_600.0)
+        with anyio.fail_after(PATIENCE_S):
+            for _ in range(2):
+                await here.queue.lease(NODE, limit=1, duration=HOUR, idle_only=True)
+
+    async def test_a_message_and_its_wake_up_are_sent_as_one(
+        self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, there = two
+        monkeypatch.setattr(signals, "_POLL_SECONDS", NEVER)
+        sent: list[str] = []
+        execute = asyncpg.Connection.execute
+
+        async def noting(connection: asyncpg.Connection, query: str, *values: object, **more: Any) -> str:
+            sent.append(query)
+            return await execute(connection, query, *values, **more)
+
+        await there.queue.enqueue(ACME, b"the connection is opened, and knows the statement")
+        await here.queue.lease(NODE, limit=1, duration=HOUR)
+        got: list[Delivery] = []
+
+        async def lease() -> None:
+            got.extend(await here.queue.lease(NODE, limit=1, duration=HOUR, wait=HOUR))
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lease)
+                await anyio.lowlevel.checkpoint()
+                monkeypatch.setattr(asyncpg.Connection, "execute", noting)
+                await there.queue.enqueue(ACME, b"'; DROP TABLE runs; --")
+
+        assert [one.body for one in got] == [b"'; DROP TABLE runs; --"]
+        [message] = [query for query in sent if "EXECUTE" in query]
+        assert message.startswith("BEGIN; SET LOCAL app.tenant_id = 'tnt_acme'; EXECUTE ")
+        # In a transaction of its own: inside the other its lock would be in everybody's way.
+        assert message.endswith("; COMMIT; SELECT pg_notify(E'agentos_wake', E'queue')")
+
     async def test_lost_wake_ups_cost_a_moment_and_nothing_else(
         self, two: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
     ) -> None:
