@@ -116,8 +116,8 @@ class RecordWriter:
                 if len(batch) > 1 and tenant.refused < REFUSED_IN_A_ROW:
                     tenant.most = len(batch) // 2
                     continue
-                tenant.refused += 1
-                if tenant.refused == REFUSED_IN_A_ROW:
+                tenant.refused = tenant.refused + 1 if len(batch) == 1 else 0
+                if tenant.refused >= REFUSED_IN_A_ROW:
                     tenant.most = MAX_RECORDS
                 self._dropped(len(batch))
                 logger.error(  # noqa: TRY400 - the code says it; a stack would not
