@@ -59,6 +59,8 @@ class Books:
         self.due: asyncio.TimerHandle | None = None
         self.full = False
         """There is so much that it is booked at once."""
+        self.refused = 0
+        """Bookings in a row, each for good."""
 
 
 def retire(chunks: Iterable[Chunk]) -> None:

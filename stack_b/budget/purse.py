@@ -30,6 +30,8 @@ LOOK_EVERY: Final = timedelta(milliseconds=500)
 """For chunks that should go back, and leases that should go on."""
 BOOK_TRIES: Final = 3
 BOOK_RETRY: Final = timedelta(milliseconds=200)
+REFUSED_IN_A_ROW: Final = 8
+"""So many bookings, each of one event, and it is not they that are wrong: then the rest is refused as it is."""
 TIGHT_S: Final = 1.0
 """After the ledger spared nothing, requests don't wait for each other in the hope of a chunk, for so long."""
 PATIENCE_S: Final = 2.0
@@ -355,7 +357,7 @@ class Purse:
             books.due = None
         async with books.booking:
             tries, least = 0, 1
-            books.full = False
+            books.full, books.refused = False, 0
             while counts := ripe(books.chunks, least=least):
                 if await self._booked(books, counts):
                     # What has come meanwhile waits for company, as this did.
@@ -382,12 +384,19 @@ class Purse:
                 for chunk, free in freed.items():
                     chunk.free_again(free)
                 return False
-            if len(counts) > 1:
-                return all([await self._booked(books, {chunk: count}) for chunk, count in counts.items()])
+            parts = _parts(counts)
+            if parts and (len(counts) > 1 or books.refused < REFUSED_IN_A_ROW):
+                # One that can't be booked takes no other with it.
+                for chunk, free in freed.items():
+                    chunk.free_again(free)
+                return all([await self._booked(books, part) for part in parts])
+            books.refused += 1
             tokens = sum(event.amount.tokens for booking in bookings for event in booking.events)
             logger.error(  # noqa: TRY400 - the code says it; a stack would not
                 "budget.settle_failed", extra={"tenant_id": auth.tenant, "tokens": tokens, "code": error.code}
             )
+        else:
+            books.refused = 0
         for (chunk, count), booking in zip(counts.items(), bookings, strict=True):
             del chunk.events[:count]
             if booking.end:
@@ -445,3 +454,12 @@ class Purse:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _parts(counts: dict[Chunk, int]) -> list[dict[Chunk, int]]:
+    """The same in smaller bookings, by chunk and then in halves, the last with what is left; none where there are no
+    smaller ones."""
+    if len(counts) > 1:
+        return [{chunk: count} for chunk, count in counts.items()]
+    [(chunk, count)] = counts.items()
+    return [{chunk: count // 2}, {chunk: count - count // 2}] if count > 1 else []

@@ -1,6 +1,7 @@
 """Records on their way to the log: gathered for a moment, written in batches, one call per tenant at a time.
 
 What the log can't take now waits here, up to a limit; beyond it the oldest that was not denied is dropped, and it says so.
+What it refuses for good is looked for in smaller and smaller batches, so that one record takes no other with it.
 Nobody waits for a record but those who were denied.
 """
 
@@ -23,6 +24,8 @@ MAX_WAITING: Final = 20_000
 DENIAL_WAIT_S: Final = 2.0
 """How long a refusal waits until it is in the audit; after that it is told all the same, and its record goes on waiting."""
 RETRY: Final = timedelta(seconds=1)
+REFUSED_IN_A_ROW: Final = 8
+"""So many records, each by itself, and it is not they that are wrong: then the rest is refused as it is."""
 DRAIN_S: Final = 5.0
 
 logger = logging.getLogger("agentos.gateway")
@@ -32,6 +35,10 @@ class _Tenant:
     def __init__(self, auth: AuthContext) -> None:
         self.auth = auth
         self.records: list[Written] = []
+        self.most = MAX_RECORDS
+        """In the next batch: fewer while one that the log refuses is looked for."""
+        self.refused = 0
+        """In a row, each by itself."""
         self.urgent = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.waiting: dict[str, asyncio.Event] = {}
@@ -91,14 +98,14 @@ class RecordWriter:
 
     async def _written(self, tenant: _Tenant) -> None:
         while tenant.records:
-            if not self._closing:
+            if not self._closing and tenant.most == MAX_RECORDS:
                 try:
                     async with asyncio.timeout(GATHER_S):
                         await tenant.urgent.wait()
                 except TimeoutError:
                     pass
             tenant.urgent.clear()
-            batch = tenant.records[:MAX_RECORDS]
+            batch = tenant.records[: tenant.most]
             try:
                 await self._log.write(tenant.auth, batch)
             except AgentOSError as error:
@@ -106,9 +113,18 @@ class RecordWriter:
                     # Writing twice changes nothing (REQ-1), so an unknown outcome may be tried again.
                     await self._clock.sleep(RETRY)
                     continue
+                if len(batch) > 1 and tenant.refused < REFUSED_IN_A_ROW:
+                    tenant.most = len(batch) // 2
+                    continue
+                tenant.refused = tenant.refused + 1 if len(batch) == 1 else 0
+                if tenant.refused >= REFUSED_IN_A_ROW:
+                    tenant.most = MAX_RECORDS
+                self._dropped(len(batch))
                 logger.error(  # noqa: TRY400 - the code says it; a stack would not
                     "record.refused", extra={"tenant_id": tenant.auth.tenant, "code": error.code, "count": len(batch)}
                 )
+            else:
+                tenant.refused, tenant.most = 0, min(2 * tenant.most, MAX_RECORDS)
             # Some of it may have been dropped meanwhile.
             gone = {one.record.id for one in batch}
             left = [one for one in tenant.records if one.record.id not in gone]

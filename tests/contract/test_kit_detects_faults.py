@@ -116,7 +116,7 @@ def reported(suites: Sequence[ModuleType], report: Path) -> list[SubjectResult]:
             sys.executable, "-m", "pytest", "-q", "--tb=no", "--capture=no", *(f"-pno:{name}" for name in UNUSED),
             f"--clause-report={report}", *sources,
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=1_800, check=False,
     )  # fmt: skip
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-2_000:] + done.stderr[-2_000:]
     return msgspec.json.decode(report.read_bytes(), type=list[SubjectResult])

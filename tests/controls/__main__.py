@@ -2,12 +2,12 @@
 
 import argparse
 import queue
+import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from functools import partial
 from itertools import groupby
 from typing import Final
 
@@ -30,6 +30,8 @@ class Record(Struct, frozen=True):
     seen_red: int
     green: int
     """Removals of which a test did not fail, or not by what it says, or had failed before."""
+    not_tried: int = 0
+    """Removals that an interrupted run did not come to."""
 
 
 class Trees:
@@ -39,7 +41,13 @@ class Trees:
         self._free: queue.SimpleQueue[Tree] = queue.SimpleQueue()
         for tree in trees:
             self._free.put(tree)
+        self._trees = trees
         self.width = len(trees)
+
+    def stop(self) -> None:
+        """Ends what runs now, and whatever begins later."""
+        for tree in self._trees:
+            tree.stop()
 
     def whole(self, tests: Iterable[str]) -> dict[str, Said]:
         tree = self._free.get()
@@ -67,25 +75,44 @@ def main(arguments: list[str]) -> int:
     removals = [one for one in REMOVALS if given.row is None or one.row in given.row]
     if unknown := set(given.row or ()) - {one.row for one in removals}:
         parser.error(f"no removal for {', '.join(sorted(unknown))}")
+    # Asked to end, it says what it has found so far, as for Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         record = prove(removals, [stack.enter_context(copied()) for _ in range(given.jobs)])
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
-    return 1 if record.green else 0
+    return 1 if record.green or record.not_tried else 0
 
 
 def prove(removals: list[Removal], copies: Sequence[Tree]) -> Record:
-    """The quick ones first, each after its tests were seen to pass."""
-    trees, before, seen_red = Trees(copies), dict[str, Said](), 0
+    """The quick ones first, each after its tests were seen to pass. Interrupted, it has found what it found until then."""
+    trees, reds = Trees(copies), list[bool]()
     with ThreadPoolExecutor(trees.width) as pool:
-        for level in range(len(_SLOW)):
-            those = [one for one in removals if slowness(one) == level]
-            before |= seen_whole({test for one in those for test in one.ids} - before.keys(), trees, pool)
-            for removal, (said, seconds) in zip(those, pool.map(partial(timed, trees), those), strict=True):
-                found = {test: verdict(before.get(test, _ABSENT), said.get(test, _ABSENT)) for test in removal.ids}
-                for test, (what, why) in found.items():
-                    say(f"{removal.row:4} {shown(removal):100} {test}  {what} {why}  {seconds:.1f} s")
-                seen_red += all(what == RED for what, _ in found.values())
-    return Record(len({one.row for one in removals}), len(removals), seen_red, len(removals) - seen_red)
+        try:
+            for red, sentences in each(removals, trees, pool):
+                reds.append(red)
+                say(sentences)
+        except KeyboardInterrupt:
+            trees.stop()
+            pool.shutdown(cancel_futures=True)
+    controls = len({one.row for one in removals})
+    return Record(controls, len(removals), sum(reds), len(reds) - sum(reds), len(removals) - len(reds))
+
+
+def each(removals: list[Removal], trees: Trees, pool: ThreadPoolExecutor) -> Iterator[tuple[bool, str]]:
+    """Whether it was seen red and a line for each of its tests, as they become known."""
+    before: dict[str, Said] = {}
+    for level in range(len(_SLOW)):
+        those = [one for one in removals if slowness(one) == level]
+        before |= seen_whole({test for one in those for test in one.ids} - before.keys(), trees, pool)
+        trying = {pool.submit(timed, trees, removal): removal for removal in those}
+        for tried in as_completed(trying):
+            removal, (said, seconds) = trying[tried], tried.result()
+            found = {test: verdict(before.get(test, _ABSENT), said.get(test, _ABSENT)) for test in removal.ids}
+            sentences = (
+                f"{removal.row:4} {shown(removal):100} {test}  {what} {why}  {seconds:.1f} s\n"
+                for test, (what, why) in found.items()
+            )
+            yield all(what == RED for what, _ in found.values()), "".join(sentences)
 
 
 def verdict(before: Said, without: Said) -> tuple[str, str]:
@@ -119,8 +146,8 @@ def slowness(removal: Removal) -> int:
     return max(place for place, kind in enumerate(_SLOW) for test in removal.ids if test.startswith(kind))
 
 
-def say(sentence: str) -> None:
-    sys.stderr.write(sentence + "\n")
+def say(sentences: str) -> None:
+    sys.stderr.write(sentences)
     sys.stderr.flush()
 
 

@@ -22,7 +22,9 @@ from tests.support.named_tests import ROOT
 
 _CONTRACTS: Final = "conformance/"
 _LONGEST_SECONDS: Final = 900.0
-"""Of one run of tests: a node that never comes up is waited for by its test, for minutes."""
+"""Of a run of one test: a node that never comes up is waited for by its test, for minutes."""
+_EACH_SECONDS: Final = 120.0
+"""More for each other one of the run."""
 _QUIETLY: Final = ("-q", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.controls.watch")
 _UNDEFINED: Final = "E9,F821,F822,F823"
 
@@ -40,6 +42,14 @@ class Tree:
         self._root = root
         self._environ = os.environ | {"PYTHONPATH": str(root)}
         self._writes = 0
+        self._running: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ends the run, and each that begins later: none of their tests has said anything. From another thread."""
+        self._stopped = True
+        if (process := self._running) is not None and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
     @contextmanager
     def without(self, removal: Removal) -> Iterator[None]:
@@ -82,11 +92,13 @@ class Tree:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            self._running = process
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_LONGEST_SECONDS)
+                process.wait(0 if self._stopped else _LONGEST_SECONDS + _EACH_SECONDS * (len(asked) - 1))
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            self._running = None
             told = Path(report.name).read_bytes()
         return {test: Said(*said) for test, said in json.loads(told or b"{}").items()}
 

@@ -1,12 +1,14 @@
 """Texts that are dear to look through, beside the requests of everybody else: over real processes.
 
-What is measured is what the loop's own thread spends in one turn, in time of a processor: a busy machine changes nothing.
+What is measured is what the loop's own thread spends in one turn, in time of a processor. A busy machine can
+only add to it, by its caches or by what it counts as ours: the quietest of some attempts is what counts.
 """
 
 import asyncio
+import gc
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.anyio]
 
 MOST_OF_IT = 0.25
 """Of what looking through the text takes: the loop may not be away for longer at a time."""
+ATTEMPTS = 3
 SIZE = 400_000
 LIMIT = 100_000_000
 
@@ -58,11 +61,16 @@ class Turns:
 
 @asynccontextmanager
 async def watched() -> AsyncIterator[Turns]:
+    """Without a full collection of garbage, which takes what all that was ever imported here takes, whatever the turn does.
+    A node's begins without that (`deploy.roots.collector`)."""
     turns = Turns()
+    gc.collect()
+    gc.disable()
     watching = asyncio.create_task(turns.watch())
     try:
         yield turns
     finally:
+        gc.enable()
         watching.cancel()
         await asyncio.wait({watching})
 
@@ -71,6 +79,17 @@ def cost_of(text: str) -> float:
     started = time.thread_time()
     find(text)
     return time.thread_time() - started
+
+
+async def share_of(text: str, attempt: Callable[[], Awaitable[Turns]]) -> float:
+    """What the longest turn of the quietest attempt is of looking through `text`, at its quickest."""
+    longest = cost = float("inf")
+    for _ in range(ATTEMPTS):
+        longest = min(longest, (await attempt()).longest)
+        cost = min(cost, cost_of(text))
+        if longest < MOST_OF_IT * cost:
+            break
+    return longest / cost
 
 
 @asynccontextmanager
@@ -113,24 +132,30 @@ RULES = [{"id": "no-swans", "effect": "deny", "on": ["input"], "keywords": ["swa
 async def test_a_text_that_is_dear_to_look_through_holds_nobody_up(path: str, text: str) -> None:
     members = {"input": text} if path == "/v1/responses" else said(text)
     members |= {"max_tokens": 100} if path == "/v1/messages" else {}
-    async with gateway(rules=RULES) as node, watched() as turns:
-        dear = asyncio.create_task(node.post(path, {**members, "model": "m-1"}))
-        answered = await others_answered(node, dear.done)
-        answer = dear.result()
 
-    assert answer.status_code == 200, answer.text
-    assert answered > 5
-    assert turns.longest < MOST_OF_IT * cost_of(text)
+    async def asked() -> Turns:
+        async with gateway(rules=RULES) as node, watched() as turns:
+            dear = asyncio.create_task(node.post(path, {**members, "model": "m-1"}))
+            answered = await others_answered(node, dear.done)
+            answer = dear.result()
+        assert answer.status_code == 200, answer.text
+        assert answered > 5
+        return turns
+
+    assert await share_of(text, asked) < MOST_OF_IT
 
 
 async def test_an_answer_that_is_dear_to_look_through_holds_nobody_up() -> None:
     text = HOSTILE["accounts"]
-    async with gateway(text) as node, watched() as turns:
-        answer = await node.post("/v1/chat/completions", said("hello", max_tokens=100_000))
 
-    assert answer.status_code == 200, answer.text
-    assert "DE89" not in answer.text
-    assert turns.longest < MOST_OF_IT * cost_of(text)
+    async def asked() -> Turns:
+        async with gateway(text) as node, watched() as turns:
+            answer = await node.post("/v1/chat/completions", said("hello", max_tokens=100_000))
+        assert answer.status_code == 200, answer.text
+        assert "DE89" not in answer.text
+        return turns
+
+    assert await share_of(text, asked) < MOST_OF_IT
 
 
 async def test_what_is_found_elsewhere_is_taken_out_and_comes_back_as_here() -> None:
@@ -150,11 +175,13 @@ async def test_what_is_found_elsewhere_is_taken_out_and_comes_back_as_here() -> 
 
 
 async def test_without_a_budget_nothing_is_looked_through() -> None:
-    async with gateway(limit=1_000) as node, watched() as turns:
-        answer = await node.post("/v1/chat/completions", said(HOSTILE["numbers"], max_tokens=2_000))
+    async def asked() -> Turns:
+        async with gateway(limit=1_000) as node, watched() as turns:
+            answer = await node.post("/v1/chat/completions", said(HOSTILE["numbers"], max_tokens=2_000))
+        assert answer.json()["error"]["code"] == "request_exceeds_budget"
+        return turns
 
-    assert answer.json()["error"]["code"] == "request_exceeds_budget"
-    assert turns.longest < MOST_OF_IT * cost_of(HOSTILE["numbers"])
+    assert await share_of(HOSTILE["numbers"], asked) < MOST_OF_IT
 
 
 async def test_a_tenant_has_so_many_of_them_waiting_and_another_one_is_refused_with_the_time_to_come_back() -> None:

@@ -311,7 +311,9 @@ async def test_an_event_id_that_is_not_of_this_stream_is_400(node: StackA, curso
     run_id = await node.created()
     text = cursor.format(epoch=node.api.event.stream_epoch)
 
-    response = await node.get(f"/v1/runs/{run_id}/events", **{"last-event-id": text})
+    # Taken for one of this stream, it would be followed until the run ends.
+    with anyio.fail_after(10):
+        response = await node.get(f"/v1/runs/{run_id}/events", **{"last-event-id": text})
 
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
 

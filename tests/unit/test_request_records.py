@@ -279,16 +279,21 @@ async def test_what_a_backend_says_of_its_keys_is_in_no_record() -> None:
 
 
 class Log:
-    """A log that fails as told; what it was given is in `batches`."""
+    """A log that fails as told, and refuses `never` for good; what it took is in `batches`."""
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
+        self.never: set[str] = set()
+        self.asked = 0
         self.batches: list[tuple[str, list[str]]] = []
         self.wrote = anyio.Event()
 
     async def write(self, auth: AuthContext, records: Sequence[Written]) -> None:
+        self.asked += 1
         if self.failures:
             raise self.failures.pop(0)
+        if any(one.record.id in self.never for one in records):
+            raise InvalidArgument("never")
         self.batches.append((auth.tenant, [one.record.id for one in records]))
         self.wrote.set()
 
@@ -344,6 +349,51 @@ class TestWriter:
         await writer.drain()
 
         assert log.batches == [(ACME.tenant, [good.record.id])]
+
+    async def test_one_that_the_log_refuses_takes_no_other_with_it(self) -> None:
+        log, dropped = Log(), list[int]()
+        writer = RecordWriter(cast("Any", log), ManualClock(), dropped.append)
+        noted = [written() for _ in range(50)]
+        log.never = {noted[at].record.id for at in (0, 17, 49)}
+        for one in noted:
+            writer.note(ACME, one)
+
+        await writer.drain()
+
+        taken = [request for _, requests in log.batches for request in requests]
+        assert taken == [one.record.id for one in noted if one.record.id not in log.never]
+        assert sum(dropped) == 3
+
+    async def test_one_that_the_log_refuses_is_found_although_it_is_away_meanwhile(self) -> None:
+        """What was taken before is not asked for twice, and nothing is lost but that one."""
+        log, clock = Log(InvalidArgument("never"), Unavailable("away")), ManualClock()
+        writer = RecordWriter(cast("Any", log), clock)
+        noted = [written() for _ in range(4)]
+        log.never = {noted[1].record.id}
+        for one in noted:
+            writer.note(ACME, one)
+
+        with anyio.fail_after(5):
+            while len(log.batches) < 2:
+                await asyncio.sleep(0.01)
+                await clock.advance(writer_module.RETRY)
+
+        assert [request for _, requests in log.batches for request in requests] == [
+            one.record.id for one in noted if one is not noted[1]
+        ]
+
+    async def test_a_log_that_refuses_everything_is_not_asked_about_each(self) -> None:
+        log, dropped = Log(), list[int]()
+        writer = RecordWriter(cast("Any", log), ManualClock(), dropped.append)
+        noted = [written() for _ in range(500)]
+        log.never = {one.record.id for one in noted}
+        for one in noted:
+            writer.note(ACME, one)
+
+        await writer.drain()
+
+        assert sum(dropped) == 500
+        assert log.asked == 17, "500 to 1 in halves, eight of one, and the rest"
 
     async def test_beyond_its_limit_the_oldest_goes_but_no_denial(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(writer_module, "MAX_WAITING", 3)

@@ -20,7 +20,7 @@ from conformance.people import ACME
 from ports.budget import NOTHING, Account, Amount, Balance, Booking, Budget, Hold, UsageEvent
 from ports.budget_rules import account_of, tokens_per_day
 from ports.context import AuthContext
-from ports.errors import ResourceExhausted, Unavailable
+from ports.errors import InvalidArgument, ResourceExhausted, Unavailable
 from ports.ids import HoldId
 from stack_b.budget.chunks import IDLE_S, PACE_S, REQUESTS, next_requests
 from stack_b.budget.purse import FLUSH_AFTER, LOOK_EVERY, PATIENCE_S, Purse, Taken
@@ -38,6 +38,8 @@ class Counted(InprocBudget):
         super().__init__(Store(uuid.uuid4().hex), clock)
         self.calls: Counter[str] = Counter()
         self.failures = 0
+        self.never: set[str] = set()
+        """Requests whose usage is refused for good."""
         self.away = False
         self.gate = asyncio.Event()
         """A booking waits for it."""
@@ -67,6 +69,8 @@ class Counted(InprocBudget):
             self.failures = max(0, self.failures - 1)
             raise Unavailable("the ledger is away")
         await self.gate.wait()
+        if any(event.request in self.never for booking in bookings for event in booking.events):
+            raise InvalidArgument("never")
         await super().book(auth, bookings)
 
 
@@ -85,8 +89,8 @@ class Process:
     async def grow(self, taken: Taken, tokens: int) -> Taken:
         return await self.purse.grow(taken, Amount(tokens=tokens), self._on, LEASE)
 
-    async def put(self, taken: Taken, tokens: int, nanousd: int = 0) -> None:
-        event = UsageEvent(request=uuid.uuid4().hex, attempt=1, output_tokens=tokens, cost_nanousd=nanousd)
+    async def put(self, taken: Taken, tokens: int, nanousd: int = 0, *, request: str = "") -> None:
+        event = UsageEvent(request=request or uuid.uuid4().hex, attempt=1, output_tokens=tokens, cost_nanousd=nanousd)
         await self.purse.put(taken, (event,) if tokens else (), wait_s=0)
         await turns()
 
@@ -429,6 +433,39 @@ class TestPurse:
 
         balance = await standing(ledger)
         assert (balance.settled, balance.held) == (7, 0)
+
+    @pytest.mark.parametrize("at", [0, 4, 9])
+    async def test_usage_that_the_ledger_refuses_takes_no_other_with_it(
+        self, ledger: Counted, clock: ManualClock, at: int
+    ) -> None:
+        ledger.never = {"no"}
+        process = Process(ledger, clock)
+
+        requests = ["no" if number == at else uuid.uuid4().hex for number in range(10)]
+        for request in requests:
+            await process.put(await process.take(10), 7, request=request)
+        await process.purse.drain()
+        await pass_time(clock, LEASE + timedelta(seconds=1))
+
+        booked = [len(await ledger.usage(ACME, request)) for request in requests]
+        assert booked == [int(request != "no") for request in requests]
+        balance = await standing(ledger)
+        assert balance.held == 0
+        # What can't be booked may count as spent; what was free does not.
+        assert balance.settled in {9 * 7, 10 * 7}
+        assert await ledger.deviations(ACME) == ()
+
+    async def test_a_ledger_that_refuses_all_usage_is_not_asked_about_each(
+        self, ledger: Counted, clock: ManualClock
+    ) -> None:
+        ledger.never = {"no"}
+        process = Process(ledger, clock)
+
+        for _ in range(100):
+            await process.put(await process.take(10), 7, request="no")
+        await process.purse.drain()
+
+        assert ledger.calls["book"] < 30
 
     async def test_a_chunk_that_lapses_while_its_process_lives_counts_what_was_used(
         self, ledger: Counted, clock: ManualClock
