@@ -6,6 +6,7 @@ only add to it, by its caches or by what it counts as ours: the quietest of some
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -178,7 +179,10 @@ async def test_without_a_budget_nothing_is_looked_through() -> None:
     async def asked() -> Turns:
         async with gateway(limit=1_000) as node, watched() as turns:
             answer = await node.post("/v1/chat/completions", said(HOSTILE["numbers"], max_tokens=2_000))
+            # Nor elsewhere: the process that would have done it begins when it is first needed.
+            elsewhere = multiprocessing.active_children()
         assert answer.json()["error"]["code"] == "request_exceeds_budget"
+        assert not elsewhere
         return turns
 
     assert await share_of(HOSTILE["numbers"], asked) < MOST_OF_IT

@@ -572,8 +572,8 @@ REMOVALS: Final = (
     Removal(
         "D7",
         STRICT_JSON,
-        "    if _SUSPECT_ESCAPE.search(raw):\n",
-        "    if not raw:\n",
+        "    except UnicodeDecodeError as error:\n",
+        "    except ImportError as error:\n",
         ("test_no_input_is_answered_with_5xx",),
     ),
     Removal(

@@ -313,7 +313,7 @@ REMOVALS: Final = (
         "adapters/postgres/sql/budget.sql",
         "    settled = w.settled + CASE w.unit WHEN 'tokens' THEN sums.lapsed_tokens ELSE sums.lapsed_nanousd END\n",
         "    settled = w.settled\n",
-        ("test_nothing_is_overspent_leaked_or_refused_for_nothing",),
+        ("test_a_hold_with_a_checkpoint_lapses_at_it",),
     ),
     Removal(
         "I7",
