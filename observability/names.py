@@ -215,7 +215,7 @@ LOG_EVENTS: Final[Mapping[str, str]] = {
     "backend.silent": "a model backend that used to answer does not",
     "budget.not_drained": "what this process still holds counts as spent when its lease ends",
     "budget.not_renewed": "leases were not prolonged; it is tried again until they end",
-    "budget.settle_failed": "a hold stays until its lease ends, and then counts in full",
+    "budget.settle_failed": "usage that the ledger refused for good; what is still held counts when its lease ends",
     "secret.read": "a secret was read for the first time, or in another version",
     "secret.unreadable": "a secret can't be read; what was opened with it before goes on",
     "telemetry.failed": "something could not be recorded; the work went on",

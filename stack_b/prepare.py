@@ -14,7 +14,17 @@ from ports.messages import Json
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
 from stack_b.budget.balances import Balances
-from stack_b.budget.estimate import Ask, capable, chat_ask, check_thoughts, embed_ask, most_of, most_written, sliced
+from stack_b.budget.estimate import (
+    Ask,
+    all_capable,
+    capable,
+    chat_ask,
+    check_thoughts,
+    embed_ask,
+    most_of,
+    most_written,
+    sliced,
+)
 from stack_b.budget.meter import Meter
 from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.room import check_room
@@ -91,7 +101,7 @@ class Preparation:
         simply = self._simply(auth, call)
         if simply is not None:
             self._tenants.counted(simply[0])
-            texts = call.plain.texts if call.plain is not None else ()
+            texts = texts_in(call, call.members) or ()
             if known_clear(self._pii, auth, texts) or await clear(self._pii, auth, texts, self.rules(simply[0])):
                 return self._simple(auth, call, simply, trail, caller)
         asked = self.route_asked(call)
@@ -128,8 +138,8 @@ class Preparation:
     def _simply(self, auth: AuthContext, call: ChatCall) -> tuple[Tenant, Asked, tuple[Candidate, ...]] | None:
         """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its
         tenant not counted yet. None for any other, and wherever something has to be waited for."""
-        plain, members = call.plain, call.members
-        if plain is None or plain.members is not members or call.choices > 1 or call.preference != "quality":
+        texts = texts_in(call, call.members)
+        if texts is None or call.choices > 1 or call.preference != "quality":
             return None
         tenant, budgets = self._tenants.known(auth), self._budgets.fresh.at_hand(auth)
         if tenant is None or budgets is None or call.about is not NOBODY_KNOWN or self._router.spreads:
@@ -137,13 +147,13 @@ class Preparation:
         entitlements = tenant.entitlements
         if budgets[0] or entitlements.policy.rules or not self._policies.of(tenant).is_empty:
             return None
-        weight = weight_of_plain(members, plain.texts)
+        weight = weight_of_plain(call.members, texts)
         if weight > NEVER_DEAR or weight > self._limits.inspected_chars:
             return None
         asked = _simply_asked(call.model)
         priced = self._prices.at(self._clock.now())
         candidates = self._router.candidates(auth, asked, entitlements, priced)
-        return (tenant, asked, candidates) if candidates and _all_capable(call, candidates) else None
+        return (tenant, asked, candidates) if candidates and all_capable(call, candidates) else None
 
     def _simple(
         self,
@@ -347,16 +357,6 @@ class Preparation:
 def _simply_asked(model: str) -> Asked:
     """What a plain request's route depends on, where no conversation keeps its backend."""
     return Asked(name=model, kind="chat")
-
-
-def _all_capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> bool:
-    """Whether `capable` has nothing to leave out."""
-    asked = call.max_tokens
-    if asked is not None:
-        for one in candidates:
-            if one.card.max_tokens is not None and asked > one.card.max_tokens:
-                return False
-    return True
 
 
 def embedding(call: EmbedCall) -> dict[str, Json]:

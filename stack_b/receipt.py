@@ -99,13 +99,13 @@ class Trail:
         auth = self.auth
         return {
             "usage": members,
-            "policy_outcome": self._outcome(),
+            "policy_outcome": self._decided(),
             "route": self._route(),
             "correlation_id": auth.trace.correlation_id,
             "tenant_id": auth.tenant,
         }
 
-    def _outcome(self) -> dict[str, Json] | None:
+    def _decided(self) -> dict[str, Json] | None:
         """As `PolicyOutcome` is written."""
         outcome = self.outcome
         return None if outcome is None else {"decision": outcome.decision, "reasons": list(outcome.reasons)}
@@ -137,7 +137,7 @@ class Trail:
     def _known(self) -> dict[str, Json]:
         balance = None if self.standing is None else self.standing.told()
         known: dict[str, Json] = {
-            "policy_outcome": self._outcome(),
+            "policy_outcome": self._decided(),
             "budget": None if balance is None else budget_members(balance),
             "route": self._route(),
             "tenant_id": self.auth.tenant,

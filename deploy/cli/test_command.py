@@ -25,7 +25,7 @@ examples:
   ./agentos test -- -k isolation -x    what follows -- goes to pytest
   ./agentos test faults --minutes 10   the engine simulated 2,000 times, then real services killed, stopped and cut off
   ./agentos test faults --points 200   a worker killed 200 times at each point of a run (45 minutes)
-  ./agentos test controls              each control of docs/threat-model.md taken out, and its tests seen to fail (an hour)
+  ./agentos test controls              each control of docs/threat-model.md taken out, and its tests seen to fail (hours)
   ./agentos test controls --row S1 --row T4        those of two rows
 
 With CI=true in the environment nothing is skipped in silence: a test that can't run fails."""

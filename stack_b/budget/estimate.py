@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from stack_b.backends.catalog import Candidate
-from stack_b.canonical import ChatCall, EmbedCall
+from stack_b.canonical import ChatCall, EmbedCall, texts_in
 from stack_b.limits import Limits
 
 BYTES_PER_TOKEN: Final = 4
@@ -58,6 +58,16 @@ class Ask(Struct, frozen=True, kw_only=True):
         return self.amount >= self.prompt_bound + self.choices * self.max_tokens
 
 
+def all_capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> bool:
+    """Whether `capable` has nothing to leave out, as mostly."""
+    asked = call.max_tokens
+    if asked is not None:
+        for one in candidates:
+            if one.card.max_tokens is not None and asked > one.card.max_tokens:
+                return False
+    return True
+
+
 def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     """Those that may write as much as is asked for.
 
@@ -65,7 +75,7 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
         InvalidArgument: none may.
     """
     asked = call.max_tokens
-    if asked is None:
+    if asked is None or all_capable(call, candidates):
         return candidates
     found = tuple([one for one in candidates if one.card.max_tokens is None or asked <= one.card.max_tokens])
     if not found:
@@ -79,7 +89,7 @@ def capable(call: ChatCall, candidates: tuple[Candidate, ...]) -> tuple[Candidat
 def chat_ask(call: ChatCall, limits: Limits, *, model_max_tokens: int | None = None) -> Ask:
     body = msgspec.json.encode(call.members)
     bound = len(body)
-    if call.plain is None or call.plain.members is not call.members:
+    if texts_in(call, call.members) is None:
         # Nearly every request is text, and bytes are searched faster than values.
         typed = _TYPE in body and any(map(body.__contains__, _MEDIA_WORDS))
         media = sum(1 for _ in _media(call.members)) if typed else 0

@@ -4,12 +4,11 @@ from datetime import timedelta
 
 from ports.budget import Account, Amount
 from ports.context import AuthContext
-from ports.messages import Usage
 from stack_b.budget.balances import Balances
 from stack_b.budget.chunks import Chunk
 from stack_b.budget.over import over
 from stack_b.budget.purse import Purse, Taken
-from stack_b.budget.spending import NOBODY, NOTHING_USED, Served, Spending
+from stack_b.budget.spending import Spending
 
 
 class Held(Spending):
@@ -29,10 +28,7 @@ class Held(Spending):
         balances: Balances,
     ) -> None:
         """`amount` of `chunk` is taken."""
-        # As `Spending` begins: one is made for each request.
-        self._known: tuple[tuple[Usage, Served], ...] = ()
-        self._assumed = self.total = NOTHING_USED
-        self._assumed_of = NOBODY
+        super().__init__()
         self.chunk = chunk
         self.amount = amount
         self._auth = auth

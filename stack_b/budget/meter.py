@@ -19,7 +19,7 @@ from stack_b.budget.chunks import Chunk
 from stack_b.budget.held import Held
 from stack_b.budget.purse import Purse
 from stack_b.budget.spending import Served, Spending
-from stack_b.canonical import NOBODY_KNOWN, About
+from stack_b.canonical import About
 
 SETTLE_BOUND_S: Final = 10.0
 """How long a way out waits for its settlement; after that it goes on in the background."""
@@ -35,32 +35,6 @@ class Meter:
         self.balances = balances
         self.purse = Purse(ledger, clock, in_chunks=in_chunks)
 
-    def reserved(
-        self,
-        auth: AuthContext,
-        amount: int,
-        *,
-        limit: int,
-        lease: timedelta,
-        also: tuple[Account, ...] = (),
-        nanousd: int = 0,
-        about: About = NOBODY_KNOWN,
-        request: str = "",
-    ) -> "Reservation":
-        """A block: hold `amount` tokens of the tenant's `limit` a day, and `nanousd` too where `also` has such budgets; on
-        the way out settle what was added to the `Spending`.
-
-        The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for
-        it, and never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as
-        spent in full.
-
-        Raises:
-            ResourceExhausted, InvalidArgument, Unavailable: the ledger's refusals; nothing is held then.
-        """
-        wanted = Amount(tokens=amount, nanousd=nanousd)
-        on = measured(limit, also)
-        return Reservation(self, auth, wanted, on=on, lease=lease, about=about, request=request)
-
     def idle(self, tenant: TenantId, account: str = TOKENS_PER_DAY, unit: Unit = "tokens") -> int:
         """What the ledger counts as held of an account, and this process has for requests to come."""
         return self.purse.idle(tenant, account, unit)
@@ -71,7 +45,14 @@ class Meter:
 
 
 class Reservation:
-    """See `Meter.reserved`."""
+    """A block: hold an amount of all accounts of `on`; on the way out settle what was added to the `Spending`.
+
+    The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for it, and
+    never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as spent in
+    full.
+
+    Entering raises the ledger's refusals (ResourceExhausted, InvalidArgument, Unavailable); nothing is held then.
+    """
 
     __slots__ = ("_about", "_amount", "_auth", "_balances", "_lease", "_on", "_purse", "_request", "_spending")
 

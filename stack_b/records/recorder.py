@@ -183,7 +183,7 @@ def of_success(trail: Trail, call: ChatCall | EmbedCall) -> RequestRecord:
         force_setattr(record, "estimated", True)
     if outcome.reasons:
         force_setattr(record, "reasons", outcome.reasons)
-    if isinstance(call, ChatCall) and call.stream:
+    if is_streamed(call):
         force_setattr(record, "stream", True)
     return record
 
@@ -199,7 +199,7 @@ def record_of(trail: Trail, call: ChatCall | EmbedCall, error: BaseException | N
         principal=auth.principal,
         correlation_id=auth.trace.correlation_id,
         route=call.route,
-        stream=isinstance(call, ChatCall) and call.stream,
+        stream=is_streamed(call),
         model_asked=call.model,
         model="" if candidate is None else candidate.card.id,
         backend="" if candidate is None else candidate.backend.name,

@@ -46,17 +46,11 @@ class Breaker:
         """Whether a call may be made now. Half open, one is: who is told yes must tell what became of it."""
         if self.closed_until is None:
             return True
-        match self.state:
-            case "closed":
-                return True
-            case "open":
-                return False
-            case "half_open":
-                now = self._monotonic()
-                if now < self._trial_until:
-                    return False
-                self._trial_until = now + TRIAL_S
-                return True
+        now = self._monotonic()
+        if now < self.closed_until or now < self._trial_until:
+            return False
+        self._trial_until = now + TRIAL_S
+        return True
 
     def succeeded(self) -> None:
         if self.closed_until is not None:

@@ -210,7 +210,7 @@ class Router:
                 tried = True
                 yield candidate
         if not tried:
-            wait = min(self.breaker(candidate).retry_after_s for candidate in candidates)
+            wait = min(self.breaker_of(candidate.backend.name).retry_after_s for candidate in candidates)
             raise Unavailable(
                 "every backend of this model has failed lately; try again later",
                 code="upstream_error",
@@ -227,7 +227,7 @@ class Router:
 
     def left(self, candidate: Candidate) -> None:
         """It was this one's turn, and it was not called."""
-        self.breaker(candidate).left()
+        self.breaker_of(candidate.backend.name).left()
 
     def states(self) -> dict[str, State]:
         """By backend, of those that were called."""
@@ -247,9 +247,6 @@ class Router:
             breaker.unreachable(pause)
         if breaker.state != before:
             logger.warning("backend.breaker", extra={"backend": backend, "state": breaker.state})
-
-    def breaker(self, candidate: Candidate) -> Breaker:
-        return self.breaker_of(candidate.backend.name)
 
     def ended(self, attempt: "Attempting", error: BaseException | None, now: float) -> None:
         """A call of `attempt` is over."""

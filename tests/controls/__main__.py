@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from tests.bench.harness import at_least_one
 from tests.controls.catalogue import REMOVALS
 from tests.controls.removal import Removal
 from tests.controls.tree import Said, Tree, copied
@@ -70,7 +71,7 @@ class Trees:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.controls", description=__doc__)
     parser.add_argument("--row", action="append", metavar="ID", help="of the threat model; may be repeated (all)")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs of tests at once (%(default)s)")
+    parser.add_argument("--jobs", type=at_least_one, default=2, metavar="N", help="runs of tests at once (%(default)s)")
     given = parser.parse_args(arguments)
     removals = [one for one in REMOVALS if given.row is None or one.row in given.row]
     if unknown := set(given.row or ()) - {one.row for one in removals}:

@@ -25,6 +25,7 @@ from stack_b.budget.plan import Plan, tokens_that_fit
 from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall
 from stack_b.limits import Limits
 from stack_b.usage import usage_of
+from tests.support.reserved import reserved
 
 LIMIT = 1_000
 LEASE = timedelta(minutes=1)
@@ -216,7 +217,7 @@ class TestReserved:
     async def test_what_was_spent_replaces_the_hold(self) -> None:
         ledger = Ledger()
 
-        async with metered(ledger).reserved(ACME, 500, limit=LIMIT, lease=LEASE) as spending:
+        async with reserved(metered(ledger), ACME, 500, limit=LIMIT, lease=LEASE) as spending:
             held = (await ledger.now()).held
             spending.add(Usage(prompt_tokens=30, completion_tokens=12))
 
@@ -228,7 +229,7 @@ class TestReserved:
         ledger = Ledger()
 
         async def fail() -> None:
-            async with metered(ledger).reserved(ACME, 500, limit=LIMIT, lease=LEASE) as spending:
+            async with reserved(metered(ledger), ACME, 500, limit=LIMIT, lease=LEASE) as spending:
                 spending.add(Usage(prompt_tokens=7))
                 raise ZeroDivisionError
 
@@ -242,7 +243,7 @@ class TestReserved:
         entered = asyncio.Event()
 
         async def call() -> None:
-            async with metered(ledger).reserved(ACME, 500, limit=LIMIT, lease=LEASE) as spending:
+            async with reserved(metered(ledger), ACME, 500, limit=LIMIT, lease=LEASE) as spending:
                 spending.assume(Usage(prompt_tokens=9))
                 entered.set()
                 await asyncio.Event().wait()
@@ -259,7 +260,7 @@ class TestReserved:
     async def test_a_count_takes_the_place_of_what_was_assumed(self) -> None:
         ledger = Ledger()
 
-        async with metered(ledger).reserved(ACME, 500, limit=LIMIT, lease=LEASE) as spending:
+        async with reserved(metered(ledger), ACME, 500, limit=LIMIT, lease=LEASE) as spending:
             spending.assume(Usage(prompt_tokens=9))
             spending.add(Usage())
             spending.assume(Usage(prompt_tokens=9))
@@ -273,7 +274,7 @@ class TestReserved:
         entered = asyncio.Event()
 
         async def call() -> None:
-            async with meter.reserved(ACME, 500, limit=LIMIT, lease=LEASE) as spending:
+            async with reserved(meter, ACME, 500, limit=LIMIT, lease=LEASE) as spending:
                 spending.add(Usage(prompt_tokens=5))
                 entered.set()
                 await asyncio.Event().wait()
@@ -299,7 +300,7 @@ class TestReserved:
         ledger.gate.clear()
 
         async def call() -> None:
-            async with meter.reserved(ACME, 500, limit=LIMIT, lease=LEASE):
+            async with reserved(meter, ACME, 500, limit=LIMIT, lease=LEASE):
                 pytest.fail("the block was entered")
 
         task = asyncio.create_task(call())
@@ -318,7 +319,7 @@ class TestReserved:
         ledger.failures = 2
 
         with anyio.fail_after(5):
-            async with metered(ledger).reserved(ACME, 500, limit=LIMIT, lease=LEASE) as spending:
+            async with reserved(metered(ledger), ACME, 500, limit=LIMIT, lease=LEASE) as spending:
                 spending.add(Usage(prompt_tokens=5))
 
         assert ledger.settlements == [5]
@@ -327,9 +328,9 @@ class TestReserved:
         ledger = Ledger()
         meter = metered(ledger)
 
-        async with meter.reserved(ACME, 600, limit=LIMIT, lease=LEASE):
+        async with reserved(meter, ACME, 600, limit=LIMIT, lease=LEASE):
             with pytest.raises(ResourceExhausted) as refused:
-                async with meter.reserved(ACME, 600, limit=LIMIT, lease=LEASE):
+                async with reserved(meter, ACME, 600, limit=LIMIT, lease=LEASE):
                     pytest.fail("the block was entered")
 
         assert refused.value.code == "budget_in_flight"

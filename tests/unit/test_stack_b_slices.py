@@ -27,6 +27,7 @@ from stack_b.budget.balances import Balances
 from stack_b.budget.meter import Meter
 from stack_b.budget.slices import Slices, cost_of, cuttable, output_within
 from stack_b.limits import Limits
+from tests.support.reserved import reserved
 from tests.support.stack_b import CALLERS, StackB, stack_b
 from tests.support.writing_backend import Writing
 
@@ -277,7 +278,7 @@ class TestSlices:
         meter = Meter(ledger, SystemClock(), Balances(ledger, SystemClock()), in_chunks=True)
 
         for _ in range(20):
-            async with meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
+            async with reserved(meter, ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
                 slices = slices_of(spending)
                 await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
                 assert all(slices.covers(size, 0) for size in range(0, SLICE // 2 - 10, 10))
@@ -288,7 +289,7 @@ class TestSlices:
     async def test_a_long_one_grows_in_the_chunk_of_its_process(self, ledger: Watched) -> None:
         meter = Meter(ledger, SystemClock(), Balances(ledger, SystemClock()), in_chunks=True)
 
-        async with meter.reserved(ACME, 20 + SLICE, limit=10**7, lease=LEASE) as spending:
+        async with reserved(meter, ACME, 20 + SLICE, limit=10**7, lease=LEASE) as spending:
             slices = slices_of(spending)
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
             for size in range(0, 2_000, 10):
@@ -305,7 +306,7 @@ class TestSlices:
         meter = Meter(ledger, SystemClock(), Balances(ledger, SystemClock()))
         ledger.away = True
 
-        async with meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
+        async with reserved(meter, ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
             slices = slices_of(spending)
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
             for size in range(3, 60, 3):
@@ -322,7 +323,7 @@ class TestSlices:
         ledger.gate.clear()
 
         async with (
-            meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending,
+            reserved(meter, ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending,
             slices_of(spending) as slices,
         ):
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
@@ -339,7 +340,7 @@ class TestSlices:
     async def test_a_large_chunk_is_held_at_once(self, ledger: Watched) -> None:
         meter = Meter(ledger, SystemClock(), Balances(ledger, SystemClock()))
 
-        async with meter.reserved(ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
+        async with reserved(meter, ACME, 20 + SLICE, limit=10**6, lease=LEASE) as spending:
             slices = slices_of(spending)
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
 
@@ -351,7 +352,7 @@ class TestSlices:
     async def test_what_the_backend_itself_counts_goes_before_bytes(self, ledger: Watched) -> None:
         meter = Meter(ledger, SystemClock(), Balances(ledger, SystemClock()))
 
-        async with meter.reserved(ACME, 20 + SLICE, limit=20 + SLICE, lease=LEASE) as spending:
+        async with reserved(meter, ACME, 20 + SLICE, limit=20 + SLICE, lease=LEASE) as spending:
             slices = slices_of(spending)
             await slices.begin(10**4, in_slices=True, spent=NOTHING, price=None)
 
