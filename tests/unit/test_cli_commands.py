@@ -1,5 +1,8 @@
 """The command line's manners: help that teaches, exit codes, data apart from talk, nothing by accident."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -15,6 +18,7 @@ from ports.context import SCOPES
 from ports.errors import InvalidArgument
 from stack_a.runs.replay import Decision, Divergence, Replayed
 from tests.support.cli import agentos
+from tests.support.named_tests import ROOT
 
 COMMANDS = (
     "up", "status", "logs", "validate", "redeploy", "nuke", "config", "run", "runs", "replay", "tenant", "agent", "key",
@@ -49,6 +53,23 @@ class TestHelp:
 
         assert ended.value.code == 2
         assert "usage: agentos" in capsys.readouterr().err
+
+
+class TestLoading:
+    def test_a_command_loads_no_other_s_and_nothing_that_only_others_need(self, environ: dict[str, str]) -> None:
+        program = "import sys; from deploy.cli import main; main.parser(sys.argv[1]); print(*sys.modules)"
+
+        loaded = subprocess.run(
+            [sys.executable, "-c", program, "status"],
+            env={**os.environ, **environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout.split()
+
+        assert [name for name in loaded if name.endswith("_command")] == ["deploy.cli.status_command"]
+        assert not {"sqlalchemy", "litellm"} & set(loaded)
 
 
 class TestWithoutANode:
