@@ -62,8 +62,8 @@ _TITLES: Final = {
     "litellm": "through LiteLLM's proxy",
 }
 _PEERS: Final = tuple(gateway_peers.PEERS)
-_HALF: Final = frozenset({"direct", "gateway"})
-"""Those that are asked half as often as the gateway can answer."""
+_HALF: Final = ("direct", "nginx", "gateway", "tensorzero")
+"""Those that are asked half as often as the gateway can answer. What nginx adds is the machine's."""
 _PEER_WARM_UP_SECONDS: Final = 8
 
 
@@ -147,7 +147,9 @@ class GatewayBench:
         if self._options.only == "streams":
             return figures
         figures[f"rps_ratio_{most}"] = ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"])
-        figures["added_p99_ms_half"] = found["gateway_p99_ms_half"] - found["direct_p99_ms_half"]
+        for name in _HALF[1:]:
+            if (p99 := found.get(f"{name}_p99_ms_half")) is not None:
+                figures[f"{name}_added_p99_ms_half"] = p99 - found["direct_p99_ms_half"]
         figures["added_p50_ms_1"] = found["gateway_p50_ms_1"] - found["direct_p50_ms_1"]
         for target, connections in itertools.product(self._targets, _CONCURRENCY[1:]):
             if target.name in _PEERS:
@@ -345,7 +347,10 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         Line(f"requests/s at {most}, to the upstream's own", f"rps_ratio_{most}"),
         Line(f"CPU per request at {most}, to nginx's", "nginx_cpu_ratio"),
         Line("added to the p50 at 1", "added_p50_ms_1", "ms"),
-        Line("added to the p99 at half load", "added_p99_ms_half", "ms"),
+        *(
+            Line(f"added to the p99 at half load, {_TITLES[name]}", f"{name}_added_p99_ms_half", "ms")
+            for name in _HALF[1:]
+        ),
         Line("from its start to ready", "gateway_ready_s", "s"),
         Line("added to the first token", "added_first_ms", "ms"),
         Line(f"tokens/s at {most} in chunks, to those of bytes passed through", "chunks_ratio"),
