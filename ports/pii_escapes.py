@@ -33,7 +33,8 @@ STRETCH: Final = re.compile(
 
 DATA_SIGN: Final = "64,"
 """Without it in a text, there is no URL that holds a text in base64. In any case of its letters."""
-_DATA: Final = re.compile(r"data:([^,\s]{0,200});base64,([A-Za-z0-9+/_=-]{4,}+)", re.IGNORECASE)
+# Of the alphabet of base64 no letter is in two cases: `ı`, `ſ` and the sign for kelvin would belong to it.
+_DATA: Final = re.compile(r"(?i:data:([^,\s]{0,200});base64,)([A-Za-z0-9+/_=-]{4,}+)")
 _TEXTUAL: Final = re.compile(
     r"(?:|text/.*|application/(?:.*\+)?(?:json|xml|yaml|javascript|sql|csv|toml|rtf).*)", re.IGNORECASE
 )

@@ -20,7 +20,7 @@ _SAID: Final = frozenset({"annotations", "arguments", "citations", "input", "tex
 """What a model reads and nobody fetches."""
 _INLINE: Final = frozenset({"data", "file_data"})
 _ABSOLUTE: Final = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|file:)", re.IGNORECASE)
-_HTTPS: Final = re.compile(r"https://([a-z0-9.-]+)(?::[0-9]{1,5})?(?:[/?#].*)?", re.IGNORECASE)
+_HTTPS: Final = re.compile(r"[hH][tT][tT][pP][sS]://([a-zA-Z0-9.-]+)(?::[0-9]{1,5})?(?:[/?#].*)?")
 _UNREADABLE: Final = re.compile(r"[\x00-\x20\x7f\\]|\s")
 
 

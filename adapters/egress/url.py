@@ -20,8 +20,9 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 WEB_PORTS: Final = frozenset(_DEFAULT_PORTS.values())
 
 _URL: Final = re.compile(
-    r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::([0-9]{1,5}))?([/?][^#]*)?(?:#.*)?", re.IGNORECASE
+    r"([hH][tT][tT][pP][sS]?)://(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+)(?::([0-9]{1,5}))?([/?][^#]*)?(?:#.*)?"
 )
+"""Both cases by hand: in any case, `\u017f` is an s and the sign for kelvin a k."""
 _FORBIDDEN_CHARS: Final = re.compile(r"[\x00-\x20\x7f\\]|\s")
 
 

@@ -24,7 +24,7 @@ _BRACKET: Final = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _HALF: Final = re.compile("[\ud800-\udfff]")
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|(?<![\w.])-?[0-9][0-9.eE+-]*+', re.DOTALL)
-_BASE64: Final = re.compile(r"(data:([^,\s]{0,200});base64,)?([A-Za-z0-9+/_-]+={0,2})", re.IGNORECASE)
+_BASE64: Final = re.compile(r"((?i:data:([^,\s]{0,200});base64,))?([A-Za-z0-9+/_-]+={0,2})")
 
 Find: TypeAlias = Callable[[str], Awaitable[Sequence[Span]]]
 

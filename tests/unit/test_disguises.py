@@ -68,6 +68,19 @@ def test_a_keyword_is_found(write: Any) -> None:
     assert any(map(WORD.found, canonical_texts(f"see the {write('Heron')} there")))
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("letter", ["\u212a", "\u017f", "\u0131", "\u0130"], ids=["kelvin", "long s", "dotless i", "dotted i"])
+@pytest.mark.parametrize("text", ["data:text/plain;base64,{}", "see data:;base64,{} there", "{}"])
+async def test_a_letter_that_only_looks_like_one_of_base64_is_none(text: str, letter: str) -> None:
+    said = f"It is {CARD}. " + text.format(f"QUFBQUFBQUFBQUFBQUFB{letter}QUFBQUFBQUFBQUFB")
+    masked, _ = await asked(said, rules())
+
+    assert masked == said.replace(CARD, "[PAYMENT_CARD]")
+    assert await told(lens(rules()), (said,)) == masked
+    alone = said.removeprefix(f"It is {CARD}. ")
+    assert (await asked(alone, rules()))[0] == alone
+
+
 def test_escapes_of_escapes_are_undone_so_deep_and_no_deeper() -> None:
     def nested(depth: int) -> str:
         return percent(CARD).replace("%", "%" + "25" * (depth - 1))

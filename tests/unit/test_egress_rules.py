@@ -91,7 +91,8 @@ class TestGuard:
         ["http://example.com:22/", "https://example.com:8443/", "http://2130706433/", "http://127.1/", "http://0x7f.1/",
          "http://0x7f.0.0.0x1/", "http://0177.0.0.1/", "http://1.2.3.256/", "http://example.0x1/", "http://printer.local/",
          "http://metadata.google.internal/", "http://intranet/", "http://example.com./", "http://user@example.com/",
-         "http://example.com/\r\nHost: x", "http://example.com/a b", "http://example.com/\x7f", "http://example.com\\/"],
+         "http://example.com/\r\nHost: x", "http://example.com/a b", "http://example.com/\x7f", "http://example.com\\/",
+         "http\u017f://example.com/", "https://\u212aube.example.com/"],
     )  # fmt: skip
     async def test_a_form_that_is_odd_in_itself_is_refused_whatever_it_resolves_to(self, form: str) -> None:
         with pytest.raises(PermissionDenied) as refusal:

@@ -27,6 +27,7 @@ REFUSED = (
     "https://metadata.google.internal/", "https://intranet/", "https://user@img.example/", "https://img.example\\@x.lan/",
     "https://img.example /a", " https://img.example/a", "ftp://img.example/a", "gopher://img.example/", "//img.example/a",
     "/etc/passwd", "http://img.example/a", "https://\uff11\uff12\uff17.0.0.1/", "s3://bucket/key", "",
+    "http\u017f://img.example/a", "https://\u212aube.example/a",
 )  # fmt: skip
 
 
