@@ -15,12 +15,13 @@ ROUNDS: Final = 4
 
 SIGNS: Final = "&%\\"
 """Each escape has one of them."""
+# Each way begins with its sign itself: then what has none is passed over at the speed of memory.
 ESCAPE: Final = re.compile(
     r"&(?:#[0-9]{1,20};?|#[xX][0-9a-fA-F]{1,20};?|[a-zA-Z]{2,24};)"
     r"|%[0-7][0-9a-fA-F]|%[c-dC-D][0-9a-fA-F]%[89abAB][0-9a-fA-F]"
     r"|%[eE][0-9a-fA-F](?:%[89abAB][0-9a-fA-F]){2}|%[fF][0-7](?:%[89abAB][0-9a-fA-F]){3}"
-    r"|\\{1,8}u[dD][89abAB][0-9a-fA-F]{2}\\{1,8}u[dD][c-fC-F][0-9a-fA-F]{2}|\\{1,8}u[0-9a-fA-F]{4}"
-    r"|\\{1,8}u\{[0-9a-fA-F]{1,6}\}|\\{1,8}U[0-9a-fA-F]{8}|\\{1,8}x[0-9a-fA-F]{2}|\\{1,8}[bfnrt/\"]"
+    r"|\\\\{0,7}u[dD][89abAB][0-9a-fA-F]{2}\\\\{0,7}u[dD][c-fC-F][0-9a-fA-F]{2}|\\\\{0,7}u[0-9a-fA-F]{4}"
+    r"|\\\\{0,7}u\{[0-9a-fA-F]{1,6}\}|\\\\{0,7}U[0-9a-fA-F]{8}|\\\\{0,7}x[0-9a-fA-F]{2}|\\\\{0,7}[bfnrt/\"]"
 )
 LONGEST_ESCAPE: Final = 26
 """Characters."""
@@ -44,22 +45,54 @@ _LARGEST: Final = 0x10FFFF
 _SURROGATES: Final = range(0xD800, 0xE000)
 
 Meaning: TypeAlias = Callable[[re.Match[str]], str | None]
+Change: TypeAlias = tuple[int, int, int]
+"""From where to where, and how many characters are there instead."""
 
 
 class Written:
-    """A text, and of each character where it comes from."""
+    """A text, and of each character where it comes from, which is looked for only where somebody asks."""
 
-    __slots__ = ("ends", "starts", "text")
+    __slots__ = ("_before", "_changes", "_ends", "_starts", "text")
 
-    def __init__(self, text: str, starts: Sequence[int], ends: Sequence[int]) -> None:
+    def __init__(self, text: str, before: "Written | None" = None, changes: Sequence[Change] = ()) -> None:
+        """`before`: what it was, where `changes` have made it what it is."""
         self.text = text
-        self.starts = starts
-        self.ends = ends
+        self._before = before
+        self._changes = changes
+        self._starts: Sequence[int] = range(len(text))
+        self._ends: Sequence[int] = range(1, len(text) + 1)
+
+    @property
+    def starts(self) -> Sequence[int]:
+        self._look()
+        return self._starts
+
+    @property
+    def ends(self) -> Sequence[int]:
+        self._look()
+        return self._ends
+
+    def _look(self) -> None:
+        before, self._before = self._before, None
+        if before is None:
+            return
+        at = 0
+        starts: list[int] = []
+        ends: list[int] = []
+        for start, end, count in self._changes:
+            starts += before.starts[at:start]
+            starts += [before.starts[start]] * count
+            ends += before.ends[at:start]
+            ends += [before.ends[end - 1]] * count
+            at = end
+        starts += before.starts[at:]
+        ends += before.ends[at:]
+        self._starts, self._ends = starts, ends
 
 
 def undone(text: str, *, data: bool) -> Written:
     """`text` without its escapes. `data`: with the texts in its `data:` URLs instead of their base64."""
-    written = Written(text, range(len(text)), range(1, len(text) + 1))
+    written = Written(text)
     for _ in range(ROUNDS):
         before = written
         if any(map(written.text.__contains__, SIGNS)):
@@ -89,25 +122,19 @@ def _replaced(written: Written, pattern: re.Pattern[str], meaning: Meaning, grou
     """With what `meaning` has for each match in place of its group; the same object where it has nothing."""
     text, at = written.text, 0
     pieces: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
+    changes: list[Change] = []
     for match in pattern.finditer(text):
         meant = meaning(match)
         if meant is None:
             continue
         start, end = match.span(group)
         pieces += (text[at:start], meant)
-        starts += written.starts[at:start]
-        starts += [written.starts[start]] * len(meant)
-        ends += written.ends[at:start]
-        ends += [written.ends[end - 1]] * len(meant)
+        changes.append((start, end, len(meant)))
         at = end
     if not pieces:
         return written
     pieces.append(text[at:])
-    starts += written.starts[at:]
-    ends += written.ends[at:]
-    return Written("".join(pieces), starts, ends)
+    return Written("".join(pieces), written, changes)
 
 
 def _meant(escape: str) -> str | None:

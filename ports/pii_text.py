@@ -6,14 +6,16 @@ patterns read the same.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from ports.pii_escapes import DATA_SIGN, ESCAPE, undone
+from ports.pii_escapes import DATA_SIGN, ESCAPE, Written, undone
 
 Reading: TypeAlias = Literal["bare", "spelled", "composed"]
 """Letters without the marks on them; the same with letters that only a machine sees; letters with their marks."""
+Moving: TypeAlias = tuple[int, list[str]]
+"""From which character on, and what each of them becomes."""
 
 _MAX_KNOWN: Final = 8_192
 """Characters whose folding is remembered."""
@@ -43,20 +45,40 @@ _SELECTORS: Final = range(0xE0110, 0xE016F)
 _HIDDEN: Final = re.compile(f"[{chr(_TAGS[0])}-{chr(_TAGS[-1])}{chr(_SELECTORS[0])}-{chr(_SELECTORS[-1])}]")
 
 _CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(map(ord, _KEPT)))
+_ODD: Final = re.compile(r"[^\t\n\r -~]++")
+"""Whatever does not stand for itself in every reading."""
 
 
-class Canonical(NamedTuple):
-    """Character i comes from `starts[i]` up to `ends[i]` of the text as it was given; None when nothing moved."""
+class Canonical:
+    """`text`, and the way back, which is looked for only where somebody asks: mostly nothing is found."""
 
-    text: str
-    starts: list[int] | None
-    ends: list[int] | None
+    __slots__ = ("_ends", "_moving", "_starts", "_written", "text")
+
+    def __init__(self, text: str, written: Written | None = None, moving: Sequence[Moving] = ()) -> None:
+        """`written`: what `text` was read from, where that is another. `moving`: what became none or several of it."""
+        self.text = text
+        self._written = written
+        self._moving = moving
+        self._starts: Sequence[int] | None = None
+        self._ends: Sequence[int] | None = None
+
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """Character i comes from `starts[i]` on; None when nothing moved."""
+        self._look()
+        return self._starts
 
     def place(self, start: int, end: int) -> tuple[int, int]:
         """Where `text[start:end]` lies in the text as it was given, hidden characters in between and marks included."""
-        if self.starts is None or self.ends is None:
+        self._look()
+        if self._starts is None or self._ends is None:
             return start, end
-        return self.starts[start], self.ends[end - 1]
+        return self._starts[start], self._ends[end - 1]
+
+    def _look(self) -> None:
+        if self._starts is None and self._written is not None:
+            written = self._written
+            self._starts, self._ends = _moved(written, self._moving) if self._moving else (written.starts, written.ends)
 
 
 def canonical_form(text: str, reading: Reading = "bare", *, data: bool = True) -> Canonical:
@@ -69,15 +91,9 @@ def canonical_form(text: str, reading: Reading = "bare", *, data: bool = True) -
         # Nearly always. One character is searched many times as fast as two of them or a pattern.
         signs = "%" in text or "&" in text or "\\" in text
         if not signs or ESCAPE.search(text) is None:
-            return Canonical(text, None, None)
+            return Canonical(text)
     written = undone(text, data=data)
-    starts, ends = list(written.starts), list(written.ends)
-    if written.text.isascii() and not _has_controls(written.text):
-        return Canonical(written.text, starts, ends)
-    folded = list(map(_FOLDS[reading], written.text))
-    if any(len(piece) != 1 for piece in folded):
-        starts, ends = _moved(written.text, folded, starts, ends)
-    return Canonical("".join(folded), starts, ends)
+    return _folded(written, _FOLDS[reading])
 
 
 def readings(text: str) -> Iterator[Canonical]:
@@ -97,17 +113,42 @@ def _has_controls(text: str) -> bool:
     return len(text.encode().translate(None, _CONTROLS)) != len(text)
 
 
-def _moved(text: str, folded: list[str], starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
-    moved_starts: list[int] = []
-    moved_ends: list[int] = []
-    for index, piece in enumerate(folded):
-        if piece:
-            moved_starts += [starts[index]] * len(piece)
-            moved_ends += [ends[index]] * len(piece)
-        elif moved_ends and unicodedata.category(text[index])[0] == "M":
-            # A mark belongs to what it is on.
-            moved_ends[-1] = ends[index]
-    return moved_starts, moved_ends
+def _folded(written: Written, fold: Callable[[str], str]) -> Canonical:
+    """Stretch by stretch: what is plain stands for itself, and costs next to nothing beside what is not."""
+    text, at = written.text, 0
+    pieces: list[str] = []
+    moving: list[Moving] = []
+    for odd in _ODD.finditer(text):
+        first, last = odd.span()
+        folded = list(map(fold, text[first:last]))
+        pieces.append(text[at:first])
+        pieces += folded
+        if "" in folded or len("".join(folded)) != len(folded):
+            moving.append((first, folded))
+        at = last
+    pieces.append(text[at:])
+    return Canonical("".join(pieces), written, moving)
+
+
+def _moved(written: Written, moving: Sequence[Moving]) -> tuple[list[int], list[int]]:
+    """Where the characters of a text come from, of which some become none or several; each where it stood, with others."""
+    starts: list[int] = []
+    ends: list[int] = []
+    at = 0
+    for first, folded in moving:
+        starts += written.starts[at:first]
+        ends += written.ends[at:first]
+        at = first + len(folded)
+        for index, piece in enumerate(folded, first):
+            if piece:
+                starts += [written.starts[index]] * len(piece)
+                ends += [written.ends[index]] * len(piece)
+            elif ends and unicodedata.category(written.text[index])[0] == "M":
+                # A mark belongs to what it is on.
+                ends[-1] = written.ends[index]
+    starts += written.starts[at:]
+    ends += written.ends[at:]
+    return starts, ends
 
 
 @lru_cache(_MAX_KNOWN)

@@ -1,13 +1,18 @@
 """What a small request costs to look through: never so much that others wait for it."""
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
+from adapters.regex_pii import RegexPii
+from conformance.people import ACME
 from ports.errors import InvalidArgument
 from ports.messages import Json
 from ports.pii import Span
+from stack_b.inspection.effort import MOST_HERE, effort_of
+from stack_b.policies.rules import texts_of
+from stack_b.policy import decide
 from stack_b.redaction.parts import is_cut
 from stack_b.redaction.spans import rewritten
 from stack_b.redaction.weight import LEAST, LONGEST_FOLDED, check_weight
@@ -107,3 +112,34 @@ class TestWeight:
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
         # Looking through it took 10 s and nearly a gigabyte.
         assert time.process_time() - started < 3
+
+
+PROSE: Final = "the quick brown fox jumps over it and " * 1_600
+DIGITS: Final = "4111 1111 1111 1111 " * 200
+"""By which effort is measured."""
+
+
+async def seconds(text: str) -> float:
+    """Of the processor, to look through it for personal data and for what policies name; the least of a few times."""
+    members: dict[str, Json] = {"model": "m-1", **said(text)}
+    taken: list[float] = []
+    for _ in range(5):
+        started = time.process_time()
+        await decide(RegexPii(), ACME, members)
+        texts_of(members)
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "sign",
+    ["\u00e9", "e\u0301", "\u200b", "\ufdfa", "\U000e0041", "\u202e", "&amp;", "&lt;b&gt;", "%41", "\\n", "\\u0041"],
+    ids=["accent", "mark", "joiner", "expanding", "tag", "direction", "html", "html twice", "url", "json", "unicode"],
+)
+async def test_one_sign_makes_no_prose_dear_that_is_looked_through_where_everybody_waits(sign: str) -> None:
+    text = PROSE[:60_000] + sign
+    assert effort_of(text) <= MOST_HERE
+
+    # It took up to fifteen times as long, one in a text was enough.
+    assert await seconds(text) < 2.5 * await seconds(DIGITS)
