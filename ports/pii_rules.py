@@ -125,7 +125,9 @@ def _is_plain(word: str, before: str) -> bool:
 
 
 def _announces_nothing(before: str) -> bool:
-    return all(not _names_something(seen.lower()) or _ANNOUNCED.search(seen) is None for seen, _, _ in readings(before))
+    return all(
+        not _names_something(one.text.lower()) or _ANNOUNCED.search(one.text) is None for one in readings(before)
+    )
 
 
 def _keys(text: str) -> list[tuple[int, int]]:

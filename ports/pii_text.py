@@ -68,6 +68,12 @@ class Canonical:
         self._look()
         return self._starts
 
+    @property
+    def ends(self) -> Sequence[int] | None:
+        """Character i comes from what lies before `ends[i]`; None when nothing moved."""
+        self._look()
+        return self._ends
+
     def place(self, start: int, end: int) -> tuple[int, int]:
         """Where `text[start:end]` lies in the text as it was given, hidden characters in between and marks included."""
         self._look()

@@ -68,7 +68,7 @@ class PresidioPii:
 
 
 def _may_match(text: str) -> bool:
-    return any("@" in seen or sum(map(seen.count, "0123456789")) >= _FEWEST_DIGITS for seen, _, _ in readings(text))
+    return any("@" in one.text or sum(map(one.text.count, "0123456789")) >= _FEWEST_DIGITS for one in readings(text))
 
 
 def merged(known: tuple[Span, ...], hits: list[Hit]) -> tuple[Span, ...]:

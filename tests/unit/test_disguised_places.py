@@ -52,7 +52,7 @@ def tells(value: Any) -> bool:
         for run in re.findall(r"[A-Za-z0-9+/]{16,}", text)
     ]
     for one in (text, *inside):
-        for read, _, _ in readings(one):
+        for read in (reading.text for reading in readings(one)):
             compact = re.sub(r"[ .\n-]", "", read)
             if CARD[:10] in compact or CARD[-10:] in compact:
                 return True

@@ -69,7 +69,9 @@ def test_a_keyword_is_found(write: Any) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("letter", ["\u212a", "\u017f", "\u0131", "\u0130"], ids=["kelvin", "long s", "dotless i", "dotted i"])
+@pytest.mark.parametrize(
+    "letter", ["\u212a", "\u017f", "\u0131", "\u0130"], ids=["kelvin", "long s", "dotless i", "dotted i"]
+)
 @pytest.mark.parametrize("text", ["data:text/plain;base64,{}", "see data:;base64,{} there", "{}"])
 async def test_a_letter_that_only_looks_like_one_of_base64_is_none(text: str, letter: str) -> None:
     said = f"It is {CARD}. " + text.format(f"QUFBQUFBQUFBQUFBQUFB{letter}QUFBQUFBQUFBQUFB")

@@ -126,7 +126,7 @@ REMOVALS: Final = (
         "I3",
         "adapters/regex_pii/detector.py",
         "    canonical = canonical_form(text)\n",
-        '    canonical = canonical_form("")._replace(text=text)\n',
+        '    canonical = canonical_form("")\n    canonical.text = text\n',
         ("test_it_is_found_with_all_of_its_disguise",),
     ),
     Removal(
