@@ -1,21 +1,66 @@
 """The body of a request, read within its limit, from senders that say what it is."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
-from ports.errors import InvalidArgument
+from ports.context import AuthContext
+from ports.errors import InvalidArgument, ResourceExhausted
 from ports.http.headers import Headers
+from ports.ids import TenantId
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Came: TypeAlias = Callable[[int], None]
+"""Told how long each part of a body is."""
 
 NO_BODY: Final = b"{}"
 """What is read of a request without a body."""
+MOST_ARRIVING: Final = 128 * 1024 * 1024
+"""Bytes of a tenant's bodies that are not whole yet, in one process."""
+_AGAIN: Final = timedelta(seconds=2)
 _JSON: Final = b"application/json"
 _CONTENT_LENGTH_CHARS: Final = 18
 
 
 class Disconnected(Exception):
     """The client went away before its request was whole; there is nobody to answer."""
+
+
+class Arriving:
+    """What is held of bodies that are not whole yet, so that no tenant's slow ones take the memory of all."""
+
+    def __init__(self, most: int = MOST_ARRIVING) -> None:
+        """`most`: of one tenant."""
+        self._most = most
+        self._held: Counter[TenantId | None] = Counter()
+
+    @contextmanager
+    def of(self, auth: AuthContext | None) -> Iterator[Came]:
+        """While a body of the caller's arrives. What it gives is told of each part of it, and raises `ResourceExhausted`
+        for one too many."""
+        tenant = None if auth is None else auth.tenant
+        mine = 0
+
+        def came(size: int) -> None:
+            nonlocal mine
+            if self._held[tenant] + size > self._most:
+                raise ResourceExhausted(
+                    f"more than {self._most} bytes of this tenant's requests are on their way; send fewer at a time, or "
+                    "each of them faster",
+                    code="concurrency_limited",
+                    retry_after=_AGAIN,
+                )
+            self._held[tenant] += size
+            mine += size
+
+        try:
+            yield came
+        finally:
+            self._held[tenant] -= mine
+            if not self._held[tenant]:
+                del self._held[tenant]
 
 
 def check_body_headers(headers: Headers, limit: int) -> None:
@@ -31,12 +76,15 @@ def check_body_headers(headers: Headers, limit: int) -> None:
             raise _too_large(limit)
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, raw: bytes | None = None) -> bytes:
+async def read_body(
+    receive: Receive, headers: Headers, limit: int, raw: bytes | None, coming: AbstractContextManager[Came]
+) -> bytes:
     """After `check_body_headers`. `raw` is all of it, where that is here already. Raises `InvalidArgument` for what is no
-    JSON or too large, and `Disconnected`.
+    JSON or too large, `ResourceExhausted` as `coming` does, and `Disconnected`.
     """
     if raw is None:
-        raw = await _received(receive, limit)
+        with coming as came:
+            raw = await _received(receive, limit, came)
     elif len(raw) > limit:
         raise _too_large(limit)
     if not raw:
@@ -47,7 +95,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, raw: bytes |
     return raw
 
 
-async def _received(receive: Receive, limit: int) -> bytes:
+async def _received(receive: Receive, limit: int, came: Came) -> bytes:
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -59,6 +107,7 @@ async def _received(receive: Receive, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
+        came(len(chunk))
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)

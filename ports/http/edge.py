@@ -27,7 +27,7 @@ from ports.errors import (
     Unauthenticated,
 )
 from ports.http import envelope, strict_json
-from ports.http.body import NO_BODY, Disconnected, Receive, check_body_headers, read_body
+from ports.http.body import NO_BODY, Arriving, Disconnected, Receive, check_body_headers, read_body
 from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
 from ports.http.headers import Headers
 from ports.http.repeats import Repeats
@@ -167,6 +167,7 @@ class Edge:
         admit_denied: Admit | None = None,
         denied_inside: Denied = no_word,
         acted: Acted = nothing_acted,
+        arriving: Arriving | None = None,
     ) -> None:
         """`denied` is told of callers who may not use the route, `denied_inside` of those whom the endpoint refuses, and
         `acted` of those who act for another tenant, before they do. `admit_denied` is for surfaces that count by themselves
@@ -180,6 +181,7 @@ class Edge:
         self._admit = admit
         self._admit_denied = admit_denied or admit
         self._repeats = Repeats()
+        self._arriving = arriving or Arriving()
         self._denied_inside = denied_inside
         self._acted = acted
         self._routes = routes
@@ -265,7 +267,7 @@ class Edge:
             whole = send.extensions.get(WHOLE_REQUEST)
             raw = None if whole is None else whole()
             if not raw or not opening.says_json or len(raw) > route.max_body_bytes:
-                raw = await read_body(receive, headers, route.max_body_bytes, raw)
+                raw = await read_body(receive, headers, route.max_body_bytes, raw, self._arriving.of(found.auth))
                 # `{}` may be no body at all, of which nothing is said.
                 opening.says_json = opening.says_json or len(raw) > len(NO_BODY)
             found.json = strict_json.parse(raw)

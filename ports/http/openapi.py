@@ -27,6 +27,7 @@ _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _AUTHENTICATED_CODES: Final = ("unauthenticated", "insufficient_scope", "tenant_mismatch", "tenant_disabled")
 _BODY_CODES: Final = (
     "invalid_json", "invalid_request", "payload_too_large", "unsupported_media_type", "validation_failed",
+    "concurrency_limited",
 )  # fmt: skip
 _MUTATION_CODES: Final = ("idempotency_key_required", "idempotency_in_progress", "idempotency_key_reused")
 _EVERY_CODE: Final = ("invalid_request", "internal", "unavailable")

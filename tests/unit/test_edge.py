@@ -1,16 +1,18 @@
 """The edge around a minimal app: every request passes the same doors in the same order."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from conformance.people import ACME, ACME_BEN, GLOBEX
 from ports.auth import mismatch
 from ports.context import AuthContext
 from ports.errors import Conflict, PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
-from ports.http.body import Receive
+from ports.http.body import Arriving, Receive
 from ports.http.edge import Edge, Exchange, Scope, Send, exchange
 from ports.http.repeats import MAX_REMEMBERED, NOTED_EVERY, Repeats
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
@@ -191,6 +193,38 @@ async def test_a_body_that_grows_past_the_limit_is_refused_without_an_announced_
     response = await client.post("/things", content=chunks(), headers=headers)
 
     assert code(response) == "payload_too_large"
+
+
+class OfTwo(Verifier):
+    """`other` is of another tenant."""
+
+    async def verify(self, token: str) -> AuthContext:
+        found = await super().verify("writer" if token == "other" else token)
+        return replace(found, tenant=TenantId("tnt_b")) if token == "other" else found
+
+
+async def test_a_tenants_bodies_on_their_way_hold_so_much_and_anothers_are_let_in() -> None:
+    edge: Any = Edge(app, routes=ROUTES, verifier=OfTwo(), observe=lambda *_: None, arriving=Arriving(most=150))
+    there, goes_on = asyncio.Event(), asyncio.Event()
+    whole = b'{"a": "' + b"x" * 80 + b'"}'
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield whole[:-1]
+        there.set()
+        await goes_on.wait()
+        yield whole[-1:]
+
+    headers = {"content-type": "application/json", "idempotency-key": "k"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://node") as client:
+        first = asyncio.create_task(client.post("/things", content=slow(), headers=bearer("writer", **headers)))
+        await there.wait()
+        second = await client.post("/things", content=whole, headers=bearer("writer", **headers))
+        others = await client.post("/things", content=whole, headers=bearer("other", **headers))
+        goes_on.set()
+        answers = [await first, await client.post("/things", content=whole, headers=bearer("writer", **headers))]
+
+    assert (second.status_code, code(second), second.headers["retry-after"]) == (429, "concurrency_limited", "2")
+    assert [others.status_code, *(answer.status_code for answer in answers)] == [200] * 3
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,13 @@ REMOVALS: Final = (
     ),
     Removal(
         "I15",
+        "adapters/egress/url.py",
+        "|[a-zA-Z0-9.-]+)",
+        "|[a-zA-Z0-9.\u212a-]+)",
+        ("test_a_form_that_is_odd_in_itself_is_refused_whatever_it_resolves_to",),
+    ),
+    Removal(
+        "I15",
         GUARD,
         "            if not named and not address_is_public(address, deny=self._rules.deny):\n",
         "            if not textual:\n",
