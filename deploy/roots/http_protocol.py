@@ -91,6 +91,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._hanging_up is not None:
             self._hanging_up.cancel()
         super().connection_lost(exc)
+        # uvicorn tells the newest that was read, which may wait behind the one whose app runs.
+        if self._at_work is not None and not self._at_work.response_complete:
+            self._at_work.disconnected = True
+            self._at_work.woken()
         told, self._told = self._told, None
         if told is not None:
             told()

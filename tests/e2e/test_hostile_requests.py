@@ -223,6 +223,33 @@ async def test_pipelined_requests_are_answered_in_their_order(target: Surface) -
     assert told.statuses == [200, 200, 200, 404, 200]
 
 
+@pytest.mark.parametrize("behind", [b"", GET + b"\r\n"], ids=["nothing", "another"])
+async def test_a_client_that_leaves_is_noticed_whatever_waits_behind_its_request(behind: bytes) -> None:
+    left: list[str] = []
+    over = anyio.Event()
+
+    async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        left.append((await receive())["type"])
+        # What is said to nobody is no error.
+        await send({"type": "http.response.body", "body": b"last"})
+        over.set()
+
+    with anyio.fail_after(20):
+        async with served(streaming) as url:
+            async with Surface(url, "", "", []).connected() as stream:
+                await stream.send(GET + b"\r\n" + behind)
+                said = b""
+                while b"first" not in said:
+                    said += await stream.receive()
+            await over.wait()
+
+    assert left == ["http.disconnect"]
+
+
 async def test_nonsense_behind_a_request_does_not_take_the_place_of_its_answer(target: Surface) -> None:
     told = await target.hears(GET + b"\r\n" + b"NONSENSE\r\n\r\n")
 

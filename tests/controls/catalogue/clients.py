@@ -435,6 +435,13 @@ REMOVALS: Final = (
     Removal(
         "D3",
         PROTOCOL,
+        "            self._at_work.disconnected = True\n",
+        "",
+        ("test_a_client_that_leaves_is_noticed_whatever_waits_behind_its_request",),
+    ),
+    Removal(
+        "D3",
+        PROTOCOL,
         "        if before - left < READER_WINDOW_BYTES:\n",
         "        if before < left:\n",
         ("test_a_client_that_takes_nothing_of_its_answer_is_not_waited_for_and_a_slow_one_is",),
