@@ -47,7 +47,7 @@ class Check:
         prepare = self._prepare
         asked, members = prepare.route_asked(call), said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await prepare.entitled(auth, asked)
-        dear = prepare.dear(call, members)
+        dear = await prepare.dear(auth, call, members)
         ruled = await prepare.ruled(auth, tenant, call, members, entitled, dear=dear)
         if ruled.blocked is not None:
             return await self._blocked(auth, tenant, ruled.blocked, (), ruled.refusal.code)

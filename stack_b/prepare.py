@@ -107,7 +107,7 @@ class Preparation:
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked, counted=simply is not None)
         members = said(call)
-        dear = self.dear(call, members)
+        dear = await self.dear(auth, call, members)
         if dear:
             await self._affordable(auth, tenant, self.asked(call, capable(call, entitled)))
         ruled = self._permitted(await self.ruled(auth, tenant, call, members, entitled, dear=dear), trail)
@@ -186,7 +186,7 @@ class Preparation:
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked)
         members = embedding(call)
-        dear = self.dear(call, members)
+        dear = await self.dear(auth, call, members)
         if dear:
             await self._affordable(auth, tenant, embed_ask(call))
         ruled = await self.ruled(auth, tenant, call, members, entitled, dear=dear)
@@ -215,7 +215,7 @@ class Preparation:
         """What of it must hold when its answer is there already: all but budgets. Raises like `chat`."""
         members = said(call) if isinstance(call, ChatCall) else embedding(call)
         tenant, entitled = await self.entitled(auth, self.route_asked(call), counted=True)
-        dear = self.dear(call, members)
+        dear = await self.dear(auth, call, members)
         permitted = self._permitted(await self.ruled(auth, tenant, call, members, entitled, dear=dear), trail)
         await self.inspected(auth, members, self.rules(tenant), trail, texts_in(call, members), dear=dear)
         return permitted
@@ -253,10 +253,10 @@ class Preparation:
             )
         return tenant, self._router.taking(asked.extra, candidates) if asked.extra else candidates
 
-    def dear(self, call: ChatCall | EmbedCall, members: dict[str, Json]) -> bool:
+    async def dear(self, auth: AuthContext, call: ChatCall | EmbedCall, members: dict[str, Json]) -> bool:
         """Whether it is looked through in another process. Raises `InvalidArgument` for what is too long to look at."""
         weight = check_weight(members, self._limits.inspected_chars, texts_in(call, members))
-        return self._inspector.is_dear(members, weight)
+        return await self._inspector.looks_elsewhere(auth, members, weight)
 
     async def _affordable(self, auth: AuthContext, tenant: Tenant, ask: Ask) -> None:
         """Looking through long texts costs something too: raises like the hold to come, where it can't be had anyway."""

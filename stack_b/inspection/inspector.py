@@ -10,6 +10,7 @@ from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
 from stack_b.inspection import jobs
 from stack_b.inspection.effort import MOST_HERE, NEVER_DEAR, effort, effort_of
 from stack_b.inspection.processes import Processes
+from stack_b.inspection.turns import Turns
 from stack_b.policies.desk import Ruled
 from stack_b.policy import Decision, decide
 from stack_b.redaction.rules import PiiRules
@@ -52,6 +53,14 @@ class Inspector:
         self._pii = pii
         self._processes = processes
         self._finder = pii.elsewhere()
+        self._turns = Turns()
+
+    async def looks_elsewhere(self, auth: AuthContext, members: Json, weight: int) -> bool:
+        """`is_dear`. What is not, and not short either, is looked through here, and waits for its tenant's turn."""
+        dear = self.is_dear(members, weight)
+        if weight > NEVER_DEAR and not dear:
+            await self._turns.take(auth.tenant)
+        return dear
 
     def is_dear(self, members: Json, weight: int) -> bool:
         """Whether it is looked through elsewhere. `weight` is what `weight.check_weight` has found."""

@@ -599,6 +599,13 @@ REMOVALS: Final = (
     ),
     Removal(
         "D5",
+        INSPECTOR,
+        "        if weight > NEVER_DEAR and not dear:\n",
+        "        if weight < 0:\n",
+        ("test_of_a_tenants_many_long_texts_a_round_of_the_loop_has_one",),
+    ),
+    Removal(
+        "D5",
         "ports/pii_text.py",
         """(r"[^\\t\\n\\r -~]++")""",
         """(r"(?s:.)")""",
