@@ -43,7 +43,8 @@ WORKERS: Final = ("worker-1", "worker-2")
 DATABASE: Final = "postgres"
 WORKER: Final = "deploy.roots.stack_a_worker"
 NOTHING: Final[Mapping[str, str]] = {}
-_READY_SECONDS: Final = 40.0
+_READY_SECONDS: Final = 120.0
+"""Only ends what hangs: a busy machine takes its time."""
 _RESTART_PAUSE_S: Final = 0.2
 _POLL_S: Final = 0.05
 
