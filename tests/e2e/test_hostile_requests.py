@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import anyio
 import pytest
+from anyio.abc import SocketStream
 
 from deploy.roots.http_protocol import MAX_FRAMING_BYTES, MAX_HEADER_BYTES, BoundedProtocol
 from ports.http.body import Receive
@@ -223,16 +224,29 @@ async def test_pipelined_requests_are_answered_in_their_order(target: Surface) -
     assert told.statuses == [200, 200, 200, 404, 200]
 
 
+async def begin(scope: Scope, receive: Receive, send: Send) -> None:
+    """A stream, of which the first piece is sent."""
+    assert scope["type"] == "http"
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+
+
+async def first_of(stream: SocketStream) -> bytes:
+    """What was received once that piece is there."""
+    said = b""
+    while b"first" not in said:
+        said += await stream.receive()
+    return said
+
+
 @pytest.mark.parametrize("behind", [b"", GET + b"\r\n"], ids=["nothing", "another"])
 async def test_a_client_that_leaves_is_noticed_whatever_waits_behind_its_request(behind: bytes) -> None:
     left: list[str] = []
     over = anyio.Event()
 
     async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["type"] == "http"
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await begin(scope, receive, send)
         left.append((await receive())["type"])
         # What is said to nobody is no error.
         await send({"type": "http.response.body", "body": b"last"})
@@ -242,9 +256,7 @@ async def test_a_client_that_leaves_is_noticed_whatever_waits_behind_its_request
         async with served(streaming) as url:
             async with Surface(url, "", "", []).connected() as stream:
                 await stream.send(GET + b"\r\n" + behind)
-                said = b""
-                while b"first" not in said:
-                    said += await stream.receive()
+                await first_of(stream)
             await over.wait()
 
     assert left == ["http.disconnect"]
@@ -261,19 +273,14 @@ async def test_nonsense_behind_a_request_is_not_written_into_its_stream() -> Non
     go_on = anyio.Event()
 
     async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["type"] == "http"
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await begin(scope, receive, send)
         await go_on.wait()
         await send({"type": "http.response.body", "body": b"last"})
 
     with anyio.fail_after(20):
         async with served(streaming) as url, Surface(url, "", "", []).connected() as stream:
             await stream.send(GET + b"\r\n")
-            said = b""
-            while b"first" not in said:
-                said += await stream.receive()
+            said = await first_of(stream)
             await stream.send(b"NONSENSE\r\n\r\n")
             go_on.set()
             while True:

@@ -52,8 +52,8 @@ def tells(value: Any) -> bool:
         for run in re.findall(r"[A-Za-z0-9+/]{16,}", text)
     ]
     for one in (text, *inside):
-        for read in (reading.text for reading in readings(one)):
-            compact = re.sub(r"[ .\n-]", "", read)
+        for reading in readings(one):
+            compact = re.sub(r"[ .\n-]", "", reading.text)
             if CARD[:10] in compact or CARD[-10:] in compact:
                 return True
     return False

@@ -34,6 +34,7 @@ class Rounds(RegexPii):
     async def count(self) -> None:
         while True:
             self.now += 1
+            # A round of the loop.
             await asyncio.sleep(0)
 
 
@@ -63,6 +64,7 @@ async def test_who_leaves_has_no_turn_and_the_next_one_has() -> None:
         had.append(number)
 
     waiting = [asyncio.create_task(take(number)) for number in range(4)]
+    # All have begun: one has its turn, three wait.
     await asyncio.sleep(0)
     waiting[1].cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
