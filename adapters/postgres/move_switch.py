@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -16,12 +17,23 @@ from adapters.postgres.signals import CHANNEL, QUEUE, payloads
 from ports.errors import Conflict, Unavailable
 from ports.ids import minted
 
-_STANDS_STILL_S: Final = 1.0
+STANDS_STILL_S: Final = 1.0
 """Beyond what its writers may wait, the database itself takes the switch back."""
 _LOCK_MS: Final = 500
 """How long the switch waits for the writers there are; who comes meanwhile waits behind it."""
 _SWITCHES: Final = 20
 _AGAIN_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One switch that is tried."""
+
+    until: datetime
+    """When rows had settled that were compared before."""
+    freeze_s: float
+    sums: dict[str, Sum] = field(default_factory=dict)
+    """Of the others, once they are compared: known also where nobody heard of the commit."""
 
 
 async def switch(move: Move, here: End, there: End, freeze_s: float) -> Report:
@@ -33,17 +45,17 @@ async def switch(move: Move, here: End, there: End, freeze_s: float) -> Report:
         settled = await _equal(move, here, there, here.settled(move.tenant, until), there.settled(move.tenant, until))
         await catch_up(move, here, there)
         began = loop.time()
+        trial = _Trial(until, freeze_s)
         try:
             async with asyncio.timeout(freeze_s):
-                sums = await _switched(move, here, there, until, freeze_s)
+                await _switched(move, here, there, trial)
         except (TimeoutError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            # Both transactions are rolled back, and the tenant went on. Unless it was told to have left just then.
-            if (standing := await move.standing(here)) is not None and standing.state == "left":
-                return Report(tenant=move.tenant, source=here.name, to=there.name, done="switched", attempts=attempt)
-            await asyncio.sleep(_AGAIN_S * attempt)
-            continue
+            # Taken back in both, and the tenant went on. Unless the answer to the commit was on its way.
+            if (standing := await move.standing(here)) is None or standing.state != "left":
+                await asyncio.sleep(_AGAIN_S * attempt)
+                continue
         frozen = loop.time() - began
-        total = {name: one.plus(settled.get(name, Sum(0, "0"))) for name, one in sums.items()}
+        total = {name: one.plus(settled.get(name, Sum(0, "0"))) for name, one in trial.sums.items()}
         await move.tell(Step(point="left", seconds=frozen))
         return Report(
             tenant=move.tenant,
@@ -82,12 +94,11 @@ async def _equal(
     return found
 
 
-async def _switched(move: Move, here: End, there: End, until: datetime, freeze_s: float) -> dict[str, Sum]:
-    """`until` is when rows had settled that were compared before."""
+async def _switched(move: Move, here: End, there: End, trial: _Trial) -> None:
     tenant = move.tenant
     async with here.connection.transaction():
         # Should we stand still, the database ends the wait: nobody else could.
-        at_most_ms = round((freeze_s + _STANDS_STILL_S) * 1000)
+        at_most_ms = round((trial.freeze_s + STANDS_STILL_S) * 1000)
         await here.connection.execute(
             f"SET LOCAL lock_timeout = {_LOCK_MS}; SET LOCAL transaction_timeout = {at_most_ms}"
         )
@@ -102,7 +113,8 @@ async def _switched(move: Move, here: End, there: End, until: datetime, freeze_s
                 await there.connection.execute(f"DELETE FROM {name} WHERE tenant_id = {quoted(tenant)}")  # noqa: S608
                 await there.write(table, await here.read(table, f"t.tenant_id = {quoted(tenant)}"))
             await _bring_beside(move, here, there)
-            ours = await _equal(move, here, there, here.sums(tenant, until), there.sums(tenant, until))
+            sums = await _equal(move, here, there, here.sums(tenant, trial.until), there.sums(tenant, trial.until))
+            trial.sums.update(sums)
             await move.tell(Step(point="compared"))
         await move.tell(Step(point="written"))
         await here.connection.execute(
@@ -113,7 +125,6 @@ async def _switched(move: Move, here: End, there: End, until: datetime, freeze_s
             await here.connection.execute(f"DELETE FROM {name} WHERE tenant_id = {quoted(tenant)}")  # noqa: S608
         if here.name == SHARED:
             await _direct(move, here, there.name)
-    return ours
 
 
 async def _bring_beside(move: Move, here: End, there: End) -> None:

@@ -346,6 +346,35 @@ async def test_a_switch_that_takes_too_long_is_taken_back(homes: Homes) -> None:
     assert await homes.api.create(ACME)
 
 
+async def test_a_switch_whose_commit_lands_as_its_time_ends_says_what_it_did(homes: Homes) -> None:
+    await live_a_little(homes.api)
+    # A commit that can't be stopped any more, and takes longer than the switch has.
+    await execute(
+        homes.shared.superuser,
+        "CREATE FUNCTION lands_late() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_sleep(60); RETURN NULL; EXCEPTION WHEN query_canceled THEN RETURN NULL; END'",
+    )
+    await execute(
+        homes.shared.superuser,
+        "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON agentos.tenant_moves DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+        "WHEN (NEW.state = 'left') EXECUTE FUNCTION lands_late()",
+    )
+    left: list[float] = []
+
+    async def tell(step: Step) -> None:
+        if step.point == "left":
+            left.append(step.seconds)
+
+    report = await move_tenant(PLATFORM, ACME.tenant, OTHER, homes.places, tell=tell, freeze_s=0.5)
+
+    assert [round(seconds, 3) for seconds in left] == [report.frozen_s]
+    assert report.frozen_s >= 0.5
+    assert report.done == f"{ACME.tenant} lives in {OTHER}"
+    assert report.attempts == 1
+    assert report.rows["runs"] == len(await fetch(homes.other.admin, "SELECT FROM runs"))
+    assert report.checksums.keys() == report.rows.keys()
+
+
 async def test_writers_wait_no_longer_for_a_mover_that_stands_still(homes: Homes) -> None:
     """As when its machine is stopped just then: nobody takes the switch back, but the database."""
     await live_a_little(homes.api)
