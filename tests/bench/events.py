@@ -25,7 +25,8 @@ from tests.bench.engine import on_uvloop
 from tests.bench.events_load import Arrivals, open_runs, reading, targets, write
 from tests.bench.figures import percentile, ratio
 from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 
 _MANY: Final = (1, 100, 1_000)
 _LINES: Final = (

@@ -43,7 +43,8 @@ from tests.bench.harness import (
 )
 from tests.bench.http_load import Plan
 from tests.bench.upstream import IN_CHUNKS, INSTANT, PACED, TOKEN, TOKENS
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 
 REQUEST_BYTES: Final = 1_024
 _PATH: Final = "/v1/chat/completions"

@@ -16,7 +16,7 @@ from tests.bench import machine
 from tests.bench.environments import node_modules_with, python_with
 from tests.bench.upstream import INSTANT
 from tests.support.litellm_proxy import VERSION as LITELLM
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 
 TENSORZERO: Final = "2026.6.0"
 PORTKEY: Final = "1.15.2"

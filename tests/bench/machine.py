@@ -20,7 +20,8 @@ import psutil
 from adapters.postgres.bootstrap import RolePasswords
 from deploy import embedded_postgres as embedded
 from ports.errors import Unavailable
-from tests.support.postgres import Server, fetch, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server, fetch
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 READY: Final = "ready"

@@ -26,7 +26,8 @@ from tests.bench.engine import on_uvloop
 from tests.bench.engine_load import AGENT, CALLER, open_load
 from tests.bench.figures import ratio
 from tests.bench.harness import Figures, Line, Part, at_least_one, conditions, interleaved, record_of, report
-from tests.support.postgres import Server, fetch, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server, fetch
 
 _TOOL_MS: Final = 3_600_000
 """Longer than the bench: the run that has the slot keeps it."""

@@ -23,7 +23,7 @@ from ports.memory import MAX_MATCHES, MemoryPort
 from ports.tool import ToolCall, ToolPort
 from tests.support.egress import guarded
 from tests.support.http_origin import Origin, serving
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 
 
 class BuiltinToolsHarness:

@@ -19,7 +19,7 @@ from ports.ids import AgentId, RunId
 from ports.run_state import Run, RunStatus, Step
 from stack_a.runs.journal import read_steps
 from tests.support.command_tools import alive, declared, lines, written
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import MODEL_ID, Provider, RealStacks, real_stacks
 from tests.support.scripted_upstream import delta
 

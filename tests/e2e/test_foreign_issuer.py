@@ -10,9 +10,9 @@ import pytest
 
 from conformance.people import ACME
 from tests.support.http_origin import answer, serving
-from tests.support.node import free_ports
 from tests.support.oidc import DISCOVERY, JWKS, new_key, public_jwk
 from tests.support.pki import new_authority
+from tests.support.ports import free_ports
 from tests.support.real_stacks import ISSUER, ROOT, Process, real_stacks
 from tests.support.tokens import claims_of
 

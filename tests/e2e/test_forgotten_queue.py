@@ -16,7 +16,7 @@ import pytest
 from ports.ids import RunId
 from ports.run_state import TERMINAL
 from tests.faults.reconcile import record
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import RealStacks, real_stacks
 
 pytestmark = pytest.mark.anyio

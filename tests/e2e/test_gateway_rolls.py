@@ -29,7 +29,7 @@ from ports.budget import BudgetLedger
 from ports.ids import PrincipalId
 from ports.tenant import Entitlements
 from tests.support.http_server import served
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.postgres import cloned
 from tests.support.real_stacks import ISSUER, LIMIT, ROOT, Process
 from tests.support.scripted_upstream import Events, ScriptedUpstream, completion, delta, usage

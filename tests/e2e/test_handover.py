@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from deploy.handover import inherited, keeper
-from tests.support.node import ROOT, free_ports
+from tests.support.node import ROOT
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.anyio
 

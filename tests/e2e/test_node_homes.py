@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.node import NodeUnderTest, free_ports
+from tests.support.node import NodeUnderTest
+from tests.support.ports import free_ports
 
 TENANT = "tnt_mover"
 LEAVER = "tnt_leaver"

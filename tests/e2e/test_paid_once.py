@@ -12,7 +12,7 @@ import pytest
 from conformance.people import ACME
 from ports.errors import AgentOSError
 from ports.model import ChatReply, ChatRequest, Message
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import MODEL_ID, TOKENS_PER_CALL, RealStacks, real_stacks
 
 pytestmark = [pytest.mark.anyio]

@@ -17,7 +17,7 @@ from ports.model import ChatRequest, Message
 from ports.request_log import READ
 from ports.run_state import TERMINAL
 from ports.tenant import Entitlements, StorePrompts
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import AGENT, LIMIT, MODEL_ID, Provider, real_stacks
 from tests.support.scripted_upstream import delta
 from tests.support.subject_data import dump, tables_with

@@ -22,7 +22,7 @@ from conformance.people import ACME, GLOBEX, PLATFORM
 from ports.context import AuthContext
 from ports.ids import KeyId, PrincipalId
 from ports.tenant import Entitlements, NewKey
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import AGENT, ISSUER, MODEL_ID, ROOT, Process, RealStacks, real_stacks
 from tests.support.tokens import claims_of, signed
 

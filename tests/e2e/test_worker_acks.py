@@ -13,7 +13,7 @@ from deploy.roots.stack_a_worker import ack_of
 from ports.errors import InvalidArgument
 from ports.queue import Depth
 from stack_a.hints import HINT_LEASE
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import Provider, real_stacks
 from tests.support.stack_a import StackA, stack_a
 from tests.support.worker import Toolbox, calls, ended_in_time, model, slow_then_done, takeover, until, until_status

@@ -23,7 +23,7 @@ from stack_a.worker import Worker
 from tests.support import busy_tools
 from tests.support.hasty_clock import HastyClock
 from tests.support.inproc_tools import tool
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import AGENT, Provider, real_stacks
 from tests.support.scripted_upstream import delta
 from tests.support.stack_a import stack_a

@@ -25,7 +25,7 @@ from stack_a.lease import LEASE
 from tests.faults import witness
 from tests.support import counted_tool
 from tests.support.inproc_tools import tool
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.real_stacks import AGENT, Provider, real_stacks
 from tests.support.scripted_upstream import delta
 from tests.support.stack_a import stack_a

@@ -30,7 +30,7 @@ from ports.ids import TenantId
 from ports.tenant import Entitlements, TenantDirectory
 from stack_b.limits import Limits
 from tests.support.http_server import served
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.postgres import Clone, cloned
 from tests.support.real_stacks import ISSUER, ROOT, Process
 from tests.support.scripted_upstream import delta, usage

@@ -34,7 +34,7 @@ from ports.tenant import Entitlements
 from tests.faults.fuzz_inputs import MODELS, SECRET, Input, drawn
 from tests.faults.fuzz_upstream import Upstream, listening
 from tests.faults.reconcile import Record, record
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.postgres import cloned
 from tests.support.real_stacks import ISSUER, ROOT, Process
 

@@ -36,7 +36,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.tools import NAMES, REFERENCES, SINK
 from tests.faults.upstream import MODEL, Upstream
 from tests.support.http_server import served
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 
 AGENT: Final = AgentId("agt_faults")
 WORKERS: Final = ("worker-1", "worker-2")

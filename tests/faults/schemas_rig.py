@@ -22,7 +22,7 @@ from ports.agent import AgentSpec
 from ports.ids import AgentId, TenantId, WorkerId
 from ports.tenant import Entitlements
 from tests.faults.schemas_hooks import SUBJECT
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.postgres import cloned
 from tests.support.real_stacks import ISSUER, ROOT, Process
 

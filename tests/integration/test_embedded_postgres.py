@@ -14,7 +14,8 @@ from adapters.postgres.bootstrap import RolePasswords, verifier_of, verifies
 from adapters.postgres.engine import PostgresConfig, open_database
 from deploy import embedded_postgres as embedded
 from ports.errors import InvalidArgument, Unavailable
-from tests.support.postgres import execute, fetch, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import execute, fetch
 from tests.support.postgres_node import Node
 
 

@@ -22,7 +22,8 @@ from deploy import embedded_postgres as embedded
 from ports.adapter import Given
 from ports.errors import Internal, Unavailable
 from ports.ids import RunId, WorkerId
-from tests.support.postgres import Clone, borrow, execute, fetch, free_port, give_back
+from tests.support.ports import free_port
+from tests.support.postgres import Clone, borrow, execute, fetch, give_back
 from tests.support.postgres_node import Node
 
 # The adapters' own deadline of 4.5 s, and room for a busy machine.

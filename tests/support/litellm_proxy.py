@@ -6,7 +6,6 @@ test is skipped on a developer's machine and fails in CI.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import venv
@@ -19,6 +18,8 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+
+from tests.support.ports import free_port
 
 VERSION: Final = "1.106.2"
 KEY: Final = "sk-foreign-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -41,7 +42,7 @@ async def litellm_proxy(home: Path, upstream: str, upstream_key: str) -> AsyncIt
             for name, model in models.items()
         )
     )
-    port = _free_port()
+    port = free_port()
     command = [str(python.parent / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     environment = {
         "PATH": os.environ["PATH"],
@@ -119,10 +120,3 @@ def _private_uv() -> str | None:
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,11 +1,9 @@
 """A real node of the test's own: its home, its ports, its command line. Never the developer's."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,10 @@ from deploy.credentials import Tokens
 from deploy.node import Node
 from deploy.report import Report
 from deploy.supervision import Supervisor
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = ("stack-a", "stack-b", "worker", "admin", "postgres")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different."""
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]
 
 
 class NodeUnderTest:

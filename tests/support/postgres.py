@@ -9,7 +9,6 @@ import atexit
 import itertools
 import os
 import secrets
-import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +22,7 @@ import asyncpg
 
 from adapters.postgres.bootstrap import RolePasswords, restrict_database
 from deploy import embedded_postgres as embedded
+from tests.support.ports import free_port
 
 TEMPLATE: Final = "agentos"
 CHILDREN_FIRST: Final = (
@@ -87,13 +87,6 @@ class Clone:
 
 
 _SPARE: Final[list[Clone]] = []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @cache

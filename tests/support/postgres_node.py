@@ -6,7 +6,8 @@ from pathlib import Path
 
 from adapters.postgres.bootstrap import RolePasswords
 from deploy import embedded_postgres as embedded
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 
 
 class Node:

@@ -16,7 +16,7 @@ from deploy.credentials import SeededKey, Tokens
 from deploy.node import Node
 from ports.errors import CODES as EVERY_CODE
 from tests.support.cli import Silent
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 
 
 def view(*, settled: int = 0, held: int = 0, would_hold: int = 1_300, limit: int = 1_000_000) -> BudgetView:
