@@ -42,7 +42,7 @@ async def called(egress: EgressPort, *urls: str) -> list[dict[str, Json]]:
     async with stack_a() as node:
         await node.api.agent.publish(ACME, replace(AGENT, tools=("http_get",)))
         for at in range(0, len(urls), TOGETHER):
-            said = [Message(role="assistant", tool_calls=_asked(urls[at : at + TOGETHER])), "done"]
+            said: list[Message | str] = [Message(role="assistant", tool_calls=_asked(urls[at : at + TOGETHER])), "done"]
             async with node.worker(model(scripted(said)), BuiltinTools([http_get(egress)])):
                 run = await node.ended(await node.created())
             assert run.status == "succeeded"
