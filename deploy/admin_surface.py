@@ -87,7 +87,10 @@ def create_admin_app(
     operations = {key: one for part in parts for key, one in part.operations.items()}
     openapi = document(
         title="AgentOS administration",
-        description="For those who run the node. Every operation names the scope it needs.",
+        description=(
+            "For those who run the node. Every operation names the scope it needs. `tenant_id` of an answer is the tenant "
+            "that it is about, and yours where it is about none in particular."
+        ),
         version=VERSION,
         routes=table,
         operations=operations | OWN_OPERATIONS,
@@ -154,9 +157,9 @@ def json_answer(view: Struct, *, status: int = 200) -> Response[bytes]:
     return Response(msgspec.json.encode(view), media_type="application/json", status_code=status)
 
 
-def whose(auth: AuthContext) -> dict[str, Any]:
-    """What every view of the admin API has besides its own members."""
-    return {"tenant_id": auth.tenant, "correlation_id": auth.trace.correlation_id}
+def whose(auth: AuthContext, tenant: TenantId | None = None) -> dict[str, Any]:
+    """What every view of the admin API has besides its own members. `tenant`: whose affairs it tells; else the caller's."""
+    return {"tenant_id": tenant or auth.tenant, "correlation_id": auth.trace.correlation_id}
 
 
 def tenant_named(text: str) -> TenantId:

@@ -6,7 +6,7 @@
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from typing import Annotated, Final
 
@@ -15,13 +15,18 @@ from msgspec import Meta, Struct
 
 from adapters.egress.addresses import Network
 from adapters.egress.exchange import checked_headers, exchange, open_transport
-from adapters.egress.guard import Destination, EgressRules, Guard, Resolve, check_tenant, resolve_by_system
+from adapters.egress.guard import Destination, EgressRules, Guard, check_tenant
+from adapters.egress.names import Lookups, Resolve, resolve_by_system
+from adapters.egress.shares import Shares
 from adapters.egress.url import parse
 from ports.adapter import AdapterSpec, Given
 from ports.context import AuthContext
 from ports.egress import MAX_BODY_BYTES, MAX_TIMEOUT, EgressPort, Fetched, Method
 from ports.errors import InvalidArgument, Unavailable
 from ports.tenant import TenantDirectory
+
+MAX_CALLS_OF_A_TENANT: Final = 20
+"""At a time, in a process; its others wait, within their own time."""
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 
@@ -52,6 +57,8 @@ class GuardedEgress:
         self._guard = guard
         self._tenants = tenants
         self._transport = transport
+        self._lookups = Lookups()
+        self._calls = Shares(MAX_CALLS_OF_A_TENANT)
 
     async def fetch(
         self,
@@ -74,17 +81,22 @@ class GuardedEgress:
             )
         sent = checked_headers(headers or {})
         bound = asyncio.timeout(timeout.total_seconds())
+        late = f"{MAX_CALLS_OF_A_TENANT} calls of this tenant were under way"
         try:
             async with bound:
-                destination = await self._admitted(auth, url)
-                return await exchange(
-                    self._transport, destination, method=method, headers=sent, body=body, max_bytes=max_bytes
-                )
+                give_back = await self._calls.take(auth.tenant)
+                late = "the server did not answer whole"
+                try:
+                    destination = await self._admitted(auth, url)
+                    return await exchange(
+                        self._transport, destination, method=method, headers=sent, body=body, max_bytes=max_bytes
+                    )
+                finally:
+                    give_back()
         except TimeoutError as error:
             if not bound.expired():
                 raise
-            text = f"the server took longer than {timeout.total_seconds():g} s"
-            raise Unavailable(text, code="upstream_timeout") from error
+            raise Unavailable(f"{late} for {timeout.total_seconds():g} s", code="upstream_timeout") from error
 
     async def check(self, auth: AuthContext, url: str) -> None:
         bound = asyncio.timeout(MAX_TIMEOUT.total_seconds())
@@ -100,7 +112,11 @@ class GuardedEgress:
         url = parse(text)
         # Before the name is resolved: a question to somebody's name server is a message too.
         await check_tenant(self._tenants, auth, url)
-        return await self._guard.admit(url)
+        return await self._lookups.of(auth.tenant, lambda: self._guard.admit(url))
+
+    def close(self) -> None:
+        """Leave what nobody waits for any more."""
+        self._lookups.close()
 
 
 def egress_rules(config: EgressConfig) -> EgressRules:
@@ -131,7 +147,8 @@ async def open_guarded(
     rules: EgressRules, tenants: TenantDirectory, *, resolve: Resolve = resolve_by_system, ca_file: str = ""
 ) -> AsyncIterator[EgressPort]:
     async with open_transport(ca_file) as transport:
-        yield GuardedEgress(Guard(rules, resolve), tenants, transport)
+        with closing(GuardedEgress(Guard(rules, resolve), tenants, transport)) as port:
+            yield port
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ from adapters.egress.guard import Destination
 from ports.egress import MAX_HEAD_BYTES, Fetched, Method
 from ports.errors import InvalidArgument, Unavailable
 
-MAX_CONNECTIONS: Final = 100
+MAX_CONNECTIONS: Final = 400
+"""Of all tenants, of each of which there are few (`MAX_CALLS_OF_A_TENANT`)."""
 _MAX_TRIED: Final = 4
 _CONNECT_SECONDS: Final = 5.0
 

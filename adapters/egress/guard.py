@@ -9,14 +9,11 @@ Each step fails closed with `egress_denied`:
 4. The caller connects to `Destination.addresses`, never to the name again. TLS is still verified against the name.
 """
 
-import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
-
-import anyio
+from typing import Final
 
 from adapters.egress.addresses import Network, address_is_public, address_of
+from adapters.egress.names import Resolve, resolve_by_system
 from adapters.egress.url import WEB_PORTS, Url, check_name, denied
 from ports.context import EGRESS_NODE, AuthContext
 from ports.egress import host_is_allowed
@@ -24,9 +21,6 @@ from ports.errors import NotFound, Unavailable
 from ports.tenant import TenantDirectory
 
 MAX_ADDRESSES: Final = 16
-
-Resolve: TypeAlias = Callable[[str, int], Awaitable[tuple[str, ...]]]
-"""Host name and port in, textual addresses out. Raises `OSError` when there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +38,6 @@ class EgressRules:
     private: frozenset[tuple[str, int]] = frozenset()
     deny: tuple[Network, ...] = ()
     ports: frozenset[int] = WEB_PORTS
-
-
-async def resolve_by_system(host: str, port: int) -> tuple[str, ...]:
-    """The addresses of `host`, as the system's resolver knows them, without duplicates."""
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
 class Guard:

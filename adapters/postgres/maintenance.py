@@ -1,7 +1,7 @@
 """MaintenancePort over PostgreSQL: days of events and requests are made ahead and dropped whole; runs go in batches.
 
 A run goes first, at once with its journal, its key and the bodies nobody else needs, and with that its events are out of
-reach. Their day is dropped when no run of it is left.
+reach. Their day is dropped when no run of it is left; where one stays, those of the others are taken out of it.
 """
 
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ DAYS_AHEAD: Final = 7
 BATCH: Final = 200
 """Runs that one call removes at most; well within a statement's time."""
 ROWS: Final = 2_000
-"""Texts, and as many replies, and requests of days that are held: a row each."""
+"""Texts, and as many replies, requests of days that are held, and runs of days that stay: a row each."""
 
 
 class PostgresMaintenance:
@@ -62,6 +62,8 @@ class PostgresMaintenance:
         more = runs is not None and runs["removed"] == BATCH
         if runs is not None and not more:
             await step("drop_event_days", {"days": days})
+            events = await step("thin_event_days", {"limit": ROWS})
+            more = events is not None and events["more"]
         retained = await step("retain", {"limit": BATCH})
         if runs is None or requests is None or thinned is None or retained is None or failed:
             raise failed[0]

@@ -115,26 +115,26 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
     async def list_principals(
         request: Asked, tenant_id: FromPath[str], limit: Limit = DEFAULT_PAGE, cursor: FromQuery[str | None] = None
     ) -> Response[bytes]:
-        auth, acting = await _within(tenants, request, tenant_id)
+        _, acting = await _within(tenants, request, tenant_id)
         page = await tenants.list_principals(acting, limit=limit, cursor=cursor)
-        return json_answer(wire.PrincipalPage(items=page.items, next_cursor=page.next_cursor, **whose(auth)))
+        return json_answer(wire.PrincipalPage(items=page.items, next_cursor=page.next_cursor, **whose(acting)))
 
     @put(PRINCIPALS)
     async def put_principal(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         body = decoded(exchange(request.scope).json, wire.PutPrincipal)
-        auth, acting = await _within(tenants, request, tenant_id)
+        _, acting = await _within(tenants, request, tenant_id)
         roles = None if body.roles is None else frozenset[str](body.roles)
         scopes = None if roles is None else frozenset[str]().union(*map(scopes_of, roles))
         kept = await tenants.put_principal(
             acting, _known(body.principal), status=body.status, roles=roles, scopes=scopes
         )
-        return json_answer(wire.PrincipalView(principal=kept, **whose(auth)))
+        return json_answer(wire.PrincipalView(principal=kept, **whose(acting)))
 
     @get(ACTING)
     async def list_acting(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, acting = await _within(tenants, request, tenant_id)
         found = await tenants.list_acting(auth, acting.tenant)
-        return json_answer(wire.ActingList(items=found, **whose(auth)))
+        return json_answer(wire.ActingList(items=found, **whose(acting)))
 
     @put(ACTING)
     async def put_acting(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -149,7 +149,7 @@ def _principals(tenants: TenantDirectory) -> list[HTTPRouteHandler]:
         change = tenants.let_act if body.allowed else tenants.end_acting
         await change(auth, acting.tenant, actor_tenant=actor, principal=_named(body.principal))
         found = await tenants.list_acting(auth, acting.tenant)
-        return json_answer(wire.ActingList(items=found, **whose(auth)))
+        return json_answer(wire.ActingList(items=found, **whose(acting)))
 
     return [list_principals, put_principal, list_acting, put_acting]
 
@@ -159,10 +159,10 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
     async def list_keys(
         request: Asked, tenant_id: FromPath[str], limit: Limit = DEFAULT_PAGE, cursor: FromQuery[str | None] = None
     ) -> Response[bytes]:
-        auth, acting = await _within(tenants, request, tenant_id)
+        _, acting = await _within(tenants, request, tenant_id)
         page = await tenants.list_keys(acting, limit=limit, cursor=cursor)
         lines = tuple(wire.key_line(key) for key in page.items)
-        return json_answer(wire.KeyPage(items=lines, next_cursor=page.next_cursor, **whose(auth)))
+        return json_answer(wire.KeyPage(items=lines, next_cursor=page.next_cursor, **whose(acting)))
 
     @post(KEYS, status_code=201)
     async def issue(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -175,7 +175,7 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
         auth, acting = await _within(tenants, request, tenant_id)
         acting = msgspec.structs.replace(acting, namespace=body.namespace)
         key = await made.once(auth, asked_by(request), lambda: tenants.issue_key(acting, new))
-        return shown(env, auth, key, secret)
+        return shown(env, acting, key, secret)
 
     @post(KEY + "/:rotate", status_code=201)
     async def rotate(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:
@@ -183,14 +183,14 @@ def _keys(tenants: TenantDirectory, env: str, made: Made) -> list[HTTPRouteHandl
         auth, acting = await _within(tenants, request, tenant_id)
         old, secret = key_named(key_id), keys.new_secret()
         key = await made.once(auth, asked_by(request), lambda: successor(tenants, acting, old, body, secret))
-        return shown(env, auth, key, secret)
+        return shown(env, acting, key, secret)
 
     @post(KEY + "/:revoke", status_code=200)
     async def revoke(request: Asked, tenant_id: FromPath[str], key_id: FromPath[str]) -> Response[bytes]:
         decoded(exchange(request.scope).json, wire.RevokeKey)
-        auth, acting = await _within(tenants, request, tenant_id)
+        _, acting = await _within(tenants, request, tenant_id)
         await tenants.revoke_key(acting, key_named(key_id))
-        return json_answer(wire.Revoked(revoked=key_id, **whose(auth)))
+        return json_answer(wire.Revoked(revoked=key_id, **whose(acting)))
 
     return [list_keys, issue, rotate, revoke]
 

@@ -119,7 +119,7 @@ def _tenants(platform: Platform) -> list[HTTPRouteHandler]:
             export_sha256=gone.export_sha256,
             export_file=None if gone.export is None else gone.export.path,
             export_rows=None if gone.export is None else gone.export.manifest.rows,
-            **whose(auth),
+            **whose(auth, tenant),
         )
         return json_answer(view, status=200 if gone.done else 202)
 
@@ -132,7 +132,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         found = await budgets_of(platform.budget, auth, tenant, scope_id=scope_id)
-        return json_answer(wire.BudgetList(items=found, **whose(auth)))
+        return json_answer(wire.BudgetList(items=found, **whose(auth, tenant.id)))
 
     @get(BUDGET)
     async def budget(
@@ -156,7 +156,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         auth = identity_of(request)
         tenant = await _tenant(platform, auth, tenant_id)
         await platform.budget.remove_budget(auth, tenant.id, budget_id)
-        return json_answer(wire.Removed(removed=budget_id, **whose(auth)))
+        return json_answer(wire.Removed(removed=budget_id, **whose(auth, tenant.id)))
 
     @get(USAGE)
     async def usage(
@@ -170,7 +170,7 @@ def _budgets(platform: Platform) -> list[HTTPRouteHandler]:
         lines = await usage_of(
             platform.budget, platform.requests, auth, tenant, since=since, by_agent=by_agent == "true"
         )
-        return json_answer(wire.UsageReport(since=since, usage=lines, **whose(auth)))
+        return json_answer(wire.UsageReport(since=since, usage=lines, **whose(auth, tenant.id)))
 
     return [budgets, budget, set_budget, remove_budget, usage]
 
@@ -192,7 +192,7 @@ def _runs(platform: Platform) -> list[HTTPRouteHandler]:
         reading = msgspec.structs.replace(in_tenant(auth, tenant), namespace=namespace)
         page = await platform.runs.list_runs(reading, _where(status, agent_id), limit=limit, cursor=cursor)
         lines = tuple(wire.RunLine(**wire.run_line(run)) for run in page.items)
-        return json_answer(wire.RunPage(items=lines, next_cursor=page.next_cursor, **whose(auth)))
+        return json_answer(wire.RunPage(items=lines, next_cursor=page.next_cursor, **whose(auth, tenant.id)))
 
     @post(RUNS + "/{run_id:str}/:kill", status_code=200)
     async def kill(request: Asked, run_id: FromPath[str]) -> Response[bytes]:
@@ -200,7 +200,7 @@ def _runs(platform: Platform) -> list[HTTPRouteHandler]:
         killed = await platform.administration.kill(
             auth, tenant_named(body.tenant_id), RunId(run_id), reason=body.reason, namespace=body.namespace
         )
-        return json_answer(wire.RunAnswer(**wire.run_line(killed), **whose(auth)))
+        return json_answer(wire.RunAnswer(**wire.run_line(killed), **whose(auth, killed.tenant)))
 
     return [list_runs, kill]
 
@@ -210,7 +210,7 @@ async def _one_budget(
 ) -> wire.BudgetAnswer:
     for view in await budgets_of(platform.budget, auth, tenant, scope_id=scope_id):
         if view.budget.id == budget_id:
-            return wire.BudgetAnswer(budget=view.budget, window=view.window, **whose(auth))
+            return wire.BudgetAnswer(budget=view.budget, window=view.window, **whose(auth, tenant.id))
     raise NotFound(f"there is no budget {budget_id[:64]!r}")
 
 
@@ -230,6 +230,6 @@ async def _tenant(platform: Platform, auth: AuthContext, text: str) -> Tenant:
 
 
 def _shown(tenant: Tenant, auth: AuthContext, *, status: int = 200) -> Response[bytes]:
-    answer = json_answer(wire.TenantView(**wire.tenant_line(tenant), **whose(auth)), status=status)
+    answer = json_answer(wire.TenantView(**wire.tenant_line(tenant), **whose(auth, tenant.id)), status=status)
     answer.headers["etag"] = etag(tenant.version)
     return answer

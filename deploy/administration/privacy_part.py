@@ -122,9 +122,10 @@ def handlers(platform: Platform) -> list[HTTPRouteHandler]:
     @post(EXPORTS, status_code=201)
     async def export(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.CreateExport)
+        tenant = tenant_named(tenant_id)
         made = await export_for(
             auth,
-            tenant_named(tenant_id),
+            tenant,
             PrincipalId(body.subject),
             tenants=platform.tenants,
             audit=platform.audit,
@@ -135,49 +136,51 @@ def handlers(platform: Platform) -> list[HTTPRouteHandler]:
             export_file=made.path,
             export_sha256=made.sha256,
             export_rows=made.manifest.rows,
-            **whose(auth),
+            **whose(auth, tenant),
         )
         return json_answer(view, status=201)
 
     @get(ERASURES)
     async def erasures(request: Asked, tenant_id: FromPath[str], limit: Limit = MAX_PAGE) -> Response[bytes]:
-        auth = identity_of(request)
-        found = await platform.privacy.erasures(auth, tenant_named(tenant_id), limit=limit)
-        return json_answer(wire.ErasureList(items=tuple(map(wire.erasure_line, found)), **whose(auth)))
+        auth, tenant = identity_of(request), tenant_named(tenant_id)
+        found = await platform.privacy.erasures(auth, tenant, limit=limit)
+        return json_answer(wire.ErasureList(items=tuple(map(wire.erasure_line, found)), **whose(auth, tenant)))
 
     @post(ERASURES, status_code=200)
     async def erase(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.Erase)
         check_erasing_confirmed(body.subject, body.confirm)
+        tenant = tenant_named(tenant_id)
         erasure = await erase_for(
             auth,
-            tenant_named(tenant_id),
+            tenant,
             PrincipalId(body.subject),
             privacy=platform.privacy,
             calls=ERASE_CALLS_PER_REQUEST,
         )
-        view = wire.ErasureView(**msgspec.structs.asdict(wire.erasure_line(erasure)), **whose(auth))
+        view = wire.ErasureView(**msgspec.structs.asdict(wire.erasure_line(erasure)), **whose(auth, tenant))
         return json_answer(view, status=200 if erasure.done else 202)
 
     @get(HOLDS)
     async def holds(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
-        auth = identity_of(request)
-        found = await platform.privacy.holds(auth, tenant_named(tenant_id))
-        return json_answer(wire.HoldList(items=tuple(map(wire.hold_line, found)), **whose(auth)))
+        auth, tenant = identity_of(request), tenant_named(tenant_id)
+        found = await platform.privacy.holds(auth, tenant)
+        return json_answer(wire.HoldList(items=tuple(map(wire.hold_line, found)), **whose(auth, tenant)))
 
     @post(HOLDS, status_code=201)
     async def hold(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
         auth, body = identity_of(request), decoded(exchange(request.scope).json, wire.PlaceHold)
-        subject = None if body.subject is None else PrincipalId(body.subject)
+        tenant, subject = tenant_named(tenant_id), None if body.subject is None else PrincipalId(body.subject)
         asked = exchange(request.scope).idempotency_key or ""
-        placed = await platform.privacy.hold(auth, tenant_named(tenant_id), subject, reason=body.reason, request=asked)
-        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(placed)), **whose(auth)), status=201)
+        placed = await platform.privacy.hold(auth, tenant, subject, reason=body.reason, request=asked)
+        view = wire.HoldView(**msgspec.structs.asdict(wire.hold_line(placed)), **whose(auth, tenant))
+        return json_answer(view, status=201)
 
     @post(HOLDS + "/{hold_id:str}/:release", status_code=200)
     async def release(request: Asked, tenant_id: FromPath[str], hold_id: FromPath[str]) -> Response[bytes]:
-        auth = identity_of(request)
-        released = await platform.privacy.release(auth, tenant_named(tenant_id), hold_id)
-        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(released)), **whose(auth)))
+        auth, tenant = identity_of(request), tenant_named(tenant_id)
+        released = await platform.privacy.release(auth, tenant, hold_id)
+        return json_answer(wire.HoldView(**msgspec.structs.asdict(wire.hold_line(released)), **whose(auth, tenant)))
 
     @get(RETENTION)
     async def retention(request: Asked, tenant_id: FromPath[str]) -> Response[bytes]:
@@ -194,4 +197,4 @@ def handlers(platform: Platform) -> list[HTTPRouteHandler]:
 
 
 async def _rules(platform: Platform, auth: AuthContext, tenant: TenantId) -> Response[bytes]:
-    return json_answer(wire.RetentionView(days=await platform.privacy.retention(auth, tenant), **whose(auth)))
+    return json_answer(wire.RetentionView(days=await platform.privacy.retention(auth, tenant), **whose(auth, tenant)))

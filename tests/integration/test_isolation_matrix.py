@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import pytest
@@ -20,6 +21,8 @@ from tests.integration.test_two_walls import (
 from tests.support.isolation.cells import Found, cells, controls, look, state_of
 from tests.support.isolation.positions import MAP, Row, unmapped
 from tests.support.isolation.world import World, world
+
+NAMES_A_TENANT: Final = ("path:tenant_id", "query:tenant_id", "body:tenant_id")
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +67,22 @@ async def test_no_stranger_sees_or_tells_apart_what_is_somebodys_at_any_place_of
     )
     assert proof.ok, proof
     assert found.cells > 500
+
+
+async def test_each_answer_of_administration_names_the_tenant_that_it_is_about(made: World) -> None:
+    """Not the one that its caller belongs to."""
+    token, owned = made.token("admin", "acme", "platform_admin"), made.owned["acme"]
+    named: dict[str, tuple[int, str, str]] = {}
+    for key, row in MAP.items():
+        if key[0] != "admin" or "/v1/" not in key[2]:
+            continue
+        answer = await made.send(key, row, token, owned)
+        about = next((kind for place, kind in row.ids.items() if place in NAMES_A_TENANT), "tenant")
+        about = "newcomer" if "body:id" in row.ids else about
+        if (told := answer.json().get("tenant_id")) != owned.values[about]:
+            named[" ".join(key)] = (answer.status_code, str(told), owned.values[about])
+
+    assert named == {}
 
 
 async def strangers_who_saw(made: World, *, oracles: bool = False) -> Found:

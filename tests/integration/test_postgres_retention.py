@@ -21,7 +21,7 @@ from adapters.postgres.migrate import migrate, packaged
 from adapters.postgres.statements import parse
 from adapters.system_clock import SystemClock
 from conformance.factories import SUCCEEDED, idempotency, intent, new_run, result
-from conformance.people import ACME, GLOBEX, NODE
+from conformance.people import ACME, ACME_BEN, GLOBEX, NODE
 from ports.adapter import Given
 from ports.context import AuthContext
 from ports.errors import Conflict
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.anyio
 WORKER: Final = WorkerId("wrk_retention")
 HOUR: Final = timedelta(hours=1)
 RETENTION: Final = timedelta(days=30)
+BEN: Final = replace(GLOBEX, principal=ACME_BEN.principal)
 LARGE: Final = "x" * (MAX_INLINE_BYTES + 1)
 
 
@@ -96,6 +97,14 @@ async def partition_of(database: Clone, run: Run) -> set[str]:
         uuid_of("run", run.id),
     )
     return {row["name"] for row in rows}
+
+
+async def event_count(database: Clone, run: Run) -> int:
+    [row] = await fetch(
+        database.superuser, "SELECT count(*) AS count FROM run_events WHERE run_id = $1", uuid_of("run", run.id)
+    )
+    count: int = row["count"]
+    return count
 
 
 async def today(database: Clone) -> str:
@@ -203,6 +212,27 @@ class TestRetention:
 
         assert day in await partitions(database)
         assert len(await ports.events.read(ACME, waiting.id)) == 1
+
+    @pytest.mark.parametrize("why", ["an open run", "a hold of another tenant"])
+    async def test_a_day_that_stays_keeps_nothing_of_runs_that_are_gone(
+        self, database: Clone, ports: Ports, monkeypatch: pytest.MonkeyPatch, why: str
+    ) -> None:
+        monkeypatch.setattr(maintenance, "ROWS", 2)
+        gone = [await ended(ports, auth) for auth in (ACME, GLOBEX, ACME, ACME)]
+        stays = (await ports.runs.create(GLOBEX, new_run())).run if why == "an open run" else await ended(ports, BEN)
+        if why != "an open run":
+            await execute(
+                database.superuser,
+                "INSERT INTO agentos.legal_holds (tenant_id, subject, reason, placed_by) "
+                f"VALUES ('{BEN.tenant}', '{BEN.principal}', 'case 17/26', 'usr_operator')",
+            )
+        before = await event_count(database, stays)
+        await shift_time(database, RETENTION + timedelta(days=2))
+
+        await kept_clean(ports)
+
+        assert await event_count(database, stays) == before > 0
+        assert [await event_count(database, run) for run in gone] == [0, 0, 0, 0]
 
     @pytest.mark.parametrize("call", ["ao_forget_runs(6, 100)", "ao_drop_event_days(6)", "ao_make_event_days(400)"])
     async def test_the_database_itself_refuses_what_is_unreasonable(self, database: Clone, call: str) -> None:

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 from adapters.egress import open_guarded
-from adapters.egress.guard import EgressRules, Resolve
+from adapters.egress.guard import EgressRules
+from adapters.egress.names import Resolve
 from conformance.clock import ManualClock
 from conformance.people import TENANTS
 from ports.context import AuthContext

@@ -21,7 +21,8 @@ from anyio.abc import SocketAttribute, SocketStream
 from adapters import egress as family
 from adapters.egress import guard, url
 from adapters.egress.addresses import address_is_public, address_of
-from adapters.egress.guard import Destination, Guard, resolve_by_system
+from adapters.egress.guard import Destination, Guard
+from adapters.egress.names import resolve_by_system
 from conformance.people import ACME
 from ports.egress import EgressPort
 from ports.errors import AgentOSError, PermissionDenied

@@ -2,14 +2,20 @@
 
 import asyncio
 import logging
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
+from adapters.egress import MAX_CALLS_OF_A_TENANT
+from adapters.egress.names import MAX_NAMES_OF_A_TENANT, resolve_by_system
 from conformance.people import ACME, GLOBEX
 from deploy.roots.tools import egress_of_a_node
 from observability.egress import WatchedEgress
@@ -23,6 +29,7 @@ from tests.support.http_origin import Origin, answer, serving
 
 LONG: Final = timedelta(seconds=20)
 SHORT: Final = timedelta(milliseconds=200)
+MANY: Final = 120
 PAGE: Final = answer(b"hello", content_type="text/plain", x_more="1")
 
 pytestmark = pytest.mark.anyio
@@ -35,10 +42,70 @@ async def get(
     return await port.fetch(auth, f"http://{host}:{origin.port}/", **asked)
 
 
+async def attempt(port: EgressPort, url: str) -> None:
+    with suppress(AgentOSError):
+        await port.fetch(ACME, url, max_bytes=1, timeout=SHORT)
+
+
 async def refused(call: Any) -> AgentOSError:
     with pytest.raises(AgentOSError) as refusal:
         await call
     return refusal.value
+
+
+class TestShares:
+    async def test_a_tenant_whose_servers_are_silent_holds_up_nobody_else(self) -> None:
+        async with (
+            serving({}) as silent,
+            serving({"/": PAGE}) as shop,
+            guarded(private={("slow.example", silent.port), ("shop.example", shop.port)}) as port,
+            anyio.create_task_group() as group,
+        ):
+            for _ in range(MANY):
+                group.start_soon(partial(get, port, silent, host="slow.example"))
+            with anyio.fail_after(10):
+                while silent.open_connections < MAX_CALLS_OF_A_TENANT:  # noqa: ASYNC110 - a server doesn't tell
+                    await anyio.sleep(0.01)
+                found = await get(port, shop, auth=GLOBEX)
+                waited = await refused(get(port, shop, timeout=SHORT))
+            held = silent.open_connections
+            group.cancel_scope.cancel()
+
+        assert found.status == 200
+        assert held == MAX_CALLS_OF_A_TENANT
+        assert (waited.code, "of this tenant" in waited.message) == ("upstream_timeout", True)
+
+    async def test_a_tenant_whose_names_take_long_to_resolve_holds_up_nobody_else(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also when it gives them up: the system's resolver goes on."""
+        answers, asked = threading.Event(), list[str]()
+
+        def resolve(host: str | bytes, *_: object, **__: object) -> list[tuple[Any, ...]]:
+            asked.append(host.decode() if isinstance(host, bytes) else host)
+            if asked[-1] == "slow.example":
+                answers.wait(30)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        try:
+            async with (
+                serving({"/": PAGE}) as shop,
+                guarded(resolve_by_system, private={("slow.example", 80), ("shop.example", shop.port)}) as port,
+            ):
+                with anyio.fail_after(20):
+                    for _ in range(3):
+                        async with anyio.create_task_group() as group:
+                            for _ in range(MANY):
+                                group.start_soon(partial(attempt, port, "http://slow.example/"))
+                    found = await get(port, shop, auth=GLOBEX)
+        finally:
+            answers.set()
+
+        assert found.status == 200
+        assert [one for one in asked if one.endswith(".example")] == ["slow.example"] * MAX_NAMES_OF_A_TENANT + [
+            "shop.example"
+        ]
 
 
 class TestAnswers:

@@ -8,7 +8,8 @@ from msgspec import convert
 
 from adapters.egress import EgressConfig, egress_rules
 from adapters.egress.addresses import address_is_public
-from adapters.egress.guard import Destination, EgressRules, Guard, Resolve
+from adapters.egress.guard import Destination, EgressRules, Guard
+from adapters.egress.names import Resolve
 from adapters.egress.url import Url, parse
 from ports.egress import host_is_allowed
 from ports.errors import InvalidArgument, PermissionDenied, Unavailable

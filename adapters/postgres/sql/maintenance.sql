@@ -14,6 +14,10 @@ SELECT * FROM ao_retain(:limit);
 -- name: drop_event_days
 SELECT ao_drop_event_days(:days);
 
+-- name: thin_event_days
+-- Of days that stay, what was of runs that are gone.
+SELECT ao_thin_event_days(:limit) AS more;
+
 -- name: make_request_days
 SELECT ao_make_request_days(:ahead) AS made;
 

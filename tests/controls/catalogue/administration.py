@@ -89,6 +89,13 @@ REMOVALS: Final = (
         ("test_every_table_of_tenants_rows_says_whether_it_has_a_subjects",),
     ),
     Removal(
+        "I11",
+        "adapters/postgres/maintenance.py",
+        '            events = await step("thin_event_days", {"limit": ROWS})\n',
+        '            events = {"more": False}\n',
+        ("test_a_day_that_stays_keeps_nothing_of_runs_that_are_gone",),
+    ),
+    Removal(
         "T13",
         PRIVACY,
         "        WHERE h.tenant_id = p_tenant AND h.released_at IS NULL\n          AND (h.subject",

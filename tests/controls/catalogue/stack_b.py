@@ -303,6 +303,27 @@ REMOVALS: Final = (
     ),
     Removal(
         "I6",
+        ONCE,
+        '    text = f"{auth.principal}\\0{route}\\0{key}"\n',
+        '    text = f"\\0{route}\\0{key}"\n',
+        ("test_a_stranger_with_the_same_request_joins_nothing",),
+    ),
+    Removal(
+        "I6",
+        "stack_b/flights.py",
+        "    return (auth.tenant, auth.namespace, auth.principal, route)\n",
+        '    return (auth.tenant, auth.namespace, PrincipalId(""), route)\n',
+        ("test_a_stranger_with_the_same_request_joins_nothing",),
+    ),
+    Removal(
+        "I6",
+        "stack_b/flights.py",
+        "    return (auth.tenant, auth.namespace, auth.principal, route)\n",
+        '    return (auth.tenant, "", auth.principal, route)\n',
+        ("test_a_stranger_with_the_same_request_joins_nothing",),
+    ),
+    Removal(
+        "I6",
         "adapters/inproc/reply_journal.py",
         "    return (auth.tenant, auth.namespace, key)\n",
         '    return (TenantId(""), auth.namespace, key)\n',

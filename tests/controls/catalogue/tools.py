@@ -14,7 +14,10 @@ REMOVALS: Final = (
         EXCHANGE,
         "httpx.URL(scheme=url.scheme, host=address, port",
         "httpx.URL(scheme=url.scheme, host=url.host, port",
-        ("test_a_name_is_resolved_once_and_reached_where_that_led",),
+        (
+            "test_a_name_is_resolved_once_and_reached_where_that_led",
+            "test_a_name_that_turns_to_loopback_after_its_first_answer_leads_nowhere",
+        ),
     ),
     Removal(
         "S9",
@@ -35,7 +38,15 @@ REMOVALS: Final = (
         GUARD,
         "            if not named and not address_is_public(address, deny=self._rules.deny):\n",
         "            if not textual:\n",
-        ("test_no_unsafe_url_reaches_the_canary",),
+        ("test_no_unsafe_url_reaches_the_canary", "test_no_unsafe_url_that_a_model_says_reaches_the_canary"),
+    ),
+    Removal(
+        "I15",
+        EXCHANGE,
+        "            return await transport.handle_async_request(request)\n",
+        "            async with httpx.AsyncClient(follow_redirects=True) as client:\n"
+        "                return await client.get(str(request.url), headers=request.headers)\n",
+        ("test_a_redirect_is_told_to_the_model_and_not_followed",),
     ),
     Removal(
         "I16",
@@ -74,6 +85,20 @@ REMOVALS: Final = (
         "    if ended.size > tool.max_output_bytes:\n",
         "    if ended.size < 0:\n",
         ("test_an_output_over_the_limit_is_refused",),
+    ),
+    Removal(
+        "D20",
+        "adapters/egress/__init__.py",
+        "        self._calls = Shares(MAX_CALLS_OF_A_TENANT)\n",
+        "        self._calls = Shares(10_000)\n",
+        ("test_a_tenant_whose_servers_are_silent_holds_up_nobody_else",),
+    ),
+    Removal(
+        "D20",
+        "adapters/egress/names.py",
+        "        return await asyncio.shield(looking)\n",
+        "        return await looking\n",
+        ("test_a_tenant_whose_names_take_long_to_resolve_holds_up_nobody_else",),
     ),
     Removal(
         "T17",
