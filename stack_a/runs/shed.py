@@ -32,11 +32,11 @@ class Shedder:
         self._ended: float | None = None
 
     async def check_database(self) -> None:
-        """Raise `Unavailable` while the database is slow. Asks it nothing but the one look."""
+        """Raise `Unavailable` while the database is slow or does not answer. Asks it nothing but the one look."""
         await self._look()
         if self._slow or self._overdue:
             raise Unavailable(
-                "the node is overloaded: its database is slow; try again later", retry_after=_DATABASE_WAIT
+                "the node's database is slow or does not answer; try again later", retry_after=_DATABASE_WAIT
             )
 
     def check_backlog(self) -> None:
