@@ -10,12 +10,13 @@ from msgspec import Struct
 from rich.markup import escape
 
 from deploy.catalogue import stack_a_url
-from deploy.cli.access import api_token
+from deploy.cli.access import api_token, run_of
 from deploy.cli.io import FINE, Io
 from deploy.cli.run_command import answer, elapsed, fault, money, short
+from deploy.cli.runs_platform import ENDED_OTHERWISE, TOO_LATE, list_as_operator
 from deploy.cli.runs_platform import add_verb as add_kill
-from deploy.cli.runs_platform import list_as_operator
 from deploy.client import Accepted, RunsClient
+from deploy.seed import TENANT
 from ports.errors import InvalidArgument
 from ports.ids import AgentId, RunId
 from ports.run_state import MAX_PAGE, RunFilter, RunStatus
@@ -167,7 +168,7 @@ def _line(run: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         run, steps = client.run(options.run_id), client.steps(options.run_id)
     if options.json:
         io.json({**run, "steps": steps})
@@ -237,32 +238,38 @@ def _say_what_is_next(io: Io, run: dict[str, Any], steps: list[dict[str, Any]]) 
 
 
 def cancel(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         run = client.cancel(options.run_id, reason=options.reason)
-    return _changed(io, run, as_json=options.json)
+    return _ended(io, run, as_json=options.json)
 
 
 def retry(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         accepted = client.retry(options.run_id)
     return _accepted(io, accepted, as_json=options.json)
 
 
 def fork(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    if options.from_step < 0:
+        raise InvalidArgument(
+            f"--from-step must be 0, which begins anew, or a step of the run, not {options.from_step}"
+        )
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         accepted = client.fork(options.run_id, from_step=options.from_step)
     return _accepted(io, accepted, as_json=options.json)
 
 
 def resolve(options: Resolve, io: Io) -> int:
     body = decision_of(options)
-    with _client(io, options.tenant, role=DECIDES) as client:
+    with _client(io, options.tenant, role=DECIDES) as client, run_of(options.tenant or TENANT):
         run = client.resolve(options.run_id, body)
     return _changed(io, run, as_json=options.json)
 
 
 def decision_of(options: Resolve) -> dict[str, Any]:
-    """The body of the request. Raises `InvalidArgument` for an output that is not JSON."""
+    """The body of the request. Raises `InvalidArgument` for a step that can't be one, or an output that is not JSON."""
+    if options.step < 1:
+        raise InvalidArgument(f"--step must be a step of the run, which are numbered from 1, not {options.step}")
     if options.done is not None:
         try:
             output = msgspec.json.decode(options.done)
@@ -281,6 +288,13 @@ def _changed(io: Io, run: dict[str, Any], *, as_json: bool) -> int:
         asked = " and asked to end" if run["status"] == "running" and run["cancel_requested_at"] else ""
         io.out.write(f"{run['run_id']} is {run['status']}{asked}\n")
     return FINE
+
+
+def _ended(io: Io, run: dict[str, Any], *, as_json: bool) -> int:
+    code = _changed(io, run, as_json=as_json)
+    if run["status"] in ENDED_OTHERWISE:
+        io.say(TOO_LATE)
+    return code
 
 
 def _accepted(io: Io, accepted: Accepted, *, as_json: bool) -> int:

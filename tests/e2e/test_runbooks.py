@@ -291,6 +291,34 @@ async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Opera
     assert json.loads(granted.stdout)["entitlements"]["max_active_runs"] == 55
 
 
+async def test_a_slip_is_told_what_there_is_and_what_to_do(node: NodeUnderTest) -> None:
+    [run_id] = created(node)
+    await until(lambda: status_of(node, run_id) == "succeeded")
+    steps = json.loads(node.agentos("runs", "show", run_id, "--json").stdout)["steps"]
+    absent, elsewhere = "run_" + "0" * 32, "of tnt_demo; another tenant's: --tenant tnt_<name>"
+    slips = {
+        ("runs", "fork", run_id, "--from-step", "9"): f"it has {len(steps)} steps; 0 (begins anew) to {len(steps)} can",
+        (
+            "runs",
+            "retry",
+            run_id,
+        ): "is succeeded; only a failed or cancelled run can be retried: to go on from one of its",
+        ("runs", "resolve", run_id, "--step", "1", "--retry"): "waits for no operator: there is nothing to decide",
+        ("runs", "cancel", absent): elsewhere,
+        ("runs", "kill", absent, "--tenant", TENANT): elsewhere,
+        ("replay", absent): elsewhere,
+    }
+
+    said = {slip: node.agentos(*slip) for slip in slips}
+    late = [node.agentos("runs", *line) for line in (("cancel", run_id), ("kill", run_id, "--tenant", TENANT))]
+
+    for slip, says in slips.items():
+        assert (said[slip].returncode, says in said[slip].stderr) == (1, True), said[slip].stderr
+    for one in late:
+        assert (one.returncode, one.stdout) == (0, f"{run_id} is succeeded\n")
+        assert "It had ended before; nothing was changed." in one.stderr
+
+
 async def test_audit_mismatch_after_somebody_edited_an_entry(
     node: NodeUnderTest, operator: Operator, tmp_path: Path
 ) -> None:

@@ -329,6 +329,22 @@ class TestRunsCommand:
 
         assert "--done" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            (("fork", "run_x", "--from-step", "-1"), "--from-step must be 0, which begins anew, or a step of the run"),
+            (
+                ("resolve", "run_x", "--step", "0", "--retry"),
+                "--step must be a step of the run, which are numbered from 1",
+            ),
+        ],
+    )
+    def test_a_step_that_no_run_has_is_usage(self, environ: dict[str, str], line: tuple[str, ...], says: str) -> None:
+        said = agentos("runs", *line, environ=environ)
+
+        assert said.code == 2
+        assert says in said.err
+
     @pytest.mark.parametrize("limit", ["0", "201"])
     def test_a_page_has_its_bounds(self, environ: dict[str, str], limit: str) -> None:
         assert agentos("runs", "list", "--limit", limit, environ=environ).code == 2
