@@ -141,6 +141,8 @@ def list_runs(options: ListRuns, io: Io) -> int:
         io.json(found)
         return FINE
     io.columns(("RUN", "STATUS", "AGENT", "CREATED", "TOOK", "TOKENS", "WHY"), (_line(run) for run in found))
+    if len(found) == options.limit < MAX_PAGE:
+        io.say(f"These are the newest {options.limit}; there may be more: --limit, up to {MAX_PAGE}")
     return FINE
 
 

@@ -179,7 +179,9 @@ async def test_queue_backlog_of_a_tenant_that_is_full(node: NodeUnderTest, opera
     await until(lambda: count(node, [first, *waiting], "succeeded") == 4)
 
     assert first in before
-    assert "agentos_queue_depth" in before
+    assert all(run_id in before for run_id in waiting[:2])
+    assert "agentos_queue_depth_messages" in before
+    assert 'agentos_run_refusals_total{code="concurrency_limited"}' in before
     assert running_before == 1
     assert all(number in after for number in ("200", "20,000", "3"))
 
