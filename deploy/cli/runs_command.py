@@ -201,6 +201,8 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "took", f"{elapsed(run):.2f} s"
     elif run["deadline_at"]:
         yield "deadline", _time(run["deadline_at"])
+    if run["cancel_requested_at"] and not run["finished_at"]:
+        yield "to end", f"as asked at {_time(run['cancel_requested_at'])}"
     if run["recoveries"]:
         yield "recovered", f"{run['recoveries']} times"
     usage = run["usage"]
@@ -228,6 +230,8 @@ def _step_line(step: dict[str, Any]) -> tuple[str, ...]:
 def _say_what_is_next(io: Io, run: dict[str, Any], steps: list[dict[str, Any]]) -> None:
     if run["status"] in {"failed", "cancelled"}:
         io.say(f"Next: ./agentos runs retry {run['run_id']}")
+    if run["status"] == "waiting":
+        io.say(f"It waits for runs that it made. Next: ./agentos runs list --parent {run['run_id']}")
     if run["status"] != "needs_operator":
         return
     for step in steps:
@@ -265,7 +269,10 @@ def resolve(options: Resolve, io: Io) -> int:
     body = decision_of(options)
     with _client(io, options.tenant, role=DECIDES) as client, run_of(options.tenant or TENANT):
         run = client.resolve(options.run_id, body)
-    return _changed(io, run, as_json=options.json)
+    code = _changed(io, run, as_json=options.json)
+    if run["status"] == "needs_operator":
+        io.say(f"Another of its steps waits for a decision. Next: ./agentos runs show {run['run_id']}")
+    return code
 
 
 def decision_of(options: Resolve) -> dict[str, Any]:

@@ -100,12 +100,13 @@ async def test_worker_lost_whose_process_is_gone(node: NodeUnderTest, operator: 
             await until(lambda: node.supervisor.states()["stack-a-worker"].state == "stopping")
             os.kill(worker, signal.SIGKILL)
 
-    status, log, running, shown = (operator.does(line, run_id=run_id) for line in look)
+    status, ended, log, running, shown = (operator.does(line, run_id=run_id) for line in look)
     operator.follows(up)
     await until(lambda: status_of(node, run_id) == "succeeded", TAKEOVER_SECONDS)
     said = operator.follows(after, run_id=run_id)
 
     assert (status.returncode, "stack-a-worker" in status.stdout) == (1, True)
+    assert "stopped: stack-a-worker (terminated by SIGKILL)" in ended.stdout
     assert log.stderr == ""
     assert run_id in running.stdout
     assert "running" in shown.stdout
@@ -138,8 +139,25 @@ async def test_run_stuck_because_nobody_takes_it(node: NodeUnderTest, operator: 
     await until(lambda: status_of(node, run_id) == "succeeded")
 
     assert status.returncode == 1
+    assert "stack-a-worker  stopped" in status.stdout
+    assert "readyz since " in status.stdout
     assert "queued" in shown.stdout
     assert log.stderr == ""
+
+
+async def test_run_stuck_while_the_gateway_is_away(node: NodeUnderTest, operator: Operator) -> None:
+    look, start, _ = blocks("run-stuck")
+    node.supervisor.stop("stack-b")
+    [run_id] = created(node)
+    await until(lambda: "step.model_retried" in operator.does(look[3], run_id=run_id).stdout)
+
+    status, running, shown, _log = (operator.does(line, run_id=run_id) for line in look)
+    operator.follows(start, run_id=run_id)
+    await until(lambda: status_of(node, run_id) == "succeeded")
+
+    assert (status.returncode, "stack-b         stopped" in status.stdout) == (1, True)
+    assert run_id in running.stdout
+    assert "started" in shown.stdout
 
 
 async def test_run_stuck_in_a_call_that_hangs(node: NodeUnderTest, operator: Operator) -> None:
