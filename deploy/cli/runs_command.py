@@ -176,16 +176,17 @@ def show(options: One, io: Io) -> int:
         io.json({**run, "steps": steps})
         return FINE
     console = io.data()
-    for name, text in _facts(run):
+    for name, text in facts_of(run):
         console.print(f"[bold]{name:<9}[/] {escape(text)}")
     if steps:
         console.print()
         io.columns(("STEP", "KIND", "NAME", "EFFECT", "STATUS", "RESULT"), (_step_line(step) for step in steps))
-    _say_what_is_next(io, run, steps)
+    for line in next_of(run, steps):
+        io.say(line)
     return FINE
 
 
-def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def facts_of(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", run["run_id"]
     yield "status", run["status"]
     yield "agent", f"{run['agent_id']} version {run['agent_version']}"
@@ -227,20 +228,20 @@ def _step_line(step: dict[str, Any]) -> tuple[str, ...]:
     return (str(step["n"]), step["kind"], step["name"], step["effect"], step["status"], result)
 
 
-def _say_what_is_next(io: Io, run: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+def next_of(run: dict[str, Any], steps: list[dict[str, Any]]) -> Iterator[str]:
+    """What somebody who looks at the run may do about it, line by line."""
+    run_id = run["run_id"]
     if run["status"] in {"failed", "cancelled"}:
-        io.say(f"Next: ./agentos runs retry {run['run_id']}")
+        yield f"Next: ./agentos runs retry {run_id}"
     if run["status"] == "waiting":
-        io.say(f"It waits for runs that it made. Next: ./agentos runs list --parent {run['run_id']}")
+        yield f"It waits for runs that it made. Next: ./agentos runs list --parent {run_id}"
     if run["status"] != "needs_operator":
         return
     for step in steps:
         if step["status"] == "unknown":
-            key = f"{run['run_id']}:{step['n']}"
-            io.say(f"Step {step['n']} was interrupted: find out whether the call of {step['name']} with the key {key}")
-            io.say(
-                f"took effect. Next: ./agentos runs resolve {run['run_id']} --step {step['n']} --done|--fail|--retry"
-            )
+            n, key = step["n"], f"{run_id}:{step['n']}"
+            yield f"Step {n} was interrupted: find out whether the call of {step['name']} with the key {key}"
+            yield f"took effect. Next: ./agentos runs resolve {run_id} --step {n} --done|--fail|--retry"
 
 
 def cancel(options: One, io: Io) -> int:
