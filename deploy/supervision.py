@@ -258,5 +258,16 @@ def _state(info: Mapping[str, Any]) -> ServiceState:
         state=info["statename"].lower(),
         pid=info["pid"],
         uptime_s=max(0, info["now"] - info["start"]) if running else 0,
-        remark="" if running else (info["spawnerr"] or info["description"]),
+        remark="" if running else _remark(info),
+    )
+
+
+def _remark(info: Mapping[str, Any]) -> str:
+    """Why a service does not run, or since when, in the supervisor's words."""
+    if info["spawnerr"]:
+        return str(info["spawnerr"])
+    return (
+        f"since {info['description']}"
+        if info["statename"] in {"STOPPED", "EXITED"} and info["stop"]
+        else info["description"]
     )

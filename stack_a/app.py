@@ -59,9 +59,9 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
 
     async def database_answers() -> None:
         depth = await deps.queue.depth(_SELF)
-        deps.metrics.queue_depth(depth.ready)
+        deps.metrics.queue_depth(depth.ready + depth.leased)
 
-    shedder = Shedder(deps.queue, deps.clock, deps.shedding, _SELF)
+    shedder = Shedder(deps.queue, deps.clock, deps.shedding, _SELF, deps.metrics)
     intake = Intake(
         run_state=deps.run_state,
         agent=deps.agent,
@@ -78,7 +78,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
             create_run, list_runs, get_run, cancel_run, retry_run, fork_run, resolve_step, list_steps, follow_events,
             list_agents, get_agent, query_audit, openapi_json, my_permissions(ROUTES),
             *issuer_routes(deps.published),
-            *health_routes({"database": database_answers}, deps.metrics),
+            *health_routes({"database": database_answers}, deps.metrics, first=shedder.look),
         ],
         {
             "deps": deps, "intake": intake, "again": again, "family": family, "admission": admission, "streams": streams,

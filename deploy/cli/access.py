@@ -1,7 +1,8 @@
 """Tokens and directory access for commands that act in somebody's name."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -13,7 +14,7 @@ from deploy.cli.io import Io
 from deploy.internal import Directory, open_directory, open_issuer, operator_of
 from deploy.principal_names import CHARACTERS, OWN_CHARACTERS, is_name, is_own_name
 from deploy.roles import scopes_of
-from ports.errors import InvalidArgument
+from ports.errors import InvalidArgument, NotFound
 from ports.ids import PrincipalId, TenantId, is_tenant_id
 
 AUDIENCES: Final = ("stack-a", "stack-b", "admin")
@@ -67,6 +68,15 @@ def whole(flag: str, number: int, *, least: int, most: int) -> int:
     if not least <= number <= most:
         raise InvalidArgument(f"{flag} must be {least} to {most}, not {number}")
     return number
+
+
+@contextmanager
+def run_of(tenant: str) -> Iterator[None]:
+    """Whoever asks for a run that is not there is told whose runs were looked at: another tenant's is as absent."""
+    try:
+        yield
+    except NotFound as absent:
+        raise NotFound(f"{absent.message} of {tenant}; another tenant's: --tenant tnt_<name>") from None
 
 
 def with_directory(io: Io, act: Callable[[Directory], Awaitable[ResultT]]) -> ResultT:

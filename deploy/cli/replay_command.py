@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from deploy.cli.access import tenant_id
+from deploy.cli.access import run_of, tenant_id
 from deploy.cli.io import FAILED, FINE, Io, harmless
 from deploy.internal import open_journals, operator_of
 from deploy.seed import TENANT
@@ -66,7 +66,8 @@ def run(options: Options, io: Io) -> int:
 async def _replayed(options: Options, io: Io) -> tuple[Run, Replayed]:
     auth = replace(operator_of(tenant_id(options.tenant)), namespace=options.namespace)
     async with open_journals(io.node, io.environ, tools_file=io.config().tools_file) as ports:
-        found = await ports.runs.load(auth, RunId(options.run_id))
+        with run_of(options.tenant):
+            found = await ports.runs.load(auth, RunId(options.run_id))
         steps = await read_steps(ports.runs, auth, found.id)
         agent = await ports.agents.get(auth, found.agent_id, found.agent_version)
         served = {spec.name: spec for spec in await ports.tools.list_tools(auth)}

@@ -10,12 +10,13 @@ from msgspec import Struct
 from rich.markup import escape
 
 from deploy.catalogue import stack_a_url
-from deploy.cli.access import api_token
+from deploy.cli.access import api_token, run_of
 from deploy.cli.io import FINE, Io
 from deploy.cli.run_command import answer, elapsed, fault, money, short
+from deploy.cli.runs_platform import ENDED_OTHERWISE, TOO_LATE, list_as_operator
 from deploy.cli.runs_platform import add_verb as add_kill
-from deploy.cli.runs_platform import list_as_operator
 from deploy.client import Accepted, RunsClient
+from deploy.seed import TENANT
 from ports.errors import InvalidArgument
 from ports.ids import AgentId, RunId
 from ports.run_state import MAX_PAGE, RunFilter, RunStatus
@@ -140,6 +141,8 @@ def list_runs(options: ListRuns, io: Io) -> int:
         io.json(found)
         return FINE
     io.columns(("RUN", "STATUS", "AGENT", "CREATED", "TOOK", "TOKENS", "WHY"), (_line(run) for run in found))
+    if len(found) == options.limit < MAX_PAGE:
+        io.say(f"These are the newest {options.limit}; there may be more: --limit, up to {MAX_PAGE}")
     return FINE
 
 
@@ -167,22 +170,23 @@ def _line(run: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         run, steps = client.run(options.run_id), client.steps(options.run_id)
     if options.json:
         io.json({**run, "steps": steps})
         return FINE
     console = io.data()
-    for name, text in _facts(run):
+    for name, text in facts_of(run):
         console.print(f"[bold]{name:<9}[/] {escape(text)}")
     if steps:
         console.print()
         io.columns(("STEP", "KIND", "NAME", "EFFECT", "STATUS", "RESULT"), (_step_line(step) for step in steps))
-    _say_what_is_next(io, run, steps)
+    for line in next_of(run, steps):
+        io.say(line)
     return FINE
 
 
-def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def facts_of(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", run["run_id"]
     yield "status", run["status"]
     yield "agent", f"{run['agent_id']} version {run['agent_version']}"
@@ -198,6 +202,8 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "took", f"{elapsed(run):.2f} s"
     elif run["deadline_at"]:
         yield "deadline", _time(run["deadline_at"])
+    if run["cancel_requested_at"] and not run["finished_at"]:
+        yield "to end", f"as asked at {_time(run['cancel_requested_at'])}"
     if run["recoveries"]:
         yield "recovered", f"{run['recoveries']} times"
     usage = run["usage"]
@@ -222,47 +228,58 @@ def _step_line(step: dict[str, Any]) -> tuple[str, ...]:
     return (str(step["n"]), step["kind"], step["name"], step["effect"], step["status"], result)
 
 
-def _say_what_is_next(io: Io, run: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+def next_of(run: dict[str, Any], steps: list[dict[str, Any]]) -> Iterator[str]:
+    """What somebody who looks at the run may do about it, line by line."""
+    run_id = run["run_id"]
     if run["status"] in {"failed", "cancelled"}:
-        io.say(f"Next: ./agentos runs retry {run['run_id']}")
+        yield f"Next: ./agentos runs retry {run_id}"
+    if run["status"] == "waiting":
+        yield f"It waits for runs that it made. Next: ./agentos runs list --parent {run_id}"
     if run["status"] != "needs_operator":
         return
     for step in steps:
         if step["status"] == "unknown":
-            key = f"{run['run_id']}:{step['n']}"
-            io.say(f"Step {step['n']} was interrupted: find out whether the call of {step['name']} with the key {key}")
-            io.say(
-                f"took effect. Next: ./agentos runs resolve {run['run_id']} --step {step['n']} --done|--fail|--retry"
-            )
+            n, key = step["n"], f"{run_id}:{step['n']}"
+            yield f"Step {n} was interrupted: find out whether the call of {step['name']} with the key {key}"
+            yield f"took effect. Next: ./agentos runs resolve {run_id} --step {n} --done|--fail|--retry"
 
 
 def cancel(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         run = client.cancel(options.run_id, reason=options.reason)
-    return _changed(io, run, as_json=options.json)
+    return _ended(io, run, as_json=options.json)
 
 
 def retry(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         accepted = client.retry(options.run_id)
     return _accepted(io, accepted, as_json=options.json)
 
 
 def fork(options: One, io: Io) -> int:
-    with _client(io, options.tenant) as client:
+    if options.from_step < 0:
+        raise InvalidArgument(
+            f"--from-step must be 0, which begins anew, or a step of the run, not {options.from_step}"
+        )
+    with _client(io, options.tenant) as client, run_of(options.tenant or TENANT):
         accepted = client.fork(options.run_id, from_step=options.from_step)
     return _accepted(io, accepted, as_json=options.json)
 
 
 def resolve(options: Resolve, io: Io) -> int:
     body = decision_of(options)
-    with _client(io, options.tenant, role=DECIDES) as client:
+    with _client(io, options.tenant, role=DECIDES) as client, run_of(options.tenant or TENANT):
         run = client.resolve(options.run_id, body)
-    return _changed(io, run, as_json=options.json)
+    code = _changed(io, run, as_json=options.json)
+    if run["status"] == "needs_operator":
+        io.say(f"Another of its steps waits for a decision. Next: ./agentos runs show {run['run_id']}")
+    return code
 
 
 def decision_of(options: Resolve) -> dict[str, Any]:
-    """The body of the request. Raises `InvalidArgument` for an output that is not JSON."""
+    """The body of the request. Raises `InvalidArgument` for a step that can't be one, or an output that is not JSON."""
+    if options.step < 1:
+        raise InvalidArgument(f"--step must be a step of the run, which are numbered from 1, not {options.step}")
     if options.done is not None:
         try:
             output = msgspec.json.decode(options.done)
@@ -281,6 +298,13 @@ def _changed(io: Io, run: dict[str, Any], *, as_json: bool) -> int:
         asked = " and asked to end" if run["status"] == "running" and run["cancel_requested_at"] else ""
         io.out.write(f"{run['run_id']} is {run['status']}{asked}\n")
     return FINE
+
+
+def _ended(io: Io, run: dict[str, Any], *, as_json: bool) -> int:
+    code = _changed(io, run, as_json=as_json)
+    if run["status"] in ENDED_OTHERWISE:
+        io.say(TOO_LATE)
+    return code
 
 
 def _accepted(io: Io, accepted: Accepted, *, as_json: bool) -> int:

@@ -1,13 +1,14 @@
 """`agentos runs kill`, and `runs list --as-operator`: for the platform, in any tenant, also one that is disabled."""
 
 import argparse
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from deploy.administration.platform import Platform
 from deploy.administration.wire import RunLine, run_line
-from deploy.cli.access import tenant_id, whole
+from deploy.cli.access import run_of, tenant_id, whole
 from deploy.cli.io import FINE, Io
 from deploy.cli.platform_access import with_platform
 from deploy.cli.run_command import money
@@ -18,6 +19,9 @@ from ports.ids import RunId, TenantId
 from ports.run_state import MAX_PAGE, TERMINAL, Run, RunFilter, RunStatus
 
 OPEN: tuple[RunStatus, ...] = ("queued", "running", "waiting", "needs_operator")
+ENDED_OTHERWISE: Final = frozenset({"succeeded", "failed"})
+"""What a run is that a cancel came too late for."""
+TOO_LATE: Final = "It had ended before; nothing was changed."
 
 
 class Kill(Struct, frozen=True, kw_only=True):
@@ -60,12 +64,13 @@ def kill(options: Kill, io: Io) -> int:
         operator = operator_of(name)
         await platform.tenants.get(operator, name)
         ids = [RunId(options.run_id)] if options.run_id else await _open(platform, name, options.namespace)
-        return [
-            await platform.administration.kill(
-                operator, name, run_id, reason=options.reason, namespace=options.namespace
-            )
-            for run_id in ids
-        ]
+        with run_of(name):
+            return [
+                await platform.administration.kill(
+                    operator, name, run_id, reason=options.reason, namespace=options.namespace
+                )
+                for run_id in ids
+            ]
 
     killed = with_platform(io, act)
     if options.json:
@@ -73,6 +78,8 @@ def kill(options: Kill, io: Io) -> int:
         return FINE
     for run in killed:
         io.out.write(f"{run.id} is {run.status}\n")
+        if run.status in ENDED_OTHERWISE:
+            io.say(TOO_LATE)
     if options.all:
         io.say(f"{len(killed)} runs of {name} were open")
     return FINE

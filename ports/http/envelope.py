@@ -6,6 +6,7 @@ inside `error` (Stack B adds OpenAI's `type` and `param`), never outside: client
 
 import math
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -53,6 +54,11 @@ STATUS: Final[Mapping[str, int]] = {
 }
 """Codes that reach a client. Codes that exist only inside a run are not in it."""
 
+LATER: Final = frozenset({429, 503})
+"""Statuses that say when to come back, where coming back may help."""
+COME_BACK_AFTER: Final = timedelta(seconds=2)
+"""What they say where the error does not know better: soon after an outage's end, and not all the time before it."""
+
 
 def status_of(error: AgentOSError) -> int:
     return STATUS.get(error.code, 500)
@@ -83,8 +89,11 @@ def headers_of(error: AgentOSError, *, token_sent: bool) -> list[tuple[bytes, by
     status = status_of(error)
     if status == 401:  # noqa: PLR2004 - HTTP's own numbers
         headers.append((b"www-authenticate", b'Bearer error="invalid_token"' if token_sent else b"Bearer"))
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after.total_seconds()))).encode()))
+    wait = error.retry_after
+    if wait is None and error.retryable and status in LATER:
+        wait = COME_BACK_AFTER
+    if wait is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(wait.total_seconds()))).encode()))
     # What SDKs retry by themselves, and what a proxy in between may take for a passing refusal.
     if status in {403, 409, 429} or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
         headers.append((b"x-should-retry", b"true" if error.retryable else b"false"))

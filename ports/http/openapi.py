@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct, field
 
-from ports.http.envelope import STATUS
+from ports.http.envelope import LATER, STATUS
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
 from ports.messages import Json
 
@@ -31,8 +31,6 @@ _BODY_CODES: Final = (
 )  # fmt: skip
 _MUTATION_CODES: Final = ("idempotency_key_required", "idempotency_in_progress", "idempotency_key_reused")
 _EVERY_CODE: Final = ("invalid_request", "internal", "unavailable")
-_LATER: Final = frozenset({429, 503})
-"""Statuses that may say when to try again."""
 _TEXT: Final = {"type": "string"}
 _EVENT: Final = {"type": "object", "required": ["data"], "properties": {"id": _TEXT, "event": _TEXT, "data": _TEXT}}
 """One event of a stream, which is what a schema of `text/event-stream` is about before OpenAPI 3.2."""
@@ -124,7 +122,7 @@ def document(
             "headers": {
                 "X-Correlation-Id": _header("Names this request in logs, audit and every error."),
                 "X-Request-Id": _header("The same as X-Correlation-Id, under the name SDKs look for."),
-                "Retry-After": _header("Seconds after which it is worth trying again, where that is known."),
+                "Retry-After": _header("Seconds after which to try again, where the refusal is `retryable`."),
                 "traceparent": _header("W3C trace context: the client's trace continued, or a new one."),
             },
         },
@@ -187,7 +185,7 @@ def _refusals(codes: list[str]) -> dict[str, Json]:
 
 def _refusal(status: int, named: list[str], body: Json) -> dict[str, Json]:
     answer = _answer("Refused: " + ", ".join(f"`{code}`" for code in named), body)
-    if status in _LATER:
+    if status in LATER:
         answer["headers"] = {**_CORRELATED, "Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return answer
 

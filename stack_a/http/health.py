@@ -1,6 +1,6 @@
 """Liveness, readiness, metrics and the OpenAPI document: the routes that name no tenant."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
@@ -10,8 +10,13 @@ from ports.http.health import OK, Probe, states_of
 from stack_a.http import wire
 
 
-def health_routes(probes: Mapping[str, Probe], metrics: Metrics) -> list[HTTPRouteHandler]:
-    """`/healthz`, `/readyz` over `probes` by the dependency's name, `/metrics`."""
+async def _nothing() -> None: ...
+
+
+def health_routes(
+    probes: Mapping[str, Probe], metrics: Metrics, *, first: Callable[[], Awaitable[None]] = _nothing
+) -> list[HTTPRouteHandler]:
+    """`/healthz`, `/readyz` over `probes` by the dependency's name, `/metrics` after `first`, which measures for them."""
 
     @get("/healthz")
     async def healthz() -> Response[bytes]:
@@ -26,6 +31,7 @@ def health_routes(probes: Mapping[str, Probe], metrics: Metrics) -> list[HTTPRou
 
     @get("/metrics")
     async def exposed() -> Response[bytes]:
+        await first()
         return Response(metrics.render(), media_type=metrics.content_type)
 
     return [healthz, readyz, exposed]

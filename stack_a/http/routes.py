@@ -159,7 +159,8 @@ OPERATIONS: Final = {
         description=(
             "A new run with the same agent version, input and context that begins with the steps 1 to `from_step` and "
             "their results, and goes on from there by itself. Tools called after that step will be called anew, under "
-            "the new run's keys. `conflict` when one of those steps has no result."
+            "the new run's keys. `conflict` when one of those steps has no result or is not there: `details` has the run's "
+            "`steps`, how many they are, and the `max_from_step` that can be asked for."
         ),
         tag="runs",
         request=wire.ForkRun,
@@ -172,7 +173,7 @@ OPERATIONS: Final = {
         description=(
             "For a run in `needs_operator`: say what became of a step that is `unknown`, or have it called once more under "
             "the same key. When no step is unknown any more the run goes on; its deadline moves by the time it waited. "
-            "`conflict` when the run or the step waits for no decision."
+            "`conflict` when the run or the step waits for no decision: `details` has the numbers of the `steps` that do."
         ),
         tag="runs",
         request=wire.ResolveStep,

@@ -1,9 +1,11 @@
 """Limits as an integrator meets them: 429 and 503, each with a time to come back."""
 
+from datetime import timedelta
+
 import pytest
 
 from conformance.clock import ManualClock
-from conformance.people import ACME
+from conformance.people import ACME, NODE
 from ports.tenant import Entitlements
 from stack_a.deps import Shedding
 from stack_a.runs.shed import LOOK_EVERY
@@ -56,6 +58,20 @@ async def test_an_overloaded_node_refuses_new_runs_and_stays_ready() -> None:
     assert int(refused.headers["retry-after"]) >= 1
     assert repeated.json()["run_id"] == first.json()["run_id"]
     assert ready.status_code == 200
+
+
+async def test_the_metrics_say_how_many_wait_although_nobody_asks_whether_the_node_is_ready() -> None:
+    async with stack_a(clock=(clock := ManualClock())) as node:
+        for number in range(3):
+            await node.created(key=f"k{number}")
+        # One is in the hands of a worker that has no place for it yet.
+        await node.api.queue.lease(NODE, limit=1, duration=timedelta(minutes=1))
+        at_first = (await node.get("/metrics")).text
+        await clock.advance(LOOK_EVERY)
+        a_second_later = (await node.get("/metrics")).text
+
+    assert "agentos_queue_depth_messages 3.0" not in at_first
+    assert "agentos_queue_depth_messages 3.0" in a_second_later
 
 
 async def test_the_document_says_what_may_be_refused() -> None:

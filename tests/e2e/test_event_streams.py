@@ -142,6 +142,34 @@ async def test_a_slow_reader_that_keeps_reading_is_left_alone(node: StackA, monk
     assert b"lagged" not in heard
 
 
+async def test_a_stream_on_which_nothing_happens_says_that_it_lives(
+    node: StackA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "KEEP_ALIVE_EVERY", timedelta(seconds=0.05))
+    run = await claimed(node)
+    heard, lived = "", anyio.Event()
+    async with (
+        served(create_app(node.api)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("GET", f"/v1/runs/{run.id}/events", headers=node.headers()) as answer,
+        anyio.create_task_group() as group,
+    ):
+
+        async def finish() -> None:
+            await lived.wait()
+            await node.run_state.append(ACME, run.id, run.epoch, SUCCEEDED)
+
+        group.start_soon(finish)
+        with anyio.fail_after(10):
+            async for text in answer.aiter_text():
+                heard += text
+                if heard.count(": keep-alive\n\n") >= 3:
+                    lived.set()
+
+    # Comments have no place in the sequence.
+    assert [event["sequence"] for event in events_of(heard)] == [1, 2, 3]
+
+
 async def test_a_process_that_leaves_ends_its_streams_at_once_and_takes_no_new_ones(node: StackA) -> None:
     streams = OpenStreams()
     run = await claimed(node)

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
+import httpx
 import psutil
 import pytest
 
@@ -22,6 +24,7 @@ from tests.support.postgres import execute, fetch
 
 # A lease lasts 25 s and orphans are looked for every 2; then the run itself.
 TAKEOVER_SECONDS = 60
+FAST_SECONDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,43 @@ class TestStoppedParts:
         assert any(
             f"started {part}" in phase.summary or "started PostgreSQL" in phase.summary for phase in report.phases
         )
+
+
+def asked(node: NodeUnderTest) -> dict[str, httpx.Response]:
+    """What each surface answers to somebody who may ask it."""
+    key, admin = node.app_key(), node.tokens().keys["tenant_admin"].api_key
+    mine = {"Authorization": f"Bearer {key}", "Idempotency-Key": uuid.uuid4().hex}
+    talk = {"model": "agentos-demo", "messages": [{"role": "user", "content": "hello"}]}
+    new = {"input": "What is 3 + 4?"}
+    with httpx.Client(timeout=FAST_SECONDS, trust_env=False) as client:
+        return {
+            "stack-a, a run": client.post(f"{node.stack_a}/v1/agents/agt_demo/runs", headers=mine, json=new),
+            "stack-a, a list": client.get(f"{node.stack_a}/v1/runs", headers=mine),
+            "stack-b": client.post(f"{node.stack_b}/v1/chat/completions", headers=mine, json=talk),
+            "admin": client.get(f"{node.admin}/v1/admin/keys", headers={"Authorization": f"Bearer {admin}"}),
+        }
+
+
+@pytest.mark.anyio
+async def test_a_stopped_database_is_refused_at_once_with_the_time_to_come_back_and_all_heal_by_themselves(
+    node: NodeUnderTest,
+) -> None:
+    before = node.pids()
+    assert all(answer.is_success for answer in asked(node).values())
+    node.supervisor.stop("postgres")
+    # For a while a gateway knows what it may let through.
+    await until(lambda: not any(answer.is_success for answer in asked(node).values()), 20)
+    refused = asked(node)
+    node.supervisor.start("postgres")
+    await until(lambda: all(answer.is_success for answer in asked(node).values()), 30)
+    done = node.agentos("run", "agt_demo", "What is 3 + 4?")
+
+    for surface, answer in refused.items():
+        error = answer.json()["error"]
+        assert (surface, answer.status_code, error["code"], error["retryable"]) == (surface, 503, "unavailable", True)
+        assert (surface, answer.headers.get("retry-after")) == (surface, "2")
+    assert done.returncode == 0, done.stderr
+    assert {name: pid for name, pid in node.pids().items() if before[name] != pid}.keys() == {"postgres"}
 
 
 @pytest.mark.anyio

@@ -253,6 +253,18 @@ class TestFork:
         refused = await node.verb(run_id, "fork", from_step=1)
 
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+        assert "it has no steps" in refused.json()["error"]["message"]
+
+    async def test_beyond_the_last_step_it_is_said_how_many_there_are(
+        self, node: StackA, tools: Toolbox, clock: ManualClock
+    ) -> None:
+        async with node.worker(model(Talk(("add",))), tools.port(clock)):
+            run = await node.ended(await node.created())
+
+        refused = (await node.verb(run.id, "fork", from_step=9)).json()["error"]
+
+        assert (refused["code"], refused["details"]) == ("conflict", {"steps": 3, "max_from_step": 3})
+        assert "it has 3 steps; 0 (begins anew) to 3 can be chosen" in refused["message"]
 
     @pytest.mark.parametrize("body", [{}, {"from_step": -1}, {"from_step": "1"}, {"from_step": 1, "more": 1}])
     async def test_a_body_that_is_none_is_refused(self, node: StackA, body: dict[str, Any]) -> None:
@@ -332,6 +344,18 @@ class TestResolve:
 
         assert tools.keys == [f"{run_id}:2"] * 2
         assert await steps_of(node, run_id) == [(1, "completed"), (2, "unknown")]
+
+    async def test_a_decision_about_another_step_names_the_one_that_waits(
+        self, node: StackA, tools: Toolbox, clock: ManualClock
+    ) -> None:
+        run_id = await waiting_for_an_operator(node, Talk(("send",)), tools, clock)
+
+        refused = (await node.verb(run_id, "resolve", "eve", step=1, decision="retry")).json()["error"]
+        forked = (await node.verb(run_id, "fork", from_step=2)).json()["error"]
+
+        assert (refused["code"], refused["details"]) == ("conflict", {"steps": [2]})
+        assert forked["details"] == {"steps": 2, "max_from_step": 1}
+        assert "step 2 is unknown" in forked["message"]
 
     async def test_a_decision_after_the_deadline_still_counts(
         self, node: StackA, tools: Toolbox, clock: ManualClock

@@ -100,12 +100,13 @@ async def test_worker_lost_whose_process_is_gone(node: NodeUnderTest, operator: 
             await until(lambda: node.supervisor.states()["stack-a-worker"].state == "stopping")
             os.kill(worker, signal.SIGKILL)
 
-    status, log, running, shown = (operator.does(line, run_id=run_id) for line in look)
+    status, ended, log, running, shown = (operator.does(line, run_id=run_id) for line in look)
     operator.follows(up)
     await until(lambda: status_of(node, run_id) == "succeeded", TAKEOVER_SECONDS)
     said = operator.follows(after, run_id=run_id)
 
     assert (status.returncode, "stack-a-worker" in status.stdout) == (1, True)
+    assert "stopped: stack-a-worker (terminated by SIGKILL)" in ended.stdout
     assert log.stderr == ""
     assert run_id in running.stdout
     assert "running" in shown.stdout
@@ -138,8 +139,25 @@ async def test_run_stuck_because_nobody_takes_it(node: NodeUnderTest, operator: 
     await until(lambda: status_of(node, run_id) == "succeeded")
 
     assert status.returncode == 1
+    assert "stack-a-worker  stopped" in status.stdout
+    assert "readyz since " in status.stdout
     assert "queued" in shown.stdout
     assert log.stderr == ""
+
+
+async def test_run_stuck_while_the_gateway_is_away(node: NodeUnderTest, operator: Operator) -> None:
+    look, start, _ = blocks("run-stuck")
+    node.supervisor.stop("stack-b")
+    [run_id] = created(node)
+    await until(lambda: "step.model_retried" in operator.does(look[3], run_id=run_id).stdout)
+
+    status, running, shown, _log = (operator.does(line, run_id=run_id) for line in look)
+    operator.follows(start, run_id=run_id)
+    await until(lambda: status_of(node, run_id) == "succeeded")
+
+    assert (status.returncode, "stack-b         stopped" in status.stdout) == (1, True)
+    assert run_id in running.stdout
+    assert "started" in shown.stdout
 
 
 async def test_run_stuck_in_a_call_that_hangs(node: NodeUnderTest, operator: Operator) -> None:
@@ -179,7 +197,9 @@ async def test_queue_backlog_of_a_tenant_that_is_full(node: NodeUnderTest, opera
     await until(lambda: count(node, [first, *waiting], "succeeded") == 4)
 
     assert first in before
-    assert "agentos_queue_depth" in before
+    assert all(run_id in before for run_id in waiting[:2])
+    assert "agentos_queue_depth_messages" in before
+    assert 'agentos_run_refusals_total{code="concurrency_limited"}' in before
     assert running_before == 1
     assert all(number in after for number in ("200", "20,000", "3"))
 
@@ -289,6 +309,34 @@ async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Opera
     assert "key (each)" in listed
     assert json.loads(shown.stdout)["window"]["left"] == 900
     assert json.loads(granted.stdout)["entitlements"]["max_active_runs"] == 55
+
+
+async def test_a_slip_is_told_what_there_is_and_what_to_do(node: NodeUnderTest) -> None:
+    [run_id] = created(node)
+    await until(lambda: status_of(node, run_id) == "succeeded")
+    steps = json.loads(node.agentos("runs", "show", run_id, "--json").stdout)["steps"]
+    absent, elsewhere = "run_" + "0" * 32, "of tnt_demo; another tenant's: --tenant tnt_<name>"
+    slips = {
+        ("runs", "fork", run_id, "--from-step", "9"): f"it has {len(steps)} steps; 0 (begins anew) to {len(steps)} can",
+        (
+            "runs",
+            "retry",
+            run_id,
+        ): "is succeeded; only a failed or cancelled run can be retried: to go on from one of its",
+        ("runs", "resolve", run_id, "--step", "1", "--retry"): "waits for no operator: there is nothing to decide",
+        ("runs", "cancel", absent): elsewhere,
+        ("runs", "kill", absent, "--tenant", TENANT): elsewhere,
+        ("replay", absent): elsewhere,
+    }
+
+    said = {slip: node.agentos(*slip) for slip in slips}
+    late = [node.agentos("runs", *line) for line in (("cancel", run_id), ("kill", run_id, "--tenant", TENANT))]
+
+    for slip, says in slips.items():
+        assert (said[slip].returncode, says in said[slip].stderr) == (1, True), said[slip].stderr
+    for one in late:
+        assert (one.returncode, one.stdout) == (0, f"{run_id} is succeeded\n")
+        assert "It had ended before; nothing was changed." in one.stderr
 
 
 async def test_audit_mismatch_after_somebody_edited_an_entry(

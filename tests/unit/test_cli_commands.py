@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
 from deploy.cli.main import parser
 from deploy.cli.replay_command import told
-from deploy.cli.runs_command import decision_of
+from deploy.cli.runs_command import decision_of, facts_of, next_of
 from deploy.cli.test_command import Options, steps
 from deploy.node import Node
 from deploy.roles import ROLES, scopes_of
@@ -328,6 +329,59 @@ class TestRunsCommand:
             self.decision(*line)
 
         assert "--done" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            (("fork", "run_x", "--from-step", "-1"), "--from-step must be 0, which begins anew, or a step of the run"),
+            (
+                ("resolve", "run_x", "--step", "0", "--retry"),
+                "--step must be a step of the run, which are numbered from 1",
+            ),
+        ],
+    )
+    def test_a_step_that_no_run_has_is_usage(self, environ: dict[str, str], line: tuple[str, ...], says: str) -> None:
+        said = agentos("runs", *line, environ=environ)
+
+        assert said.code == 2
+        assert says in said.err
+
+    RUN: ClassVar[dict[str, Any]] = {
+        "run_id": "run_x", "status": "running", "agent_id": "agt_a", "agent_version": 1, "parent_run_id": None,
+        "depth": 0, "forked_from": None, "waits_for": None, "priority": 5, "created_at": "2026-01-01T00:00:00Z",
+        "principal_id": "usr_a", "finished_at": None, "deadline_at": "2026-01-01T00:10:00Z",
+        "cancel_requested_at": None, "recoveries": 0,
+        "usage": {"total_tokens": 0, "cost_nanousd": 0}, "input": "x", "error": None, "output": None,
+    }  # fmt: skip
+
+    def test_a_run_that_was_asked_to_end_and_goes_on_shows_it(self) -> None:
+        asked = {**self.RUN, "cancel_requested_at": "2026-01-01T00:01:00Z"}
+        ended = {**asked, "status": "cancelled", "finished_at": "2026-01-01T00:01:01Z"}
+
+        assert ("to end", "as asked at 2026-01-01 00:01:00") in list(facts_of(asked))
+        assert all("to end" not in dict(facts_of(run)) for run in (self.RUN, ended))
+
+    @pytest.mark.parametrize(
+        ("status", "says"),
+        [
+            ("running", []),
+            ("succeeded", []),
+            ("failed", ["Next: ./agentos runs retry run_x"]),
+            ("waiting", ["It waits for runs that it made. Next: ./agentos runs list --parent run_x"]),
+        ],
+    )
+    def test_what_to_do_about_a_run_is_said(self, status: str, says: list[str]) -> None:
+        assert list(next_of({**self.RUN, "status": status}, [])) == says
+
+    def test_each_step_that_waits_for_a_decision_has_its_command(self) -> None:
+        steps = [
+            {"n": n, "name": "send", "status": one} for n, one in ((1, "completed"), (2, "unknown"), (3, "unknown"))
+        ]
+
+        said = "\n".join(next_of({**self.RUN, "status": "needs_operator"}, steps))
+
+        assert [n for n in (1, 2, 3) if f"./agentos runs resolve run_x --step {n} " in said] == [2, 3]
+        assert "key run_x:2" in said
 
     @pytest.mark.parametrize("limit", ["0", "201"])
     def test_a_page_has_its_bounds(self, environ: dict[str, str], limit: str) -> None:

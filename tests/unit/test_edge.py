@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from conformance.people import ACME, ACME_BEN, GLOBEX
 from ports.auth import mismatch
 from ports.context import AuthContext
-from ports.errors import Conflict, PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
+from ports.errors import AgentOSError, Conflict, PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
 from ports.http.body import Arriving, Receive
 from ports.http.edge import Edge, Exchange, Scope, Send, exchange
 from ports.http.repeats import MAX_REMEMBERED, NOTED_EVERY, Repeats
@@ -131,6 +132,29 @@ async def test_a_caller_without_the_right_is_refused(
     response = await client.get("/things", headers=headers)
 
     assert (response.status_code, code(response)) == (status, expected)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (Unavailable("the store does not answer"), "2"),
+        (Unavailable("the keys are fetched again in half a minute", retry_after=timedelta(seconds=30)), "30"),
+        (Unavailable("at once", retry_after=timedelta(0)), "1"),
+        (Unavailable("it can never be opened", retryable=False), None),
+        (ResourceExhausted("too many at a time"), "2"),
+        (ResourceExhausted("it is spent", code="budget_exceeded"), None),
+        (Unavailable("the backend broke off", code="upstream_error"), None),
+    ],
+)
+async def test_429_and_503_say_when_to_come_back_where_that_may_help(refusal: AgentOSError, told: str | None) -> None:
+    async def refuses(*_: object) -> None:
+        raise refusal
+
+    edge: Any = Edge(refuses, routes=ROUTES, verifier=None, observe=lambda *_: None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://node") as client:
+        response = await client.get("/open")
+
+    assert response.headers.get("retry-after") == told
 
 
 async def test_401_says_how_to_authenticate(client: httpx.AsyncClient) -> None:

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from ports.errors import Conflict
 from ports.messages import Fault
 from ports.run_state import EffectClass, RunStatus, Step, StepStatus
-from stack_a.runs.again import retry_point
+from stack_a.runs.again import retry_point, undecidable, unforkable
 from tests.unit.test_run_plan import RUN, done, model_step
 
 FAILED = replace(RUN, status="failed")
@@ -64,7 +64,56 @@ def test_a_call_that_succeeded_beside_one_that_is_repeated_is_not_made_again_una
         retry_point(FAILED, [MODEL, without_result(ADD, "unknown"), SEND])
 
 
-@pytest.mark.parametrize("status", ["queued", "running", "waiting", "succeeded", "needs_operator"])
-def test_a_run_that_did_not_go_wrong_is_not_retried(status: RunStatus) -> None:
-    with pytest.raises(Conflict, match=status):
+@pytest.mark.parametrize(
+    ("status", "instead"),
+    [
+        ("queued", "cancel it first"),
+        ("running", "cancel it first"),
+        ("waiting", "cancel it first"),
+        ("succeeded", "fork it"),
+        ("needs_operator", "decide about the step"),
+    ],
+)
+def test_a_run_that_did_not_go_wrong_is_not_retried(status: RunStatus, instead: str) -> None:
+    with pytest.raises(Conflict, match=f"is {status}.*{instead}"):
         retry_point(replace(RUN, status=status), [MODEL])
+
+
+@pytest.mark.parametrize(
+    ("journal", "says", "last"),
+    [
+        ([MODEL, ADD, SEND], "it has 3 steps; 0 (begins anew) to 3 can be chosen", 3),
+        ([MODEL, replace(SEND, n=2, status="unknown")], "step 2 is unknown; 0 (begins anew) to 1 can be chosen", 1),
+        ([MODEL, without_result(ADD, "started"), SEND], "step 2 is started; 0 (begins anew) to 1 can be chosen", 1),
+        ([without_result(MODEL, "started")], "it has 1 step, and step 1 is started; only 0 (begins anew) can be", 0),
+        ([], "it has no steps; only 0 (begins anew) can be chosen", 0),
+    ],
+)
+def test_a_fork_that_can_not_be_says_which_steps_can_be_chosen(journal: list[Step], says: str, last: int) -> None:
+    refusal = unforkable(RUN.id, 9, journal)
+
+    assert f"{RUN.id!r} can't be forked after step 9: " in refusal.message
+    assert says in refusal.message
+    assert refusal.details == {"steps": len(journal), "max_from_step": last}
+
+
+@pytest.mark.parametrize(
+    ("n", "journal", "says", "steps"),
+    [
+        (9, [MODEL, without_result(ADD, "unknown"), without_result(SEND, "unknown")], "; the steps 2, 3 do", [2, 3]),
+        (1, [MODEL, without_result(ADD, "unknown")], "; step 2 does", [2]),
+    ],
+)
+def test_a_decision_about_another_step_names_those_that_wait(
+    n: int, journal: list[Step], says: str, steps: list[int]
+) -> None:
+    refusal = undecidable(replace(RUN, status="needs_operator"), n, journal)
+
+    assert refusal.message == f"step {n} of run {RUN.id!r} waits for no decision{says}"
+    assert refusal.details == {"steps": steps}
+
+
+def test_a_decision_about_a_run_that_waits_for_none_says_so() -> None:
+    refusal = undecidable(replace(RUN, status="succeeded"), 1, [MODEL])
+
+    assert refusal.message == f"run {RUN.id!r} is succeeded and waits for no operator: there is nothing to decide"

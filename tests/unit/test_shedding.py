@@ -9,6 +9,7 @@ import pytest
 
 from conformance.clock import ManualClock
 from conformance.people import NODE
+from observability.metrics import Metrics
 from ports.context import AuthContext
 from ports.errors import Unavailable
 from ports.queue import Depth
@@ -49,7 +50,7 @@ def queue(clock: ManualClock) -> Any:  # stands in for a port, of which it has o
 
 @pytest.fixture
 def shedder(clock: ManualClock, queue: Any) -> Shedder:
-    return Shedder(queue, clock, Shedding(max_queue_depth=10, slow_after=timedelta(seconds=1)), NODE)
+    return Shedder(queue, clock, Shedding(max_queue_depth=10, slow_after=timedelta(seconds=1)), NODE, Metrics())
 
 
 async def refusal(shedder: Shedder) -> Unavailable | None:
