@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Final
 
 from msgspec import Struct
@@ -58,23 +59,16 @@ class Chaos:
 
     async def stop(self, part: str, seconds: float) -> None:
         self._note("stop", part, seconds)
-        if part == DATABASE:
-            await self._for(seconds, self._rig.stop_database, self._rig.resume_database)
-        else:
-            await self._for(seconds, lambda: self._rig.stop(part), lambda: self._rig.resume(part))
+        await self._for(seconds, self._rig.standing_still(part))
 
     async def break_line(self, part: str, mode: Mode, seconds: float) -> None:
         self._note(mode, part, seconds)
-        proxy = self._rig.parts[part].proxy
-        await self._for(seconds, lambda: proxy.become(mode), lambda: proxy.become("pass"))
+        await self._for(seconds, self._rig.broken_line(part, mode))
 
-    async def _for(self, seconds: float, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    async def _for(self, seconds: float, fault: AbstractContextManager[None]) -> None:
         self._rig.disturb(seconds)
-        begin()
-        try:
+        with fault:
             await asyncio.sleep(seconds)
-        finally:
-            end()
 
     def _note(self, kind: str, part: str, seconds: float = 0.0) -> None:
         at = time.monotonic() - self._began

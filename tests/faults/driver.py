@@ -118,7 +118,8 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         fenced_themselves = sum(phases.fenced_itself(made, name) for name in WORKERS)
         records = [
             await reconcile.promised_runs_end(made.superuser, ledger, settled_s=settled),
-            await reconcile.steps_are_recorded_once(made.superuser, made.sink, made.upstream),
+            await reconcile.steps_are_recorded_once(made.superuser, made.sink),
+            await reconcile.model_calls_are_paid_once(made.superuser, made.upstream, made.disturbed),
             await reconcile.nothing_is_written_by_the_stale(
                 made.superuser,
                 took_over,

@@ -12,7 +12,7 @@ from stack_a.lease import RENEW_EVERY
 from tests.bench.figures import percentile
 from tests.faults.clients import Clients
 from tests.faults.reconcile import Record, record
-from tests.faults.rig import Rig
+from tests.faults.rig import DATABASE, Rig
 from tests.faults.witness import ask
 
 _ASK_EVERY_S: Final = 0.2
@@ -36,17 +36,14 @@ async def stalled_database(rig: Rig, clients: Clients, seconds: float, *, except
     """R17: with PostgreSQL standing still, everything is refused soon and may be tried again; then it heals by itself."""
     found = Stalled()
     rig.disturb(seconds)
-    rig.stop_database()
-    began = time.monotonic()
-    asking = [asyncio.create_task(_probe(rig, found, began, seconds))]
-    try:
+    with rig.standing_still(DATABASE):
+        began = time.monotonic()
+        asking = [asyncio.create_task(_probe(rig, found, began, seconds))]
         while (passed := time.monotonic() - began) < seconds:
             # What is asked at the very end would be answered by the database that goes on.
             if passed < seconds - _ANSWER_S:
                 asking.append(asyncio.create_task(_ask_for_a_run(clients, found)))
             await asyncio.sleep(_ASK_EVERY_S)
-    finally:
-        rig.resume_database()
     resumed = time.monotonic()
     await asyncio.gather(*asking)
     recovered = await _recovered(rig, clients, resumed, except_for)

@@ -68,7 +68,8 @@ async def kill_at_points(times: int, seed: int, say: Callable[[str], None]) -> O
         records = [
             await reconcile.promised_runs_end(made.superuser, ledger, settled_s=time.monotonic() - began),
             _died(deaths, times),
-            await reconcile.steps_are_recorded_once(made.superuser, made.sink, made.upstream, one_kill_each=True),
+            await reconcile.steps_are_recorded_once(made.superuser, made.sink, one_kill_each=True),
+            await reconcile.model_calls_are_paid_once(made.superuser, made.upstream, made.disturbed),
             await reconcile.events_have_no_gaps(made.superuser, ledger, races=0, followed=0),
         ]
     return Outcome(seed=seed, records=records, faults=[], refusals=ledger.refusals)

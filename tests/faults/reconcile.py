@@ -8,10 +8,12 @@ from typing import Final
 import asyncpg
 from msgspec import Struct
 
-from ports.ids import minted
+from ports.ids import RunId, minted
+from ports.run_state import step_key
 from tests.bench.figures import percentile
 from tests.faults.clients import TERMINAL
 from tests.faults.ledger import RECONNECTS, Ledger
+from tests.faults.payments import Disturbed, paid_twice
 from tests.faults.tools import UNSAFE, read_calls
 from tests.faults.upstream import Upstream
 from tests.faults.witness import ask
@@ -62,7 +64,7 @@ async def promised_runs_end(dsn: str, ledger: Ledger, *, settled_s: float) -> Re
     )
 
 
-async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream, *, one_kill_each: bool = False) -> Record:
+async def steps_are_recorded_once(dsn: str, sink: Path, *, one_kill_each: bool = False) -> Record:
     """With `one_kill_each`, where no run lost its worker twice, also how often a step may have been called."""
     rows = await ask(
         dsn, "SELECT run_id, n, count(*) AS times FROM faults.results GROUP BY run_id, n HAVING count(*) > 1"
@@ -74,8 +76,7 @@ async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream, *, o
         places[call.key].add((call.place, call.tool))
     per_key = Counter(call.key for call in calls)
     repeated_unsafe = [key for key, times in per_key.items() if times > 1 and places_tool(places[key]) == UNSAFE]
-    most_calls, most_model_calls = max(per_key.values(), default=0), max(upstream.asked.values(), default=0)
-    calls_gates = {"calls_per_step": most_calls, "model_calls_per_step": most_model_calls} if one_kill_each else {}
+    most_calls = max(per_key.values(), default=0)
     return record(
         "R4",
         {
@@ -83,21 +84,75 @@ async def steps_are_recorded_once(dsn: str, sink: Path, upstream: Upstream, *, o
             "keys_per_step": max((len(found) for found in keys.values()), default=0),
             "steps_per_key": max((len(found) for found in places.values()), default=0),
             "unsafe_repeated": len(repeated_unsafe),
-            **calls_gates,
+            **({"calls_per_step": most_calls} if one_kill_each else {}),
         },
-        limits={"keys_per_step": 1, "steps_per_key": 1, "calls_per_step": 2, "model_calls_per_step": 1},
+        limits={"keys_per_step": 1, "steps_per_key": 1, "calls_per_step": 2},
         tool_steps=len(keys),
         tool_calls=len(calls),
         calls_per_step_max=most_calls,
-        model_calls=upstream.asked.total(),
-        model_calls_per_step_max=most_model_calls,
-        model_steps_paid_twice=sum(times > 1 for times in upstream.asked.values()),
         examples=repeated_unsafe[:5],
     )
 
 
 def places_tool(found: set[tuple[str, str]]) -> str:
     return min(tool for _, tool in found)
+
+
+async def model_calls_are_paid_once(dsn: str, upstream: Upstream, disturbed: Disturbed) -> Record:
+    """E10: by what the model's provider was asked, and what the driver did to the gateway meanwhile."""
+    steps = await _model_steps(dsn)
+    journaled = {place: step.journaled_at for place, step in steps.items() if step.journaled_at is not None}
+    found = paid_twice(upstream.payments, journaled, disturbed)
+    unsaid = [place for place in found.in_doubt if place in steps and steps[place].said_duplicate is False]
+    per_step = [len(paid) for paid in upstream.payments.values()]
+    [row] = await ask(dsn, _TAKEN_OVER)
+    return record(
+        "E10",
+        {"model_steps_paid_twice": len(found.unexplained), "in_doubt_and_not_said": len(unsaid)},
+        model_steps=len(per_step),
+        model_calls=sum(per_step),
+        model_calls_per_step_max=max(per_step, default=0),
+        model_steps_taken_over=row["steps"],
+        gateway_kills=len(disturbed.killed),
+        model_steps_in_doubt_paid_twice=len(found.in_doubt),
+        examples=[*(f"{place}: {why}" for place, why in found.unexplained.items()), *unsaid][:5],
+    )
+
+
+class ModelStep(Struct, frozen=True, kw_only=True):
+    journaled_at: float | None
+    """When the gateway first had its reply in the journal."""
+    said_duplicate: bool | None
+    """Whether its receipt says that it may have been paid before; None without a receipt."""
+
+
+_MODEL_STEPS: Final = """
+SELECT s.run_id, s.n, (r.input #>> '{}')::json ->> 'marker' AS marker,
+       row_number() OVER (PARTITION BY s.run_id ORDER BY s.n) - 1 AS turn,
+       (s.output #>> '{route,possible_duplicate}')::boolean AS said
+FROM steps s JOIN runs r ON r.id = s.run_id
+WHERE s.kind = 'model'
+"""
+_JOURNALED: Final = """
+SELECT split_part(step_key, '/', 1) AS key, extract(epoch FROM min(at))::float8 AS at FROM faults.replies GROUP BY 1
+"""
+_TAKEN_OVER: Final = """
+SELECT count(DISTINCT (s.run_id, s.n)) AS steps
+FROM steps s JOIN faults.claims c ON c.run_id = s.run_id AND c.at > s.started_at AND c.at < s.finished_at
+WHERE s.kind = 'model'
+"""
+
+
+async def _model_steps(dsn: str) -> dict[str, ModelStep]:
+    """By place, as the model names it: run and turn."""
+    journaled = {row["key"]: row["at"] for row in await ask(dsn, _JOURNALED)}
+    return {
+        f"{row['marker']}/{row['turn']}": ModelStep(
+            journaled_at=journaled.get(step_key(RunId(minted("run", row["run_id"])), row["n"])),
+            said_duplicate=row["said"],
+        )
+        for row in await ask(dsn, _MODEL_STEPS)
+    }
 
 
 async def nothing_is_written_by_the_stale(
