@@ -34,10 +34,10 @@ class Chaos:
         """One fault after the other until `until` on the monotonic clock; `spare` is left alone."""
         parts = [name for name in (*self._rig.parts, DATABASE) if name not in spare]
         while True:
-            pause = self._draw.uniform(*gap)
-            if time.monotonic() + pause >= until:
+            pause, left = self._draw.uniform(*gap), until - time.monotonic()
+            await asyncio.sleep(max(0.0, min(pause, left)))
+            if pause >= left:
                 return
-            await asyncio.sleep(pause)
             part = self._draw.choice(parts)
             # Of the database's own lines there is none to cut.
             kind = self._draw.choice([one for one in _KINDS if one != "network" or part != DATABASE])

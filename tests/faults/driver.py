@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -13,14 +14,15 @@ from ports.ids import minted
 from tests.faults import phases, reconcile
 from tests.faults.chaos import Chaos, Fault
 from tests.faults.clients import Clients
-from tests.faults.ledger import Ledger
+from tests.faults.ledger import RECONNECTS, Ledger
 from tests.faults.reconcile import OPEN, Record, record
 from tests.faults.rig import WORKERS, Rig, rig
 from tests.faults.witness import ask, install
 
 ENDS_WITHIN_S: Final = 60.0
 """After the last fault: R1's own bound."""
-
+LONGEST: Final = 2
+"""Times what was asked for: so long may a run take on a machine that is too busy to have R6 see enough in time."""
 
 _OCCUPIED: Final = 6
 """Runs among two workers: one would have to be unlucky to have none."""
@@ -42,6 +44,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Cancels that race the end of their run."""
     followed: int = 200
     """Runs whose readers come back `RECONNECTS` times while faults last."""
+    prolonged_s: float
+    """How long faults go on at most until that many were."""
     occupied_s: float = 75
     """How long the calls take that the stopped worker leaves: another is still at them when it comes back, and writes."""
     read_again: int = 200
@@ -55,6 +59,7 @@ SHORT: Final = Plan(
     stalled_s=8,
     occupied_s=12,
     together=True,
+    prolonged_s=60,
     clients=4,
     burst=20,
     races=30,
@@ -65,7 +70,14 @@ SHORT: Final = Plan(
 
 def long(minutes: float) -> Plan:
     """A worker's three leases and the stall take two minutes of it."""
-    return Plan(chaos_s=max(30.0, minutes * 60 - 135), gap_s=(2, 8), stopped_s=75, stalled_s=30, together=False)
+    return Plan(
+        chaos_s=max(30.0, minutes * 60 - 135),
+        gap_s=(2, 8),
+        stopped_s=75,
+        stalled_s=30,
+        together=False,
+        prolonged_s=minutes * 60 * (LONGEST - 1),
+    )
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -94,6 +106,7 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         say(f"chaos for {plan.chaos_s:.0f} s")
         bursts = asyncio.create_task(_bursts(chaos, clients, plan, began + plan.chaos_s))
         await chaos.reign(began + plan.chaos_s, gap=plan.gap_s)
+        prolonged = await until_enough(ledger, plan, partial(chaos.reign, gap=plan.gap_s), say)
         await bursts
         await made.until_ready()
         stopped = await _stopped(made, clients, plan, say) if plan.together else None
@@ -128,7 +141,9 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
                 stale_writes_refused=fenced,
                 workers_fenced_themselves=fenced_themselves,
             ),
-            await reconcile.events_have_no_gaps(made.superuser, ledger, races=plan.races, followed=plan.followed),
+            await reconcile.events_have_no_gaps(
+                made.superuser, ledger, races=plan.races, followed=plan.followed, prolonged_s=prolonged
+            ),
             await reconcile.one_run_per_key(made.superuser, ledger),
             stall,
             record("exits", {"unexpected": len(made.unexpected)}, faults=len(chaos.done), examples=made.unexpected[:5]),
@@ -147,6 +162,29 @@ async def _stopped(made: Rig, clients: Clients, plan: Plan, say: Callable[[str],
         if stopped.held:
             return stopped
         made.resume(WORKERS[0])
+
+
+async def until_enough(
+    ledger: Ledger,
+    plan: Plan,
+    more_faults: Callable[[float], Awaitable[None]],
+    say: Callable[[str], None],
+    *,
+    now: Callable[[], float] = time.monotonic,
+) -> float:
+    """More faults while R6 has seen too few runs followed, for `plan.prolonged_s` at most. How long that took."""
+    began = now()
+    end = began + plan.prolonged_s
+    if missing := max(0, plan.followed - ledger.followed):
+        say(
+            f"R6 wants {plan.followed} runs followed with {RECONNECTS} reconnects each, and lacks {missing}: faults go on "
+            f"until it has them, for {plan.prolonged_s:.0f} s at most"
+        )
+    while ledger.followed < plan.followed and now() < end:
+        await more_faults(min(now() + 2 * plan.gap_s[1], end))
+    if missing:
+        say(f"it has {ledger.followed} after {now() - began:.0f} s more")
+    return now() - began
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
