@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -30,9 +29,9 @@ class Chaos:
         self._began = time.monotonic()
         self.done: list[Fault] = []
 
-    async def reign(self, until: float, *, gap: tuple[float, float], spare: Collection[str] = ()) -> None:
-        """One fault after the other until `until` on the monotonic clock; `spare` is left alone."""
-        parts = [name for name in (*self._rig.parts, DATABASE) if name not in spare]
+    async def reign(self, until: float, *, gap: tuple[float, float]) -> None:
+        """One fault after the other until `until` on the monotonic clock."""
+        parts = [*self._rig.parts, DATABASE]
         while True:
             pause, left = self._draw.uniform(*gap), until - time.monotonic()
             await asyncio.sleep(max(0.0, min(pause, left)))

@@ -24,8 +24,8 @@ ENDS_WITHIN_S: Final = 60.0
 LONGEST: Final = 2
 """Times what was asked for: so long may a run take on a machine that is too busy to have R6 see enough in time."""
 
-_OCCUPIED: Final = 6
-"""Runs among two workers: one would have to be unlucky to have none."""
+_OCCUPIED: Final = 4
+"""Runs of a kind among two workers: one would have to be unlucky to have none. All of them fit into one."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -132,7 +132,7 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         records = [
             await reconcile.promised_runs_end(made.superuser, ledger, settled_s=settled),
             await reconcile.steps_are_recorded_once(made.superuser, made.sink),
-            await reconcile.model_calls_are_paid_once(made.superuser, made.upstream, made.disturbed),
+            await reconcile.model_calls_are_paid_once(made.superuser, made.upstream, made.disturbed, taken_over=1),
             await reconcile.nothing_is_written_by_the_stale(
                 made.superuser,
                 took_over,
@@ -152,16 +152,19 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
 
 
 async def _stopped(made: Rig, clients: Clients, plan: Plan, say: Callable[[str], None]) -> phases.Stopped:
-    """A worker that stands still with runs in its hands: where it has none, another moment is chosen."""
+    """A worker that stands still with calls of a tool and of the model in its hands: else another moment is chosen."""
     while True:
-        await clients.occupy(_OCCUPIED, seconds=plan.occupied_s)
+        acting = await clients.occupy(_OCCUPIED, seconds=plan.occupied_s)
+        thinking = await clients.occupy(_OCCUPIED, seconds=plan.occupied_s, thinking=True)
         # Time to be claimed.
         await asyncio.sleep(1)
         say(f"{WORKERS[0]} stands still for longer than its lease")
         stopped = await phases.stop_worker(made, WORKERS[0])
-        if stopped.held:
+        if stopped.has_one_of(acting) and stopped.has_one_of(thinking):
             return stopped
         made.resume(WORKERS[0])
+        for run_id in (*acting, *thinking):
+            await clients.cancel(run_id)
 
 
 async def until_enough(

@@ -98,8 +98,13 @@ def places_tool(found: set[tuple[str, str]]) -> str:
     return min(tool for _, tool in found)
 
 
-async def model_calls_are_paid_once(dsn: str, upstream: Upstream, disturbed: Disturbed) -> Record:
-    """E10: by what the model's provider was asked, and what the driver did to the gateway meanwhile."""
+async def model_calls_are_paid_once(
+    dsn: str, upstream: Upstream, disturbed: Disturbed, *, taken_over: int = 0
+) -> Record:
+    """E10: by what the model's provider was asked, and what the driver did to the gateway meanwhile.
+
+    Also that there was enough to see: so many model steps in which another worker took over.
+    """
     steps = await _model_steps(dsn)
     journaled = {place: step.journaled_at for place, step in steps.items() if step.journaled_at is not None}
     found = paid_twice(upstream.payments, journaled, disturbed)
@@ -108,7 +113,11 @@ async def model_calls_are_paid_once(dsn: str, upstream: Upstream, disturbed: Dis
     [row] = await ask(dsn, _TAKEN_OVER)
     return record(
         "E10",
-        {"model_steps_paid_twice": len(found.unexplained), "in_doubt_and_not_said": len(unsaid)},
+        {
+            "model_steps_paid_twice": len(found.unexplained),
+            "in_doubt_and_not_said": len(unsaid),
+            "taken_over_too_few": max(0, taken_over - row["steps"]),
+        },
         model_steps=len(per_step),
         model_calls=sum(per_step),
         model_calls_per_step_max=max(per_step, default=0),

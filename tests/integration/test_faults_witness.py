@@ -115,7 +115,7 @@ async def test_a_model_step_paid_twice_is_a_violation_unless_a_gateway_was_lost_
         unsaid = await model_calls_are_paid_once(database.superuser, upstream, disturbed)
 
     assert not found.ok
-    assert found.gates == {"model_steps_paid_twice": 2, "in_doubt_and_not_said": 0}
+    assert found.gates == {"model_steps_paid_twice": 2, "in_doubt_and_not_said": 0, "taken_over_too_few": 0}
     assert found.figures["model_steps_in_doubt_paid_twice"] == 1
     examples = found.figures["examples"]
     assert isinstance(examples, list)
