@@ -86,14 +86,13 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
-    draw = random.Random(seed)  # noqa: S311 - a seed to repeat, not a secret
     async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(rig(draw))
+        made = await stack.enter_async_context(rig(drawn(seed, "proxies")))
         await install(made.superuser)
         ledger = Ledger()
-        clients = Clients(made.stack_a, made.token(), ledger, draw)
+        clients = Clients(made.stack_a, made.token(), ledger, drawn(seed, "clients"))
         stack.push_async_callback(clients.close)
-        chaos = Chaos(made, draw)
+        chaos = Chaos(made, drawn(seed, "faults"))
         say("the node is ready; load begins")
         load = [asyncio.create_task(clients.work()) for _ in range(plan.clients)]
         load.append(asyncio.create_task(clients.race(plan.races)))
@@ -122,7 +121,7 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
         await asyncio.gather(*load)
         await made.until_ready()
         settled = await _settled(made, clients)
-        await _read_again(clients, ledger, plan.read_again, draw)
+        await _read_again(clients, ledger, plan.read_again, drawn(seed, "read again"))
 
         say("reconciling")
         fenced = sum(phases.fenced(made, name) for name in WORKERS)
@@ -147,6 +146,11 @@ async def drive(plan: Plan, seed: int, say: Callable[[str], None]) -> Outcome:
             record("exits", {"unexpected": len(made.unexpected)}, faults=len(chaos.done), examples=made.unexpected[:5]),
         ]
         return Outcome(seed=seed, records=records, faults=chaos.done, refusals=ledger.refusals)
+
+
+def drawn(seed: int, what: str) -> random.Random:
+    """Choices of one kind, the same for a seed however many of another kind are made meanwhile."""
+    return random.Random(f"{seed} {what}")  # noqa: S311 - a seed to repeat, not a secret
 
 
 async def _stopped(made: Rig, clients: Clients, plan: Plan, say: Callable[[str], None]) -> phases.Stopped:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.faults.__main__ import report
-from tests.faults.driver import Outcome
+from tests.faults.driver import Outcome, drawn
 from tests.faults.reconcile import Record, record
 
 HOLDS = record("R5", {"zombie_commits": 0, "takeover_p99_s": 25.3}, limits={"takeover_p99_s": 30.0}, stopped_s=75)
@@ -38,3 +38,14 @@ def test_where_all_hold_it_is_0(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert code == 0
     assert capsys.readouterr().err.splitlines()[-1] == "seed 311, 0 faults: all hold"
     assert msgspec.json.decode((tmp_path / "outcome.json").read_bytes(), type=Outcome) == outcome(HOLDS)
+
+
+def test_a_seed_makes_the_same_choices_of_a_kind_whatever_is_drawn_beside_them() -> None:
+    alone, again, beside = drawn(311, "faults"), drawn(311, "faults"), drawn(311, "clients")
+    first = [alone.random() for _ in range(3)]
+
+    drawn_between = [(again.random(), beside.random())[0] for _ in range(3)]
+
+    assert drawn_between == first
+    assert drawn(311, "clients").random() != first[0]
+    assert drawn(312, "faults").random() != first[0]
