@@ -1,4 +1,4 @@
-"""E10: a model call is paid once. Which steps were paid twice, and whether what the driver did explains it. Pure.
+"""E10: a model call is paid once. Which steps were paid twice, and whether what the driver did explains it.
 
 A second payment is allowed where the gateway was lost within the call, so that nobody could write its reply down: the step
 is in doubt then, and its receipt says so (ADR 0010). Whatever becomes of workers, of clients or of PostgreSQL is no excuse:
