@@ -79,7 +79,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         allow_abbrev=False,
     )
     parser.add_argument("--fast", action="store_true", help="only what needs no server")
-    parser.add_argument("--minutes", type=float, default=None, help="with `faults`: how long, about (5)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=None,
+        help="with `faults`: how long, about (5); up to twice as long until enough was seen",
+    )
     parser.add_argument("--points", type=int, default=None, help="with `faults`: instead, kills at each point of a run")
     parser.add_argument("--seed", type=int, default=None, help="with `faults`: repeats the choices of an earlier run")
     parser.add_argument(

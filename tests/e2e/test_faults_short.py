@@ -36,7 +36,7 @@ def driven(written: Path, *flags: str) -> Outcome:
 def test_what_was_promised_holds_under_faults(tmp_path: Path) -> None:
     outcome = driven(tmp_path / "outcome.json", "--short")
 
-    assert {one.invariant for one in outcome.records} == {"R1", "R4", "R5", "R6", "R7", "R17", "exits"}
+    assert {one.invariant for one in outcome.records} == {"R1", "R4", "E10", "R5", "R6", "R7", "R17", "exits"}
     # A run in which nothing happened would prove nothing.
     figures = {one.invariant: one.figures for one in outcome.records}
     assert float(str(figures["R1"]["acked"])) >= 10
@@ -51,7 +51,7 @@ def test_what_was_promised_holds_under_faults(tmp_path: Path) -> None:
 def test_a_step_is_recorded_once_wherever_its_worker_is_killed(tmp_path: Path) -> None:
     outcome = driven(tmp_path / "outcome.json", "--points", "2")
 
-    assert [one.invariant for one in outcome.records] == ["R1", "kills", "R4", "R6"]
+    assert [one.invariant for one in outcome.records] == ["R1", "kills", "R4", "E10", "R6"]
     figures = {one.invariant: one.figures for one in outcome.records}
     assert figures["kills"]["kills"] == 2 * len(POINTS)
     # A kill that no call was repeated for would have met nothing.

@@ -23,7 +23,7 @@ from adapters.postgres.engine import Database, PostgresConfig, Transaction, open
 from adapters.postgres.statements import Statement, statement
 from ports.errors import AgentOSError, Conflict
 from ports.ids import TenantId
-from tests.faults.reconcile import Record, record
+from tests.faults.reconcile import Record, record, told
 from tests.support.postgres import cloned
 
 TENANTS: Final = tuple(TenantId(f"tnt_{name}") for name in ("acme", "globex", "initech"))
@@ -165,9 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, metavar="N", help="repeats the choices of an earlier run")
     given = parser.parse_args(arguments)
     seed = random.randrange(1_000_000) if given.seed is None else given.seed  # noqa: S311 - no secret
-    sys.stdout.write(f"seed {seed}\n")
+    sys.stderr.write(f"seed {seed}\n")
     found = asyncio.run(_main(given.rounds, seed))
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    sys.stdout.flush()
+    sys.stderr.write(told(found) + "\n")
     return 0 if found.ok else 1
 
 

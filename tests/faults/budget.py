@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from tests.faults.budget_rig import GATEWAYS, LIMITS, MAX_TOKENS, SAMPLE_S, SLICE, TENANTS, Rig, opened, request
-from tests.faults.reconcile import Record, record
+from tests.faults.reconcile import Record, record, told
 from tests.support.postgres import shift_time
 
 RELEASED_WITHIN_S: Final = 60.0
@@ -315,8 +315,11 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
+    _say_aloud(f"seed {seed}")
     found = asyncio.run(drive(given.kills, given.clients, seed, _say_aloud, patient=not given.short))
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    sys.stdout.flush()
+    _say_aloud(told(found))
     return 0 if found.ok else 1
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import Final
 
 from msgspec import Struct
@@ -29,14 +29,14 @@ class Chaos:
         self._began = time.monotonic()
         self.done: list[Fault] = []
 
-    async def reign(self, until: float, *, gap: tuple[float, float], spare: Collection[str] = ()) -> None:
-        """One fault after the other until `until` on the monotonic clock; `spare` is left alone."""
-        parts = [name for name in (*self._rig.parts, DATABASE) if name not in spare]
+    async def reign(self, until: float, *, gap: tuple[float, float]) -> None:
+        """One fault after the other until `until` on the monotonic clock."""
+        parts = [*self._rig.parts, DATABASE]
         while True:
-            pause = self._draw.uniform(*gap)
-            if time.monotonic() + pause >= until:
+            pause, left = self._draw.uniform(*gap), until - time.monotonic()
+            await asyncio.sleep(max(0.0, min(pause, left)))
+            if pause >= left:
                 return
-            await asyncio.sleep(pause)
             part = self._draw.choice(parts)
             # Of the database's own lines there is none to cut.
             kind = self._draw.choice([one for one in _KINDS if one != "network" or part != DATABASE])
@@ -58,23 +58,16 @@ class Chaos:
 
     async def stop(self, part: str, seconds: float) -> None:
         self._note("stop", part, seconds)
-        if part == DATABASE:
-            await self._for(seconds, self._rig.stop_database, self._rig.resume_database)
-        else:
-            await self._for(seconds, lambda: self._rig.stop(part), lambda: self._rig.resume(part))
+        await self._for(seconds, self._rig.standing_still(part))
 
     async def break_line(self, part: str, mode: Mode, seconds: float) -> None:
         self._note(mode, part, seconds)
-        proxy = self._rig.parts[part].proxy
-        await self._for(seconds, lambda: proxy.become(mode), lambda: proxy.become("pass"))
+        await self._for(seconds, self._rig.broken_line(part, mode))
 
-    async def _for(self, seconds: float, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    async def _for(self, seconds: float, fault: AbstractContextManager[None]) -> None:
         self._rig.disturb(seconds)
-        begin()
-        try:
+        with fault:
             await asyncio.sleep(seconds)
-        finally:
-            end()
 
     def _note(self, kind: str, part: str, seconds: float = 0.0) -> None:
         at = time.monotonic() - self._began

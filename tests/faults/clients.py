@@ -150,12 +150,16 @@ class Clients:
             return None
         return str(response.json()["status"]) if response.is_success else None
 
-    async def occupy(self, count: int, *, seconds: float) -> None:
-        """Runs with one tool call that takes so long: what a worker that stands still should have in its hands."""
-        for _ in range(count):
-            key = self.key()
-            plan = {"marker": key, "turns": [["note"]], "seconds": 0.1, "tool_seconds": seconds}
-            await self.promised(key, msgspec.json.encode({"input": json.dumps(plan)}))
+    async def occupy(self, count: int, *, seconds: float, thinking: bool = False) -> list[str]:
+        """Runs with one call of a tool, or `thinking`, of the model, that takes so long: what a worker that stands still
+        should have in its hands."""
+        long = {"turns": [], "seconds": seconds}
+        if not thinking:
+            long = {"turns": [["note"]], "seconds": 0.1, "tool_seconds": seconds}
+        keys = [self.key() for _ in range(count)]
+        asked = [msgspec.json.encode({"input": json.dumps({"marker": key, **long})}) for key in keys]
+        runs = [await self.promised(key, body) for key, body in zip(keys, asked, strict=True)]
+        return [run_id for run_id in runs if run_id is not None]
 
     async def new(self) -> httpx.Response:
         """One request for a run that nobody waits for: to see what is answered."""

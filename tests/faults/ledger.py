@@ -32,6 +32,11 @@ class Ledger:
     raced: int = 0
     """Cancels that were heard and may have met the run's end."""
 
+    @property
+    def followed(self) -> int:
+        """Runs whose readers came back often enough."""
+        return sum(times >= RECONNECTS for times in self.reconnects.values())
+
     def accept(self, key: str, run_id: str) -> None:
         self.acked[run_id] = key
         self.answers.setdefault(key, set()).add(run_id)

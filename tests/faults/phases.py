@@ -8,11 +8,12 @@ from typing import Final
 
 import httpx
 
+from ports.ids import minted
 from stack_a.lease import RENEW_EVERY
 from tests.bench.figures import percentile
 from tests.faults.clients import Clients
 from tests.faults.reconcile import Record, record
-from tests.faults.rig import Rig
+from tests.faults.rig import DATABASE, Rig
 from tests.faults.witness import ask
 
 _ASK_EVERY_S: Final = 0.2
@@ -36,17 +37,14 @@ async def stalled_database(rig: Rig, clients: Clients, seconds: float, *, except
     """R17: with PostgreSQL standing still, everything is refused soon and may be tried again; then it heals by itself."""
     found = Stalled()
     rig.disturb(seconds)
-    rig.stop_database()
-    began = time.monotonic()
-    asking = [asyncio.create_task(_probe(rig, found, began, seconds))]
-    try:
+    with rig.standing_still(DATABASE):
+        began = time.monotonic()
+        asking = [asyncio.create_task(_probe(rig, found, began, seconds))]
         while (passed := time.monotonic() - began) < seconds:
             # What is asked at the very end would be answered by the database that goes on.
             if passed < seconds - _ANSWER_S:
                 asking.append(asyncio.create_task(_ask_for_a_run(clients, found)))
             await asyncio.sleep(_ASK_EVERY_S)
-    finally:
-        rig.resume_database()
     resumed = time.monotonic()
     await asyncio.gather(*asking)
     recovered = await _recovered(rig, clients, resumed, except_for)
@@ -115,26 +113,30 @@ class Stopped:
     """Run → epoch at that moment."""
     since: float = 0.0
     """By the database's clock."""
-    fenced_before: int = 0
+
+    def has_one_of(self, runs: Collection[str]) -> bool:
+        return not self.held.keys().isdisjoint(runs)
 
 
 async def stop_worker(rig: Rig, name: str) -> Stopped:
     """SIGSTOP; then find out which worker that was, in the database's eyes: the one that does not renew."""
     rig.stop(name)
-    stopped = Stopped(name=name, fenced_before=fenced(rig, name))
+    stopped = Stopped(name=name)
     [row] = await ask(rig.superuser, "SELECT extract(epoch FROM clock_timestamp())::float8 AS now")
     stopped.since = row["now"]
     before = await ask(
         rig.superuser,
         """
-        SELECT r.id::text AS id, r.epoch, w.id AS worker, w.lease_until
+        SELECT r.id, r.epoch, w.id AS worker, w.lease_until
         FROM runs r JOIN workers w ON w.id = r.worker_id
         WHERE r.status = 'running'
         """,
     )
     await asyncio.sleep(2.5 * RENEW_EVERY.total_seconds())
     leases = {row["id"]: row["lease_until"] for row in await ask(rig.superuser, "SELECT id, lease_until FROM workers")}
-    stopped.held = {row["id"]: row["epoch"] for row in before if leases.get(row["worker"]) == row["lease_until"]}
+    stopped.held = {
+        minted("run", row["id"]): row["epoch"] for row in before if leases.get(row["worker"]) == row["lease_until"]
+    }
     return stopped
 
 
@@ -152,9 +154,11 @@ async def takeovers(rig: Rig, stopped: Stopped) -> list[float]:
     """Seconds from the stop to the next claim, of each run the stopped worker held."""
     rows = await ask(
         rig.superuser,
-        "SELECT run_id::text AS id, epoch, extract(epoch FROM at)::float8 AS at FROM faults.claims WHERE epoch > 1",
+        "SELECT run_id, epoch, extract(epoch FROM at)::float8 AS at FROM faults.claims WHERE epoch > 1",
     )
-    return [row["at"] - stopped.since for row in rows if stopped.held.get(row["id"]) == row["epoch"] - 1]
+    return [
+        row["at"] - stopped.since for row in rows if stopped.held.get(minted("run", row["run_id"])) == row["epoch"] - 1
+    ]
 
 
 def fenced(rig: Rig, name: str) -> int:

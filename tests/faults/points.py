@@ -66,9 +66,10 @@ async def kill_at_points(times: int, seed: int, say: Callable[[str], None]) -> O
         await asyncio.gather(*(_condemn(clients, waiting) for _ in range(_AT_ONCE)))
         say("reconciling")
         records = [
-            await reconcile.promised_runs_end(made.superuser, ledger, settled_s=time.monotonic() - began),
-            _died(deaths, times),
-            await reconcile.steps_are_recorded_once(made.superuser, made.sink, made.upstream, one_kill_each=True),
+            await reconcile.promised_runs_end(made.superuser, ledger),
+            _died(deaths, times, time.monotonic() - began),
+            await reconcile.steps_are_recorded_once(made.superuser, made.sink, one_kill_each=True),
+            await reconcile.model_calls_are_paid_once(made.superuser, made.upstream, made.disturbed),
             await reconcile.events_have_no_gaps(made.superuser, ledger, races=0, followed=0),
         ]
     return Outcome(seed=seed, records=records, faults=[], refusals=ledger.refusals)
@@ -110,13 +111,14 @@ def read_deaths(path: Path) -> list[Death]:
     return [msgspec.json.decode(line, type=Death) for line in path.read_bytes().splitlines()]
 
 
-def _died(deaths: Path, times: int) -> Record:
+def _died(deaths: Path, times: int, seconds: float) -> Record:
     found = Counter(death.point for death in read_deaths(deaths))
     missing = {point: times - found[point] for point in POINTS if found[point] < times}
     return record(
         "kills",
         {"missing": sum(missing.values())},
         kills=found.total(),
+        seconds=round(seconds, 1),
         at=", ".join(f"{point}={found[point]}" for point in POINTS),
         examples=[f"{point} lacks {lacking}" for point, lacking in missing.items()],
     )

@@ -24,10 +24,12 @@ class Proxy:
         self._mode: Mode = "pass"
         self._open: set[asyncio.StreamWriter] = set()
         self._dead: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        """Of connections that are open: a dead one waits for nothing, and the loop would let it be collected."""
         self._server: asyncio.Server | None = None
 
     async def start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
@@ -43,6 +45,14 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.become("cut")
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
@@ -52,9 +62,6 @@ class Proxy:
             if self._mode != "cut":
                 with suppress(OSError):
                     await self._join(reader, writer)
-        except asyncio.CancelledError:
-            # The driver leaves. asyncio's own callback would complain about a cancelled task.
-            return
         finally:
             self._open.discard(writer)
             self._dead.discard(writer)

@@ -18,7 +18,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from tests.faults.reconcile import Record, record
+from tests.faults.reconcile import Record, record, told
 from tests.support.node import NodeUnderTest
 
 _CLIENTS: Final = 2
@@ -180,6 +180,8 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             node.agentos("nuke", "--hard", "--yes-really")
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    sys.stdout.flush()
+    sys.stderr.write(told(found) + "\n")
     return 0 if found.ok else 1
 
 

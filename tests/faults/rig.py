@@ -11,9 +11,10 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,13 +33,15 @@ from ports.agent import AgentLimits, AgentSpec
 from ports.errors import Unavailable
 from ports.ids import AgentId
 from ports.tenant import Entitlements
-from tests.faults.proxy import Proxy
+from tests.faults.payments import Disturbed
+from tests.faults.proxy import Mode, Proxy
 from tests.faults.tools import NAMES, REFERENCES, SINK
-from tests.faults.upstream import MODEL, Upstream
+from tests.faults.upstream import MODEL, Upstream, base_url
 from tests.support.http_server import served
 from tests.support.ports import free_ports
 
 AGENT: Final = AgentId("agt_faults")
+GATEWAY: Final = "stack-b"
 WORKERS: Final = ("worker-1", "worker-2")
 DATABASE: Final = "postgres"
 WORKER: Final = "deploy.roots.stack_a_worker"
@@ -56,14 +59,22 @@ class Part:
     service: Service
     log: Path
     proxy: Proxy
+    of_life: Callable[[int], Mapping[str, str]]
+    """What the environment of its so many-th process has besides."""
+    life: int = 0
+    """Which process this is; the first one is 1."""
     process: asyncio.subprocess.Process | None = None
     stopped: bool = False
     told_to_end: bool = False
     was_ready: bool = False
     guard: "asyncio.Task[None] | None" = None
 
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
     def send(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.returncode is None:
+        if self.process is not None and self.alive:
             with suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
@@ -79,6 +90,8 @@ class Rig:
     unexpected: list[str] = field(default_factory=list)
     """Services that ended by themselves although nothing was done to them or their database."""
     disturbed_until: float = 0.0
+    disturbed: Disturbed = field(default_factory=Disturbed)
+    """What was done to the gateway."""
     _database_wanted: bool = True
 
     # --- asking --------------------------------------------------------------------------------------------------------
@@ -126,6 +139,8 @@ class Rig:
 
     def kill(self, name: str) -> None:
         part = self.parts[name]
+        if name == GATEWAY and part.alive:
+            self.disturbed.killed.setdefault(part.life, time.time())
         part.told_to_end = True
         part.stopped = False
         part.send(signal.SIGKILL)
@@ -138,18 +153,50 @@ class Rig:
         self.parts[name].stopped = False
         self.parts[name].send(signal.SIGCONT)
 
+    @contextmanager
+    def broken_line(self, name: str, mode: Mode) -> Iterator[None]:
+        """Between a service and its database, for as long as the block runs."""
+        proxy = self.parts[name].proxy
+        with self.disturbed.cut_off() if name == GATEWAY else nullcontext():
+            proxy.become(mode)
+            try:
+                yield
+            finally:
+                proxy.become("pass")
+
+    @contextmanager
+    def standing_still(self, name: str) -> Iterator[None]:
+        """A service, or the database, for as long as the block runs."""
+        if name != DATABASE:
+            self.stop(name)
+            try:
+                yield
+            finally:
+                self.resume(name)
+            return
+        with self.disturbed.cut_off():
+            self._stop_database()
+            try:
+                yield
+            finally:
+                self._resume_database()
+
     def kill_database(self) -> None:
         """The server and every process of it, as when the power goes."""
+        with self.disturbed.cut_off():
+            self._kill_database()
+
+    def _kill_database(self) -> None:
         for process in self._database_processes():
             with suppress(psutil.Error):
                 process.kill()
 
-    def stop_database(self) -> None:
+    def _stop_database(self) -> None:
         for process in self._database_processes():
             with suppress(psutil.Error):
                 process.suspend()
 
-    def resume_database(self) -> None:
+    def _resume_database(self) -> None:
         for process in self._database_processes():
             with suppress(psutil.Error):
                 process.resume()
@@ -173,10 +220,11 @@ class Rig:
         """The supervisor's part for a service."""
         while True:
             part.told_to_end = part.was_ready = False
+            part.life += 1
             with part.log.open("ab") as log:
                 part.process = await asyncio.create_subprocess_exec(
                     *part.service.command,
-                    env=part.service.environment,
+                    env={**part.service.environment, **part.of_life(part.life)},
                     cwd=part.service.working_directory,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
@@ -219,7 +267,7 @@ async def rig(
             stack_a_port=ports[0], stack_b_port=ports[1], worker_port=ports[2], postgres_port=ports[3],
             worker_concurrency=concurrency,
             tokens_per_day=1_000_000_000,
-            backends=json.dumps([{"name": "scripted", "base_url": f"{model_url}/v1", "models": [{"id": MODEL}]}]),
+            backends=_backends(model_url, 0),
         )  # fmt: skip
         node = Node.locate({"AGENTOS_HOME": str(home / "node")})
         node.create()
@@ -236,7 +284,7 @@ async def rig(
         stack.push_async_callback(_end_database, made, keeping)
         await _set_up(made, passwords)
         stack.push_async_callback(made.end)
-        await _start(made, ports[4], draw, module=worker, more=environment)
+        await _start(made, ports[4], draw, model_url=model_url, module=worker, more=environment)
         await made.until_ready()
         yield made
 
@@ -270,9 +318,17 @@ async def until_database(dsn: str) -> None:
             return
 
 
+def _backends(model_url: str, life: int) -> str:
+    """Of this process of the gateway."""
+    return json.dumps([{"name": "scripted", "base_url": base_url(model_url, life), "models": [{"id": MODEL}]}])
+
+
 async def _start(
-    made: Rig, second_worker_port: int, draw: random.Random, *, module: str, more: Mapping[str, str]
+    made: Rig, second_worker_port: int, draw: random.Random, *, model_url: str, module: str, more: Mapping[str, str]
 ) -> None:
+    def of_life(name: str, life: int) -> Mapping[str, str]:
+        return {"AGENTOS_BACKENDS": _backends(model_url, life)} if name == GATEWAY else NOTHING
+
     listed = {service.name: service for service in catalogue(made.node, made.config, os.environ)}
     listed_worker = listed["stack-a-worker"]
     assert WORKER in listed_worker.command
@@ -281,7 +337,7 @@ async def _start(
     watched = {"AGENTOS_ADAPTERS": json.dumps(tools), SINK: str(made.sink), **more}
     second = {"AGENTOS_WORKER_PORT": str(second_worker_port)}
     services = {
-        "stack-b": listed["stack-b"],
+        GATEWAY: listed[GATEWAY],
         "stack-a": listed["stack-a"],
         "worker-1": replace(worker, environment=worker.environment | watched),
         "worker-2": replace(
@@ -298,7 +354,10 @@ async def _start(
         url.write_text(direct.replace(f":{made.config.postgres_port}/", f":{await proxy.start()}/"))
         environment = service.environment | {"AGENTOS_DATABASE_URL_FILE": str(url)}
         part = Part(
-            service=replace(service, name=name, environment=environment), log=made.node.log_of(name), proxy=proxy
+            service=replace(service, name=name, environment=environment),
+            log=made.node.log_of(name),
+            proxy=proxy,
+            of_life=partial(of_life, name),
         )
         made.parts[name] = part
         part.guard = asyncio.create_task(made.keep(part))
@@ -306,7 +365,7 @@ async def _start(
 
 async def _end_database(made: Rig, keeping: "asyncio.Task[None]") -> None:
     made._database_wanted = False
-    made.resume_database()
+    made._resume_database()
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     await asyncio.to_thread(embedded_postgres.destroy, layout_of(made.node))

@@ -1,22 +1,27 @@
 """The model of the agent under test: asks for the tools that the run's input lists, turn by turn, after the time it says.
 
-An OpenAI-shaped ASGI app in the driver's process, behind Stack B. It counts what it is asked: how often a call was paid.
+An OpenAI-shaped ASGI app in the driver's process, behind Stack B. It notes what it is asked: each time, a call was paid.
 """
 
 import asyncio
 import json
-from collections import Counter
+import re
+import time
+from collections import defaultdict
 from typing import Any, Final
 
 from ports.http.body import Receive
 from ports.http.edge import Scope, Send
+from tests.faults.payments import Payment
 
 MODEL: Final = "scripted"
+
+_LIFE: Final = re.compile(r"/lives/(\d+)/")
 
 
 class Upstream:
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
+        self.payments: defaultdict[str, list[Payment]] = defaultdict(list)
         """By place: run and turn."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,9 +40,22 @@ class Upstream:
             return
         request = json.loads(body)
         place, message, seconds = said(request["messages"])
-        self.asked[place] += 1
+        payment = Payment(life=life_of(scope["path"]), asked_at=time.time())
+        self.payments[place].append(payment)
         await asyncio.sleep(seconds)
         await (_stream if request.get("stream") else _answer)(send, _completion(message))
+        payment.answered_at = time.time()
+
+
+def base_url(server: str, life: int) -> str:
+    """Where a process of Stack B finds the model: its own address, by which it is known that it was this one who asked."""
+    return f"{server}/lives/{life}/v1"
+
+
+def life_of(path: str) -> int:
+    found = _LIFE.match(path)
+    assert found is not None, "it was asked under an address of `base_url`"
+    return int(found[1])
 
 
 def said(messages: list[dict[str, Any]]) -> tuple[str, dict[str, Any], float]:

@@ -1,7 +1,7 @@
 """A witness inside the database: triggers of ours, which see every write of runs and steps whoever makes it.
 
 The engine's own columns would say what the engine believes. These rows say what was written, and under which epoch the run
-stood at that moment.
+stood at that moment; and from when on the journal of replies had the one of a step.
 """
 
 from typing import Any, Final
@@ -40,6 +40,16 @@ END
 $$;
 CREATE TRIGGER witnessed AFTER UPDATE ON agentos.runs FOR EACH ROW WHEN (NEW.epoch <> OLD.epoch)
     EXECUTE FUNCTION faults.run_claimed();
+
+CREATE TABLE faults.replies (step_key text, at timestamptz);
+CREATE FUNCTION faults.reply_journaled() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = faults AS $$
+BEGIN
+    INSERT INTO replies VALUES (NEW.step_key, clock_timestamp());
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER journaled AFTER INSERT OR UPDATE ON agentos.model_replies FOR EACH ROW WHEN (NEW.completed)
+    EXECUTE FUNCTION faults.reply_journaled();
 
 CREATE FUNCTION faults.run_ended() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = faults AS $$
 BEGIN

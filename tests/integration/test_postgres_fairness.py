@@ -1,6 +1,7 @@
 """Fairness over PostgreSQL, with production's worker: limits exact, turns kept, nobody forgotten, leases cheap."""
 
 import itertools
+import sys
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -23,6 +24,7 @@ from ports.priority import DEFAULT
 from ports.queue import Delivery, QueuePort
 from ports.tenant import Entitlements
 from stack_a.slots import RESERVED_FROM
+from tests.faults.reconcile import record
 from tests.support.postgres import Clone, execute, fetch, shift_time
 from tests.support.worker_node import Node, open_node
 
@@ -65,9 +67,12 @@ class TestFairness:
                 for run in runs:
                     await node.ended(ACME, run)
 
-        assert 1 <= node.most[ACME.tenant] <= 5
         # By the store's own account as well: starts and ends in the order they were committed.
-        assert await most_active(node.database) <= 5
+        most = max(node.most[ACME.tenant], await most_active(node.database))
+        found = record("R9", {"max_active": most}, limits={"max_active": 5}, runs=len(runs))
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        assert found.ok, found
+        assert node.most[ACME.tenant] >= 1
 
     async def test_a_full_tenant_keeps_no_slot_from_others_and_goes_on_when_a_run_of_it_ends(self, node: Node) -> None:
         await node.entitle(ACME, Entitlements(max_active_runs=2))

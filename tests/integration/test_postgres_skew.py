@@ -1,17 +1,20 @@
 """R19: workers whose clocks are wrong by minutes hold no run twice, and end none before its time."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from typing import Final
 
 import anyio
+import msgspec
 import pytest
 
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
 from ports.run_state import MAX_PAGE, RunFilter
 from ports.tenant import Entitlements
+from tests.faults.reconcile import record
 from tests.support.postgres import fetch
 from tests.support.worker_node import Node, open_node
 
@@ -52,5 +55,8 @@ async def test_workers_with_wrong_clocks_share_the_work_as_others_do(node: Node)
     claims = await fetch(
         node.database.admin, "SELECT run_id FROM run_events WHERE type = 'run.started' GROUP BY 1 HAVING count(*) > 1"
     )
+    found = record("R19", {"double_claims": len(claims)}, runs=len(runs))
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    assert found.ok, found
     assert {(run.status, run.epoch, run.recoveries) for run in runs} == {("succeeded", 1, 0)}
     assert (len(runs), claims) == (RUNS, [])

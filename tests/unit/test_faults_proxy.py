@@ -1,0 +1,64 @@
+"""The proxy of the fault driver breaks lines the way it says."""
+
+import asyncio
+import gc
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.faults.proxy import Proxy
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def line() -> AsyncIterator[tuple[Proxy, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client's end of a line by way of a proxy to a server that says each byte back."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    proxy = Proxy(lambda: port, random.Random(1))  # noqa: S311 - a seed to repeat, not a secret
+    reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.start())
+    try:
+        yield proxy, reader, writer
+    finally:
+        writer.close()
+        await proxy.close()
+        server.close()
+
+
+async def test_a_half_open_line_stays_dead_and_nobody_hears_of_an_end() -> None:
+    async with line() as (proxy, reader, writer):
+        writer.write(b"a")
+        first = await reader.readexactly(1)
+        proxy.become("half_open")
+        proxy.become("pass")
+        writer.write(b"b")
+        hearing = asyncio.create_task(reader.read(1))
+        # What the proxy still waits for is held by nobody else.
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            gc.collect()
+
+        assert first == b"a"
+        assert not hearing.done()
+        hearing.cancel()
+
+
+async def test_a_line_that_is_cut_ends_and_no_other_begins() -> None:
+    async with line() as (proxy, reader, writer):
+        writer.write(b"a")
+        await reader.readexactly(1)
+        proxy.become("cut")
+        anew, other = await asyncio.open_connection(*writer.get_extra_info("peername"))
+
+        assert await reader.read() == b""
+        assert await anew.read() == b""
+        other.close()
