@@ -79,9 +79,9 @@ async def test_a_redirect_is_told_to_the_model_and_not_followed(canary: Canary) 
             ):
                 [step] = await called(egress, f"http://shop.example:{origin.port}/")
 
+    assert canary.hits == 0
     output = cast("dict[str, Json]", step["output"])
     assert (output["status"], output["location"]) == (302, f"http://127.0.0.1:{canary.port}/")
-    assert canary.hits == 0
 
 
 async def test_a_name_that_turns_to_loopback_after_its_first_answer_leads_nowhere(

@@ -131,7 +131,7 @@ async def without_row_level_security(database: Clone) -> None:
         database.superuser,
         "SELECT relname, relispartition FROM pg_class WHERE relnamespace = 'agentos'::regnamespace AND relrowsecurity",
     )
-    assert sum(not table["relispartition"] for table in tables) == 38
+    assert sum(not table["relispartition"] for table in tables) == 39
     for table in tables:
         await execute(database.owner, f"ALTER TABLE agentos.{table['relname']} DISABLE ROW LEVEL SECURITY")
 

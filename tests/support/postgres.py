@@ -32,7 +32,7 @@ CHILDREN_FIRST: Final = (
     "usage_events", "budget_hold_windows", "budget_holds", "budget_windows", "budgets", "agents", "principals",
     "acting_principals", "api_keys",
     "tenants", "audit_chain", "audit_heads", "audit_log", "tenant_tombstones",
-    "tenant_changes", "tenant_moves", "tenant_homes", "tenant_copies", "tenant_stays",
+    "tenant_changes", "tenant_moves", "tenant_homes", "tenant_copies", "tenant_stays", "event_days_to_thin",
 )  # fmt: skip
 _NEW_EPOCH: Final = "UPDATE agentos.node SET stream_epoch = substr(md5(gen_random_uuid()::text), 1, 12)"
 _COUNTER: Final = itertools.count(1)
