@@ -9,7 +9,7 @@ from ports.messages import Json
 Preference: TypeAlias = Literal["quality", "cost", "latency"]
 
 
-class About(Struct, frozen=True, kw_only=True):
+class About(Struct, frozen=True, kw_only=True, gc=False):
     """What a request is of, as far as its client says, beside its tenant and principal."""
 
     agent: str = ""
@@ -19,7 +19,7 @@ class About(Struct, frozen=True, kw_only=True):
 NOBODY_KNOWN: Final = About()
 
 
-class Plain(Struct, frozen=True):
+class Plain(Struct, frozen=True, gc=False):
     """Of members that are nothing but texts and settings, as most are: what every walk through them would come to."""
 
     members: dict[str, Json]
@@ -28,7 +28,7 @@ class Plain(Struct, frozen=True):
     """What is said, and all that there is to look through."""
 
 
-class ChatCall(Struct, frozen=True, kw_only=True):
+class ChatCall(Struct, frozen=True, kw_only=True, gc=False):
     model: str
     members: dict[str, Json]
     """The client's members that a backend may know: `messages`, `tools` and the rest, without those named below."""

@@ -8,7 +8,7 @@ from ports.budget import Amount
 from ports.messages import Usage
 
 
-class Served(Struct, frozen=True, kw_only=True):
+class Served(Struct, frozen=True, kw_only=True, gc=False):
     """Who served an attempt, and which of its tokens were of a kind of their own."""
 
     model: str = ""

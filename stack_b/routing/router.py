@@ -41,7 +41,7 @@ _KINDS: Final[tuple[Kind, ...]] = ("chat", "embed")
 logger = logging.getLogger("agentos.gateway")
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class Asked(Struct, frozen=True, kw_only=True, gc=False):
     """What a request says that its route depends on."""
 
     name: str
