@@ -24,7 +24,7 @@ CANCELLED: Final = "cancelled"
 _logger: Final = logging.getLogger("agentos.port")
 
 
-class PortCall(Struct, frozen=True, kw_only=True):
+class PortCall(Struct, frozen=True, kw_only=True, gc=False):
     """One finished call. `code` is `ok`, `cancelled`, or the code of the error it raised."""
 
     port: str

@@ -78,7 +78,7 @@ class Account(Struct, frozen=True, kw_only=True, cache_hash=True):
     key: str
 
 
-class Amount(Struct, frozen=True, kw_only=True):
+class Amount(Struct, frozen=True, kw_only=True, gc=False):
     tokens: int = 0
     nanousd: int = 0
 
@@ -136,7 +136,7 @@ class Balance(Struct, frozen=True, kw_only=True):
         return max(0, self.limit - self.settled - self.held)
 
 
-class UsageEvent(Struct, frozen=True, kw_only=True):
+class UsageEvent(Struct, frozen=True, kw_only=True, gc=False):
     """What one attempt of a request has consumed. The kinds of tokens are apart: their sum is what budgets count."""
 
     request: str

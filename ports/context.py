@@ -33,21 +33,21 @@ TENANT_ACT_AS: Final = "tenant:act_as"
 DEFAULT_NAMESPACE: Final = "default"
 
 
-class PolicyContext(Struct, frozen=True, kw_only=True):
+class PolicyContext(Struct, frozen=True, kw_only=True, gc=False):
     """What governance needs to know beyond identity."""
 
     classification: str = "internal"
     regions: tuple[str, ...] = ()
 
 
-class Trace(Struct, frozen=True, kw_only=True):
+class Trace(Struct, frozen=True, kw_only=True, gc=False):
     """Which request this is part of: our correlation id and the W3C `traceparent` it continues."""
 
     correlation_id: str = ""
     traceparent: str = ""
 
 
-class AuthContext(Struct, frozen=True, kw_only=True):
+class AuthContext(Struct, frozen=True, kw_only=True, gc=False):
     tenant: TenantId
     principal: PrincipalId
     scopes: frozenset[str] = frozenset()

@@ -10,7 +10,7 @@ Json: TypeAlias = Any
 ItemT = TypeVar("ItemT")
 
 
-class Usage(Struct, frozen=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True, gc=False):
     """What model calls consumed. Integers only; money in nano-US-dollars (10⁻⁹ USD)."""
 
     prompt_tokens: int = 0

@@ -67,12 +67,12 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     session: str = ""
 
 
-class PolicyOutcome(Struct, frozen=True, kw_only=True):
+class PolicyOutcome(Struct, frozen=True, kw_only=True, gc=False):
     decision: Literal["allowed", "redacted", "blocked"]
     reasons: tuple[str, ...] = ()
 
 
-class Attempt(Struct, frozen=True, kw_only=True):
+class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     backend: str
     status: int
     latency_ms: int

@@ -50,7 +50,7 @@ _RANDOMS: Final = Randoms(10)
 _ID: Final = re.compile(rf"{_PREFIX}_[0-9a-f]{{32}}")
 
 
-class RequestRecord(Struct, frozen=True, kw_only=True):
+class RequestRecord(Struct, frozen=True, kw_only=True, gc=False):
     id: str
     """`new_request_id`: it says when."""
     at: datetime
@@ -83,7 +83,7 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     """Its prompt and answer are kept until then."""
 
 
-class Written(Struct, frozen=True, kw_only=True):
+class Written(Struct, frozen=True, kw_only=True, gc=False):
     """A record on its way, with what is kept of its texts: sealed, never in clear."""
 
     record: RequestRecord

@@ -84,8 +84,7 @@ class Attempts:
             if slices is not None:
                 trail.limited_by = slices.limited_by
             return answer
-        assert failure is not None, "there is always a candidate"
-        raise failure
+        raise failure or self._router.all_failing(ready.candidates)
 
     async def streamed(
         self, ready: Ready, spending: Held, trail: Trail, model: str, slices: Slices, *, show: Show
@@ -137,8 +136,7 @@ class Attempts:
             self._streamed_usage(ready, candidate, spending, trail, shaper)
             trail.limited_by = slices.limited_by
             return shaper
-        assert failure is not None, "there is always a candidate"
-        raise failure
+        raise failure or self._router.all_failing(ready.candidates)
 
     def slices(self, ready: Ready, spending: Held) -> Slices:
         """What the answer may take of the budget as it goes; to be entered where it is streamed."""

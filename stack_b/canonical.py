@@ -9,7 +9,7 @@ from ports.messages import Json
 Preference: TypeAlias = Literal["quality", "cost", "latency"]
 
 
-class About(Struct, frozen=True, kw_only=True):
+class About(Struct, frozen=True, kw_only=True, gc=False):
     """What a request is of, as far as its client says, beside its tenant and principal."""
 
     agent: str = ""
@@ -19,7 +19,7 @@ class About(Struct, frozen=True, kw_only=True):
 NOBODY_KNOWN: Final = About()
 
 
-class Plain(Struct, frozen=True):
+class Plain(Struct, frozen=True, gc=False):
     """Of members that are nothing but texts and settings, as most are: what every walk through them would come to."""
 
     members: dict[str, Json]
@@ -28,7 +28,7 @@ class Plain(Struct, frozen=True):
     """What is said, and all that there is to look through."""
 
 
-class ChatCall(Struct, frozen=True, kw_only=True):
+class ChatCall(Struct, frozen=True, kw_only=True, gc=False):
     model: str
     members: dict[str, Json]
     """The client's members that a backend may know: `messages`, `tools` and the rest, without those named below."""
@@ -66,9 +66,15 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
 class Encoded(dict[str, Json]):
     """Members, with the JSON that they are. Nobody changes them."""
 
-    def __init__(self, members: dict[str, Json], json: bytes) -> None:
-        super().__init__(members)
-        self.json = json
+    __slots__ = ("json",)
+    json: bytes
+
+
+def encoded(members: dict[str, Json], json: bytes) -> Encoded:
+    """No constructor: that of a dictionary, called from one of ours, costs as much as all the rest of it."""
+    found = Encoded(members)
+    found.json = json
+    return found
 
 
 def said(call: ChatCall) -> dict[str, Json]:

@@ -80,9 +80,23 @@ class Pipeline:
         self, auth: AuthContext, call: ChatCall, *, possible_duplicate: bool = False, caller: Caller | None = None
     ) -> dict[str, Json]:
         """The whole answer, with its receipt."""
-        trail = Trail(auth, self._clock, possible_duplicate=possible_duplicate)
+        trail, caller = Trail(auth, self._clock, possible_duplicate=possible_duplicate), caller or Caller()
         try:
-            answer = await self._chat(auth, call, trail, caller or Caller())
+            with Refusing(trail, self._tell, self._deadlines, caller):
+                ready = await self._prepare.chat(auth, call, trail, caller)
+                async with self._reserved(call.model, ready, trail) as spending:
+                    answer = await self._attempts.whole(
+                        ready,
+                        spending,
+                        trail,
+                        lambda to, max_tokens: to.backend.chat(to.card.upstream, ready.body, max_tokens),
+                        content_bytes_of,
+                    )
+                    answer = await ready.answer.whole(answer)
+                    if trail.texts is not None:
+                        trail.texts.answer = ready.answer.to_keep(answer["choices"])
+                self._looked_through(ready, trail)
+                answer = {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
         except BaseException as error:
             await self.recorder.over(trail, call, error)
             raise
@@ -91,23 +105,6 @@ class Pipeline:
         else:
             await self.recorder.over(trail, call, None)
         return answer
-
-    async def _chat(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> dict[str, Json]:
-        with Refusing(trail, self._tell, self._deadlines, caller):
-            ready = await self._prepare.chat(auth, call, trail, caller)
-            async with self._reserved(call.model, ready, trail) as spending:
-                answer = await self._attempts.whole(
-                    ready,
-                    spending,
-                    trail,
-                    lambda to, max_tokens: to.backend.chat(to.card.upstream, ready.body, max_tokens),
-                    content_bytes_of,
-                )
-                answer = await ready.answer.whole(answer)
-                if trail.texts is not None:
-                    trail.texts.answer = ready.answer.to_keep(answer["choices"])
-            self._looked_through(ready, trail)
-            return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     async def stream(
         self,

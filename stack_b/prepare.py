@@ -4,6 +4,7 @@ The stages one by one are what `/v1/policy/check` asks too, so that it decides a
 """
 
 from functools import lru_cache, partial
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -30,7 +31,7 @@ from stack_b.budget.plan import Budgets, Plan, planned
 from stack_b.budget.room import check_room
 from stack_b.budget.slices import cuttable
 from stack_b.caller import Caller
-from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, Encoded, said, sent, texts_in
+from stack_b.canonical import NOBODY_KNOWN, ChatCall, EmbedCall, encoded, said, sent, texts_in
 from stack_b.deps import StackBDeps
 from stack_b.entitlement import TenantCache
 from stack_b.inspection.effort import NEVER_DEAR
@@ -47,6 +48,8 @@ from stack_b.redaction.stream import Lens
 from stack_b.redaction.weight import check_weight, weight_of_plain
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.tell import Tell
+
+_Simply: TypeAlias = tuple[Tenant, Asked, tuple[Candidate, ...], tuple[str, ...]]
 
 
 class Ready(Struct, frozen=True, kw_only=True):
@@ -101,7 +104,7 @@ class Preparation:
         simply = self._simply(auth, call)
         if simply is not None:
             self._tenants.counted(simply[0])
-            texts = texts_in(call, call.members) or ()
+            texts = simply[3]
             if known_clear(self._pii, auth, texts) or await clear(self._pii, auth, texts, self.rules(simply[0])):
                 return self._simple(auth, call, simply, trail, caller)
         asked = self.route_asked(call)
@@ -126,7 +129,7 @@ class Preparation:
             auth=auth,
             asked=asked,
             candidates=plan.candidates,
-            body=Encoded(told, ask.body) if told is value else told,
+            body=encoded(told, ask.body) if told is value else told,
             ask=ask,
             plan=plan,
             limit=tenant.entitlements.tokens_per_day,
@@ -135,9 +138,9 @@ class Preparation:
             caller=caller,
         )
 
-    def _simply(self, auth: AuthContext, call: ChatCall) -> tuple[Tenant, Asked, tuple[Candidate, ...]] | None:
+    def _simply(self, auth: AuthContext, call: ChatCall) -> _Simply | None:
         """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its
-        tenant not counted yet. None for any other, and wherever something has to be waited for."""
+        tenant not counted yet, and its texts. None for any other, and wherever something has to be waited for."""
         texts = texts_in(call, call.members)
         if texts is None or call.choices > 1 or call.preference != "quality":
             return None
@@ -151,20 +154,20 @@ class Preparation:
         if weight > NEVER_DEAR or weight > self._limits.inspected_chars:
             return None
         asked = _simply_asked(call.model)
-        priced = self._prices.at(self._clock.now())
+        priced = self._prices.at(self._clock.now)
         candidates = self._router.candidates(auth, asked, entitlements, priced)
-        return (tenant, asked, candidates) if candidates and all_capable(call, candidates) else None
+        return (tenant, asked, candidates, texts) if candidates and all_capable(call, candidates) else None
 
     def _simple(
         self,
         auth: AuthContext,
         call: ChatCall,
-        simply: tuple[Tenant, Asked, tuple[Candidate, ...]],
+        simply: _Simply,
         trail: Trail,
         caller: Caller,
     ) -> Ready:
         """Of a request in which there is nothing to take out."""
-        tenant, asked, candidates = simply
+        tenant, asked, candidates, _ = simply
         ask = self.asked(call, candidates)
         trail.outcome = ALLOWED
         trail.texts = texts_to_keep(tenant.entitlements, call.members)
@@ -172,7 +175,7 @@ class Preparation:
             auth=auth,
             asked=asked,
             candidates=candidates,
-            body=Encoded(call.members, ask.body),
+            body=encoded(call.members, ask.body),
             ask=ask,
             plan=Plan(also=(), candidates=candidates, nanousd=0, about=NOBODY_KNOWN),
             limit=tenant.entitlements.tokens_per_day,
@@ -243,7 +246,7 @@ class Preparation:
             tenant = await self._tenants.served(auth)
         else:
             tenant = self._tenants.at_hand(auth) or await self._tenants.tenant(auth)
-        priced = self._prices.at(self._clock.now())
+        priced = self._prices.at(self._clock.now)
         candidates = self._router.candidates(auth, asked, tenant.entitlements, priced)
         if not candidates:
             # The same words whether it isn't served or isn't theirs.

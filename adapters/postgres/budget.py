@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, Transaction, open_database
-from adapters.postgres.literals import Member, written
+from adapters.postgres.literals import BETWEEN, Member, written
 from adapters.postgres.rows import Row, actor_of, packed, positive
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -158,13 +158,11 @@ class PostgresBudget:
     async def book(self, auth: AuthContext, bookings: Sequence[Booking]) -> None:
         check_bookings(bookings)
         # Hundreds at a time, from every request.
-        events: list[str] = []
-        for booking in bookings:
-            hold = str(_uuid(booking.hold))
-            events += await written(booking.events, partial(_given, hold))
+        events = [await written(one.events, partial(_given, str(_uuid(one.hold)))) for one in bookings if one.events]
         asked = {
             "tenant": auth.tenant,
-            "events": events,
+            "events": BETWEEN.join(events),
+            "between": BETWEEN,
             "bookings": packed([_booking(one) for one in bookings]),
         }
         async with self._database.transaction(auth.tenant) as transaction:

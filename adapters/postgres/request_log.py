@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from adapters.postgres.engine import Database, PostgresConfig, open_database
-from adapters.postgres.literals import Member, written
+from adapters.postgres.literals import BETWEEN, Member, written
 from adapters.postgres.rows import Row, packed, page_size, scope_of
 from adapters.postgres.statements import load
 from ports.adapter import AdapterSpec, Given
@@ -61,7 +61,7 @@ class PostgresRequestLog:
         if not records:
             return
         given = await written(records, _given)
-        asked = {"tenant": auth.tenant, "action": DENIED, "records": given}
+        asked = {"tenant": auth.tenant, "action": DENIED, "records": given, "between": BETWEEN}
         kept = [_sealed(one.record, one.sealed) for one in records if one.sealed is not None]
         # What tells only may be lost with the server; a denial may not.
         denied = any(one.record.denied for one in records)

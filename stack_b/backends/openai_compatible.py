@@ -5,9 +5,9 @@ body travels back.
 """
 
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -116,11 +116,9 @@ class OpenAiCompatible:
         if status >= _FAILED:
             raise Unavailable(f"backend {self.name!r} answered {status}", code="upstream_error")
 
-    async def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> dict[str, Json]:
+    def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> Coroutine[Any, Any, dict[str, Json]]:
         request = self._chat_request(model, body, {self._max_tokens_member: max_tokens})
-        answer = self._dialect.answer(await self._whole(request, self._patience))
-        self._check(answer, CompletionShape)
-        return answer
+        return self._whole(request, self._patience, CompletionShape)
 
     def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> Streamed:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
@@ -133,9 +131,8 @@ class OpenAiCompatible:
 
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
         members = {**body, **self._dialect.members, "model": model}
-        answer = await self._whole(self._post("embeddings", model, msgspec.json.encode(members)), self._patience)
-        self._check(answer, EmbeddingsShape)
-        return answer
+        request = self._post("embeddings", model, msgspec.json.encode(members))
+        return await self._whole(request, self._patience, EmbeddingsShape)
 
     def _chat_request(self, model: str, body: dict[str, Json], more: dict[str, Json]) -> bytes:
         ours = {**self._dialect.members, "model": model, **more}
@@ -157,19 +154,24 @@ class OpenAiCompatible:
             head = self._heads[place] = self._head("POST", place)
         return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (head, len(content), content)
 
-    async def _whole(self, request: bytes, patience: Patience) -> dict[str, Json]:
+    async def _whole(self, request: bytes, patience: Patience, shape: type[Struct] | None = None) -> dict[str, Json]:
+        """Its answer, which must have that `shape`."""
         answer: Answer | None = None
         try:
             answer = await self._pool.ask(request, patience)
             if not _is_taken(answer):
                 raise await self._refusal(answer)
             body = answer.at_hand(MAX_ANSWER_BYTES)
-            return self._object(await answer.read(MAX_ANSWER_BYTES) if body is None else body)
+            told = self._object(await answer.read(MAX_ANSWER_BYTES) if body is None else body)
         except ExchangeError as error:
             raise self._translated(error) from error
         finally:
             if answer is not None:
                 answer.release()
+        if shape is not None:
+            told = self._dialect.answer(told)
+            self._check(told, shape)
+        return told
 
     async def _asked(self, request: bytes, patience: Patience) -> Answer:
         """The backend's 200, to be released by the caller, or the error that its status or silence means."""

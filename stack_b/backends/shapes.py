@@ -8,38 +8,38 @@ from msgspec import Meta, Struct
 _Tokens = Annotated[int, Meta(ge=0, le=100_000_000)]
 
 
-class UsageShape(Struct, frozen=True):
+class UsageShape(Struct, frozen=True, gc=False):
     prompt_tokens: _Tokens | None = None
     completion_tokens: _Tokens | None = None
 
 
-class _Function(Struct, frozen=True):
+class _Function(Struct, frozen=True, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _Custom(Struct, frozen=True):
+class _Custom(Struct, frozen=True, gc=False):
     name: str | None = None
     input: str | None = None
 
 
-class _ToolCall(Struct, frozen=True):
+class _ToolCall(Struct, frozen=True, gc=False):
     function: _Function | None = None
     custom: _Custom | None = None
     index: int | None = None
 
 
-class _Message(Struct, frozen=True):
+class _Message(Struct, frozen=True, gc=False):
     content: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
-class _Choice(Struct, frozen=True):
+class _Choice(Struct, frozen=True, gc=False):
     message: _Message
     finish_reason: str | None = None
 
 
-class CompletionShape(Struct, frozen=True):
+class CompletionShape(Struct, frozen=True, gc=False):
     choices: Annotated[list[_Choice], Meta(min_length=1)]
     usage: UsageShape | None = None
 

@@ -41,7 +41,7 @@ _TYPE: Final = b'"type"'
 _MEDIA_WORDS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(_MEDIA_TYPES))
 
 
-class Ask(Struct, frozen=True, kw_only=True):
+class Ask(Struct, frozen=True, kw_only=True, gc=False):
     """What is held for a request."""
 
     amount: int

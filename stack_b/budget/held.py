@@ -14,8 +14,6 @@ from stack_b.budget.spending import Spending
 class Held(Spending):
     """Of one request at a time; not shared."""
 
-    __slots__ = ("_auth", "_balances", "_lease", "_on", "_purse", "amount", "chunk")
-
     def __init__(
         self,
         auth: AuthContext,
@@ -28,7 +26,6 @@ class Held(Spending):
         balances: Balances,
     ) -> None:
         """`amount` of `chunk` is taken."""
-        super().__init__()
         self.chunk = chunk
         self.amount = amount
         self._auth = auth

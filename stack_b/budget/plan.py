@@ -16,7 +16,7 @@ from stack_b.budget.slices import output_within
 from stack_b.canonical import About
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class Plan(Struct, frozen=True, kw_only=True, gc=False):
     also: tuple[Account, ...]
     candidates: tuple[Candidate, ...]
     """Those whose cost can be limited, where it must be."""

@@ -48,9 +48,9 @@ class Prices:
         found = bisect_right(versions, at, key=lambda version: version[0])
         return versions[found - 1][1] if found else None
 
-    def at(self, at: datetime) -> Callable[[Candidate], Candidate] | None:
+    def at(self, now: Callable[[], datetime]) -> Callable[[Candidate], Candidate] | None:
         """What gives a candidate its price in force; None where no model has one of ours."""
-        return partial(self.priced, at=at) if self._by_model else None
+        return partial(self.priced, at=now()) if self._by_model else None
 
     def priced(self, candidate: Candidate, at: datetime) -> Candidate:
         """With the price in force, where there is one of ours."""

@@ -8,7 +8,7 @@ from ports.budget import Amount
 from ports.messages import Usage
 
 
-class Served(Struct, frozen=True, kw_only=True):
+class Served(Struct, frozen=True, kw_only=True, gc=False):
     """Who served an attempt, and which of its tokens were of a kind of their own."""
 
     model: str = ""
@@ -27,14 +27,12 @@ NOTHING_USED: Final = Usage()
 class Spending:
     """Whatever it is on the way out is settled."""
 
-    __slots__ = ("_assumed", "_assumed_of", "_known", "total")
-
-    def __init__(self) -> None:
-        self._known: tuple[tuple[Usage, Served], ...] = ()
-        self._assumed = NOTHING_USED
-        self._assumed_of = NOBODY
-        self.total = NOTHING_USED
-        """What is known of and what is assumed."""
+    # As each one begins.
+    _known: tuple[tuple[Usage, Served], ...] = ()
+    _assumed = NOTHING_USED
+    _assumed_of = NOBODY
+    total = NOTHING_USED
+    """What is known of and what is assumed."""
 
     @property
     def used(self) -> Amount:

@@ -22,7 +22,7 @@ class Asked(Struct, frozen=True):
     """Where the server has it."""
 
 
-class Whole(Struct, frozen=True):
+class Whole(Struct, frozen=True, gc=False):
     """An answer that is there."""
 
     body: bytes

@@ -41,7 +41,7 @@ class ToolBody(Struct, frozen=True, kw_only=True):
     function: FunctionBody | None = None
 
 
-class StreamOptions(Struct, frozen=True, kw_only=True):
+class StreamOptions(Struct, frozen=True, kw_only=True, gc=False):
     include_usage: bool | None = None
 
 
@@ -67,12 +67,12 @@ class ChatBody(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
 
 
-class PlainMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PlainMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     role: Role
     content: str
 
 
-class PlainChatBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PlainChatBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """A `ChatBody` of texts and settings only, as most are. Whatever has anything else is no such body.
 
     `tests/unit/test_stack_b_plain.py` holds it to what is found by looking.

@@ -41,7 +41,7 @@ _KINDS: Final[tuple[Kind, ...]] = ("chat", "embed")
 logger = logging.getLogger("agentos.gateway")
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class Asked(Struct, frozen=True, kw_only=True, gc=False):
     """What a request says that its route depends on."""
 
     name: str
@@ -198,24 +198,22 @@ class Router:
         return tuple(found)
 
     def tries(self, candidates: tuple[Candidate, ...]) -> Iterator[Candidate]:
-        """Those whose breaker admits a call at the moment their turn comes.
+        """Those whose breaker admits a call at the moment their turn comes. Of none at all, `all_failing` says why."""
+        # No generator, which would be ended by an exception with nearly every request: after the first.
+        return filter(self._admits, candidates)
 
-        Raises:
-            Unavailable: none is admitted; `retry_after` says when one may be.
-        """
-        tried = False
-        for candidate in candidates:
-            breaker = self._breakers.get(candidate.backend.name)
-            if breaker is None or breaker.admits():
-                tried = True
-                yield candidate
-        if not tried:
-            wait = min(self.breaker_of(candidate.backend.name).retry_after_s for candidate in candidates)
-            raise Unavailable(
-                "every backend of this model has failed lately; try again later",
-                code="upstream_error",
-                retry_after=timedelta(seconds=max(1.0, wait)),
-            )
+    def _admits(self, candidate: Candidate) -> bool:
+        breaker = self._breakers.get(candidate.backend.name)
+        return breaker is None or breaker.admits()
+
+    def all_failing(self, candidates: tuple[Candidate, ...]) -> Unavailable:
+        """None of them is admitted; `retry_after` says when one may be."""
+        wait = min(self.breaker_of(candidate.backend.name).retry_after_s for candidate in candidates)
+        return Unavailable(
+            "every backend of this model has failed lately; try again later",
+            code="upstream_error",
+            retry_after=timedelta(seconds=max(1.0, wait)),
+        )
 
     def attempt(self, auth: AuthContext, asked: Asked, candidate: Candidate) -> "Attempting":
         """A block around one call of a backend: what becomes of it is what the next requests go by.

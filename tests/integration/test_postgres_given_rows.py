@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from adapters.postgres import budget, request_log
 from adapters.postgres.engine import PostgresConfig
-from adapters.postgres.literals import literal, literals
+from adapters.postgres.literals import BETWEEN, literal, literals
 from adapters.system_clock import SystemClock
 from conformance.people import ACME
 from ports.adapter import Given
@@ -121,13 +121,15 @@ class TestGivenRows:
 
         gathered()
         rows = [usage_row(text, number) for number, text in enumerate(asked)]
-        given = (list(map(literal, rows)), [one for row in rows for one in literals([row])], literals(rows))
+        one_by_one = ([literal(row) for row in rows], [literals([row]) for row in rows])
 
-        for texts in given:
+        for text in (*map(BETWEEN.join, one_by_one), literals(rows)):
             read = await fetch(
                 ports.dsn,
-                "SELECT x.* FROM unnest(CAST($1::text[] AS ao_given_usage[])) WITH ORDINALITY AS x ORDER BY x.ordinality",
-                texts,
+                "SELECT x.* FROM unnest(CAST(string_to_array($1, $2) AS ao_given_usage[])) WITH ORDINALITY AS x "
+                "ORDER BY x.ordinality",
+                text,
+                BETWEEN,
             )
             assert [(str(one["hold"]), *list(one.values())[1:-1]) for one in read] == rows
 
@@ -137,7 +139,7 @@ class TestGivenRows:
 def test_rows_written_out_together_are_what_they_are_one_by_one(texts: list[str]) -> None:
     rows = [usage_row(text, number) for number, text in enumerate(texts)]
 
-    assert [members_of(one) for one in literals(rows)] == [members_of(literal(row)) for row in rows]
+    assert [members_of(one) for one in literals(rows).split(BETWEEN)] == [members_of(literal(row)) for row in rows]
 
 
 def test_a_lone_surrogate_is_refused() -> None:

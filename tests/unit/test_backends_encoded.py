@@ -7,7 +7,7 @@ import pytest
 
 from stack_b.backends.dialects import Dialect
 from stack_b.backends.openai_compatible import OpenAiCompatible
-from stack_b.canonical import Encoded
+from stack_b.canonical import encoded
 
 BODIES: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -21,7 +21,7 @@ BODIES: dict[str, dict[str, Any]] = {
 def test_it_is_sent_the_same(name: str, members: dict[str, Any] | None) -> None:
     backend = OpenAiCompatible(name="b", base_url="http://127.0.0.1:9/v1", dialect=Dialect(members))
     body = BODIES[name]
-    told = backend._chat_request("m-1", Encoded(body, msgspec.json.encode(body)), {"max_tokens": 7})
+    told = backend._chat_request("m-1", encoded(body, msgspec.json.encode(body)), {"max_tokens": 7})
 
     assert told == backend._chat_request("m-1", body, {"max_tokens": 7})
     assert told.count(b'"max_tokens"') == 1

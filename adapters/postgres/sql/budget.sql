@@ -126,7 +126,7 @@ RETURNING h.id;
 -- The windows of the holds are locked. What is there already is not added, and so not counted, again. Says which holds there
 -- are.
 WITH given AS MATERIALIZED (
-    SELECT x.* FROM unnest(CAST(CAST(:events AS text[]) AS ao_given_usage[])) AS x
+    SELECT x.* FROM unnest(CAST(string_to_array(CAST(:events AS text), :between) AS ao_given_usage[])) AS x
 ),
 added AS (
     INSERT INTO usage_events (

@@ -3,7 +3,7 @@
 -- name: write
 -- Records that are known change nothing.
 WITH asked AS MATERIALIZED (
-    SELECT r.* FROM unnest(CAST(CAST(:records AS text[]) AS ao_given_record[])) AS r
+    SELECT r.* FROM unnest(CAST(string_to_array(CAST(:records AS text), :between) AS ao_given_record[])) AS r
 ),
 added AS (
     INSERT INTO request_records (
