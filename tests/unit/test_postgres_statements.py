@@ -17,7 +17,8 @@ ACROSS_TENANTS: Final = {
     "tenant.list", "tenant.find_key", "tenant.keys_used", "event.stream_epoch", "reply_journal.forget",
     "maintenance.make_event_days", "maintenance.make_request_days",
     "audit.heads", "maintenance.drop_request_days", "maintenance.forget_requests",
-    "maintenance.forget_runs", "maintenance.thin_request_days", "maintenance.drop_event_days", "maintenance.retain",
+    "maintenance.forget_runs", "maintenance.thin_request_days", "maintenance.drop_event_days",
+    "maintenance.thin_event_days", "maintenance.retain",
     "privacy.lock_upkeep", "privacy.copy_kept",
     # The node's, and no tenant's.
     "gateway_configuration.current", "gateway_configuration.newest", "gateway_configuration.get",
