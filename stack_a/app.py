@@ -58,8 +58,7 @@ def create_app(deps: ApiDeps, streams: OpenStreams | None = None) -> App:
         return Response(openapi, media_type="application/json")
 
     async def database_answers() -> None:
-        depth = await deps.queue.depth(_SELF)
-        deps.metrics.queue_depth(depth.ready + depth.leased)
+        await deps.queue.depth(_SELF)
 
     shedder = Shedder(deps.queue, deps.clock, deps.shedding, _SELF, deps.metrics)
     intake = Intake(

@@ -83,16 +83,12 @@ class GuardedEgress:
         bound = asyncio.timeout(timeout.total_seconds())
         late = f"{MAX_CALLS_OF_A_TENANT} calls of this tenant were under way"
         try:
-            async with bound:
-                give_back = await self._calls.take(auth.tenant)
+            async with bound, self._calls.of(auth.tenant):
                 late = "the server did not answer whole"
-                try:
-                    destination = await self._admitted(auth, url)
-                    return await exchange(
-                        self._transport, destination, method=method, headers=sent, body=body, max_bytes=max_bytes
-                    )
-                finally:
-                    give_back()
+                destination = await self._admitted(auth, url)
+                return await exchange(
+                    self._transport, destination, method=method, headers=sent, body=body, max_bytes=max_bytes
+                )
         except TimeoutError as error:
             if not bound.expired():
                 raise

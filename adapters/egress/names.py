@@ -42,13 +42,14 @@ class Lookups:
 
     async def of(self, tenant: TenantId, look: Callable[[], Coroutine[Any, Any, FoundT]]) -> FoundT:
         """What `look` comes to, once the tenant has a place for it."""
-        give_back = await self._shares.take(tenant)
+        places = self._shares.of(tenant)
+        await places.acquire()
         looking = asyncio.create_task(look())
         self._under_way.add(looking)
 
         def over(_: asyncio.Future[FoundT]) -> None:
             self._under_way.discard(looking)
-            give_back()
+            places.release()
 
         looking.add_done_callback(over)
         return await asyncio.shield(looking)

@@ -23,6 +23,7 @@ _LOCK_MS: Final = 500
 """How long the switch waits for the writers there are; who comes meanwhile waits behind it."""
 _SWITCHES: Final = 20
 _AGAIN_S: Final = 0.25
+"""Longer by as much after each switch that was taken back: whoever waited for it goes on meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

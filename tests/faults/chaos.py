@@ -34,6 +34,7 @@ class Chaos:
         parts = [*self._rig.parts, DATABASE]
         while True:
             pause, left = self._draw.uniform(*gap), until - time.monotonic()
+            # The last pause ends with the reign: what comes after it has its time.
             await asyncio.sleep(max(0.0, min(pause, left)))
             if pause >= left:
                 return
