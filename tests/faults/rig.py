@@ -351,7 +351,7 @@ async def _start(
         proxy = Proxy(lambda: made.config.postgres_port, draw)
         url = made.node.secret(f"{credentials.APP_URL}_{name}")
         url.touch(mode=0o600)
-        url.write_text(direct.replace(f":{made.config.postgres_port}/", f":{await proxy.start()}/"))
+        url.write_text(direct.replace(f":{made.config.postgres_port}/", f":{proxy.start()}/"))
         environment = service.environment | {"AGENTOS_DATABASE_URL_FILE": str(url)}
         part = Part(
             service=replace(service, name=name, environment=environment),

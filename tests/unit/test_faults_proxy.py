@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import random
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -25,7 +26,7 @@ async def line() -> AsyncIterator[tuple[Proxy, asyncio.StreamReader, asyncio.Str
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     port: int = server.sockets[0].getsockname()[1]
     proxy = Proxy(lambda: port, random.Random(1))  # noqa: S311 - a seed to repeat, not a secret
-    reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.start())
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.start())
     try:
         yield proxy, reader, writer
     finally:
@@ -65,3 +66,17 @@ async def test_a_line_that_is_cut_ends_and_no_other_begins() -> None:
         assert await reader.read() == b""
         assert await anew.read() == b""
         other.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_connects_as_the_proxy_closes_is_closed(turns: int) -> None:
+    nobody = socket.create_server(("127.0.0.1", 0))
+    proxy = Proxy(lambda: nobody.getsockname()[1], random.Random(1))  # noqa: S311 - a seed to repeat, not a secret
+    with nobody, socket.create_connection(("127.0.0.1", proxy.start())) as late:
+        for _ in range(turns):  # of the loop: not yet accepted, accepted and not yet served, served
+            await asyncio.sleep(0)
+        await proxy.close()
+        late.setblocking(False)
+
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(late, 1), 5) == b""
