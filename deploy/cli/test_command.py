@@ -173,6 +173,8 @@ def run(options: Options, io: Io) -> int:
     failed = []
     # pytest and its children must find this tree, whatever directory we were called from.
     environ = dict(io.environ) | {"PYTHONPATH": str(root)}
+    # Hundreds of processes follow; each would compile every module anew.
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     planned = steps(options, Path(sys.executable).parent)
     for number, step in enumerate(planned, start=1):
         console.print(f"[dim]{number}/{len(planned)}[/] [bold]{escape(step.name)}[/]")
