@@ -19,9 +19,9 @@ from ports.errors import NotFound
 from ports.http import permissions
 from ports.http.edge import Acted, App, Denied, Edge, exchange, no_word, nothing_acted
 from ports.http.health import OK, Probe, states_of
+from ports.http.limits import COMMON
 from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
-from ports.http.strict_json import MAX_DEPTH, MAX_VALUES
 from ports.ids import TenantId, is_tenant_id
 from ports.messages import Json
 
@@ -95,8 +95,7 @@ def create_admin_app(
         routes=table,
         operations=operations | OWN_OPERATIONS,
         limits={
-            "max_json_depth": MAX_DEPTH,
-            "max_json_values": MAX_VALUES,
+            **COMMON,
             **{name: most for part in parts for name, most in part.limits.items()},
         },
     )

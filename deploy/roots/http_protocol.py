@@ -15,12 +15,9 @@ from deploy.roots.known_head import KnownHead, known_head
 from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch, WatchedFlow
 from ports.http.extensions import HEAD_MEMORY, ON_DISCONNECT, STREAM_PIECE, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory
+from ports.http.limits import MAX_HEADER_BYTES, SENDER_WINDOW_BYTES, SENDER_WINDOW_S
 from ports.http.sse import HANG_UP
 
-MAX_HEADER_BYTES: Final = 32 * 1024
-SENDER_WINDOW_S: Final = 30.0
-SENDER_WINDOW_BYTES: Final = 30 * 1024
-"""What a sender whose request isn't complete must send in each window, which is 1 KiB/s; a slower one is cut off."""
 READER_WINDOW_S: Final = 120.0
 READER_WINDOW_BYTES: Final = 30 * 1024
 """What the reader of a last answer must take in each window; long, as what lies in the system's buffers does not count."""

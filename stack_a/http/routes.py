@@ -2,12 +2,14 @@
 
 from typing import Final, get_args
 
+from ports.agent import MAX_RUN_DEPTH
 from ports.audit import READ
 from ports.http import permissions
 from ports.http.audit import DESCRIPTION, OWN, PARAMETERS, QUERY, EntryPage
+from ports.http.limits import COMMON
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
-from ports.http.strict_json import MAX_BODY_BYTES, MAX_DEPTH, MAX_VALUES
+from ports.http.strict_json import MAX_BODY_BYTES
 from ports.messages import Json
 from ports.run_state import MAX_PAGE, RunStatus
 from stack_a.http import stream, wire
@@ -48,12 +50,12 @@ ROUTES: Final = RouteTable(
 
 LIMITS: Final = {
     "max_body_bytes": MAX_BODY_BYTES,
-    "max_json_depth": MAX_DEPTH,
-    "max_json_values": MAX_VALUES,
+    **COMMON,
     "max_page_size": MAX_PAGE,
     "default_page_size": wire.DEFAULT_PAGE,
     "max_tool_allowlist": MAX_ALLOWLIST,
     "max_deadline_s": wire.MAX_DEADLINE_S,
+    "max_run_depth": MAX_RUN_DEPTH,
     "max_event_streams_per_principal": DEFAULTS.max_event_streams_per_principal,
     "max_event_streams_per_tenant": DEFAULTS.max_event_streams,
     "event_stream_lag_s": int(stream.LAGGED_AFTER.total_seconds()),

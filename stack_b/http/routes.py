@@ -5,9 +5,9 @@ from typing import Final
 from msgspec.structs import asdict
 
 from ports.http import permissions
+from ports.http.limits import COMMON
 from ports.http.openapi import Operation, Parameter
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable
-from ports.http.strict_json import MAX_DEPTH, MAX_VALUES
 from ports.messages import Json
 from stack_b.http import wire
 from stack_b.http.surfaces.messages_wire import CountBody, MessageEvent, MessagesBody, MessageView, TokenCount
@@ -61,8 +61,7 @@ def published(limits: Limits) -> dict[str, int]:
     """The caps, as the OpenAPI document names them."""
     return {
         **{f"max_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()},
-        "max_json_depth": MAX_DEPTH,
-        "max_json_values": MAX_VALUES,
+        **COMMON,
     }
 
 

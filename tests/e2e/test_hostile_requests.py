@@ -10,9 +10,10 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
-from deploy.roots.http_protocol import MAX_FRAMING_BYTES, MAX_HEADER_BYTES, BoundedProtocol
+from deploy.roots.http_protocol import MAX_FRAMING_BYTES, BoundedProtocol
 from ports.http.body import Receive
 from ports.http.edge import Scope, Send
+from ports.http.limits import MAX_HEADER_BYTES
 from tests.support.http_server import served
 from tests.support.raw_http import SURFACES, Surface, cut_off, heard, surface
 

@@ -8,7 +8,8 @@ import pytest
 
 from conformance.faults import Faults
 from conformance.people import ACME
-from ports.agent import AgentSpec
+from ports.agent import MAX_RUN_DEPTH, AgentSpec
+from ports.http.limits import COMMON
 from ports.ids import AgentId
 from tests.support.stack_a import AGENT, StackA, events_of, stack_a
 
@@ -341,6 +342,7 @@ async def test_the_node_says_that_it_is_alive_ready_and_what_it_serves(node: Sta
     assert ready.json() == {"status": "ok", "dependencies": {"database": "ok"}}
     assert "agentos_http_requests_total" in metrics.text
     assert "/v1/runs/{run_id}:cancel" in openapi["paths"]
+    assert openapi["info"]["x-agentos-limits"].items() >= (COMMON | {"max_run_depth": MAX_RUN_DEPTH}).items()
 
 
 def masked(text: str, name: str) -> list[str]:

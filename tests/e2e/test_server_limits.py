@@ -10,7 +10,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from deploy.roots.http_protocol import MAX_HEADER_BYTES, BoundedProtocol
+from deploy.roots.http_protocol import BoundedProtocol
+from ports.http.limits import MAX_HEADER_BYTES
 from tests.support.http_server import served
 from tests.support.stack_b import stack_b
 

@@ -5,9 +5,10 @@ import httpx
 import pytest
 from anyio.abc import SocketStream
 
-from deploy.roots.http_protocol import SENDER_WINDOW_BYTES, SENDER_WINDOW_S, BoundedProtocol
+from deploy.roots.http_protocol import BoundedProtocol
 from ports.http.body import Receive
 from ports.http.edge import Scope, Send
+from ports.http.limits import COMMON, SENDER_WINDOW_BYTES, SENDER_WINDOW_S
 from tests.support.http_server import served
 
 pytestmark = [pytest.mark.anyio]
@@ -89,7 +90,7 @@ async def closed_while_dripping(stream: SocketStream, drop: bytes) -> bool:
 
 def test_the_product_has_the_limits_of_the_contract() -> None:
     assert (BoundedProtocol.window_s, BoundedProtocol.window_bytes) == (SENDER_WINDOW_S, SENDER_WINDOW_BYTES)
-    assert (SENDER_WINDOW_S, SENDER_WINDOW_BYTES / SENDER_WINDOW_S) == (30, 1_024)
+    assert (SENDER_WINDOW_S, COMMON["min_request_bytes_per_s"]) == (30, 1_024)
 
 
 class TestClosed:

@@ -10,6 +10,7 @@ from litestar import Response, get
 from deploy.admin_surface import OWN_ROUTES, Part
 from ports.errors import InvalidArgument
 from ports.gateway_configuration import MAX_DOCUMENT_BYTES
+from ports.http.limits import COMMON
 from ports.http.routes import LOOPBACK, PUBLIC
 from stack_b.backends.settings import BackendSettings
 from stack_b.diagnosis import NodeFacts
@@ -98,6 +99,7 @@ async def test_the_surface_describes_itself_and_says_that_it_is_ready() -> None:
 
     assert document["paths"][CURRENT]["put"]["security"] == [{"bearer": ["admin:platform"]}]
     assert document["info"]["x-agentos-limits"]["max_gateway_configuration_bytes"] == MAX_DOCUMENT_BYTES
+    assert document["info"]["x-agentos-limits"].items() >= COMMON.items()
     assert ready.json() == {"status": "ok", "dependencies": {"database": "ok"}}
     assert (health.json(), metrics.status_code) == ({"status": "ok"}, 200)
 

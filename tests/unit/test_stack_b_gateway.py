@@ -13,6 +13,7 @@ import pytest
 from ports.budget import Balance, Budget
 from ports.context import AuthContext
 from ports.errors import Unavailable
+from ports.http.limits import COMMON
 from ports.pii import PiiCapabilities, Span
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard, Price
@@ -328,6 +329,7 @@ async def test_the_document_describes_every_route_with_its_limits() -> None:
     assert chat["security"] == [{"bearer": ["models:invoke"]}]
     assert {"400", "401", "403", "413", "415", "422", "429", "502", "503", "504"} <= chat["responses"].keys()
     assert document["info"]["x-agentos-limits"]["max_messages"] == 2_048
+    assert document["info"]["x-agentos-limits"].items() >= COMMON.items()
     error = document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]
     assert {"code", "type", "param", "policy_outcome", "budget", "route"} <= error.keys()
     assert document["paths"].keys() == {
