@@ -72,7 +72,8 @@ async def _ask_for_a_run(clients: Clients, found: Stalled) -> None:
     except httpx.HTTPError as error:
         found.not_refused.append(type(error).__name__)
     else:
-        if response.status_code != 503 or not response.json()["error"]["retryable"]:
+        retryable = response.status_code == 503 and response.json()["error"]["retryable"]
+        if not retryable or not response.headers.get("retry-after", "").isdigit():
             found.not_refused.append(str(response.status_code))
     found.seconds.append(time.monotonic() - began)
 
