@@ -23,7 +23,9 @@ examples:
   ./agentos budget set tnt_acme each-key --limit 200000 --scope key           each key has this much for itself
   ./agentos budget set tnt_acme night --limit 1000 --scope agent --scope-id agt_night --mode soft
   ./agentos budget show tnt_acme each-key --scope-id svc_shop                 the window of that key
-  ./agentos budget remove tnt_acme monthly"""
+  ./agentos budget remove tnt_acme monthly
+
+While a hard budget in nanousd applies to a call, models without a price are refused to it (403, model_not_entitled)."""
 
 
 class Set(Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ a first quarter of an hour:
   ./agentos tenant create tnt_acme --admin-key --sample-agent   room for somebody else
   ./agentos nuke                                 what would be removed; nothing is, yet
 
+Times are UTC.
 exit codes: 0 fine · 1 findings or failure · 2 usage · 3 the node can't be reached
 AGENTOS_HOME chooses another node than the one in this directory."""
 
