@@ -72,4 +72,5 @@ async def tested(item: pytest.Function, given: Mapping[str, object]) -> None:
 def fixture(item: pytest.Function, name: str, given: Mapping[str, object]) -> Any:  # whatever the fixture gives
     """What the function behind a fixture of the test's class returns; it may ask for what is `given`."""
     found = item._fixtureinfo.name2fixturedefs[name][-1]  # nothing public says it: anyio's plugin looks here as well
+    assert inspect.ismethod(found.func), f"{name} is no fixture of {item.cls}"
     return found.func.__func__(item.instance, **{one: given[one] for one in found.argnames})
