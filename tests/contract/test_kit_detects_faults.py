@@ -26,6 +26,7 @@ from tests.contract.broken import (
     ledgers,
     memories,
     models,
+    one_step,
     privacies,
     providers,
     queues,
@@ -114,7 +115,7 @@ def reported(suites: Sequence[ModuleType], report: Path) -> list[SubjectResult]:
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "--tb=no", "--capture=no", *(f"-pno:{name}" for name in UNUSED),
-            f"--clause-report={report}", *sources,
+            f"-p{one_step.__name__}", f"--clause-report={report}", *sources,
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=1_800, check=False,
     )  # fmt: skip

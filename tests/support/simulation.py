@@ -340,7 +340,8 @@ class World:
             self.run(self.agents.publish(ACME, spec))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(work)
+        # Not by `Runner.run`, which looks after SIGINT at each call.
+        return self._runner.get_loop().run_until_complete(work)
 
     def close(self) -> None:
         for process in self.processes:
