@@ -57,7 +57,7 @@ def test_a_release_that_does_not_start_leaves_the_node_as_it_was(node: NodeUnder
 
     assert failed.returncode == 1
     assert "stack-b-next is ready" in failed.stderr
-    assert "InvalidArgument: a backend's base_url is" in node.agentos("logs", "stack-b-next").stdout
+    assert "InvalidArgument: a backend's base_url is" in node.command("logs", "stack-b-next").stdout
     assert node.pids() == before
     # What it would begin with again, should it die.
     assert "half-an-address" not in environment_file(node.node, "stack-b").read_text()
