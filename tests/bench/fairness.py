@@ -51,7 +51,6 @@ _GREEDY: Final = replace(CALLER, tenant=TenantId("tnt_greedy"))
 _MODEST: Final = replace(CALLER, tenant=TenantId("tnt_modest"))
 _FREE: Final = Entitlements(runs_per_minute=1_000_000, max_queued_runs=10_000_000)
 _LEASE: Final = timedelta(minutes=5)
-_MANY: Final = 10_000
 _SLOTS: Final = 16
 _LOOK_SECONDS: Final = 0.005
 
@@ -92,6 +91,8 @@ class Options(Struct, frozen=True, kw_only=True):
     probes: int = 40
     creations: int = 500
     leases: int = 200
+    tenants: int = 10_000
+    """That have messages waiting, ten each, when leases are compared."""
     rounds: int = 1
     stages: bool = False
     json: str | None = None
@@ -104,7 +105,7 @@ class Start(Struct, frozen=True):
     stages: dict[str, float]
 
 
-SMOKE: Final = Options(backlog=50, probes=3, creations=20, leases=5)
+SMOKE: Final = Options(backlog=50, probes=2, creations=20, leases=5, tenants=20)
 
 
 class FairnessBench:
@@ -151,7 +152,8 @@ class FairnessBench:
 
     def leases(self, _: Mapping[str, float]) -> Figures:
         few = on_uvloop(self._leases(tenants=1, messages=100))
-        many = on_uvloop(self._leases(tenants=_MANY, messages=10 * _MANY))
+        tenants = self._options.tenants
+        many = on_uvloop(self._leases(tenants=tenants, messages=10 * tenants))
         return {"lease_few_ms": few, "lease_many_ms": many}
 
     async def _starts(self) -> list[Start]:

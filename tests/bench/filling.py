@@ -38,11 +38,11 @@ class OtherDatabase(Server):
         return super().dsn(role, self.name if database == TEMPLATE else database)
 
 
-async def create(server: Server, name: str) -> Server:
-    """An empty, migrated database beside that of `server`."""
+async def create(server: Server, name: str, *, like: str = TEMPLATE) -> Server:
+    """A database beside that of `server` with what is in the one that it is `like`: migrated, and empty unless told."""
     admin = await asyncpg.connect(server.dsn("postgres", "postgres"))
     try:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} OWNER ao_owner")
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {like} OWNER ao_owner")
         await restrict_database(admin, name)
     finally:
         await admin.close()

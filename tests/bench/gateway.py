@@ -50,7 +50,6 @@ REQUEST_BYTES: Final = 1_024
 _PATH: Final = "/v1/chat/completions"
 _TENANT: Final = TenantId("tnt_bench")
 _PROSE: Final = "The quick brown fox jumps over the lazy dog while the rain in the plain stays mainly where it was. "
-_CONCURRENCY: Final = (1, 16, 64)
 _STREAMS: Final = {"chunks": IN_CHUNKS, "burst": INSTANT}
 """How the upstream writes a stream that is there at once: each chunk in a write of its own, or all in one."""
 _TITLES: Final = {
@@ -70,7 +69,9 @@ _PEER_WARM_UP_SECONDS: Final = 8
 
 class Options(Struct, frozen=True, kw_only=True):
     rounds: int = 3
-    seconds: int = 2
+    at_once: tuple[int, ...] = (1, 16, 64)
+    """Whole answers; streams as many as are asked for at most."""
+    seconds: float = 2.0
     """Of each measurement of whole answers."""
     stream_seconds: float = 1.0
     """Of each measurement of streams."""
@@ -81,7 +82,7 @@ class Options(Struct, frozen=True, kw_only=True):
     json: str | None = None
 
 
-SMOKE: Final = Options(rounds=1, seconds=1, stream_seconds=0.2, warm_up_seconds=0, peers=())
+SMOKE: Final = Options(rounds=1, at_once=(1, 16), seconds=0.2, stream_seconds=0.2, warm_up_seconds=0, peers=())
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -113,7 +114,7 @@ class GatewayBench:
     def parts(self) -> list[tuple[str, Part]]:
         wholes = [
             (f"{target.name}, {connections} at once", self._whole_part(target, connections))
-            for connections in _CONCURRENCY
+            for connections in self._options.at_once
             for target in self._targets
             if target.wholes and self._options.only != "streams"
         ]
@@ -131,10 +132,10 @@ class GatewayBench:
             for target in self._targets:
                 # Another gateway's first answers may take seconds.
                 taken = max(seconds, _PEER_WARM_UP_SECONDS) if target.name in _PEERS else seconds
-                tools.load(self._plan(target, connections=_CONCURRENCY[-1], seconds=taken), self._home)
+                tools.load(self._plan(target, connections=self._options.at_once[-1], seconds=taken), self._home)
 
     def rest(self, found: Mapping[str, float]) -> Figures:
-        most = _CONCURRENCY[-1]
+        most = self._options.at_once[-1]
         figures = {
             "gateway_rss_start_mib": self._rss_before,
             "gateway_rss_mib": self._rss(),
@@ -152,7 +153,7 @@ class GatewayBench:
             if (p99 := found.get(f"{name}_p99_ms_half")) is not None:
                 figures[f"{name}_added_p99_ms_half"] = p99 - found["direct_p99_ms_half"]
         figures["added_p50_ms_1"] = found["gateway_p50_ms_1"] - found["direct_p50_ms_1"]
-        for target, connections in itertools.product(self._targets, _CONCURRENCY[1:]):
+        for target, connections in itertools.product(self._targets, self._options.at_once[1:]):
             if target.name in _PEERS:
                 ours, theirs = found[f"gateway_rps_{connections}"], found[f"{target.name}_rps_{connections}"]
                 figures[f"{target.name}_ratio_{connections}"] = ratio(ours, theirs)
@@ -182,7 +183,7 @@ class GatewayBench:
 
     def _half_part(self, target: Target) -> Part:
         def part(found: Mapping[str, float]) -> Figures:
-            most = _CONCURRENCY[-1]
+            most = self._options.at_once[-1]
             plan = self._plan(target, connections=most, seconds=self._options.seconds)
             rate = found[f"gateway_rps_{most}"] / 2
             sample = tools.load(msgspec.structs.replace(plan, rate=rate), self._home)
@@ -213,7 +214,9 @@ class GatewayBench:
 
     def _at_once(self, target: Target, name: str, model: str) -> Figures:
         """As many streams of `model` as are asked for at most. Beside the target's figures, what the others were busy."""
-        plan = self._plan(target, connections=_CONCURRENCY[-1], seconds=self._options.stream_seconds, stream=model)
+        plan = self._plan(
+            target, connections=self._options.at_once[-1], seconds=self._options.stream_seconds, stream=model
+        )
         before, upstream = machine.cpu_seconds(target.process), machine.cpu_seconds(self._upstream.process)
         streams = tools.load(plan, self._home)
         spent = machine.cpu_seconds(target.process) - before
@@ -298,9 +301,10 @@ def stack_b(server: Server, home: Path, *, port: int, upstream: int) -> Iterator
         yield process
 
 
-def lines(targets: Sequence[Target]) -> list[Line]:
+def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
     found: list[Line] = []
-    for connections in _CONCURRENCY:
+    most = at_once[-1]
+    for connections in at_once:
         found.append(Line(f"whole answers, {connections} at once"))
         for target in targets:
             name, title = f"{target.name}_{{}}_{connections}", _TITLES[target.name]
@@ -312,7 +316,7 @@ def lines(targets: Sequence[Target]) -> list[Line]:
                 Line("  CPU of PostgreSQL per request", name.format("db_cpu_us"), "µs"),
                 Line("  transactions per request that write", name.format("writes")),
             ]
-    found.append(Line(f"whole answers at half of what Stack B answers at {_CONCURRENCY[-1]}, evenly spaced"))
+    found.append(Line(f"whole answers at half of what Stack B answers at {most}, evenly spaced"))
     for target in targets:
         if target.name in _HALF:
             found.append(Line(f"{_TITLES[target.name]}: p50", f"{target.name}_p50_ms_half", "ms"))
@@ -324,7 +328,6 @@ def lines(targets: Sequence[Target]) -> list[Line]:
             Line(f"{_TITLES[target.name]}: the first token, p50", f"{target.name}_first_ms", "ms"),
             Line("  all of it, p50", f"{target.name}_stream_ms", "ms"),
         ]
-    most = _CONCURRENCY[-1]
     for form, written in (("chunks", "each chunk in a write of its own"), ("burst", "all in one write")):
         found.append(Line(f"{most} streams of {TOKENS} tokens at once, {written}"))
         for target in streaming:
@@ -342,7 +345,7 @@ def lines(targets: Sequence[Target]) -> list[Line]:
         *(
             Line(f"requests/s at {connections}, to those {_TITLES[target.name]}", f"{target.name}_ratio_{connections}")
             for target in targets
-            for connections in _CONCURRENCY[1:]
+            for connections in at_once[1:]
             if target.name in _PEERS
         ),
         Line(f"requests/s at {most}, to the upstream's own", f"rps_ratio_{most}"),
@@ -431,7 +434,7 @@ def main(options: Options) -> None:
         )
         bench.warm_up()
         rounds = interleaved(options.rounds, bench.parts(), talk)
-    report(record_of("gateway", told, rounds, missing=missing), lines(targets), json=options.json)
+    report(record_of("gateway", told, rounds, missing=missing), lines(targets, options.at_once), json=options.json)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ async def measure(plan: Plan) -> Sample:
             idle.put_nowait(asking)
 
         async with asyncio.TaskGroup() as group:
-            for number in range(int(plan.rate * plan.seconds)):
+            for number in range(max(1, int(plan.rate * plan.seconds))):
                 due = began + number / plan.rate
                 if (early := due - time.perf_counter()) > 0:
                     await asyncio.sleep(early)

@@ -73,9 +73,12 @@ class ScaleBench:
         talk.print(f"database: {case}", style="dim")
         home = self._home / case
         home.mkdir()
-        server = on_uvloop(filling.create(self._server, f"scale_{case}"))
-        few = msgspec.structs.replace(self._options.engine, runs=_BEFORE, warm_up=1)
-        EngineBench(server, home, few).cost()
+        if case == _EMPTY:
+            server = on_uvloop(filling.create(self._server, _name(case)))
+            few = msgspec.structs.replace(self._options.engine, runs=_BEFORE, warm_up=1)
+            EngineBench(server, home, few).cost()
+        else:
+            server = on_uvloop(filling.create(self._server, _name(case), like=_name(_EMPTY)))
         took = 0.0
         if tenants > 1:
             took = on_uvloop(filling.add_tenants(server, tenants))
@@ -107,6 +110,10 @@ class ScaleBench:
                 ratios[f"{case}_cpu_ratio"] = ratio(cpu(case), usual)
                 ratios[f"{case}_time_ratio"] = ratio(1 / found[f"{case}_runs_per_s"], time_each)
         return ratios
+
+
+def _name(case: str) -> str:
+    return f"scale_{case}"
 
 
 def lines(options: Options) -> tuple[Line, ...]:

@@ -51,7 +51,10 @@ def has(tool: str) -> bool:
 
 
 def load(plan: Plan, home: Path) -> Sample:
-    """By wrk, where there is one and the plan asks for no rate, and of the answers for nothing but their status."""
+    """By wrk, where there is one and the plan asks for no rate, and of the answers for nothing but their status.
+
+    wrk loads for a second at least.
+    """
     wrk = _found("wrk")
     if wrk is None or plan.first or plan.rate:
         done = _run(machine.python("tests.bench.http_load"), msgspec.json.encode(plan), plan.seconds)
@@ -60,7 +63,8 @@ def load(plan: Plan, home: Path) -> Sample:
         script = home / "wrk.lua"
         headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in plan.headers.items())
         script.write_text(_SCRIPT.format(body=plan.body, headers=headers))
-        command = [wrk, "--threads", "1", "--connections", str(plan.connections), "--duration", f"{plan.seconds:.0f}s"]
+        lasting = f"{max(1.0, plan.seconds):.0f}s"
+        command = [wrk, "--threads", "1", "--connections", str(plan.connections), "--duration", lasting]
         command += ["--timeout", "10s", "--script", str(script), f"http://127.0.0.1:{plan.port}{plan.path}"]
         done = _run(command, b"", plan.seconds)
         sample = msgspec.json.decode(done.stderr.splitlines()[-1], type=Sample)

@@ -70,7 +70,7 @@ class Admin:
     """The admin API as its client has it."""
 
     def __init__(self, node: NodeUnderTest, http: httpx.AsyncClient) -> None:
-        said = node.agentos("token", "--audience", "admin", "--role", "platform_admin")
+        said = node.command("token", "--audience", "admin", "--role", "platform_admin")
         assert said.returncode == 0, said.stderr
         self._headers = {"authorization": f"Bearer {said.stdout.strip()}"}
         self._url = node.admin + CURRENT
@@ -182,7 +182,7 @@ async def test_an_operator_applies_looks_and_goes_back(node: NodeUnderTest, back
     file = tmp_path / "gateway.json"
 
     async def agentos(*words: str, code: int = 0) -> Any:
-        done = await anyio.to_thread.run_sync(lambda: node.agentos("gateway", *words, "--json"))
+        done = await anyio.to_thread.run_sync(lambda: node.command("gateway", *words, "--json"))
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout)
 
@@ -217,9 +217,9 @@ async def test_a_version_that_the_gateway_refuses_is_named_by_validate_and_show(
                 await anyio.sleep(0.2)
         ready = await http.get(f"{node.stack_b}/readyz")
 
-    validated = await anyio.to_thread.run_sync(lambda: node.agentos("validate"))
-    checked = await anyio.to_thread.run_sync(lambda: node.agentos("gateway", "check"))
-    shown = await anyio.to_thread.run_sync(lambda: node.agentos("gateway", "show"))
+    validated = await anyio.to_thread.run_sync(lambda: node.command("validate"))
+    checked = await anyio.to_thread.run_sync(lambda: node.command("gateway", "check"))
+    shown = await anyio.to_thread.run_sync(lambda: node.command("gateway", "show"))
 
     assert ready.status_code == 200
     assert (validated.returncode, "can't use its newest configuration" in validated.stderr) == (1, True)
@@ -236,7 +236,7 @@ async def test_a_file_goes_before_the_store_and_everybody_says_so(node: NodeUnde
         async with httpx.AsyncClient(trust_env=False) as http:
             standing = await Caller(node, http).standing()
             put = await Admin(node, http).put({})
-        applied = await anyio.to_thread.run_sync(lambda: node.agentos("gateway", "apply", str(file)))
+        applied = await anyio.to_thread.run_sync(lambda: node.command("gateway", "apply", str(file)))
     finally:
         node.node.env_file.write_text(settings)
         back = await anyio.to_thread.run_sync(lambda: node.agentos("up"))

@@ -100,7 +100,7 @@ async def test_a_stopped_database_is_refused_at_once_with_the_time_to_come_back_
     refused = asked(node)
     node.supervisor.start("postgres")
     await until(lambda: all(answer.is_success for answer in asked(node).values()), 30)
-    done = node.agentos("run", "agt_demo", "What is 3 + 4?")
+    done = node.command("run", "agt_demo", "What is 3 + 4?")
 
     for surface, answer in refused.items():
         error = answer.json()["error"]
@@ -125,7 +125,7 @@ class TestKilledParts:
         os.kill(before, signal.SIGKILL)
 
         await until(lambda: all(healthy(node, name) for name in node.pids()), 60)
-        assert node.agentos("run", "agt_demo", "What is 3 + 4?").returncode == 0
+        assert node.command("run", "agt_demo", "What is 3 + 4?").returncode == 0
 
     async def test_a_run_survives_the_sigkill_of_its_worker_and_repeats_no_step(self, node: NodeUnderTest) -> None:
         gateway = psutil.Process(node.pids()["stack-b"])

@@ -24,13 +24,13 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
 
 
 def told(node: NodeUnderTest, *arguments: str) -> str:
-    done = node.agentos(*arguments)
+    done = node.command(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_a_tenant_of_a_node_moves_to_a_home_and_back(node: NodeUnderTest) -> None:
-    refused = node.agentos("tenant", "move", node.tokens().tenant_id, "--to", "lab")
+    refused = node.command("tenant", "move", node.tokens().tenant_id, "--to", "lab")
     assert (refused.returncode, "there is no home 'lab'" in refused.stderr) == (2, True)
     [port] = free_ports(1)
     with node.node.env_file.open("a") as settings:
@@ -68,7 +68,7 @@ def test_a_tenant_that_lives_in_a_home_is_exported_and_deleted(node: NodeUnderTe
     told(node, "tenant", "move", LEAVER, "--to", "lab")
     told(node, "run", "agt_demo", "What is 2 + 2?", "--tenant", LEAVER)
     told(node, "tenant", "disable", LEAVER)
-    refused = node.agentos("tenant", "delete", LEAVER, "--confirm", LEAVER)
+    refused = node.command("tenant", "delete", LEAVER, "--confirm", LEAVER)
     assert (refused.returncode, "--clear" in refused.stderr) == (1, True), refused.stderr
     told(node, "tenant", "move", LEAVER, "--clear", "--grace-hours", "0")
 

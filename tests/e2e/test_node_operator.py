@@ -96,13 +96,13 @@ def parked(node: NodeUnderTest, ledger: Path) -> list[str]:
 
 
 def said(node: NodeUnderTest, *arguments: str, code: int = 0) -> str:
-    done = node.agentos(*arguments)
+    done = node.command(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def said_json(node: NodeUnderTest, *arguments: str, code: int = 0) -> Any:
-    done = node.agentos(*arguments, "--json")
+    done = node.command(*arguments, "--json")
     assert done.returncode == code, done.stdout + done.stderr
     return msgspec.json.decode(done.stdout)
 
@@ -143,7 +143,7 @@ async def test_an_operator_has_an_interrupted_call_made_once_more(
     shown = said(node, "runs", "show", run_id)
     before = said(node, "replay", run_id)
     resolved = said(node, "runs", "resolve", run_id, "--step", "2", "--retry")
-    again = node.agentos("runs", "resolve", run_id, "--step", "2", "--retry")
+    again = node.command("runs", "resolve", run_id, "--step", "2", "--retry")
     with worker(node, ledger):
         await until(lambda: status_of(node, run_id) == "succeeded")
 

@@ -17,6 +17,8 @@ from deploy.handover import keeper
 from tests.faults.redeploys import Load, entitle, redeployed
 from tests.support.node import NodeUnderTest
 
+# Many requests, and few runs: a redeploy shall not wait for what the worker has to do.
+LOOKS = 4
 SERVICES = {"postgres", "stack-a", "stack-a-worker", "stack-b", "admin"}
 
 
@@ -38,7 +40,7 @@ async def test_a_redeploy_onto_other_settings_refuses_nobody_and_loses_nothing(n
     text = node.node.env_file.read_text().replace("#AGENTOS_LOG_LEVEL=info", "AGENTOS_LOG_LEVEL=debug")
     node.node.env_file.write_text(text)
 
-    record = await redeployed(node, 1)
+    record = await redeployed(node, 1, looks=LOOKS)
 
     assert record.ok, str(record)
     assert float(str(record.figures["acked"])) >= 10
@@ -57,7 +59,7 @@ def test_a_release_that_does_not_start_leaves_the_node_as_it_was(node: NodeUnder
 
     assert failed.returncode == 1
     assert "stack-b-next is ready" in failed.stderr
-    assert "InvalidArgument: a backend's base_url is" in node.agentos("logs", "stack-b-next").stdout
+    assert "InvalidArgument: a backend's base_url is" in node.command("logs", "stack-b-next").stdout
     assert node.pids() == before
     # What it would begin with again, should it die.
     assert "half-an-address" not in environment_file(node.node, "stack-b").read_text()
@@ -72,7 +74,7 @@ def test_a_release_that_does_not_start_leaves_the_node_as_it_was(node: NodeUnder
 @pytest.mark.parametrize("service", ["stack-a", "stack-b"])
 async def test_a_redeploy_after_one_that_died_half_way_refuses_nobody(node: NodeUnderTest, service: str) -> None:
     """Another process stood in by then, and is the only one that serves."""
-    load, began = Load(node), time.monotonic()
+    load, began = Load(node, looks=LOOKS), time.monotonic()
     other = f"{service}-next"
     async with anyio.create_task_group() as group:
         # Few runs: the redeploy's own shall not wait behind many.

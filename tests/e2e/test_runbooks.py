@@ -84,7 +84,7 @@ def count(node: NodeUnderTest, run_ids: list[str], status: str) -> int:
 
 def asked(node: NodeUnderTest, run_id: str) -> bool:
     """Whether its first model call is under way, in the eyes of the store."""
-    done = node.agentos("runs", "show", run_id)
+    done = node.command("runs", "show", run_id)
     return "model" in done.stdout and "started" in done.stdout
 
 
@@ -177,7 +177,7 @@ async def test_run_stuck_in_a_call_that_hangs(node: NodeUnderTest, operator: Ope
 
 async def test_queue_backlog_of_a_tenant_that_is_full(node: NodeUnderTest, operator: Operator) -> None:
     look, (more_active, more_queued, heavier) = blocks("queue-backlog")
-    small = node.agentos("tenant", "quota", TENANT, "--max-active-runs", "1", "--max-queued-runs", "2")
+    small = node.command("tenant", "quota", TENANT, "--max-active-runs", "1", "--max-queued-runs", "2")
     assert small.returncode == 0, small.stderr
     with silent_gateway(node):
         [first] = created(node)
@@ -210,7 +210,7 @@ async def test_gateway_configuration_that_can_not_be_used_or_is_wrong(
     look, (back, validate), forward = blocks("gateway-configuration")
     good = await stored(node, {"routing": {"aliases": {"good": "agentos-demo"}}})
     bad = await stored(node, {"backends": [{"name": "x", "base_url": "http://127.0.0.1:1/v1", "api_key": "env:GONE"}]})
-    await until(lambda: "gateway.configuration_refused" in node.agentos("logs", "stack-b", "-n", "1000").stdout)
+    await until(lambda: "gateway.configuration_refused" in node.command("logs", "stack-b", "-n", "1000").stdout)
 
     shown, listed, checked, log = (operator.does(line) for line in look)
     before = operator.does(validate)
@@ -233,9 +233,9 @@ async def test_tenant_offboarding_hands_over_what_there_is_and_leaves_nothing(
 ) -> None:
     look, (disable, kill, export, verify), delete, after = blocks("tenant-offboarding")
     tenant = "tnt_leaver"
-    made = node.agentos("tenant", "create", tenant, "--admin-key", "--sample-agent")
+    made = node.command("tenant", "create", tenant, "--admin-key", "--sample-agent")
     assert made.returncode == 0, made.stderr
-    done = node.agentos("run", "agt_demo", QUESTION, "--tenant", tenant)
+    done = node.command("run", "agt_demo", QUESTION, "--tenant", tenant)
     assert done.returncode == 0, done.stderr
 
     looked = operator.follows(look, tenant=tenant)
@@ -254,7 +254,7 @@ async def test_tenant_offboarding_hands_over_what_there_is_and_leaves_nothing(
     assert "0 rows removed" in again
     assert tenant not in listed
     assert TENANT in listed
-    anew = node.agentos("tenant", "create", tenant)
+    anew = node.command("tenant", "create", tenant)
     assert (anew.returncode, "not used again" in anew.stderr) == (1, True)
 
 
@@ -262,8 +262,8 @@ async def test_privacy_request_holds_hands_over_and_erases(node: NodeUnderTest, 
     look, hold, (export, verify), erase, release = blocks("privacy-request")
     tenant, subject = "tnt_private", "usr_ann"
     for made in (
-        node.agentos("tenant", "create", tenant, "--sample-agent"),
-        node.agentos("key", "issue", "--tenant", tenant, "--principal", subject, "--role", "viewer"),
+        node.command("tenant", "create", tenant, "--sample-agent"),
+        node.command("key", "issue", "--tenant", tenant, "--principal", subject, "--role", "viewer"),
     ):
         assert made.returncode == 0, made.stderr
     who = {"tenant": tenant, "subject": subject}
@@ -293,14 +293,14 @@ async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Opera
     with silent_gateway(node):
         [run_id] = created(node)
         await until(lambda: asked(node, run_id))
-        killed = node.agentos("runs", "kill", run_id, "--tenant", TENANT, "--reason", "wild")
+        killed = node.command("runs", "kill", run_id, "--tenant", TENANT, "--reason", "wild")
         status = status_of(node, run_id)
-    made = node.agentos("budget", "set", TENANT, "each-key", "--limit", "900", "--scope", "key", "--mode", "soft")
+    made = node.command("budget", "set", TENANT, "each-key", "--limit", "900", "--scope", "key", "--mode", "soft")
     listed = operator.follows([f"./agentos budget list {TENANT}"])
-    shown = node.agentos("budget", "show", TENANT, "each-key", "--scope-id", "svc_x", "--json")
-    removed = node.agentos("budget", "remove", TENANT, "each-key")
-    granted = node.agentos("tenant", "entitle", TENANT, "max_active_runs=55", "--json")
-    used = node.agentos("usage", TENANT, "--by-agent")
+    shown = node.command("budget", "show", TENANT, "each-key", "--scope-id", "svc_x", "--json")
+    removed = node.command("budget", "remove", TENANT, "each-key")
+    granted = node.command("tenant", "entitle", TENANT, "max_active_runs=55", "--json")
+    used = node.command("usage", TENANT, "--by-agent")
 
     assert (killed.returncode, killed.stdout) == (0, f"{run_id} is cancelled\n")
     assert status == "cancelled", "whoever held it"
@@ -314,7 +314,7 @@ async def test_budgets_and_kills_by_command(node: NodeUnderTest, operator: Opera
 async def test_a_slip_is_told_what_there_is_and_what_to_do(node: NodeUnderTest) -> None:
     [run_id] = created(node)
     await until(lambda: status_of(node, run_id) == "succeeded")
-    steps = json.loads(node.agentos("runs", "show", run_id, "--json").stdout)["steps"]
+    steps = json.loads(node.command("runs", "show", run_id, "--json").stdout)["steps"]
     absent, elsewhere = "run_" + "0" * 32, "of tnt_demo; another tenant's: --tenant tnt_<name>"
     slips = {
         ("runs", "fork", run_id, "--from-step", "9"): f"it has {len(steps)} steps; 0 (begins anew) to {len(steps)} can",
@@ -329,8 +329,8 @@ async def test_a_slip_is_told_what_there_is_and_what_to_do(node: NodeUnderTest) 
         ("replay", absent): elsewhere,
     }
 
-    said = {slip: node.agentos(*slip) for slip in slips}
-    late = [node.agentos("runs", *line) for line in (("cancel", run_id), ("kill", run_id, "--tenant", TENANT))]
+    said = {slip: node.command(*slip) for slip in slips}
+    late = [node.command("runs", *line) for line in (("cancel", run_id), ("kill", run_id, "--tenant", TENANT))]
 
     for slip, says in slips.items():
         assert (said[slip].returncode, says in said[slip].stderr) == (1, True), said[slip].stderr
@@ -346,7 +346,7 @@ async def test_audit_mismatch_after_somebody_edited_an_entry(
     created(node)
     # The admin service signs by itself, once a minute; what was noted since then is signed now.
     await until((node.node.audit / "heads.jsonl").exists, 90)
-    assert node.agentos("audit", "sign").returncode == 0
+    assert node.command("audit", "sign").returncode == 0
     before = operator.does(verify)
     passwords = credentials.database_passwords(node.node)
     dsn = credentials.embedded_url("postgres", passwords.superuser, node.ports["postgres"])

@@ -39,8 +39,10 @@ class Load:
     Half of them keep their connections, half come with a new one each time: both can be cut off by a server that leaves.
     """
 
-    def __init__(self, node: NodeUnderTest) -> None:
+    def __init__(self, node: NodeUnderTest, *, looks: int = 0) -> None:
         self._node = node
+        self._looks = looks
+        """Requests about each run that a client creates, before its next: they cost the node much less than a run."""
         self._ends = asyncio.Event()
         self.acked: list[str] = []
         self.answers: Counter[int] = Counter()
@@ -60,7 +62,12 @@ class Load:
                 headers = {"Idempotency-Key": f"redeploy-{client}-{number}"}
                 body = {"input": "What is 6 * 7?"}
                 answer = await self._answered(http, "/v1/agents/agt_demo/runs", body, headers, httpx.codes.ACCEPTED)
-                self.acked.append(answer.json()["run_id"])
+                self.acked.append(run_id := answer.json()["run_id"])
+                for _ in range(self._looks):
+                    await asyncio.sleep(_PAUSE_S)
+                    if self._ends.is_set():
+                        break
+                    await self._answered(http, f"/v1/runs/{run_id}", None, {}, httpx.codes.OK)
                 await asyncio.sleep(_PAUSE_S)
 
     async def chat(self, client: int) -> None:
@@ -80,11 +87,17 @@ class Load:
         )
 
     async def _answered(
-        self, http: httpx.AsyncClient, path: str, body: Mapping[str, object], headers: Mapping[str, str], wanted: int
+        self,
+        http: httpx.AsyncClient,
+        path: str,
+        body: Mapping[str, object] | None,
+        headers: Mapping[str, str],
+        wanted: int,
     ) -> httpx.Response:
+        """To a GET without a body."""
         while True:
             try:
-                answer = await http.post(path, json=body, headers=headers)
+                answer = await http.request("GET" if body is None else "POST", path, json=body, headers=headers)
             except httpx.ConnectError:
                 self.refused += 1
                 await asyncio.sleep(_PAUSE_S)
@@ -120,8 +133,8 @@ class Load:
         return left
 
 
-async def redeployed(node: NodeUnderTest, times: int) -> Record:
-    load = Load(node)
+async def redeployed(node: NodeUnderTest, times: int, *, looks: int = 0) -> Record:
+    load = Load(node, looks=looks)
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         clients = [group.create_task(ask(client)) for ask in (load.create, load.chat) for client in range(_CLIENTS)]

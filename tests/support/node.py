@@ -1,9 +1,12 @@
 """A real node of the test's own: its home, its ports, its command line. Never the developer's."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import httpx
 import msgspec
 
 from deploy import credentials
+from deploy.cli.main import main
 from deploy.client import RunsClient
 from deploy.credentials import Tokens
 from deploy.node import Node
@@ -41,6 +45,24 @@ class NodeUnderTest:
             timeout=timeout,
             input=stdin,
         )
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """As `agentos`, but in this process: to load the modules of a command again is dearer than most commands.
+
+        Not for those whose own process matters: because they start others, or run beside a load that is here.
+        """
+        out, err = io.StringIO(), io.StringIO()
+        with ThreadPoolExecutor(1) as thread, redirect_stdout(out), redirect_stderr(err):
+            # A thread of its own, as a command brings its own event loop.
+            code = thread.submit(self._main, arguments, out, err).result()
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    def _main(self, arguments: tuple[str, ...], out: io.StringIO, err: io.StringIO) -> int:
+        try:
+            return main(arguments, out=out, err=err, environ=self.environ)
+        except SystemExit as wrong:
+            # The arguments were.
+            return int(str(wrong.code))
 
     def up(self, *more: str) -> Report:
         """`up --json`, which must end well."""

@@ -25,7 +25,7 @@ from ports.run_state import Change, NewEvent
 from ports.tenant import Entitlements, NewKey
 from stack_b.records.recorder import CONTENT
 from stack_b.vault import parse_keys
-from tests.support.postgres import Clone, fetch
+from tests.support.postgres import Clone, connected
 
 KEYS: Final = f"tests:{'0' * 64}\n"
 LARGE: Final = 100 * 1024
@@ -124,10 +124,11 @@ async def _request(log: Any, auth: AuthContext, word: str) -> None:
 async def dump(database: Clone) -> dict[str, list[str]]:
     """Every row of every table, as text."""
     found: dict[str, list[str]] = {}
-    for table in await fetch(database.superuser, _TABLES):
-        name = table["name"]
-        rows = await fetch(database.superuser, f"SELECT CAST(t AS text) AS row FROM {name} t")
-        found[name] = sorted(row["row"] for row in rows)
+    async with connected(database.superuser) as connection:
+        for table in await connection.fetch(_TABLES):
+            name = table["name"]
+            rows = await connection.fetch(f"SELECT CAST(t AS text) AS row FROM {name} t")
+            found[name] = sorted(row["row"] for row in rows)
     return found
 
 

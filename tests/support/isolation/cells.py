@@ -22,7 +22,7 @@ from ports.http.routes import LOOPBACK, PUBLIC
 from ports.ids import uuid_of
 from tests.support.isolation.positions import EVERYWHERE, FREE, MAP, OF_THE_TENANT, REPLAYED, Json, Key, Row, tried
 from tests.support.isolation.world import ALL_ROLES, World
-from tests.support.postgres import fetch
+from tests.support.postgres import connected
 
 PAIRS: Final = (("acme", "globex"), ("acme", "lab"), ("globex", "acme"))
 """Owners and strangers: another tenant, another namespace, and the other way around."""
@@ -225,19 +225,19 @@ def _masked(value: Json) -> Json:
 
 async def state_of(made: World, who: str) -> Counter[str]:
     """Every row that names something that somebody owns, as text."""
-    tables = await fetch(
-        made.database.superuser,
-        "SELECT table_name FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name) "
-        "WHERE table_schema = 'agentos' AND column_name = 'tenant_id' AND table_type = 'BASE TABLE'",
-    )
     rows: Counter[str] = Counter()
-    for [table] in tables:
-        for row in await fetch(
-            made.database.superuser,
-            f"SELECT to_jsonb(t)::text FROM {table} t WHERE tenant_id = ANY($1::text[])",
-            [made.owned[who].values[kind] for kind in ("tenant", "subject")],
-        ):
-            rows[f"{table}: {row[0]}"] += 1
+    async with connected(made.database.superuser) as connection:
+        tables = await connection.fetch(
+            "SELECT table_name FROM information_schema.columns "
+            "JOIN information_schema.tables USING (table_schema, table_name) "
+            "WHERE table_schema = 'agentos' AND column_name = 'tenant_id' AND table_type = 'BASE TABLE'"
+        )
+        for [table] in tables:
+            for row in await connection.fetch(
+                f"SELECT to_jsonb(t)::text FROM {table} t WHERE tenant_id = ANY($1::text[])",
+                [made.owned[who].values[kind] for kind in ("tenant", "subject")],
+            ):
+                rows[f"{table}: {row[0]}"] += 1
     mine = [str(uuid_of("run", one) or one) for one in made.owned[who].hidden]
     return Counter({row: count for row, count in rows.items() if any(one in row for one in mine)})
 
