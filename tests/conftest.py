@@ -1,8 +1,13 @@
 """What every test has: the asyncio backend for anyio's plugin; and the order of files between processes."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.order import ALONE, file_of, misplaced, place
+
+# How busy the machine is fails no test.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
