@@ -7,6 +7,7 @@ from typing import Final
 
 from ports.context import AuthContext
 from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
+from stack_b.inspection.effort import NEVER_DEAR
 
 SHORTEST: Final = 256
 """Characters. What is shorter is looked at faster than it is remembered."""
@@ -22,6 +23,8 @@ class Remembering:
     def __init__(self, detector: PiiDetector, *, max_bytes: int = MAX_BYTES) -> None:
         self._detector = detector
         self.capabilities: PiiCapabilities = detector.capabilities
+        self._finder = detector.elsewhere()
+        """Finds here what `detect` does, without being awaited (PII-7)."""
         self._max_bytes = max_bytes
         # With a key of this process: what is remembered tells nothing about texts from elsewhere.
         self._key = secrets.token_bytes(32)
@@ -36,9 +39,18 @@ class Remembering:
             return await self._detector.detect(auth, text)
         digest = self._digest(auth, text)
         known = self._at(digest)
-        if known is not None:
-            return known
-        spans = await self._detector.detect(auth, text)
+        return self._kept(digest, await self._detector.detect(auth, text)) if known is None else known
+
+    def at_hand(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
+        """The same where nothing has to be waited for; None for everything else."""
+        finder = self._finder if len(text) < NEVER_DEAR else None
+        if len(text) < SHORTEST:
+            return None if finder is None else finder(text)
+        digest = self._digest(auth, text)
+        known = self._at(digest)
+        return known if known is not None or finder is None else self._kept(digest, finder(text))
+
+    def _kept(self, digest: bytes, spans: tuple[Span, ...]) -> tuple[Span, ...]:
         if digest not in self._found:
             self._found[digest] = spans
             self.size += _size(spans)
@@ -46,10 +58,6 @@ class Remembering:
             _, oldest = self._found.popitem(last=False)
             self.size -= _size(oldest)
         return spans
-
-    def known(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
-        """The same of what is remembered; None for everything else."""
-        return None if len(text) < SHORTEST else self._at(self._digest(auth, text))
 
     def _at(self, digest: bytes) -> tuple[Span, ...] | None:
         known = self._found.get(digest)
