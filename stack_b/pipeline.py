@@ -45,7 +45,8 @@ class Pipeline:
 
     def __init__(self, deps: StackBDeps, tell: Tell) -> None:
         self._processes = Processes()
-        pii = Remembering(Patient(deps.pii, self._processes))
+        patient = Patient(deps.pii, self._processes)
+        pii = Remembering(patient, at_once=patient.at_once)
         inspector = Inspector(pii, self._processes)
         self._clock = deps.clock
         self._lease = deps.limits.lease

@@ -124,9 +124,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def go_on(self, cycle: Cycle) -> None:
         """What has begun without a task needs one."""
-        begun, self._at_once = self._at_once, None
-        if begun is not None:
-            assert cycle is self._at_work, "one request is at work at a time"
+        if (begun := self._at_once) is not None and cycle is self._at_work:
+            self._at_once = None
             self._start(cycle, begun.rest, {})
 
     def data_received(self, data: bytes) -> None:

@@ -3,11 +3,11 @@
 import hashlib
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from ports.context import AuthContext
 from ports.pii import Finder, PiiCapabilities, PiiDetector, Span
-from stack_b.inspection.effort import NEVER_DEAR
 
 SHORTEST: Final = 256
 """Characters. What is shorter is looked at faster than it is remembered."""
@@ -20,11 +20,17 @@ _SPAN: Final = 120
 class Remembering:
     """`detector`, with what it found in the texts that came last, by their digest: no text is kept."""
 
-    def __init__(self, detector: PiiDetector, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        detector: PiiDetector,
+        *,
+        at_once: Callable[[str], tuple[Span, ...] | None] = lambda _: None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """`at_once` finds what `detector` would, where that needs no waiting."""
         self._detector = detector
         self.capabilities: PiiCapabilities = detector.capabilities
-        self._finder = detector.elsewhere()
-        """Finds here what `detect` does, without being awaited (PII-7)."""
+        self._at_once = at_once
         self._max_bytes = max_bytes
         # With a key of this process: what is remembered tells nothing about texts from elsewhere.
         self._key = secrets.token_bytes(32)
@@ -43,12 +49,13 @@ class Remembering:
 
     def at_hand(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
         """The same where nothing has to be waited for; None for everything else."""
-        finder = self._finder if len(text) < NEVER_DEAR else None
         if len(text) < SHORTEST:
-            return None if finder is None else finder(text)
+            return self._at_once(text)
         digest = self._digest(auth, text)
         known = self._at(digest)
-        return known if known is not None or finder is None else self._kept(digest, finder(text))
+        if known is None and (spans := self._at_once(text)) is not None:
+            return self._kept(digest, spans)
+        return known
 
     def _kept(self, digest: bytes, spans: tuple[Span, ...]) -> tuple[Span, ...]:
         if digest not in self._found:

@@ -19,6 +19,7 @@ from anyio.abc import SocketStream
 
 from conformance.people import ACME
 from deploy.roots.http_protocol import BoundedProtocol
+from ports.http.edge import AtHand
 from ports.request_log import RequestRecord
 from stack_b.backends.protocol import ModelCard
 from stack_b.limits import Limits
@@ -206,6 +207,7 @@ async def test_nothing_of_it_is_left_to_the_collector() -> None:
             gc.set_debug(0)
             gc.garbage.clear()
 
+    assert not any(isinstance(found, AtHand) for found in gc.get_objects()), "nobody holds on to it either"
     assert not left.keys() & {"AtHand", "Completing", "Sent", "Cycle", "Trail", "Caller", "Answer", "Reserved", "Held"}
 
 
@@ -298,6 +300,7 @@ async def test_near_the_limit_it_is_held_exactly() -> None:
     assert refused.json()["error"]["code"] == "request_exceeds_budget"
     assert fits.status_code == 200
     assert spent == 12 * (WARM + 1)
+    assert one.rough.connections == 1
 
 
 # What must be waited for afterwards.
