@@ -113,7 +113,7 @@ def clear_at_hand(detector: Remembering, auth: AuthContext, texts: Sequence[str]
         if len(text) < SHORTEST or text in PROTOCOL:
             continue
         spans = None if payload_of(text) is not None else detector.at_hand(auth, text)
-        if spans is None or any(rules.mode(span.kind) != "allow" for span in spans):
+        if spans is None or (spans and not all(rules.mode(span.kind) == "allow" for span in spans)):
             return False
     return True
 
