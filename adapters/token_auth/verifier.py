@@ -204,6 +204,10 @@ class TokenAuth:
             failure = error
             raise
         else:
+            known = self._accepted.get(mark, self._clock.monotonic())
+            if known is not None and known[0] == auth:
+                # The same object for as long as it is the same: who has looked at it need not look again.
+                auth = known[0]
             keep_s = min(self._config.cache_seconds, valid_for.total_seconds())
             self._accepted.put(mark, (auth, asked_at + keep_s * _RENEWED), until=asked_at + keep_s)
             return auth

@@ -506,8 +506,13 @@ class AtHand:
         await edge.conducted(self._rest(scope, receive, reply), reply, scope["method"], self._started)
 
     async def _rest(self, scope: Scope, receive: Receive, reply: "Answering") -> None:
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # It has this frame: nothing of a request is left to the collector.
+                del error
         self._found.reauthorize = self._edge.reauthorized(self._opening, self._found)
         await self._begun.rest(scope, receive, reply)
 

@@ -200,7 +200,8 @@ async def test_nothing_of_it_is_left_to_the_collector() -> None:
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for _ in range(10):
-                await one.ask()
+                assert (await one.ask()).status_code == 200
+                assert (await one.ask(max_tokens=-1)).status_code == 422
             gc.collect()
             left = Counter(type(found).__name__ for found in gc.garbage)
         finally:
@@ -208,7 +209,18 @@ async def test_nothing_of_it_is_left_to_the_collector() -> None:
             gc.garbage.clear()
 
     assert not any(isinstance(found, AtHand) for found in gc.get_objects()), "nobody holds on to it either"
-    assert not left.keys() & {"AtHand", "Completing", "Sent", "Cycle", "Trail", "Caller", "Answer", "Reserved", "Held"}
+    assert not left.keys() & {
+        "AtHand",
+        "Completing",
+        "InvalidArgument",
+        "Sent",
+        "Cycle",
+        "Trail",
+        "Caller",
+        "Answer",
+        "Reserved",
+        "Held",
+    }
 
 
 # What must be waited for before it is sent.
