@@ -58,7 +58,7 @@ class Sent:
         self.held = held
         self.calling = calling
         self.interrupt = interrupt
-        self.failed: Exception | None = None
+        self.failed: BaseException | None = None
         """What went wrong here after its answer had come."""
         self._gone_on = False
 

@@ -165,7 +165,10 @@ class Pipeline:
         return sent
 
     def arrived(self, sent: Sent) -> dict[str, Json] | None:
-        """The rest of it, where the whole answer is here and nothing is to be waited for; else None: it is `going_on`'s."""
+        """The rest of it, where the whole answer is here and nothing is to be waited for; else None: it is `going_on`'s.
+
+        So is whatever this raises, which is a defect.
+        """
         trail, ready, spending = sent.trail, sent.ready, sent.held
         answer = sent.answered()
         if answer is None or not ready.answer.at_hand(answer):
@@ -180,9 +183,10 @@ class Pipeline:
             self._deadlines.end(sent.interrupt, None, None, None)
             answer = self._told(ready, trail, sent.call, spending, answer)
             self.recorder.went_well(trail, sent.call)
-        except Exception as error:  # noqa: BLE001 - raised again where it is told
+        except BaseException as error:
+            # Raised again by `going_on`, where it is settled and told.
             sent.failed = error
-            return None
+            raise
         return answer
 
     async def going_on(self, sent: Sent) -> dict[str, Json]:

@@ -151,7 +151,10 @@ class Begun(Protocol):
     """It has to wait, and says `AtHand.arrived` or `AtHand.cancel` when that is over."""
 
     def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
-        """What was waited for is here. The headers and the body of its answer, or None where it is `rest`'s now."""
+        """What was waited for is here. The headers and the body of its answer, or None where it is `rest`'s now.
+
+        So it is where this raises: `rest` does again.
+        """
         ...
 
     async def rest(self, scope: Scope, receive: Receive, send: "Answering", /) -> None:
@@ -480,8 +483,8 @@ class AtHand:
         edge, found = self._edge, self._found
         try:
             answer = self._begun.arrived()
-        except Exception as error:  # noqa: BLE001 - as above
-            self._error, answer = error, None
+        except Exception:  # noqa: BLE001 - as above
+            answer = None
         if answer is not None:
             headers, body = answer
             if self._turn.whole(_OK, [*headers, (b"content-length", b"%d" % len(body)), *edge.stamps(found)], body):

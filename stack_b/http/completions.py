@@ -15,7 +15,7 @@ from stack_b.canonical import ChatCall
 from stack_b.deps import StackBDeps
 from stack_b.http.about import ABOUT
 from stack_b.http.about import told as told_about
-from stack_b.http.asked import Asked, Endpoint, Reply, Whole, asked_of, replied
+from stack_b.http.asked import Asked, Endpoint, Reply, asked_of, replied
 from stack_b.http.chat_stream import ChatStream
 from stack_b.http.once import ONCE, asked_once, client_of
 from stack_b.http.parse import PREFERENCE, preferring
@@ -80,9 +80,8 @@ class Completion:
             sent = self._pipeline.at_once(found.identity, call, work)
         return Completing(self, call, wire, sent)
 
-    def arrived(self, sent: Sent, wire: Wire) -> Whole | None:
-        answer = self._pipeline.arrived(sent)
-        return None if answer is None else json_reply(wire.whole(answer))
+    def arrived(self, sent: Sent) -> dict[str, Json] | None:
+        return self._pipeline.arrived(sent)
 
     def _call(self, found: Exchange) -> tuple[ChatCall, Wire]:
         call, wire = self._read(found.json, self._limits)
@@ -134,26 +133,26 @@ class Completion:
 class Completing:
     """One of its requests. Satisfies `ports.http.edge.Begun`."""
 
-    __slots__ = ("_call", "_completion", "_reply", "_sent", "_wire", "under_way")
+    __slots__ = ("_answer", "_call", "_completion", "_sent", "_wire", "under_way")
 
     def __init__(self, completion: Completion, call: ChatCall, wire: Wire, sent: Sent | None) -> None:
         self._completion = completion
         self._call = call
         self._wire = wire
         self._sent = sent
-        self._reply: Whole | None = None
+        self._answer: dict[str, Json] | None = None
         self.under_way = sent is not None
 
     def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
         assert self._sent is not None, "else nothing is under way"
-        reply = self._reply = self._completion.arrived(self._sent, self._wire)
-        return None if reply is None else (_JSON, reply.body)
+        answer = self._answer = self._completion.arrived(self._sent)
+        return None if answer is None else (_JSON, json_reply(self._wire.whole(answer)).body)
 
     async def rest(self, scope: Scope, receive: Receive, send: Answering) -> None:
         await replied(self._replied(asked_of(scope, receive, send)), scope, receive, send)
 
     async def _replied(self, asked: Asked) -> Reply:
-        if self._reply is not None:
-            # It is there, and whoever reads it is slow.
-            return self._reply
+        if self._answer is not None:
+            # It is there and paid, and whoever reads it is slow.
+            return json_reply(self._wire.whole(self._answer))
         return await self._completion.complete(asked, self._call, self._wire, self._sent)

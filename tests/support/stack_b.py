@@ -146,12 +146,12 @@ async def stack_b(
         await catalog.refresh()
         journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
         ports: dict[str, Any] = {
+            "metrics": Metrics(),
             "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens,
             "request_log": await stack.enter_async_context(request_log.SPEC.open(config, given)),
         } | wrapped  # fmt: skip
         deps = StackBDeps(
             clock=given.clock,
-            metrics=Metrics(),
             catalog=catalog,
             router=Router(catalog, routing or RoutingRules(), given.clock, reaches=reaches),
             policies=Policies({"house": policy_of(node_rules)} if node_rules else {}),

@@ -19,6 +19,7 @@ from anyio.abc import SocketStream
 
 from conformance.people import ACME
 from deploy.roots.http_protocol import BoundedProtocol
+from observability.metrics import Metrics
 from ports.http.edge import AtHand
 from ports.request_log import RequestRecord
 from stack_b.backends.protocol import ModelCard
@@ -438,6 +439,31 @@ async def test_an_answer_in_pieces_needs_no_task_and_one_with_something_in_it_is
     assert "ann@example.org" not in shown.text
     assert shown.json()["policy_outcome"]["reasons"] == ["pii_output:email"]
     assert spent == 12 * (WARM + 2)
+
+
+class Failing(Metrics):
+    """Fails once, after an answer was paid, and before it is settled."""
+
+    fails = False
+
+    def usage(self, *args: Any, **named: Any) -> None:
+        if self.fails:
+            self.fails = False
+            raise ZeroDivisionError
+        super().usage(*args, **named)
+
+
+async def test_a_defect_of_ours_is_an_error_that_is_settled_and_noted_once() -> None:
+    metrics = Failing()
+    async with lane([SAID], metrics=metrics) as one:
+        metrics.fails = True
+        answer = await one.ask()
+        [last, *_] = await one.records(WARM + 1)
+        assert (await one.ask()).status_code == 200
+        await one.settled()
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert (last.status, last.code) == (500, "internal")
 
 
 async def test_a_server_that_ends_waits_for_it_as_for_the_others() -> None:
