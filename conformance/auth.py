@@ -1,5 +1,6 @@
 """What every TokenVerifier must show, and the issuer beside it. Clauses: `ports.auth`."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -84,6 +85,26 @@ class AuthContract(Contract):
                 forged = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
                 with pytest.raises(Unauthenticated):
                     pytest.fail(f"accepted {form} changed at {place}; {await verifier.verify(forged)}")
+
+    @clause("AUT-8")
+    async def test_what_is_at_hand_is_what_verifying_gives_and_nothing_else(self, harness: AuthHarness) -> None:
+        verifier = await harness.open()
+        at_hand: Callable[[str], AuthContext | None] | None = getattr(verifier, "at_hand", None)
+        if at_hand is None:
+            return
+        bad = await harness.bad_tokens()
+
+        for form, token in (await harness.good_tokens()).items():
+            assert at_hand(token) is None, form
+            auth = await verifier.verify(token)
+            assert at_hand(token) == auth, form
+            assert at_hand(token + "x") is None, form
+            await harness.advance(MEMORY)
+            assert at_hand(token) is None, form
+        for name, token in {**bad, **MALFORMED}.items():
+            with pytest.raises(Unauthenticated):
+                await verifier.verify(token)
+            assert at_hand(token) is None, name
 
     @clause("AUT-3")
     async def test_a_disabled_tenants_tokens_are_denied_within_seconds(self, harness: AuthHarness) -> None:

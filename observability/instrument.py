@@ -91,16 +91,20 @@ class _Instrumented:
 
         @wraps(call)
         def measured(*args: Any, **kwargs: Any) -> Any:
-            watch = _Watch(self, method, args)
-            with watch:
+            started = self._monotonic()
+            try:
                 result = call(*args, **kwargs)
+            except BaseException:
+                with _Watch(self, method, args, started):
+                    raise
+            if result is not None and not isinstance(result, Struct):
+                # It may go on after returning.
                 if isawaitable(result):
-                    watch.hand_over()
-                    return _awaited(result, watch)
+                    return _awaited(result, _Watch(self, method, args))
                 if hasattr(result, "__aiter__"):
-                    watch.hand_over()
-                    return _iterated(result, watch)
-                return result
+                    return _iterated(result, _Watch(self, method, args))
+            self.report(method, OK, started, _caller(args))
+            return result
 
         return measured
 
@@ -120,29 +124,21 @@ class _Instrumented:
 
 
 class _Watch:
-    """Times one call and judges how it ended. Entered once more when the call goes on after returning."""
+    """Times one call and judges how it ended."""
 
-    __slots__ = ("_auth", "_begun", "_handed_over", "_method", "_owner", "_started")
+    __slots__ = ("_auth", "_begun", "_method", "_owner", "_started")
 
     def __init__(self, owner: _Instrumented, method: str, args: tuple[Any, ...], started: float | None = None) -> None:
         self._owner = owner
         self._method = method
         self._auth = _caller(args)
-        self._handed_over = False
         self._begun = started
         self._started = 0.0
 
-    def hand_over(self) -> None:
-        """What was returned is entered again when it runs; do not report yet."""
-        self._handed_over = True
-
     def __enter__(self) -> None:
-        self._handed_over = False
         self._started = self._owner.now() if self._begun is None else self._begun
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if self._handed_over:
-            return
         match error:
             case None | GeneratorExit():
                 self._report(OK)

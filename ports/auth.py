@@ -17,6 +17,8 @@ Clauses (each has a test in `conformance.auth`):
          that may not, a tenant that there is not and a text that can't name one raise the same `PermissionDenied`
          (`tenant_mismatch`); a disabled tenant raises `tenant_disabled`. What was withdrawn is refused as soon as a
          revoked token.
+* AUT-8  `at_hand`, of a verifier that has it, gives what `verify` would give now, or None, and raises nothing: of a token
+         that is refused, or of which nothing is remembered, None.
 """
 
 from datetime import timedelta
@@ -35,6 +37,14 @@ class TokenVerifier(Protocol):
 
     async def act_as(self, token: str, tenant: str, /) -> AuthContext:
         """Raises what `verify` raises, and `PermissionDenied`."""
+        ...
+
+
+class Remembers(Protocol):
+    """A verifier that can be asked without waiting."""
+
+    def at_hand(self, token: str) -> AuthContext | None:
+        """What `verify` gives of a token that it has accepted before, for as long as that holds."""
         ...
 
 

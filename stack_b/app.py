@@ -13,11 +13,12 @@ from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.http.body import Receive
 from ports.http.edge import App, Edge, Exchange, Scope, Send
+from ports.http.extensions import AtOnce, Turn
 from ports.http.openapi import document
 from ports.ids import PrincipalId, TenantId
 from stack_b.deps import StackBDeps
 from stack_b.http.asked import served
-from stack_b.http.completions import surface_endpoints
+from stack_b.http.completions import Completion, surface_endpoints
 from stack_b.http.endpoints import call_endpoints, model_endpoints, operator_endpoints, permission_endpoint
 from stack_b.http.errors import DOCUMENTED, anthropic_body, openai_members
 from stack_b.http.routes import OPERATIONS, published, routes
@@ -79,6 +80,9 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         verifier=deps.verifier,
         observe=observer(deps.metrics),
         endpoints=endpoints,
+        beginnings={
+            ("POST", path): endpoint.begin for path, endpoint in posted.items() if isinstance(endpoint, Completion)
+        },
         denied=pipeline.recorder.turned_away,
         admit_denied=pipeline.admit,
     )
@@ -95,18 +99,26 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
         # `request-id` is what Anthropic's clients look for.
         headers=lambda found: [(b"request-id", found.trace.correlation_id.encode()), *standing(found)],
     )
-    return _by_dialect(usual, anthropic)
+    return _ByDialect(usual, anthropic)
 
 
-def _by_dialect(usual: App, anthropic: App) -> App:
+class _ByDialect:
     """The same edge, app and rules, for clients of either make."""
 
-    def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def __init__(self, usual: Edge, anthropic: Edge) -> None:
+        self._usual = usual
+        self._anthropic = anthropic
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._of(scope)(scope, receive, send)
+
+    def at_once(self, turn: Turn) -> AtOnce | None:
+        return self._of(turn.scope).at_once(turn)
+
+    def _of(self, scope: Scope) -> Edge:
         path = scope.get("path", "")
         theirs = path == MESSAGES or path.startswith(_BELOW_MESSAGES)
-        return (anthropic if theirs else usual)(scope, receive, send)
-
-    return app
+        return self._anthropic if theirs else self._usual
 
 
 async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:

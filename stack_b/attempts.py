@@ -5,6 +5,7 @@ Whatever comes of an attempt, what it used or may have used is in `spending` bef
 
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
+from itertools import chain
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -44,31 +45,38 @@ class Attempts:
         self._tell = tell
 
     async def whole(
-        self, ready: Ready, spending: Held, trail: Trail, act: Act, written: Callable[[dict[str, Json]], int]
+        self,
+        ready: Ready,
+        spending: Held,
+        trail: Trail,
+        act: Act,
+        written: Callable[[dict[str, Json]], int],
+        *,
+        begun: Calling | None = None,
     ) -> dict[str, Json]:
-        """The first whole answer that a candidate gives. `written` measures how much a backend wrote."""
+        """The first whole answer that a candidate gives. `written` measures how much a backend wrote.
+
+        `begun`: the call of the first one is under way, and `act` waits for it.
+        """
         failure: AgentOSError | None = None
         slices: Slices | None = None
-        for candidate in self._router.tries(ready.candidates):
+        tries = self._router.tries(ready.candidates)
+        if begun is not None:
+            # Whatever has become of its breaker by now.
+            tries = chain(ready.candidates[:1], self._router.tries(ready.candidates[1:]))
+        for candidate in tries:
             if failure is None and ready.ask.holds_all:
                 # What was held was reckoned for the dearest of them.
-                max_tokens = _most(ready, candidate)
+                max_tokens = most(ready, candidate)
             else:
                 slices = slices or self.slices(ready, spending)
                 max_tokens = await self._allowed(ready, candidate, spending, slices, failure, in_slices=False)
             ready.answer.served_by(candidate)
             try:
-                with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False):
+                with begun or self.calling(ready, trail, candidate):
+                    begun = None
                     answer = await act(candidate, max_tokens)
-                reported = answer.get("usage")
-                # Where the backend has counted what it wrote, nobody else needs to.
-                counted = reported is not None and reported.get("completion_tokens") is not None
-                usage = usage_of(
-                    reported,
-                    prompt_bytes=ready.sent_bytes,
-                    content_bytes=0 if counted else written(answer),
-                    price=candidate.card.price,
-                )
+                usage = self.used(ready, candidate, answer, written)
             except AgentOSError as error:
                 self._failed(ready, candidate, spending, trail, error)
                 if ready.caller.gone or not may_fall_back(error):
@@ -79,12 +87,33 @@ class Attempts:
                 # Nobody learns what became of it.
                 spending.assume(_lost(ready, candidate), _served(candidate))
                 raise
-            spending.add(usage, _in_kinds(_served(candidate), reported))
-            self._tell.attempted(candidate, trail.paid(usage))
+            self.paid(candidate, spending, trail, usage, answer)
             if slices is not None:
                 trail.limited_by = slices.limited_by
             return answer
         raise failure or self._router.all_failing(ready.candidates)
+
+    def calling(self, ready: Ready, trail: Trail, candidate: Candidate) -> Calling:
+        """A block around a call that is answered as a whole."""
+        return Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False)
+
+    def used(
+        self, ready: Ready, candidate: Candidate, answer: dict[str, Json], written: Callable[[dict[str, Json]], int]
+    ) -> Usage:
+        """What a whole answer has cost."""
+        reported = answer.get("usage")
+        # Where the backend has counted what it wrote, nobody else needs to.
+        counted = reported is not None and reported.get("completion_tokens") is not None
+        return usage_of(
+            reported,
+            prompt_bytes=ready.sent_bytes,
+            content_bytes=0 if counted else written(answer),
+            price=candidate.card.price,
+        )
+
+    def paid(self, candidate: Candidate, spending: Held, trail: Trail, usage: Usage, answer: dict[str, Json]) -> None:
+        spending.add(usage, _in_kinds(_served(candidate), answer.get("usage")))
+        self._tell.attempted(candidate, trail.paid(usage))
 
     async def streamed(
         self, ready: Ready, spending: Held, trail: Trail, model: str, slices: Slices, *, show: Show
@@ -160,7 +189,7 @@ class Attempts:
     ) -> int:
         """The `max_tokens` for the next attempt; without room for one it stays at the failure of the one before."""
         price = candidate.card.price if ready.plan.money else None
-        limit = _most(ready, candidate)
+        limit = most(ready, candidate)
         try:
             return await slices.begin(limit, in_slices=in_slices, spent=spending.used, price=price)
         except AgentOSError as refused:
@@ -186,7 +215,7 @@ class Attempts:
         self._tell.attempted(candidate, trail.paid(usage))
 
 
-def _most(ready: Ready, candidate: Candidate) -> int:
+def most(ready: Ready, candidate: Candidate) -> int:
     """What it may write per choice, as far as it can."""
     most = ready.ask.max_tokens
     return most if candidate.card.max_tokens is None else min(most, candidate.card.max_tokens)

@@ -3,6 +3,7 @@
 Classes, not generators with a decorator: each request passes through several, and a generator costs six times as much.
 """
 
+from collections.abc import Awaitable
 from datetime import timedelta
 from types import TracebackType
 
@@ -24,17 +25,28 @@ class Refusing:
 
     __slots__ = ("_caller", "_interrupt", "_tell", "_trail", "_within")
 
-    def __init__(self, trail: Trail, tell: Tell, within: Deadlines | None = None, caller: Caller | None = None) -> None:
+    def __init__(
+        self,
+        trail: Trail,
+        tell: Tell,
+        within: Deadlines | None = None,
+        caller: Caller | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> None:
+        """`interrupt`: of what was done without a task until now."""
         self._trail = trail
         self._tell = tell
         self._within = within
         self._caller = caller
-        self._interrupt: Interrupt | None = None
+        self._interrupt = interrupt
 
     def __enter__(self) -> None:
         if self._within is None:
             return
-        self._interrupt = self._within.begin()
+        if self._interrupt is None:
+            self._interrupt = self._within.begin()
+        else:
+            self._interrupt.taken_over()
         if self._caller is not None:
             self._caller.ends_by(self._interrupt)
 
@@ -70,7 +82,18 @@ class Reserved(Reservation):
         self._ready = ready
         self._model = model
 
+    def at_hand(self) -> Held | None:
+        """The block, entered, where nothing has to be waited for; entering it again changes nothing."""
+        ready, trail = self._ready, self._trail
+        standing = self._balances.at_hand(ready.auth, limit=ready.limit)
+        spending = None if standing is None else self._at_hand()
+        if spending is not None:
+            trail.standing, trail.spending = standing, spending
+        return spending
+
     async def __aenter__(self) -> Held:
+        if self.entered:
+            return self._spending
         ready, trail, balances = self._ready, self._trail, self._balances
         # Mostly nothing has to be waited for.
         standing = balances.at_hand(ready.auth, limit=ready.limit)
@@ -87,9 +110,13 @@ class Reserved(Reservation):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        if (booking := self.left()) is not None:
+            await booking
+
+    def left(self) -> Awaitable[object] | None:
+        """The way out; what there is to wait for, if anything."""
         trail, spending = self._trail, self._spending
         if spending.chunk.left:
             trail.over = spending.over
         self._tell.settled(model=self._model, tenant=trail.auth.tenant, usage=spending.total)
-        if (booking := self.ended()) is not None:
-            await booking
+        return self.ended()

@@ -40,5 +40,5 @@ class Caller:
     def ends_by(self, interrupt: Interrupt | None) -> None:
         """What is done for them now is in this block, or in none."""
         self._interrupt = interrupt
-        if interrupt is not None and self.gone:
+        if interrupt is not None and self.gone and not self.bound:
             interrupt.fire(Gone)

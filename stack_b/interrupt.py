@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from ports.errors import Unavailable
 
@@ -15,6 +15,16 @@ def out_of_time(seconds: float) -> Unavailable:
     return Unavailable(f"the answer took longer than {seconds:g} s", code="upstream_timeout")
 
 
+class Interrupted(Protocol):
+    """Whose work it is: a task, or who works without one for a while and then has one."""
+
+    def cancel(self) -> object: ...
+
+    def cancelling(self) -> int: ...
+
+    def uncancel(self) -> int: ...
+
+
 class Interrupt:
     """`with interrupt:` around what the current task waits for. `fire` ends that wait, and the block raises `error()`.
 
@@ -23,7 +33,7 @@ class Interrupt:
 
     __slots__ = ("_before", "_error", "fired", "task")
 
-    def __init__(self, error: Callable[[], Exception], task: asyncio.Task[object] | None = None) -> None:
+    def __init__(self, error: Callable[[], Exception], task: Interrupted | None = None) -> None:
         """With the current `task` it is entered."""
         self._error = error
         self.task = task
@@ -35,6 +45,12 @@ class Interrupt:
         assert self.task is not None, "there is a task to interrupt"
         self._before = self.task.cancelling()
         return self
+
+    def taken_over(self) -> None:
+        """The current task goes on with what was done without one until now."""
+        self.__enter__()
+        if self.fired and self.task is not None:
+            self.task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         task, self.task = self.task, None
@@ -68,13 +84,13 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
 
-    def begin(self) -> Interrupt:
-        """An interrupt of the current task, entered. To be handed to `end` on every way out."""
+    def begin(self, instead: "Interrupted | None" = None) -> Interrupt:
+        """An interrupt of the current task, or of work without one, entered. To be handed to `end` on every way out."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         # Who has the loop that runs saves asking for it, which is a call of the system each time.
-        task = asyncio.current_task(loop)
+        task = instead or asyncio.current_task(loop)
         assert task is not None, "there is a task to interrupt"
         interrupt = Interrupt(self._late, task)
         self._due[interrupt] = loop.time() + self.seconds

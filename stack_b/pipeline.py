@@ -5,6 +5,7 @@ budget → route → call (→ fall back, `attempts`) → restore → stream →
 every way out.
 """
 
+from collections.abc import Awaitable
 from contextlib import nullcontext
 
 from ports.context import AuthContext
@@ -12,10 +13,13 @@ from ports.errors import AgentOSError, PermissionDenied
 from ports.messages import Json
 from ports.tenant import Tenant
 from stack_b.anew import Anew
-from stack_b.attempts import Attempts
+from stack_b.at_once import Sent, Work
+from stack_b.attempts import Attempts, most
 from stack_b.backends.catalog import Candidate
+from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.blocks import Refusing, Reserved
 from stack_b.budget.balances import Balances
+from stack_b.budget.held import Held
 from stack_b.budget.meter import Meter
 from stack_b.caller import Caller
 from stack_b.canonical import ChatCall, EmbedCall
@@ -41,7 +45,8 @@ class Pipeline:
 
     def __init__(self, deps: StackBDeps, tell: Tell) -> None:
         self._processes = Processes()
-        pii = Remembering(Patient(deps.pii, self._processes))
+        patient = Patient(deps.pii, self._processes)
+        pii = Remembering(patient, at_once=patient.at_once)
         inspector = Inspector(pii, self._processes)
         self._clock = deps.clock
         self._lease = deps.limits.lease
@@ -81,22 +86,31 @@ class Pipeline:
     ) -> dict[str, Json]:
         """The whole answer, with its receipt."""
         trail, caller = Trail(auth, self._clock, possible_duplicate=possible_duplicate), caller or Caller()
+        return await self._chat(auth, call, trail, caller, None)
+
+    async def _chat(
+        self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller, sent: Sent | None
+    ) -> dict[str, Json]:
+        """`sent`: what was done of it by `at_once`."""
         try:
-            with Refusing(trail, self._tell, self._deadlines, caller):
-                ready = await self._prepare.chat(auth, call, trail, caller)
-                async with self._reserved(call.model, ready, trail) as spending:
-                    answer = await self._attempts.whole(
-                        ready,
-                        spending,
-                        trail,
-                        lambda to, max_tokens: to.backend.chat(to.card.upstream, ready.body, max_tokens),
-                        content_bytes_of,
-                    )
+            with Refusing(trail, self._tell, self._deadlines, caller, None if sent is None else sent.interrupt):
+                if sent is None:
+                    ready = await self._prepare.chat(auth, call, trail, caller)
+                    reserved, calling = self._reserved(call.model, ready, trail), None
+                else:
+                    sent.raise_if_over()
+                    ready, reserved, calling = sent.ready, sent.reserved, sent.calling
+
+                def act(to: Candidate, max_tokens: int) -> Awaitable[dict[str, Json]]:
+                    going_on = None if sent is None else sent.going_on()
+                    return going_on or to.backend.chat(to.card.upstream, ready.body, max_tokens)
+
+                async with reserved as spending:
+                    answer = await self._attempts.whole(ready, spending, trail, act, content_bytes_of, begun=calling)
                     answer = await ready.answer.whole(answer)
                     if trail.texts is not None:
                         trail.texts.answer = ready.answer.to_keep(answer["choices"])
-                self._looked_through(ready, trail)
-                answer = {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
+                answer = self._told(ready, trail, call, spending, answer)
         except BaseException as error:
             await self.recorder.over(trail, call, error)
             raise
@@ -105,6 +119,79 @@ class Pipeline:
         else:
             await self.recorder.over(trail, call, None)
         return answer
+
+    def at_once(self, auth: AuthContext, call: ChatCall, work: Work) -> Sent | None:
+        """`chat`, until it is sent, for `work` that is no coroutine; None, and nothing done, where that takes waiting.
+
+        `work` has `arrived` when there is an answer or none will come, and is cancelled when time is up.
+        """
+        trail, caller = Trail(auth, self._clock), Caller()
+        prepared = self._prepare.at_hand(auth, call, trail, caller)
+        if prepared is None:
+            return None
+        ready, tenant = prepared
+        if not ready.ask.holds_all or not self._router.is_closed(ready.candidates[0]):
+            return None
+        first = ready.candidates[0]
+        backend = first.backend
+        if not isinstance(backend, OpenAiCompatible) or (connection := backend.idle()) is None:
+            return None
+        reserved = self._reserved(call.model, ready, trail)
+        held = reserved.at_hand()
+        if held is None or not self._prepare.counted(tenant):
+            # Where it is one too many, that is told by who waits.
+            if held is not None:
+                reserved.ended()
+            connection.give_back()
+            return None
+        try:
+            ready.answer.served_by(first)
+            calling = self._attempts.calling(ready, trail, first)
+            calling.__enter__()
+            sent = Sent(
+                call=call,
+                trail=trail,
+                ready=ready,
+                reserved=reserved,
+                held=held,
+                calling=calling,
+                interrupt=self._deadlines.begin(work),
+            )
+            sent.send(backend, connection, most(ready, first), work.arrived)
+        except BaseException:
+            connection.abort()
+            reserved.ended()
+            raise
+        return sent
+
+    def arrived(self, sent: Sent) -> dict[str, Json] | None:
+        """The rest of it, where the whole answer is here and nothing is to be waited for; else None: it is `going_on`'s.
+
+        So is whatever this raises, which is a defect.
+        """
+        trail, ready, spending = sent.trail, sent.ready, sent.held
+        answer = sent.answered()
+        if answer is None or not ready.answer.at_hand(answer):
+            return None
+        candidate = ready.candidates[0]
+        try:
+            usage = self._attempts.used(ready, candidate, answer, content_bytes_of)
+            sent.release()
+            sent.calling.__exit__(None, None, None)
+            self._attempts.paid(candidate, spending, trail, usage, answer)
+            sent.reserved.left()
+            self._deadlines.end(sent.interrupt, None, None, None)
+            answer = self._told(ready, trail, sent.call, spending, answer)
+            self.recorder.went_well(trail, sent.call)
+        except BaseException as error:
+            # Raised again by `going_on`, where it is settled and told.
+            sent.failed = error
+            raise
+        return answer
+
+    async def going_on(self, sent: Sent) -> dict[str, Json]:
+        """What is left of it, whatever has become of it by now. Raises like `chat`."""
+        return await self._chat(sent.trail.auth, sent.call, sent.trail, sent.ready.caller, sent)
 
     async def stream(
         self,
@@ -182,6 +269,13 @@ class Pipeline:
         """Note what was taken out of the answer, before the receipt is written."""
         trail.outcome = ready.answer.outcome(trail.outcome)
         self._tell.answered(trail.outcome, ready.answer.findings)
+
+    def _told(
+        self, ready: Ready, trail: Trail, call: ChatCall, spending: Held, answer: dict[str, Json]
+    ) -> dict[str, Json]:
+        """`answer` as the client is told it, with its receipt."""
+        self._looked_through(ready, trail)
+        return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
     def _reserved(self, model: str, ready: Ready, trail: Trail) -> Reserved:
         return Reserved(self.meter, ready, trail, lease=self._lease, tell=self._tell, model=model)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ports.context import AuthContext
-from ports.errors import PermissionDenied
+from ports.errors import PermissionDenied, ResourceExhausted
 from ports.messages import Json
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
@@ -39,7 +39,7 @@ from stack_b.inspection.inspector import Inspector
 from stack_b.kept_texts import texts_to_keep
 from stack_b.policies.answer import Guarded
 from stack_b.policies.desk import Ruled, ruled
-from stack_b.policy import ALLOWED, NOTHING_UNDONE, Decision, clear, enforce, known_clear, named
+from stack_b.policy import ALLOWED, NOTHING_UNDONE, Decision, clear, clear_at_hand, enforce, named
 from stack_b.receipt import Trail
 from stack_b.redaction.answer import Answer
 from stack_b.redaction.cache import Remembering
@@ -105,7 +105,8 @@ class Preparation:
         if simply is not None:
             self._tenants.counted(simply[0])
             texts = simply[3]
-            if known_clear(self._pii, auth, texts) or await clear(self._pii, auth, texts, self.rules(simply[0])):
+            rules = self.rules(simply[0])
+            if clear_at_hand(self._pii, auth, texts, rules) or await clear(self._pii, auth, texts, rules):
                 return self._simple(auth, call, simply, trail, caller)
         asked = self.route_asked(call)
         tenant, entitled = await self.entitled(auth, asked, counted=simply is not None)
@@ -137,6 +138,23 @@ class Preparation:
             answer=ruled.guarded(self._answer(auth, rules, decision)),
             caller=caller,
         )
+
+    def at_hand(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> tuple[Ready, Tenant] | None:
+        """What `chat` would give of it, and its tenant, to be `counted`: where nothing is to be waited for, nor kept."""
+        simply = self._simply(auth, call)
+        if simply is None or simply[0].entitlements.store_prompts is not None:
+            return None
+        if not clear_at_hand(self._pii, auth, simply[3], self.rules(simply[0])):
+            return None
+        return self._simple(auth, call, simply, trail, caller), simply[0]
+
+    def counted(self, tenant: Tenant) -> bool:
+        """Whether one request more of it was counted; else it is one too many."""
+        try:
+            self._tenants.counted(tenant)
+        except ResourceExhausted:
+            return False
+        return True
 
     def _simply(self, auth: AuthContext, call: ChatCall) -> _Simply | None:
         """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its

@@ -92,10 +92,7 @@ class TokenAuth:
         mark = hashlib.sha256(token.encode("ascii")).digest()
         while True:
             now = self._clock.monotonic()
-            if (known := self._accepted.get(mark, now)) is not None:
-                auth, renew_at = known
-                if now >= renew_at and mark not in self._asking:
-                    self._ask_ahead(token, mark, now)
+            if (auth := self._remembered(token, mark, now)) is not None:
                 return auth
             if (refusal := self._refused.get(mark, now)) is not None:
                 again = _again(refusal)
@@ -106,6 +103,21 @@ class TokenAuth:
                 return await self._ask(token, mark, now, self._begun(mark))
             if (failure := await asyncio.shield(asking)) is not None:
                 raise _again(failure)
+
+    def at_hand(self, token: str) -> AuthContext | None:
+        """As `ports.auth.Remembers` has it."""
+        if not 0 < len(token) <= MAX_TOKEN_CHARS or not token.isascii():
+            return None
+        return self._remembered(token, hashlib.sha256(token.encode("ascii")).digest(), self._clock.monotonic())
+
+    def _remembered(self, token: str, mark: bytes, now: float) -> AuthContext | None:
+        known = self._accepted.get(mark, now)
+        if known is None:
+            return None
+        auth, renew_at = known
+        if now >= renew_at and mark not in self._asking:
+            self._ask_ahead(token, mark, now)
+        return auth
 
     async def act_as(self, token: str, tenant: str, /) -> AuthContext:
         auth = await self.verify(token)
@@ -192,6 +204,10 @@ class TokenAuth:
             failure = error
             raise
         else:
+            known = self._accepted.get(mark, self._clock.monotonic())
+            if known is not None and known[0] == auth:
+                # The same object for as long as it is the same: who has looked at it need not look again.
+                auth = known[0]
             keep_s = min(self._config.cache_seconds, valid_for.total_seconds())
             self._accepted.put(mark, (auth, asked_at + keep_s * _RENEWED), until=asked_at + keep_s)
             return auth

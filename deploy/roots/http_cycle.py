@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from logging import Logger
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -12,6 +12,8 @@ from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
+
+from ports.http.extensions import HeadMemory
 
 _LINE_END: Final = b"\r\n"
 _CLOSE: Final = b"connection: close\r\n\r\n"
@@ -24,9 +26,17 @@ class Refused(Exception):
     """Raised inside the parser's callback, where it ends the connection with 400."""
 
 
-class Cycle(RequestResponseCycle):
-    """uvicorn's, with less to be made for each request, and the ASGI extensions `WHOLE_REQUEST` and `WHOLE_RESPONSE`."""
+class Owner(Protocol):
+    def go_on(self, cycle: "Cycle") -> None: ...
 
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's, with less to be made for each request, and the ASGI extensions `WHOLE_REQUEST` and `WHOLE_RESPONSE`.
+
+    Behind a known head it is a `ports.http.extensions.Turn`, too."""
+
+    memory: HeadMemory
+    owner: "Owner"
     # As each one begins.
     access_log = False
     disconnected = False
@@ -82,6 +92,9 @@ class Cycle(RequestResponseCycle):
         """The body is whole."""
         self.more_body = False
         self.woken()
+
+    def go_on(self) -> None:
+        self.owner.go_on(self)
 
     def woken(self) -> None:
         if self._event is not None:

@@ -14,7 +14,16 @@ from deploy.roots.http_cycle import Cycle, Refused, target
 from deploy.roots.known_head import KnownHead, known_head
 from deploy.roots.refusal import refusal
 from deploy.roots.sender_watch import SenderWatch, WatchedFlow
-from ports.http.extensions import HEAD_MEMORY, ON_DISCONNECT, STREAM_PIECE, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory
+from ports.http.extensions import (
+    HEAD_MEMORY,
+    ON_DISCONNECT,
+    STREAM_PIECE,
+    WHOLE_REQUEST,
+    WHOLE_RESPONSE,
+    AtOnce,
+    BeginsAtOnce,
+    HeadMemory,
+)
 from ports.http.limits import MAX_HEADER_BYTES, SENDER_WINDOW_BYTES, SENDER_WINDOW_S
 from ports.http.sse import HANG_UP
 
@@ -49,6 +58,10 @@ class BoundedProtocol(HttpToolsProtocol):
     reader_window_s: ClassVar[float] = READER_WINDOW_S
 
     _watch: SenderWatch
+    _begins: BeginsAtOnce | None = None
+    """Of an app that can begin without a task, until the server ends."""
+    _at_once: AtOnce | None = None
+    """What has begun so and has no task yet."""
     _told: Callable[[], None] | None = None
     """Whom the request at work wants to be called when its client leaves."""
     _hanging_up: asyncio.TimerHandle | None = None
@@ -80,6 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch = SenderWatch(self.loop, self._too_slow, window_s=self.window_s, window_bytes=self.window_bytes)
         self.flow = WatchedFlow(transport, self._watch)
         self._watch.expect()
+        self._begins = getattr(self.app, "at_once", None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.end()
@@ -95,6 +109,21 @@ class BoundedProtocol(HttpToolsProtocol):
         told, self._told = self._told, None
         if told is not None:
             told()
+        if self._at_work is not None:
+            self.go_on(self._at_work)
+
+    def shutdown(self) -> None:
+        """From here on every request is a task: the server waits for those, and may cancel them."""
+        self._begins = None
+        if self._at_work is not None:
+            self.go_on(self._at_work)
+        super().shutdown()
+
+    def go_on(self, cycle: Cycle) -> None:
+        """What has begun without a task needs one."""
+        if (begun := self._at_once) is not None and cycle is self._at_work:
+            self._at_once = None
+            self._start(cycle, begun.rest, {})
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -147,7 +176,18 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         cycle.body = body
         cycle.more_body = False
-        self._start(cycle, self.app, known.memory)
+        if self._begins is None:
+            begun = None
+        else:
+            self._told, self._at_work = None, cycle
+            cycle.memory, cycle.owner = known.memory, self
+            begun = self._begins(cycle)
+        if begun is None:
+            self._start(cycle, self.app, known.memory)
+        elif begun.under_way:
+            self._at_once = begun
+        else:
+            self._start(cycle, begun.rest, {})
         return True
 
     def _remember(self, data: bytes) -> None:
@@ -247,7 +287,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         # Whoever wanted to know has its answer; what hangs on it need not wait for the connection's next request.
-        self._told = None
+        self._told = self._at_once = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._leave()

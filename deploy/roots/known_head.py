@@ -50,7 +50,9 @@ class KnownHead:
         if len(data) != end + len(self._after) + int(digits):
             return None
         headers = [(name, digits if name == _NAME else value) for name, value in self.scope["headers"]]
-        return type(self)(self._before, digits, self._after, {**self.scope, "headers": headers})
+        found = type(self)(self._before, digits, self._after, {**self.scope, "headers": headers})
+        found.memory = self.memory
+        return found
 
 
 def known_head(data: bytes, body_bytes: int, scope: dict[str, Any]) -> KnownHead | None:

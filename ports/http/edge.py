@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -28,7 +28,7 @@ from ports.errors import (
 )
 from ports.http import envelope, strict_json
 from ports.http.body import NO_BODY, Arriving, Disconnected, Receive, check_body_headers, read_body
-from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, WholeResponse
+from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory, Turn, WholeResponse
 from ports.http.headers import Headers
 from ports.http.repeats import Repeats
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
@@ -50,6 +50,7 @@ _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip"
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _NO_IDS: Final = (None, None)
+_OK: Final = 200
 _NONE: Final[Mapping[str, Any]] = {}
 
 logger = logging.getLogger("agentos.http")
@@ -80,7 +81,7 @@ class Exchange(Struct, kw_only=True):
 class Opening:
     """What a request's head says by itself: the same for the next request with the same head."""
 
-    __slots__ = ("endpoint", "headers", "let_in", "path", "route", "says_json", "takes_body", "token")
+    __slots__ = ("beginning", "endpoint", "headers", "let_in", "path", "route", "says_json", "takes_body", "token")
 
     def __init__(self, headers: Headers, route: Route, path: str, token: str, endpoint: "EdgeApp | None") -> None:
         """`path`: as the framework knows it. `token`: empty where the route needs none."""
@@ -89,6 +90,8 @@ class Opening:
         self.path = path
         self.token = token
         self.endpoint = endpoint
+        self.beginning: Beginning | None = None
+        """Of an endpoint that can begin without a task."""
         self.let_in: AuthContext | None = None
         """Who was authorized last, in their own tenant: as the verifier said it."""
         self.says_json = False
@@ -141,11 +144,34 @@ def no_headers(_: Exchange) -> list[tuple[bytes, bytes]]:
     return []
 
 
+class Begun(Protocol):
+    """An endpoint's request that has begun without a task."""
+
+    under_way: bool
+    """It has to wait, and says `AtHand.arrived` or `AtHand.cancel` when that is over."""
+
+    def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
+        """What was waited for is here. The headers and the body of its answer, or None where it is `rest`'s now.
+
+        So it is where this raises: `rest` does again.
+        """
+        ...
+
+    async def rest(self, scope: Scope, receive: Receive, send: "Answering", /) -> None:
+        """What is left of it."""
+        ...
+
+
+Beginning: TypeAlias = "Callable[[Exchange, AtHand], Begun]"
+"""Begins a request that the edge has let in, as far as nothing has to be waited for."""
+
+
 class Edge:
     """ASGI middleware around a surface's framework. Between requests it remembers which denials were noted, nothing else.
 
     `endpoints`, by method and template, are reached without the framework; everything else of the edge is the same. They
-    find the body in the exchange; what they receive is what comes after it (the disconnect).
+    find the body in the exchange; what they receive is what comes after it (the disconnect). `beginnings` are those of them
+    that can begin without a task.
 
     Without a `verifier` no route that needs a scope can be reached: for surfaces of public routes only.
     """
@@ -161,6 +187,7 @@ class Edge:
         body: BodyOf | None = None,
         key_header: bytes | None = None,
         endpoints: Mapping[tuple[str, str], EdgeApp] | None = None,
+        beginnings: Mapping[tuple[str, str], Beginning] | None = None,
         headers: MoreHeaders = no_headers,
         denied: Denied = no_word,
         admit: Admit | None = None,
@@ -176,6 +203,10 @@ class Edge:
         `body` is for clients that expect another envelope; `key_header` for those that send their key there."""
         self._app = app
         self._endpoints = endpoints or {}
+        self._beginnings = beginnings or {}
+        assert not self._beginnings or admit is None, "whoever is asked about each request has to be waited for"
+        self._at_hand: Callable[[str], AuthContext | None] | None = getattr(verifier, "at_hand", None)
+        """Of verifiers that remember, see `ports.auth.Remembers`."""
         self._more_headers = headers
         self._denied = denied
         self._admit = admit
@@ -201,21 +232,52 @@ class Edge:
         memory = extensions.get(HEAD_MEMORY)
         opening: Opening | None = None if memory is None else memory.get(self)
         headers = Headers(scope["headers"]) if opening is None else opening.headers
-        sends_ids = b"x-correlation-id" in headers or b"traceparent" in headers
-        ids = (headers.text(b"x-correlation-id"), headers.text(b"traceparent")) if sends_ids else _NO_IDS
-        trace = trace_from(*ids)
-        found = scope[EXCHANGE] = Exchange(trace=trace, headers=headers)
-        reply = Answering(extensions, send, found, self._more_headers)
+        found = scope[EXCHANGE] = Exchange(trace=_trace_in(headers), headers=headers)
+        reply = Answering(extensions, send, found, self)
+        await self.conducted(self._let_in(scope, receive, reply, opening, memory), reply, scope["method"], started)
+
+    async def _let_in(
+        self, scope: Scope, receive: Receive, send: "Answering", opening: Opening | None, memory: HeadMemory | None
+    ) -> None:
+        if opening is None:
+            opening = self._opened(scope, send.found.headers, send.found)
+            if memory is not None:
+                memory[self] = opening
+        await self._serve(scope, receive, send, opening)
+
+    def at_once(self, turn: Turn) -> "AtHand | None":
+        """The same for whoever is let in again behind the same head, without a task; None, and nothing done, for others."""
+        opening = cast("Opening | None", turn.memory.get(self))
+        if opening is None or opening.beginning is None or opening.let_in is None or not opening.says_json:
+            return None
+        assert self._at_hand is not None, "only then is there a beginning"
+        body = turn.body
+        if not body or len(body) > opening.route.max_body_bytes or self._at_hand(opening.token) is not opening.let_in:
+            return None
+        started = time.perf_counter()
         try:
-            if opening is None:
-                opening = self._opened(scope, headers, found)
-                if memory is not None:
-                    memory[self] = opening
-            await self._serve(scope, receive, reply, opening)
+            json = strict_json.parse(bytes(body))
+        except AgentOSError:
+            return None
+        if not isinstance(json, dict):
+            return None
+        turn.taken()
+        headers, trace = opening.headers, _trace_in(opening.headers)
+        auth = opening.let_in.traced(trace)
+        found = Exchange(trace=trace, headers=headers, template=opening.route.template, auth=auth, json=json)
+        begun = AtHand(self, turn, opening, found, started)
+        begun.begin(opening.beginning)
+        return begun
+
+    async def conducted(self, work: Awaitable[None], reply: "Answering", method: str, started: float) -> None:
+        """`work`, which answers by `reply`; what it raises is the answer. It is observed, whatever comes of it."""
+        found = reply.found
+        try:
+            await work
         except Disconnected:
             pass
         except AgentOSError as error:
-            await self._refuse(reply, await self._told(error, found, scope["method"]), found)
+            await self._refuse(reply, await self._told(error, found, method), found)
         except Exception as error:
             refusal = _framework_refusal(error)
             if refusal is None:
@@ -224,7 +286,7 @@ class Edge:
                 raise
             await self._refuse(reply, refusal or Internal(str(error)), found)
         finally:
-            self._observe(found, scope["method"], reply.status or 499, time.perf_counter() - started)
+            self._observe(found, method, reply.status or 499, time.perf_counter() - started)
 
     def _opened(self, scope: Scope, headers: Headers, found: Exchange) -> Opening:
         """What the head alone says. Raises for what it alone refuses, as far as that comes before who asks."""
@@ -238,7 +300,10 @@ class Edge:
             if self._verifier is None:
                 raise Unauthenticated("this surface takes no tokens")
             token = self._token(headers)
-        return Opening(headers, route, path, token, self._endpoints.get((route.method, route.template)))
+        opening = Opening(headers, route, path, token, self._endpoints.get((route.method, route.template)))
+        if token and self._at_hand is not None and not scope["query_string"]:
+            opening.beginning = self._beginnings.get((route.method, route.template))
+        return opening
 
     async def _serve(
         self,
@@ -252,7 +317,7 @@ class Edge:
         if opening.token:
             found.auth = scope["auth"] = await self._caller(opening, found.trace)
             # Not of the exchange, which would hold itself: nothing of a request is left to the collector.
-            found.reauthorize = partial(self._caller, opening, found.trace)
+            found.reauthorize = self.reauthorized(opening, found)
             if self._admit is not None:
                 await self._admit(found.auth)
         if route.query is not None and scope["query_string"]:
@@ -321,6 +386,25 @@ class Edge:
         await self._acted(acting)
         return acting
 
+    def reauthorized(self, opening: Opening, found: Exchange) -> Callable[[], Awaitable[AuthContext]]:
+        return partial(self._caller, opening, found.trace)
+
+    def answered(self, found: Exchange, method: str, started: float) -> None:
+        """An endpoint's answer was sent."""
+        self._observe(found, method, _OK, time.perf_counter() - started)
+
+    def stamps(self, found: Exchange) -> list[tuple[bytes, bytes]]:
+        """The headers that every response gets."""
+        trace = found.trace
+        correlation_id = trace.correlation_id.encode()
+        return [
+            (b"x-correlation-id", correlation_id),
+            (b"x-request-id", correlation_id),
+            (b"traceparent", trace.traceparent.encode()),
+            *_ALWAYS,
+            *self._more_headers(found),
+        ]
+
     async def _turned_away(self, auth: AuthContext, route: Route, error: PermissionDenied) -> None:
         """A request like any other: it is counted, and then noted."""
         if self._admit_denied is not None:
@@ -374,44 +458,100 @@ class Edge:
         await send.whole(envelope.status_of(error), headers, self._body(error, found.trace.correlation_id))
 
 
+class AtHand:
+    """A request without a task of its own for as long as it needs none. Satisfies `ports.http.extensions.AtOnce`."""
+
+    __slots__ = ("_begun", "_edge", "_error", "_found", "_opening", "_started", "_turn", "under_way")
+
+    def __init__(self, edge: Edge, turn: Turn, opening: Opening, found: Exchange, started: float) -> None:
+        self._edge = edge
+        self._turn = turn
+        self._opening = opening
+        self._found = found
+        self._started = started
+        self._error: Exception | None = None
+
+    def begin(self, beginning: Beginning) -> None:
+        try:
+            begun = self._begun = beginning(self._found, self)
+            self.under_way = begun.under_way
+        except Exception as error:  # noqa: BLE001 - `rest` raises it, where it is told
+            self._error, self.under_way = error, False
+
+    def arrived(self) -> None:
+        """What its endpoint has waited for is here."""
+        edge, found = self._edge, self._found
+        try:
+            answer = self._begun.arrived()
+        except Exception:  # noqa: BLE001 - as above
+            answer = None
+        if answer is not None:
+            headers, body = answer
+            if self._turn.whole(_OK, [*headers, (b"content-length", b"%d" % len(body)), *edge.stamps(found)], body):
+                edge.answered(found, self._turn.scope["method"], self._started)
+                return
+        self._turn.go_on()
+
+    def cancel(self) -> None:
+        """It is not to wait any longer: what that means is `rest`'s to say, as of a task that is cancelled."""
+        self._turn.go_on()
+
+    def cancelling(self) -> int:
+        return 0
+
+    def uncancel(self) -> int:
+        return 0
+
+    async def rest(self, scope: Scope, receive: Receive, send: Send) -> None:
+        edge, found = self._edge, self._found
+        scope[EXCHANGE], scope["auth"] = found, found.auth
+        reply = Answering(scope.get("extensions") or _NONE, send, found, edge)
+        await edge.conducted(self._rest(scope, receive, reply), reply, scope["method"], self._started)
+
+    async def _rest(self, scope: Scope, receive: Receive, reply: "Answering") -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # It has this frame: nothing of a request is left to the collector.
+                del error
+        self._found.reauthorize = self._edge.reauthorized(self._opening, self._found)
+        await self._begun.rest(scope, receive, reply)
+
+
 class Answering:
     """`send` that stamps every response and remembers its status."""
 
-    __slots__ = ("_more_headers", "_send", "extensions", "found", "status")
+    __slots__ = ("_edge", "_send", "extensions", "found", "status")
 
-    def __init__(self, extensions: Mapping[str, Any], send: Send, found: Exchange, more_headers: MoreHeaders) -> None:
+    def __init__(self, extensions: Mapping[str, Any], send: Send, found: Exchange, edge: Edge) -> None:
         self.extensions = extensions
         self._send = send
         self.found = found
-        self._more_headers = more_headers
+        self._edge = edge
         self.status: int | None = None
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._stamps()]
+            message["headers"] = [*message.get("headers", ()), *self._edge.stamps(self.found)]
         await self._send(message)
 
     async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """A response with `body`; `headers` are those beside its length."""
         self.status = status
-        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._stamps()]
+        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._edge.stamps(self.found)]
         at_once: WholeResponse | None = self.extensions.get(WHOLE_RESPONSE)
         if at_once is not None and at_once(status, headers, body):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    def _stamps(self) -> list[tuple[bytes, bytes]]:
-        trace = self.found.trace
-        correlation_id = trace.correlation_id.encode()
-        return [
-            (b"x-correlation-id", correlation_id),
-            (b"x-request-id", correlation_id),
-            (b"traceparent", trace.traceparent.encode()),
-            *_ALWAYS,
-            *self._more_headers(self.found),
-        ]
+
+def _trace_in(headers: Headers) -> Trace:
+    sends_ids = b"x-correlation-id" in headers or b"traceparent" in headers
+    return trace_from(*((headers.text(b"x-correlation-id"), headers.text(b"traceparent")) if sends_ids else _NO_IDS))
 
 
 def _authorize(auth: AuthContext, route: Route) -> None:

@@ -1,7 +1,7 @@
 """ASGI extensions of ours, in a scope's `extensions` where the server has them. Without them the same takes more work."""
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 ON_DISCONNECT: Final = "agentos.on_disconnect"
 """Takes what is called when the connection ends while the request is at work; afterwards it may be called too, or not at
@@ -29,6 +29,44 @@ StreamPiece: TypeAlias = Callable[[bytes, bool], bool]
 
 HEAD_MEMORY: Final = "agentos.head_memory"
 """What may be remembered of a request's head alone: the same dictionary for as long as the heads of a connection are the
-same, byte for byte. By whoever remembers it."""
+same, byte for byte but for the length of the body. By whoever remembers it."""
 
 HeadMemory: TypeAlias = dict[object, object]
+
+
+class Turn(Protocol):
+    """A request that is here as a whole, behind a head whose memory is kept, before anybody waits for anything."""
+
+    scope: Any
+    """As the app is given it."""
+    memory: HeadMemory
+
+    @property
+    def body(self) -> bytes | bytearray:
+        """All of it, until it is `taken`."""
+        ...
+
+    def taken(self) -> bytes | None: ...
+
+    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, /) -> bool:
+        """As `WHOLE_RESPONSE`."""
+        ...
+
+    def go_on(self) -> None:
+        """What is left of it is done by `AtOnce.rest` from here on. After its answer that means nothing."""
+        ...
+
+
+class AtOnce(Protocol):
+    """A request that has begun without a task."""
+
+    under_way: bool
+    """It goes on by itself, in callbacks. When the client leaves or the server ends, it goes on by `rest` as well."""
+
+    async def rest(self, scope: Any, receive: Any, send: Any, /) -> None:
+        """An ASGI app for what is left of it."""
+        ...
+
+
+BeginsAtOnce: TypeAlias = Callable[[Turn], AtOnce | None]
+"""`at_once` of an app that has it. None: it is the app's own, from its beginning, and nothing was done of it."""

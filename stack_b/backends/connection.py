@@ -69,7 +69,7 @@ class Answer:
 
     __slots__ = (
         "_body", "_connection", "_loop", "_room", "_whole",
-        "complete", "error", "framed", "keep_alive", "kept", "status", "waiter",
+        "arrived", "complete", "error", "framed", "keep_alive", "kept", "status", "waiter",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop) -> None:
@@ -77,6 +77,8 @@ class Answer:
         self._loop = loop
         self.waiter: asyncio.Future[None] | None = None
         """Of whoever waits for more of it."""
+        self.arrived: Callable[[], None] | None = None
+        """Whom it calls when all of it is here, or will never be, instead: see `Connection.send`."""
         self.error: ExchangeError | None = None
         """What went wrong."""
         # Bytes as they came until there is more than one piece: many tiny pieces must not cost an object each.
@@ -94,6 +96,21 @@ class Answer:
     def at_hand(self, limit: int) -> bytes | bytearray | None:
         """The whole content, where all of it has come, as mostly with its head; else it is to be read."""
         return self._body if self.complete and len(self._body) <= limit else None
+
+    def gather(self, limit: int, arrived: Callable[[], None]) -> None:
+        """Keep all of it, up to `limit` bytes, for whoever is called then."""
+        self._whole, self._room, self.arrived = True, limit, arrived
+
+    async def taken_over(self) -> "Answer":
+        """The same as from `ask`, for whoever waits for what was sent without waiting. Nobody is called any more."""
+        self.arrived = None
+        try:
+            # Who was cancelled before there was anybody to cancel hears of it here, whatever has come meanwhile.
+            await asyncio.sleep(0)
+        except BaseException:
+            self._connection.abort()
+            raise
+        return await self._connection.begun(self)
 
     async def read(self, limit: int) -> bytes | bytearray:
         """The whole content. Raises `TooLarge` beyond `limit` bytes, as soon as that is seen, and `ExchangeError`."""
@@ -149,7 +166,15 @@ class Answer:
 
     def fail(self, error: ExchangeError) -> None:
         self.error = error
+        if self.arrived is not None:
+            self.over()
         self.wake()
+
+    def over(self) -> None:
+        """Tell whoever wants to be called, once."""
+        arrived, self.arrived = self.arrived, None
+        if arrived is not None:
+            arrived()
 
     def wake(self) -> None:
         waiter = self.waiter
@@ -204,14 +229,17 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes, patience: Patience) -> Answer:
         """Send `request` and wait for the head of its answer. Raises `ExchangeError`; a caller who leaves ends the call."""
-        assert self._answer is None
-        assert self._transport is not None
-        now = self._loop.time()
-        answer = self._answer = Answer(self, self._loop)
-        self._empty_talk = self._interim = 0
-        self._over, self._next_s = now + patience.whole, patience.next
-        self._transport.write(request)
-        self._expect(now + patience.first)
+        return await self.begun(self._sent(request, patience))
+
+    def send(self, request: bytes, patience: Patience, limit: int, arrived: Callable[[], None]) -> Answer:
+        """Send `request` and wait for nothing: `arrived` is called when the whole answer is here, at most `limit` bytes, or
+        something went wrong. The answer can be `taken_over` by whoever waits after all."""
+        answer = self._sent(request, patience)
+        answer.gather(limit, arrived)
+        return answer
+
+    async def begun(self, answer: Answer) -> Answer:
+        """`answer`, once its head is here. Raises like `ask`."""
         try:
             while not answer.status and answer.error is None:
                 await answer.news()
@@ -220,6 +248,17 @@ class Connection(asyncio.Protocol):
         except BaseException:
             self.abort()
             raise
+        return answer
+
+    def _sent(self, request: bytes, patience: Patience) -> Answer:
+        assert self._answer is None
+        assert self._transport is not None
+        now = self._loop.time()
+        answer = self._answer = Answer(self, self._loop)
+        self._empty_talk = self._interim = 0
+        self._over, self._next_s = now + patience.whole, patience.next
+        self._transport.write(request)
+        self._expect(now + patience.first)
         return answer
 
     @property
@@ -253,6 +292,10 @@ class Connection(asyncio.Protocol):
             self._owner.freed(self)
         else:
             self.abort()
+
+    def give_back(self) -> None:
+        """It was not asked for anything."""
+        self._owner.freed(self)
 
     def resume(self) -> None:
         if self._paused and self._transport is not None and not self._transport.is_closing():
@@ -300,13 +343,19 @@ class Connection(asyncio.Protocol):
             if not answer.complete:
                 self.fail(Broken("what it answers is not HTTP"))
         if not answer.complete:
-            if self._empty_talk > MAX_HEAD_BYTES:
-                self.fail(TooLarge("the head of its answer is too large"))
-            elif not self._paused and not self._spoiled:
-                self._expect(self._loop.time() + self._next_s)
+            self._still_coming()
+        elif answer.arrived is not None:
+            # Now that the parser has ended: the next request may go out over this connection.
+            answer.over()
         if self._spoiled and self._answer is None:
             # Given back by the answer's end, with something behind it.
             self.abort()
+
+    def _still_coming(self) -> None:
+        if self._empty_talk > MAX_HEAD_BYTES:
+            self.fail(TooLarge("the head of its answer is too large"))
+        elif not self._paused and not self._spoiled:
+            self._expect(self._loop.time() + self._next_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         answer, self._parser = self._answer, None
@@ -317,6 +366,7 @@ class Connection(asyncio.Protocol):
         if answer is not None and not answer.complete:
             if exc is None and answer.status and not answer.framed:
                 answer.complete = True
+                answer.over()
                 answer.wake()
             else:
                 answer.fail(Broken("it closed the connection in the middle of its answer"))

@@ -5,7 +5,7 @@ body travels back.
 """
 
 import ssl
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Final
 
@@ -16,7 +16,16 @@ from ports.errors import AgentOSError, InvalidArgument, Unavailable
 from ports.messages import Json
 from stack_b.backends.billing import StopsBilling, stops, usual
 from stack_b.backends.chunk_reader import ChunkReader
-from stack_b.backends.connection import Answer, ExchangeError, NoRoom, NotConnected, Patience, TimedOut, TooLarge
+from stack_b.backends.connection import (
+    Answer,
+    Connection,
+    ExchangeError,
+    NoRoom,
+    NotConnected,
+    Patience,
+    TimedOut,
+    TooLarge,
+)
 from stack_b.backends.dial import Dial, dial, host_header, split_url, tls_context
 from stack_b.backends.dialects import Dialect
 from stack_b.backends.pool import Pool
@@ -97,7 +106,7 @@ class OpenAiCompatible:
         if self._models:
             return self._models
         within = Patience(first=_MODELS_TIMEOUT_S, next=_MODELS_TIMEOUT_S, whole=_MODELS_TIMEOUT_S)
-        listing = await self._whole(self._head("GET", "models") + b"\r\n", within)
+        listing = await self._whole(self._pool.ask(self._head("GET", "models") + b"\r\n", within))
         entries = listing.get("data")
         if not isinstance(entries, list):
             raise self._broken("its list of models has no `data`")
@@ -118,7 +127,37 @@ class OpenAiCompatible:
 
     def chat(self, model: str, body: dict[str, Json], max_tokens: int) -> Coroutine[Any, Any, dict[str, Json]]:
         request = self._chat_request(model, body, {self._max_tokens_member: max_tokens})
-        return self._whole(request, self._patience, CompletionShape)
+        return self._whole(self._pool.ask(request, self._patience), CompletionShape)
+
+    # The same without a coroutine, where there is a connection.
+
+    def idle(self) -> Connection | None:
+        """A connection that can be asked at once, to be sent over or given back."""
+        return self._pool.idle()
+
+    def send(
+        self,
+        connection: Connection,
+        model: str,
+        body: dict[str, Json],
+        max_tokens: int,
+        arrived: Callable[[], None],
+    ) -> Answer:
+        """`arrived` is called when the answer, to be released, is here as a whole, or never will be."""
+        request = self._chat_request(model, body, {self._max_tokens_member: max_tokens})
+        return connection.send(request, self._patience, MAX_ANSWER_BYTES, arrived)
+
+    def at_hand(self, answer: Answer) -> dict[str, Json] | None:
+        """What `chat` would give of it, where it is a whole one that can be understood."""
+        body = answer.at_hand(MAX_ANSWER_BYTES) if answer.error is None and _is_taken(answer) else None
+        try:
+            return None if body is None else self._shaped(self._object(body), CompletionShape)
+        except AgentOSError:
+            return None
+
+    def going_on(self, answer: Answer) -> Coroutine[Any, Any, dict[str, Json]]:
+        """`chat`, of which this is the answer under way."""
+        return self._whole(answer.taken_over(), CompletionShape)
 
     def stream(self, model: str, body: dict[str, Json], max_tokens: int) -> Streamed:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
@@ -132,7 +171,7 @@ class OpenAiCompatible:
     async def embed(self, model: str, body: dict[str, Json]) -> dict[str, Json]:
         members = {**body, **self._dialect.members, "model": model}
         request = self._post("embeddings", model, msgspec.json.encode(members))
-        return await self._whole(request, self._patience, EmbeddingsShape)
+        return await self._whole(self._pool.ask(request, self._patience), EmbeddingsShape)
 
     def _chat_request(self, model: str, body: dict[str, Json], more: dict[str, Json]) -> bytes:
         ours = {**self._dialect.members, "model": model, **more}
@@ -154,11 +193,11 @@ class OpenAiCompatible:
             head = self._heads[place] = self._head("POST", place)
         return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (head, len(content), content)
 
-    async def _whole(self, request: bytes, patience: Patience, shape: type[Struct] | None = None) -> dict[str, Json]:
-        """Its answer, which must have that `shape`."""
+    async def _whole(self, asked: Awaitable[Answer], shape: type[Struct] | None = None) -> dict[str, Json]:
+        """The answer that was asked for, which must have that `shape`."""
         answer: Answer | None = None
         try:
-            answer = await self._pool.ask(request, patience)
+            answer = await asked
             if not _is_taken(answer):
                 raise await self._refusal(answer)
             body = answer.at_hand(MAX_ANSWER_BYTES)
@@ -168,9 +207,11 @@ class OpenAiCompatible:
         finally:
             if answer is not None:
                 answer.release()
-        if shape is not None:
-            told = self._dialect.answer(told)
-            self._check(told, shape)
+        return told if shape is None else self._shaped(told, shape)
+
+    def _shaped(self, told: dict[str, Json], shape: type[Struct]) -> dict[str, Json]:
+        told = self._dialect.answer(told)
+        self._check(told, shape)
         return told
 
     async def _asked(self, request: bytes, patience: Patience) -> Answer:

@@ -55,6 +55,10 @@ class Pool:
         connection = self._take()
         return self._asked_anew(request, patience) if connection is None else connection.ask(request, patience)
 
+    def idle(self) -> Connection | None:
+        """A connection that is free now, nobody else's until an answer of it is released, or it is `freed`."""
+        return None if self._closed else self._take()
+
     async def _asked_anew(self, request: bytes, patience: Patience) -> Answer:
         return await (await self._opened()).ask(request, patience)
 

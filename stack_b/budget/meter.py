@@ -54,7 +54,18 @@ class Reservation:
     Entering raises the ledger's refusals (ResourceExhausted, InvalidArgument, Unavailable); nothing is held then.
     """
 
-    __slots__ = ("_about", "_amount", "_auth", "_balances", "_lease", "_on", "_purse", "_request", "_spending")
+    __slots__ = (
+        "_about",
+        "_amount",
+        "_auth",
+        "_balances",
+        "_lease",
+        "_on",
+        "_purse",
+        "_request",
+        "_spending",
+        "entered",
+    )
 
     def __init__(
         self,
@@ -75,6 +86,8 @@ class Reservation:
         self._lease = lease
         self._about = about
         self._request = request
+        self.entered = False
+        """Something is held, and not settled yet."""
 
     async def __aenter__(self) -> Held:
         return self._begun((await self._purse.take(self._auth, self._amount, self._on, self._lease)).chunk)
@@ -86,6 +99,7 @@ class Reservation:
 
     def _begun(self, chunk: Chunk) -> Held:
         self._balances.held(self._auth.tenant, self._amount.tokens)
+        self.entered = True
         spending = self._spending = Held(
             self._auth,
             chunk,
@@ -105,6 +119,7 @@ class Reservation:
 
     def ended(self) -> Awaitable[object] | None:
         """The block is over; what there is to wait for, if anything."""
+        self.entered = False
         spending, auth = self._spending, self._auth
         held, total = spending.amount, spending.total
         tokens = total.prompt_tokens + total.completion_tokens

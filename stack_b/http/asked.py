@@ -44,10 +44,18 @@ def served(endpoint: Endpoint) -> EdgeApp:
     """`endpoint` for the edge."""
 
     async def app(scope: Scope, receive: Receive, send: Answering) -> None:
-        reply = await endpoint(Asked(send.found, scope["path"], receive, send.extensions.get(ON_DISCONNECT)))
-        if isinstance(reply, Whole):
-            await send.whole(reply.status, [(b"content-type", reply.media_type)], reply.body)
-        else:
-            await reply(scope, receive, send)
+        await replied(endpoint(asked_of(scope, receive, send)), scope, receive, send)
 
     return app
+
+
+def asked_of(scope: Scope, receive: Receive, send: Answering) -> Asked:
+    return Asked(send.found, scope["path"], receive, send.extensions.get(ON_DISCONNECT))
+
+
+async def replied(work: Awaitable[Reply], scope: Scope, receive: Receive, send: Answering) -> None:
+    reply = await work
+    if isinstance(reply, Whole):
+        await send.whole(reply.status, [(b"content-type", reply.media_type)], reply.body)
+    else:
+        await reply(scope, receive, send)

@@ -118,6 +118,10 @@ class Guarded:
     async def beside(self, answer: dict[str, Json]) -> dict[str, Json]:
         return self._headed(await self._answer.beside(answer), HEAD | {"data"})
 
+    def at_hand(self, _: dict[str, Json]) -> bool:
+        """The policies have their say on every answer."""
+        return False
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         shown = self._headed(await self._answer.whole(answer), HEAD)
         if not are_counts(shown.get("usage")):

@@ -83,6 +83,12 @@ class Answer:
         """An answer that has no choices."""
         return answer if self._lens.idle or answer.keys() <= HEAD else await self._headed(answer, HEAD | {"data"})
 
+    def at_hand(self, answer: dict[str, Json]) -> bool:
+        """Whether an answer may be shown as it is, as far as that is seen without asking the detector."""
+        if self._lens.idle:
+            return True
+        return answer.keys() <= HEAD and are_counts(answer.get("usage")) and all(map(self._is_prose, answer["choices"]))
+
     async def whole(self, answer: dict[str, Json]) -> dict[str, Json]:
         if self._lens.idle:
             return answer

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from ports.context import AuthContext
@@ -19,9 +20,17 @@ _SPAN: Final = 120
 class Remembering:
     """`detector`, with what it found in the texts that came last, by their digest: no text is kept."""
 
-    def __init__(self, detector: PiiDetector, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        detector: PiiDetector,
+        *,
+        at_once: Callable[[str], tuple[Span, ...] | None] = lambda _: None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """`at_once` finds what `detector` would, where that needs no waiting."""
         self._detector = detector
         self.capabilities: PiiCapabilities = detector.capabilities
+        self._at_once = at_once
         self._max_bytes = max_bytes
         # With a key of this process: what is remembered tells nothing about texts from elsewhere.
         self._key = secrets.token_bytes(32)
@@ -36,9 +45,19 @@ class Remembering:
             return await self._detector.detect(auth, text)
         digest = self._digest(auth, text)
         known = self._at(digest)
-        if known is not None:
-            return known
-        spans = await self._detector.detect(auth, text)
+        return self._kept(digest, await self._detector.detect(auth, text)) if known is None else known
+
+    def at_hand(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
+        """The same where nothing has to be waited for; None for everything else."""
+        if len(text) < SHORTEST:
+            return self._at_once(text)
+        digest = self._digest(auth, text)
+        known = self._at(digest)
+        if known is None and (spans := self._at_once(text)) is not None:
+            return self._kept(digest, spans)
+        return known
+
+    def _kept(self, digest: bytes, spans: tuple[Span, ...]) -> tuple[Span, ...]:
         if digest not in self._found:
             self._found[digest] = spans
             self.size += _size(spans)
@@ -46,10 +65,6 @@ class Remembering:
             _, oldest = self._found.popitem(last=False)
             self.size -= _size(oldest)
         return spans
-
-    def known(self, auth: AuthContext, text: str) -> tuple[Span, ...] | None:
-        """The same of what is remembered; None for everything else."""
-        return None if len(text) < SHORTEST else self._at(self._digest(auth, text))
 
     def _at(self, digest: bytes) -> tuple[Span, ...] | None:
         known = self._found.get(digest)

@@ -202,6 +202,11 @@ class Router:
         # No generator, which would be ended by an exception with nearly every request: after the first.
         return filter(self._admits, candidates)
 
+    def is_closed(self, candidate: Candidate) -> bool:
+        """Whether calls of it go well, so that one more is no trial."""
+        breaker = self._breakers.get(candidate.backend.name)
+        return breaker is None or breaker.closed_until is None
+
     def _admits(self, candidate: Candidate) -> bool:
         breaker = self._breakers.get(candidate.backend.name)
         return breaker is None or breaker.admits()

@@ -32,6 +32,8 @@ async def served(app: App, *, protocol: type[BoundedProtocol] = BoundedProtocol)
         log_config=None,
         access_log=False,
         server_header=False,
+        # As the product's server: nothing stands between it and the app.
+        proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)

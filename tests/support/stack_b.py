@@ -65,6 +65,9 @@ class Tokens:
             raise Unauthenticated("the token is not valid")
         return self._callers[token]
 
+    def at_hand(self, token: str) -> AuthContext | None:
+        return None if token in self.revoked else self._callers.get(token)
+
     async def act_as(self, _: str, __: str, /) -> AuthContext:
         raise mismatch()
 
@@ -111,12 +114,13 @@ async def stack_b(
     rules: Sequence[Mapping[str, Any]] = (),
     entitled: Mapping[str, Any] | None = None,
     reaches: Mapping[str, Reach] | None = None,
+    in_chunks: bool = False,
     **wrapped: Any,
 ) -> AsyncIterator[StackB]:
     """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's.
 
     `node_rules` are the node's policy `house`, `rules` the tenants' own, both as JSON; `entitled` is what else tenants may
-    or may not. Backends with connections are closed at the end.
+    or may not. `in_chunks`: budgets are held as over a database. Backends with connections are closed at the end.
     """
     given = Given(clock=clock or SystemClock())
     config = InprocConfig(name=uuid.uuid4().hex)
@@ -142,16 +146,17 @@ async def stack_b(
         await catalog.refresh()
         journal = await stack.enter_async_context(reply_journal.SPEC.open(config, given))
         ports: dict[str, Any] = {
+            "metrics": Metrics(),
             "tenant": directory, "budget": ledger, "reply_journal": journal, "pii": detector, "verifier": tokens,
             "request_log": await stack.enter_async_context(request_log.SPEC.open(config, given)),
         } | wrapped  # fmt: skip
         deps = StackBDeps(
             clock=given.clock,
-            metrics=Metrics(),
             catalog=catalog,
             router=Router(catalog, routing or RoutingRules(), given.clock, reaches=reaches),
             policies=Policies({"house": policy_of(node_rules)} if node_rules else {}),
             limits=limits or Limits(),
+            budget_in_chunks=in_chunks,
             vault=vault or VAULT,
             **ports,
         )

@@ -171,6 +171,20 @@ class TestMemory:
             await node.verifier.verify(token)
         assert node.directory.asked == 2
 
+    async def test_what_is_asked_anew_and_is_the_same_is_the_same_object(self, node: TokenNode) -> None:
+        token, _ = await node.api_key()
+        first = await node.verifier.verify(token)
+        asked = node.directory.asked
+
+        await node.advance(timedelta(seconds=1.5))
+        await node.verifier.verify(token)
+        async with asyncio.timeout(5):
+            while node.directory.asked == asked:  # noqa: ASYNC110 - it is asked beside
+                await asyncio.sleep(0)
+        await node.advance(timedelta(seconds=1))
+
+        assert await node.verifier.verify(token) is first
+
     async def test_refusals_are_remembered_too_and_end_as_soon(self, node: TokenNode) -> None:
         token, _ = await node.api_key()
         await node.tenants.set_status(PLATFORM, ACME.tenant, "disabled")
