@@ -216,6 +216,7 @@ class PiiContract(Contract):
             for _, marked in declared_samples(detector):
                 text, _ = sample_of(marked)
                 assert found(text) == await detector.detect(ACME, text)
+                assert not detector.capabilities.at_once or finder(text) == found(text)
 
     @clause("PII-5")
     async def test_what_is_found_in_a_text_is_found_in_its_pieces(self, harness: PiiHarness) -> None:

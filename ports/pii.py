@@ -11,7 +11,8 @@ Clauses (each has a test in `conformance.pii`):
          comes bit by bit can be decided on the way.
 * PII-6  Without `capabilities.plain_words`, nothing is found in a text of plain prose (`ports.pii_rules.is_prose`): whoever
          asks need not ask about that.
-* PII-7  What `elsewhere` gives finds, in another process it is sent to, what `detect` finds.
+* PII-7  What `elsewhere` gives finds, in another process it is sent to, what `detect` finds; with `capabilities.at_once`
+         in this one as well.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class PiiCapabilities(Struct, frozen=True, kw_only=True):
     classes: frozenset[str] = frozenset()
     plain_words: bool = False
     """Finds what looks like any other word, such as names: then a line is decided as a whole."""
+    at_once: bool = False
+    """What `elsewhere` gives loads nothing and is quick: short texts need not be awaited."""
 
 
 class PiiDetector(Protocol):

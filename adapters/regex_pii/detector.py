@@ -20,6 +20,7 @@ from ports.pii_text import canonical_form, hides_letters
 # The gravest first: where two overlap, the whole is treated as that.
 _BY_GRAVITY: Final = ("secret", "payment_card", "iban", "us_ssn", "email", "phone")
 KINDS: Final = frozenset(_BY_GRAVITY)
+CAPABILITIES: Final = PiiCapabilities(classes=KINDS, at_once=True)
 
 _CARD_LENGTHS: Final = range(13, 20)
 # How many digits of a card people write together.
@@ -42,7 +43,7 @@ class RegexPii:
 
     @property
     def capabilities(self) -> PiiCapabilities:
-        return PiiCapabilities(classes=KINDS)
+        return CAPABILITIES
 
     def elsewhere(self) -> Finder | None:
         return find
@@ -232,6 +233,6 @@ async def open_regex_pii(_config: RegexPiiConfig, _given: Given) -> AsyncIterato
 
 SPEC: Final = AdapterSpec(
     config=RegexPiiConfig,
-    capabilities=lambda _config: PiiCapabilities(classes=KINDS),
+    capabilities=lambda _config: CAPABILITIES,
     open=open_regex_pii,
 )

@@ -27,6 +27,7 @@ class Patient:
         self._detector = detector
         self._processes = processes
         self._finder = detector.elsewhere()
+        self._at_once = self._finder if detector.capabilities.at_once else None
         self._looked_at = 0
         self.capabilities: PiiCapabilities = detector.capabilities
 
@@ -34,8 +35,8 @@ class Patient:
         return self._finder
 
     def at_once(self, text: str) -> tuple[Span, ...] | None:
-        """What `detect` finds (PII-7), where that is no dear text."""
-        return self._finder(text) if self._finder is not None and len(text) < NEVER_DEAR else None
+        """What `detect` finds (PII-7), where that is no dear text and the detector needs not be awaited."""
+        return self._at_once(text) if self._at_once is not None and len(text) < NEVER_DEAR else None
 
     async def detect(self, auth: AuthContext, text: str) -> tuple[Span, ...]:
         if len(text) < NEVER_DEAR:

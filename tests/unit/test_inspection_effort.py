@@ -2,8 +2,12 @@
 
 import pytest
 
+from adapters.regex_pii import RegexPii
 from ports.messages import Json
+from ports.pii import PiiCapabilities
 from stack_b.inspection.effort import MOST_HERE, NEVER_DEAR, effort
+from stack_b.inspection.inspector import Patient
+from stack_b.inspection.processes import Processes
 from stack_b.redaction.weight import LEAST, weigh
 
 
@@ -48,3 +52,19 @@ def test_what_most_requests_say_is_not(value: Json) -> None:
 def test_what_is_short_enough_need_not_be_asked_about(text: Json) -> None:
     assert weigh(text) <= NEVER_DEAR
     assert effort(text) <= MOST_HERE
+
+
+class Loads(RegexPii):
+    """Its finder would load something in every process that it is called in."""
+
+    @property
+    def capabilities(self) -> PiiCapabilities:
+        return PiiCapabilities()
+
+
+def test_only_a_detector_that_says_so_is_asked_without_being_awaited() -> None:
+    text = "mail ada@example.com"
+
+    assert [span.kind for span in Patient(RegexPii(), Processes()).at_once(text) or ()] == ["email"]
+    assert Patient(RegexPii(), Processes()).at_once("x" * NEVER_DEAR) is None
+    assert Patient(Loads(), Processes()).at_once(text) is None
