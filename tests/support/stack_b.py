@@ -114,13 +114,12 @@ async def stack_b(
     rules: Sequence[Mapping[str, Any]] = (),
     entitled: Mapping[str, Any] | None = None,
     reaches: Mapping[str, Reach] | None = None,
-    in_chunks: bool = False,
     **wrapped: Any,
 ) -> AsyncIterator[StackB]:
     """A gateway of its own with two tenants; `wrapped` replaces a port by name. Without backends, the demo backend's.
 
     `node_rules` are the node's policy `house`, `rules` the tenants' own, both as JSON; `entitled` is what else tenants may
-    or may not. `in_chunks`: budgets are held as over a database. Backends with connections are closed at the end.
+    or may not. Backends with connections are closed at the end.
     """
     given = Given(clock=clock or SystemClock())
     config = InprocConfig(name=uuid.uuid4().hex)
@@ -156,7 +155,6 @@ async def stack_b(
             router=Router(catalog, routing or RoutingRules(), given.clock, reaches=reaches),
             policies=Policies({"house": policy_of(node_rules)} if node_rules else {}),
             limits=limits or Limits(),
-            budget_in_chunks=in_chunks,
             vault=vault or VAULT,
             **ports,
         )

@@ -127,7 +127,7 @@ async def lane(*scripts: Script, more: Sequence[Any] = (), **settings: Any) -> A
         async with (
             rough_backend(*[[SAID]] * WARM, *scripts) as rough,
             upstream_at(rough.url, models=(ModelCard(id="m-1", upstream="m-1"),), **upstream) as backend,
-            stack_b(backend, *more, in_chunks=True, **settings) as node,
+            stack_b(backend, *more, budget_in_chunks=True, **settings) as node,
             served(node.app, protocol=protocol) as url,
             await anyio.connect_tcp("127.0.0.1", int(url.rpartition(":")[2])) as stream,
         ):
