@@ -16,6 +16,8 @@ from ports.errors import ResourceExhausted
 from ports.ids import TenantId
 
 WINDOW_SECONDS: Final = 60.0
+_FULL: Final = WINDOW_SECONDS * (1 + 1e-9)
+"""A billionth more: sums of steps are not exact."""
 """A bucket holds a minute's worth of requests, and refills evenly."""
 MAX_TENANTS: Final = 100_000
 """Of those that asked last; who is forgotten begins with a full bucket."""
@@ -42,9 +44,8 @@ class RequestRates:
             ResourceExhausted: `rate_limited`, with when there is room again. A refused one is not counted.
         """
         now = self._clock.monotonic()
-        used_until = max(self._used_until.get(tenant, now), now) + WINDOW_SECONDS / part_of(per_minute, self._share)
-        # A billionth of the window: sums of steps are not exact.
-        if used_until > now + WINDOW_SECONDS * (1 + 1e-9):
+        used_until = self._then(tenant, per_minute, now)
+        if used_until > now + _FULL:
             raise ResourceExhausted(
                 f"too many requests; this tenant may send {per_minute} a minute",
                 retry_after=timedelta(seconds=used_until - now - WINDOW_SECONDS),
@@ -54,6 +55,15 @@ class RequestRates:
         self._used_until.move_to_end(tenant)
         if len(self._used_until) > MAX_TENANTS:
             self._used_until.popitem(last=False)
+
+    def has_room(self, tenant: TenantId, per_minute: int) -> bool:
+        """Whether `take` would count it now."""
+        now = self._clock.monotonic()
+        return self._then(tenant, per_minute, now) <= now + _FULL
+
+    def _then(self, tenant: TenantId, per_minute: int, now: float) -> float:
+        """Until when its bucket is used, with one request more."""
+        return max(self._used_until.get(tenant, now), now) + WINDOW_SECONDS / part_of(per_minute, self._share)
 
 
 class StreamPlaces:

@@ -35,6 +35,7 @@ class Sent:
         "failed",
         "held",
         "interrupt",
+        "paid",
         "ready",
         "reserved",
         "trail",
@@ -60,6 +61,8 @@ class Sent:
         self.interrupt = interrupt
         self.failed: BaseException | None = None
         """What went wrong here after its answer had come."""
+        self.paid = False
+        """Its answer, though it may not be settled."""
         self._gone_on = False
 
     def send(
@@ -79,6 +82,11 @@ class Sent:
     def raise_if_over(self) -> None:
         """What has failed, where everything was settled before it did."""
         if self.failed is not None and not self.reserved.entered:
+            raise self.failed
+
+    def raise_if_paid(self) -> None:
+        """What has failed, where nothing is left to pay."""
+        if self.failed is not None and self.paid:
             raise self.failed
 
     def going_on(self) -> Awaitable[dict[str, Json]] | None:

@@ -47,6 +47,10 @@ class TenantCache:
         self._rates.take(tenant.id, tenant.entitlements.requests_per_minute)
         return tenant
 
+    def has_room(self, found: Tenant) -> bool:
+        """Whether one request more of it may be `counted` now."""
+        return self._rates.has_room(found.id, found.entitlements.requests_per_minute)
+
     def streaming(self, auth: AuthContext) -> "_Streaming":
         """A block around a streamed answer.
 

@@ -106,6 +106,8 @@ class Pipeline:
                     return going_on or to.backend.chat(to.card.upstream, ready.body, max_tokens)
 
                 async with reserved as spending:
+                    if sent is not None:
+                        sent.raise_if_paid()
                     answer = await self._attempts.whole(ready, spending, trail, act, content_bytes_of, begun=calling)
                     answer = await ready.answer.whole(answer)
                     if trail.texts is not None:
@@ -125,42 +127,45 @@ class Pipeline:
 
         `work` has `arrived` when there is an answer or none will come, and is cancelled when time is up.
         """
+        try:
+            return self._sent(auth, call, work)
+        except Exception:  # noqa: BLE001 - the coroutine meets it as well, and tells it
+            return None
+
+    def _sent(self, auth: AuthContext, call: ChatCall, work: Work) -> Sent | None:
         trail, caller = Trail(auth, self._clock), Caller()
         prepared = self._prepare.at_hand(auth, call, trail, caller)
         if prepared is None:
             return None
         ready, tenant = prepared
-        if not ready.ask.holds_all or not self._router.is_closed(ready.candidates[0]):
-            return None
         first = ready.candidates[0]
         backend = first.backend
-        if not isinstance(backend, OpenAiCompatible) or (connection := backend.idle()) is None:
+        if not ready.ask.holds_all or not self._router.is_closed(first) or not isinstance(backend, OpenAiCompatible):
             return None
-        reserved = self._reserved(call.model, ready, trail)
-        held = reserved.at_hand()
-        if held is None or not self._prepare.counted(tenant):
-            # Where it is one too many, that is told by who waits.
-            if held is not None:
-                reserved.ended()
-            connection.give_back()
+        connection = backend.idle()
+        if connection is None:
             return None
+        reserved, interrupt = self._reserved(call.model, ready, trail), None
         try:
+            held = reserved.at_hand()
+            if held is None:
+                connection.give_back()
+                return None
+            self._prepare.counted(tenant)
             ready.answer.served_by(first)
+            interrupt = self._deadlines.begin(work)
             calling = self._attempts.calling(ready, trail, first)
             calling.__enter__()
             sent = Sent(
-                call=call,
-                trail=trail,
-                ready=ready,
-                reserved=reserved,
-                held=held,
-                calling=calling,
-                interrupt=self._deadlines.begin(work),
+                call=call, trail=trail, ready=ready, reserved=reserved, held=held, calling=calling, interrupt=interrupt
             )
             sent.send(backend, connection, most(ready, first), work.arrived)
         except BaseException:
             connection.abort()
-            reserved.ended()
+            if interrupt is not None:
+                self._deadlines.end(interrupt, None, None, None)
+            if reserved.entered:
+                reserved.ended()
             raise
         return sent
 
@@ -179,6 +184,7 @@ class Pipeline:
             sent.release()
             sent.calling.__exit__(None, None, None)
             self._attempts.paid(candidate, spending, trail, usage, answer)
+            sent.paid = True
             sent.reserved.left()
             self._deadlines.end(sent.interrupt, None, None, None)
             answer = self._told(ready, trail, sent.call, spending, answer)

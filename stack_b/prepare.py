@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ports.context import AuthContext
-from ports.errors import PermissionDenied, ResourceExhausted
+from ports.errors import PermissionDenied
 from ports.messages import Json
 from ports.tenant import Tenant
 from stack_b.backends.catalog import Candidate
@@ -142,19 +142,15 @@ class Preparation:
     def at_hand(self, auth: AuthContext, call: ChatCall, trail: Trail, caller: Caller) -> tuple[Ready, Tenant] | None:
         """What `chat` would give of it, and its tenant, to be `counted`: where nothing is to be waited for, nor kept."""
         simply = self._simply(auth, call)
-        if simply is None or simply[0].entitlements.store_prompts is not None:
+        if simply is None or simply[0].entitlements.store_prompts is not None or not self._tenants.has_room(simply[0]):
             return None
         if not clear_at_hand(self._pii, auth, simply[3], self.rules(simply[0])):
             return None
         return self._simple(auth, call, simply, trail, caller), simply[0]
 
-    def counted(self, tenant: Tenant) -> bool:
-        """Whether one request more of it was counted; else it is one too many."""
-        try:
-            self._tenants.counted(tenant)
-        except ResourceExhausted:
-            return False
-        return True
+    def counted(self, tenant: Tenant) -> None:
+        """One request more of it, for which there was room."""
+        self._tenants.counted(tenant)
 
     def _simply(self, auth: AuthContext, call: ChatCall) -> _Simply | None:
         """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its

@@ -123,6 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """What has begun without a task needs one."""
         if (begun := self._at_once) is not None and cycle is self._at_work:
             self._at_once = None
+            begun.under_way = False
             self._start(cycle, begun.rest, {})
 
     def data_received(self, data: bytes) -> None:

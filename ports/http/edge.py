@@ -241,9 +241,7 @@ class Edge:
     ) -> None:
         if opening is None:
             opening = self._opened(scope, send.found.headers, send.found)
-            if memory is not None:
-                memory[self] = opening
-        await self._serve(scope, receive, send, opening)
+        await self._serve(scope, receive, send, opening, memory)
 
     def at_once(self, turn: Turn) -> "AtHand | None":
         """The same for whoever is let in again behind the same head, without a task; None, and nothing done, for others."""
@@ -305,12 +303,23 @@ class Edge:
             opening.beginning = self._beginnings.get((route.method, route.template))
         return opening
 
+    def _take_body(self, opening: Opening, memory: HeadMemory | None) -> None:
+        """Raises where the head says that it can't be taken. It is remembered only then.
+
+        The next request behind the same head may have another length.
+        """
+        check_body_headers(opening.headers, opening.route.max_body_bytes)
+        opening.takes_body = True
+        if memory is not None:
+            memory[self] = opening
+
     async def _serve(
         self,
         scope: Scope,
         receive: Receive,
         send: "Answering",
         opening: Opening,
+        memory: HeadMemory | None,
     ) -> None:
         found, headers, route = send.found, opening.headers, opening.route
         found.template = route.template
@@ -327,8 +336,7 @@ class Edge:
         raw: bytes | None = None
         if route.method in _WITH_BODY:
             if not opening.takes_body:
-                check_body_headers(headers, route.max_body_bytes)
-                opening.takes_body = True
+                self._take_body(opening, memory)
             whole = send.extensions.get(WHOLE_REQUEST)
             raw = None if whole is None else whole()
             if not raw or not opening.says_json or len(raw) > route.max_body_bytes:
@@ -479,18 +487,25 @@ class AtHand:
             self._error, self.under_way = error, False
 
     def arrived(self) -> None:
-        """What its endpoint has waited for is here."""
-        edge, found = self._edge, self._found
+        """What its endpoint has waited for is here. Who has a task by now finds it there."""
+        if not self.under_way:
+            return
         try:
-            answer = self._begun.arrived()
+            answered = self._answered()
         except Exception:  # noqa: BLE001 - as above
-            answer = None
-        if answer is not None:
-            headers, body = answer
-            if self._turn.whole(_OK, [*headers, (b"content-length", b"%d" % len(body)), *edge.stamps(found)], body):
-                edge.answered(found, self._turn.scope["method"], self._started)
-                return
-        self._turn.go_on()
+            answered = False
+        if answered:
+            self._edge.answered(self._found, self._turn.scope["method"], self._started)
+        else:
+            self._turn.go_on()
+
+    def _answered(self) -> bool:
+        answer = self._begun.arrived()
+        if answer is None:
+            return False
+        headers, body = answer
+        stamps = self._edge.stamps(self._found)
+        return self._turn.whole(_OK, [*headers, (b"content-length", b"%d" % len(body)), *stamps], body)
 
     def cancel(self) -> None:
         """It is not to wait any longer: what that means is `rest`'s to say, as of a task that is cancelled."""

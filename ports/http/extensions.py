@@ -61,7 +61,8 @@ class AtOnce(Protocol):
     """A request that has begun without a task."""
 
     under_way: bool
-    """It goes on by itself, in callbacks. When the client leaves or the server ends, it goes on by `rest` as well."""
+    """It goes on by itself, in callbacks, until the server sets this to False: then by `rest` alone, as where the client
+    leaves or the server ends."""
 
     async def rest(self, scope: Any, receive: Any, send: Any, /) -> None:
         """An ASGI app for what is left of it."""

@@ -363,6 +363,8 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        # Before anybody is told: what they do may fail.
+        self._owner.lost(self)
         if answer is not None and not answer.complete:
             if exc is None and answer.status and not answer.framed:
                 answer.complete = True
@@ -370,7 +372,6 @@ class Connection(asyncio.Protocol):
                 answer.wake()
             else:
                 answer.fail(Broken("it closed the connection in the middle of its answer"))
-        self._owner.lost(self)
 
     # The parser's callbacks.
 

@@ -117,6 +117,7 @@ class Completion:
             if once is not None:
                 answer = await steps.whole(auth, call, once)
             elif flight is not None or asked.on_disconnect is None:
+                assert sent is None, "whoever begins without a task tells when its client leaves"
                 answer = await unless_gone(asked, pipeline.chat(auth, call, caller=caller), caller, flight)
             else:
                 # As mostly: the same without a block of its own.

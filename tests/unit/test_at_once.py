@@ -22,6 +22,8 @@ from deploy.roots.http_protocol import BoundedProtocol
 from observability.metrics import Metrics
 from ports.http.edge import AtHand
 from ports.request_log import RequestRecord
+from stack_b.at_once import Sent
+from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
 from stack_b.limits import Limits
 from tests.support.http_server import served
@@ -92,6 +94,7 @@ class Client:
 
 @dataclass
 class Lane:
+    backend: OpenAiCompatible
     rough: RoughBackend
     node: StackB
     client: Client
@@ -131,7 +134,7 @@ async def lane(*scripts: Script, more: Sequence[Any] = (), **settings: Any) -> A
             served(node.app, protocol=protocol) as url,
             await anyio.connect_tcp("127.0.0.1", int(url.rpartition(":")[2])) as stream,
         ):
-            one = Lane(rough, node, Client(stream), made)
+            one = Lane(backend, rough, node, Client(stream), made)
             for _ in range(WARM):
                 assert (await one.ask()).status_code == 200
             yield one
@@ -460,10 +463,43 @@ async def test_a_defect_of_ours_is_an_error_that_is_settled_and_noted_once() -> 
         answer = await one.ask()
         [last, *_] = await one.records(WARM + 1)
         assert (await one.ask()).status_code == 200
-        await one.settled()
+        spent = await one.settled()
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
-    assert (last.status, last.code) == (500, "internal")
+    assert (last.status, last.code, len(last.attempts)) == (500, "internal", 1)
+    assert spent == 12 * (WARM + 2)
+
+
+async def test_a_defect_of_ours_before_it_is_sent_is_the_coroutines_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with lane([SAID]) as one:
+        monkeypatch.setattr(Sent, "send", raising)
+        answer = await one.ask()
+        [last, *_] = await one.records(WARM + 1)
+        spent = await one.settled()
+
+    assert (answer.status_code, last.status) == (200, 200)
+    assert spent == 12 * (WARM + 1)
+
+
+def raising(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+async def test_an_answer_that_comes_as_the_server_ends_is_the_tasks() -> None:
+    async with lane([Stall(), SAID]) as one:
+        async with waiting(one) as asking:
+            [asked] = [found for found in one.backend._pool._open if found._answer is not None]
+            for connection in one.connections:
+                connection.shutdown()
+            # In the same turn of the loop: the task has not begun.
+            asked.data_received(SAID)
+        [last, *_] = await one.records(WARM + 1)
+        spent = await one.settled()
+        metrics = one.node.deps.metrics.render().decode()
+
+    assert (asking.result().status_code, last.status) == (200, 200)
+    assert spent == 12 * (WARM + 1)
+    assert f'agentos_http_requests_total{{method="POST",route="{CHAT}",status_class="2xx"}} {WARM + 1}.0' in metrics
 
 
 async def test_a_server_that_ends_waits_for_it_as_for_the_others() -> None:

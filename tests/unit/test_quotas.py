@@ -41,10 +41,13 @@ async def test_a_bucket_gives_a_minutes_worth_at_once_and_refills_evenly() -> No
     def taken(count: int, tenant: Any = ACME.tenant) -> int:
         fine = 0
         for _ in range(count):
+            had_room = rates.has_room(tenant, 6)
             try:
                 rates.take(tenant, 6)
             except ResourceExhausted:
+                assert not had_room
                 continue
+            assert had_room
             fine += 1
         return fine
 
