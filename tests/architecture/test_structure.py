@@ -97,6 +97,7 @@ def test_only_the_bodies_that_may_catch_everything_do() -> None:
     allowed = {
         "ports/http/edge.py",  # answers 500
         "stack_b/http/chat_stream.py",  # the same for a stream that has begun
+        "stack_b/pipeline.py",  # before a request is sent: the coroutine meets it and tells it
         "stack_b/following.py",  # one look's defect must not be the last look
         "stack_a/worker.py",  # one run's defect must not end the others
         "adapters/litellm_provider/provider.py",  # a vendor whose errors have no common base
