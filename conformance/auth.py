@@ -91,7 +91,7 @@ class AuthContract(Contract):
         verifier = await harness.open()
         at_hand: Callable[[str], AuthContext | None] | None = getattr(verifier, "at_hand", None)
         if at_hand is None:
-            return
+            pytest.skip("not declared: at_hand")
         bad = await harness.bad_tokens()
 
         for form, token in (await harness.good_tokens()).items():

@@ -16,9 +16,9 @@ from ports.errors import ResourceExhausted
 from ports.ids import TenantId
 
 WINDOW_SECONDS: Final = 60.0
+"""A bucket holds a minute's worth of requests, and refills evenly."""
 _FULL: Final = WINDOW_SECONDS * (1 + 1e-9)
 """A billionth more: sums of steps are not exact."""
-"""A bucket holds a minute's worth of requests, and refills evenly."""
 MAX_TENANTS: Final = 100_000
 """Of those that asked last; who is forgotten begins with a full bucket."""
 STREAM_RETRY_AFTER: Final = timedelta(seconds=1)

@@ -151,7 +151,7 @@ class Pipeline:
             if held is None:
                 connection.give_back()
                 return None
-            self._prepare.counted(tenant)
+            self._tenants.counted(tenant)
             ready.answer.served_by(first)
             interrupt = self._deadlines.begin(work)
             calling = self._attempts.calling(ready, trail, first)

@@ -148,10 +148,6 @@ class Preparation:
             return None
         return self._simple(auth, call, simply, trail, caller), simply[0]
 
-    def counted(self, tenant: Tenant) -> None:
-        """One request more of it, for which there was room."""
-        self._tenants.counted(tenant)
-
     def _simply(self, auth: AuthContext, call: ChatCall) -> _Simply | None:
         """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its
         tenant not counted yet, and its texts. None for any other, and wherever something has to be waited for."""

@@ -492,7 +492,7 @@ class AtHand:
             return
         try:
             answered = self._answered()
-        except Exception:  # noqa: BLE001 - as above
+        except Exception:  # noqa: BLE001 - `rest` meets it again, where it is told
             answered = False
         if answered:
             self._edge.answered(self._found, self._turn.scope["method"], self._started)
