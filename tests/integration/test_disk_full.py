@@ -30,7 +30,7 @@ from stack_a.deps import ApiDeps
 from tests.faults.reconcile import record
 from tests.support.postgres import fetch
 from tests.support.postgres_node import Node
-from tests.support.small_disk import SmallDisk, may_mount
+from tests.support.disks import SmallDisk, may_mount
 from tests.support.stack_a import AGENT, Tokens
 
 pytestmark = [
