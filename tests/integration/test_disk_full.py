@@ -28,9 +28,9 @@ from ports.tenant import Entitlements
 from stack_a.app import create_app
 from stack_a.deps import ApiDeps
 from tests.faults.reconcile import record
+from tests.support.disks import SmallDisk, may_mount
 from tests.support.postgres import fetch
 from tests.support.postgres_node import Node
-from tests.support.disks import SmallDisk, may_mount
 from tests.support.stack_a import AGENT, Tokens
 
 pytestmark = [

@@ -3,6 +3,7 @@
 The record of each measurement is printed: `pytest -rP` shows it.
 """
 
+import asyncio
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path / "postgres")
     made.start()
     made.set_up()
+    # So that nothing gets to the disk by chance.
+    asyncio.run(execute(made.server.dsn("postgres"), "ALTER SYSTEM SET wal_writer_delay = '10s'"))
     yield made
     made.end()
 
@@ -153,8 +156,6 @@ async def test_a_server_that_does_not_wait_for_its_disk_loses_what_it_acknowledg
     node: Node, disk: PowerCutDisk
 ) -> None:
     await execute(node.server.dsn("postgres"), "ALTER ROLE ao_app SET synchronous_commit = off")
-    await execute(node.server.dsn("postgres"), "ALTER SYSTEM SET wal_writer_delay = '10s'")
-    await execute(node.server.dsn("postgres"), "SELECT pg_reload_conf()")
 
     found = await measured(node, disk, 1)
 

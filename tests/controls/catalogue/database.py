@@ -74,6 +74,13 @@ REMOVALS: Final = (
         ("test_what_was_accepted_before_and_while_the_disk_was_full_is_there_and_all_goes_on_with_room",),
     ),
     Removal(
+        "D21",
+        ENGINE,
+        '        self._settings = SERVER_SETTINGS if flushed else {**SERVER_SETTINGS, "synchronous_commit": "off"}\n',
+        '        self._settings = {**SERVER_SETTINGS, "synchronous_commit": "off"}\n',
+        ("test_what_was_acknowledged_is_there_after_each_power_cut",),
+    ),
+    Removal(
         "E11",
         "adapters/postgres/bootstrap.py",
         "            REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM PUBLIC;\n",
