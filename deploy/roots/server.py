@@ -13,8 +13,8 @@ import uvloop
 
 from deploy.handover import Door, inherited
 from deploy.roots.accepting import Accepting
-from deploy.roots.collector import start_is_over
 from deploy.roots.http_protocol import BoundedProtocol
+from deploy.roots.start import start_is_over
 from ports.http.edge import App
 
 GRACE_S: Final = 20

@@ -21,7 +21,7 @@ import uvloop
 from msgspec import Struct
 from rich.console import Console
 
-from deploy.roots.collector import start_is_over
+from deploy.roots.start import start_is_over
 from ports.context import AuthContext
 from tests.bench import machine
 from tests.bench.engine_load import CALLER, Phase, open_load, read_phase

@@ -17,9 +17,9 @@ import anyio
 from adapters.inproc.model import InprocModel, InprocModelConfig
 from adapters.inproc.tool import InprocTools, PythonTool
 from adapters.system_clock import SystemClock
-from deploy.roots.collector import start_is_over
 from deploy.roots.environment import Environment
 from deploy.roots.server import run
+from deploy.roots.start import start_is_over
 from deploy.roots.wiring import Choice, open_ports
 from observability.instrument import instrument
 from observability.logs import configure

@@ -63,7 +63,7 @@ class Turns:
 @asynccontextmanager
 async def watched() -> AsyncIterator[Turns]:
     """Without a full collection of garbage, which takes what all that was ever imported here takes, whatever the turn does.
-    A node's begins without that (`deploy.roots.collector`)."""
+    A node's begins without that (`deploy.roots.start`)."""
     turns = Turns()
     gc.collect()
     gc.disable()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.roots.collector import ALLOCATIONS, start_is_over
+from deploy.roots.start import ALLOCATIONS, start_is_over
 
 
 @pytest.fixture(autouse=True)
