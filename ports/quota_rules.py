@@ -5,7 +5,7 @@ no round trip, so that it can be asked of every request. A node has one process 
 work, each takes its part (`share`), and the tenant gets no more than the whole.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -73,7 +73,7 @@ class StreamPlaces:
         """`kind` says in a refusal what they are."""
         self._kind = kind
         self._share = share
-        self._open: Counter[tuple[str, ...]] = Counter()
+        self._open: dict[tuple[str, ...], int] = {}
 
     @property
     def count(self) -> int:
@@ -85,22 +85,23 @@ class StreamPlaces:
         Raises:
             ResourceExhausted: `concurrency_limited`, there is none.
         """
-        caps = {(auth.tenant,): per_tenant, (auth.tenant, auth.principal): per_principal}
-        if any(self._open[who] >= part_of(cap, self._share) for who, cap in caps.items()):
+        tenant, principal = (auth.tenant,), (auth.tenant, auth.principal)
+        theirs, own = self._open.get(tenant, 0), self._open.get(principal, 0)
+        if theirs >= part_of(per_tenant, self._share) or own >= part_of(per_principal, self._share):
             raise ResourceExhausted(
                 f"too many open {self._kind}; the caps are {per_principal} per principal, {per_tenant} per tenant",
                 code="concurrency_limited",
                 retry_after=STREAM_RETRY_AFTER,
                 details={"per_principal": per_principal, "per_tenant": per_tenant},
             )
-        self._open.update(caps.keys())
+        self._open[tenant], self._open[principal] = theirs + 1, own + 1
         taken = True
 
         def give_back() -> None:
             nonlocal taken
             if taken:
                 taken = False
-                for who in caps:
+                for who in (tenant, principal):
                     self._open[who] -= 1
                     if not self._open[who]:
                         del self._open[who]
