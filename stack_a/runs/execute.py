@@ -145,6 +145,7 @@ class Execution:
     async def _attended(self) -> bool:
         """Go on until the run is left, while others keep its journal told and look at its deadline."""
         left: list[bool] = []
+        trouble: list[AgentOSError] = []
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._keep_told)
@@ -153,8 +154,11 @@ class Execution:
                 left.append(await self._until_left())
                 group.cancel_scope.cancel()
         except* AgentOSError as errors:
-            # Several tasks may meet the same trouble: one of them tells enough.
-            raise _first(errors) from None
+            # Several tasks may meet the same trouble: one of them tells enough. It is raised below, as Python before 3.11.4
+            # makes a group of what is raised here.
+            trouble.append(_first(errors))
+        if trouble:
+            raise trouble.pop()
         if not left:
             # Whoever else of the group is cancelled out of the blue takes the group along.
             raise Unavailable("the run's tasks were cancelled, and nobody had cancelled them")

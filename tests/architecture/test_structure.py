@@ -118,5 +118,21 @@ def test_only_the_bodies_that_may_catch_everything_do() -> None:
     assert found <= allowed
 
 
+def test_nothing_is_raised_where_some_pythons_make_a_group_of_it() -> None:
+    """Python before 3.11.4 gives an `ExceptionGroup` with what an `except*` raises, where later ones give that alone."""
+    found = [
+        f"{path.relative_to(ROOT)}:{inner.lineno}"
+        for package in OURS
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.TryStar)
+        for handler in node.handlers
+        for inner in ast.walk(handler)
+        if isinstance(inner, ast.Raise)
+    ]
+
+    assert found == []
+
+
 def _names(node: ast.expr) -> set[str]:
     return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
