@@ -233,7 +233,8 @@ LOG_FIELDS: Final = frozenset(
         "port", "adapter", "method", "route", "tool", "model", "backend", "service", "version", "digest", "mode", "address",
         "pid", "experiment", "request_id", "reference",
         # how it went
-        "status", "status_class", "state", "code", "retryable", "reason", "kind", "error_type", "exit_code", "signal",
+        "status", "status_class", "state", "code", "retryable", "reason", "place", "kind", "error_type", "exit_code",
+        "signal",
         # how much
         "active", "attempt", "recoveries", "count", "steps", "events", "size_bytes", "tokens", "prompt_tokens",
         "completion_tokens", "cost_nanousd", "depth", "limit", "seconds", "duration_ms", "latency_ms", "retry_after_s",

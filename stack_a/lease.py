@@ -12,9 +12,14 @@ is given up as well, or nobody would ever take its runs over.
 
 import asyncio
 import logging
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import anyio
@@ -39,6 +44,8 @@ FENCE_AFTER: Final = timedelta(seconds=18)
 longest that the PostgreSQL adapter waits for an answer. So all runs are stopped before the lease ends, at 25 s."""
 BUSY_AT_MOST: Final = timedelta(minutes=2)
 """How long the worker's loop may leave what it is told unheard. After that it counts as hung."""
+PLACES: Final = 8
+"""How many frames of a loop that hangs are told."""
 
 SELF: Final = AuthContext(
     tenant=TenantId("tnt_system"),
@@ -69,6 +76,7 @@ class Lease:
         self._behind = timedelta(0)
         """How far this machine's clock is behind the store's."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
         self._hear: Hear | None = None
         self._unheard_since: float | None = None
         self._found_over: WorkerId | None = None
@@ -102,14 +110,14 @@ class Lease:
 
     def attend(self, hear: Hear) -> None:
         """From here on `hear` is called, by the event loop that runs now. Before `keep`."""
-        self._loop, self._hear = asyncio.get_running_loop(), hear
+        self._loop, self._thread, self._hear = asyncio.get_running_loop(), threading.get_ident(), hear
 
     async def keep(self, store: LeaseStore) -> NoReturn:
         """Renew until cancelled."""
         while True:
             if self._hung():
                 if self._renewed_at is not None:
-                    self._give_up("its event loop does not answer")
+                    self._give_up("its event loop does not answer", place=self._place())
             else:
                 if self._renewed_at is not None and not self.holds(self.id):
                     # Not renewed once more: others may have taken its runs over meanwhile.
@@ -135,9 +143,17 @@ class Lease:
         since = self._unheard_since
         return since is not None and self._clock.monotonic() - since > BUSY_AT_MOST.total_seconds()
 
-    def _give_up(self, why: str) -> None:
+    def _place(self) -> str:
+        """What the loop does not come back from, the innermost function first: names of code, no values."""
+        here = sys._current_frames().get(self._thread or 0)  # noqa: SLF001 - documented, in spite of its name
+        frames = islice(traceback.walk_stack(here), PLACES) if here is not None else ()
+        return " < ".join(
+            f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}" for frame, line in frames
+        )
+
+    def _give_up(self, why: str, *, place: str | None = None) -> None:
         """Come back as another worker: under the old id its runs would look held for as long as it is renewed."""
-        logger.error("worker.fenced_itself", extra={"worker_id": self.id, "reason": why})
+        logger.error("worker.fenced_itself", extra={"worker_id": self.id, "reason": why, "place": place})
         # In this order: who finds the new id must not find it live.
         self._renewed_at = None
         self.id = self._new_id()

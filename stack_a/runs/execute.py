@@ -322,8 +322,10 @@ class Execution:
                 result = StepResult(n=call.intent.n, status="failed", error=call.refusal)
                 journal.complete(result, tell.call_completed(call.intent.kind, call.intent.name, result, 0))
         todo = [call for call in calls if call.refusal is None]
-        if any(call.intent.kind == "agent" or call.intent.effect not in REPEATABLE for call in todo):
-            # What may not be done twice, or goes on without us, is not begun before the store knows of it.
+        first = any(call.intent.kind == "agent" or call.intent.effect not in REPEATABLE for call in todo)
+        if first or self.run.recoveries:
+            # What may not be done twice, or goes on without us, is not begun before the store knows of it. Nor is what may
+            # have taken the last worker along: if it takes this one as well, the journal says which call it was.
             self._note(await journal.commit())
         return todo
 

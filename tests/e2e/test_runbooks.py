@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ports.gateway_configuration import Draft
 from ports.messages import Json
 from stack_a.lease import LEASE
 from tests.support.node import NodeUnderTest
-from tests.support.runbook import Operator, blocks
+from tests.support.runbook import Operator, blocks, status_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,13 +50,6 @@ def operator(node: NodeUnderTest, tmp_path_factory: pytest.TempPathFactory) -> O
     return Operator(node, tmp_path_factory.mktemp("desk"))
 
 
-async def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    """Poll something outside of our process, bounded."""
-    with anyio.fail_after(seconds):
-        while not true():  # noqa: ASYNC110 - another process sets no event of ours
-            await anyio.sleep(0.1)
-
-
 @contextmanager
 def silent_gateway(node: NodeUnderTest) -> Iterator[None]:
     """A gateway that does not answer keeps runs in the middle of their first model call."""
@@ -73,11 +66,6 @@ def created(node: NodeUnderTest, count: int = 1) -> list[str]:
         return [client.create_run("agt_demo", QUESTION).run_id for _ in range(count)]
 
 
-def status_of(node: NodeUnderTest, run_id: str) -> str:
-    with node.client() as client:
-        return str(client.run(run_id)["status"])
-
-
 def count(node: NodeUnderTest, run_ids: list[str], status: str) -> int:
     return [status_of(node, run_id) for run_id in run_ids].count(status)
 
@@ -89,7 +77,7 @@ def asked(node: NodeUnderTest, run_id: str) -> bool:
 
 
 async def test_worker_lost_whose_process_is_gone(node: NodeUnderTest, operator: Operator) -> None:
-    look, up, _, after = blocks("worker-lost")
+    look, up, _, _, after = blocks("worker-lost")
     with silent_gateway(node):
         [run_id] = created(node)
         await until(lambda: asked(node, run_id))
@@ -114,7 +102,7 @@ async def test_worker_lost_whose_process_is_gone(node: NodeUnderTest, operator: 
 
 
 async def test_worker_lost_whose_process_hangs(node: NodeUnderTest, operator: Operator) -> None:
-    look, _, replace, after = blocks("worker-lost")
+    look, _, _, replace, after = blocks("worker-lost")
     with silent_gateway(node):
         [run_id] = created(node)
         await until(lambda: asked(node, run_id))

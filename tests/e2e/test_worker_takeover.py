@@ -13,6 +13,7 @@ from ports.context import AuthContext
 from ports.ids import RunId, WorkerId
 from ports.messages import Json
 from ports.model import ChatRequest, Message, ToolRequest
+from ports.run_state import Step
 from ports.tool import ToolPort, ToolSpec
 from stack_a.lease import LEASE
 from stack_a.worker import SWEEP_EVERY, SWEEP_JITTER
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.anyio
 
 CALL = timedelta(seconds=1)
 SECOND = timedelta(seconds=1)
+NOTHING: dict[str, Json] = {"type": "object", "properties": {}, "additionalProperties": False}
+SLOW = ToolSpec(name="slow", description="slow", input_schema=NOTHING, effect="pure", timeout=timedelta(minutes=1))
 
 
 @pytest.fixture
@@ -40,9 +43,7 @@ def a_second_each(clock: ManualClock) -> ToolPort:
         await clock.sleep(CALL)
         return {}
 
-    schema: dict[str, Json] = {"type": "object", "properties": {}, "additionalProperties": False}
-    spec = ToolSpec(name="slow", description="slow", input_schema=schema, effect="pure", timeout=timedelta(minutes=1))
-    return InprocTools([PythonTool(spec=spec, act=wait)], clock)
+    return InprocTools([PythonTool(spec=SLOW, act=wait)], clock)
 
 
 async def held_by_a_dead_worker(node: StackA, count: int) -> list[RunId]:
@@ -78,3 +79,23 @@ async def test_a_worker_with_no_end_of_hints_takes_over_a_dead_workers_runs_firs
 
     assert last.status == "queued"
     assert [(run.epoch, run.recoveries) for run in taken] == [(2, 1)] * count
+
+
+async def test_what_a_taken_over_run_calls_is_in_the_store_before_it_is_called(clock: ManualClock) -> None:
+    """It may be what its worker died of: then nothing that is written later is written at all."""
+    found: list[list[Step]] = []
+
+    async def look(auth: AuthContext, _arguments: dict[str, Json], key: str) -> Json:
+        found.append([*await node.run_state.steps(auth, RunId(key.partition(":")[0]))])
+        return {}
+
+    async with stack_a(clock=clock) as node:
+        await held_by_a_dead_worker(node, 1)
+        tools = InprocTools([PythonTool(spec=SLOW, act=look)], clock)
+        async with node.worker(InprocModel(InprocModelConfig(chat_models=("m",)), one_call_each), tools):
+            with anyio.fail_after(20):
+                while not found:
+                    await clock.advance(SECOND)
+
+    [steps] = found
+    assert [(step.n, step.name, step.status) for step in steps] == [(1, "m", "completed"), (2, "slow", "started")]

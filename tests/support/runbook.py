@@ -4,9 +4,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Final
+
+import anyio
 
 from tests.support.node import ROOT, NodeUnderTest
 
@@ -19,6 +22,18 @@ def blocks(page: str) -> list[list[str]]:
     """The code blocks of `runbooks/<page>.md`, each as its lines."""
     text = (ROOT / "runbooks" / f"{page}.md").read_text()
     return [block.splitlines() for block in _FENCE.findall(text)]
+
+
+async def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    """Poll something outside of our process, bounded."""
+    with anyio.fail_after(seconds):
+        while not true():  # noqa: ASYNC110 - another process sets no event of ours
+            await anyio.sleep(0.1)
+
+
+def status_of(node: NodeUnderTest, run_id: str) -> str:
+    with node.client() as client:
+        return str(client.run(run_id)["status"])
 
 
 class Operator:

@@ -141,6 +141,18 @@ async def test_a_loop_that_does_not_come_back_loses_the_lease_until_it_does(stor
         assert lease.id == "wrk_2"
 
 
+async def test_a_loop_that_does_not_come_back_is_given_up_with_the_place_where_it_is(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kept(store) as (lease, _):
+        keep_busy(store.clock, BUSY_AT_MOST * 20, until=lambda: lease.id != "wrk_1")
+
+    [told] = [record for record in caplog.records if record.message == "worker.fenced_itself"]
+    places = vars(told)["place"].split(" < ")
+    assert "keep_busy" in [place.partition(" ")[2] for place in places]
+    assert places[0].startswith("hasty_clock.py:"), "the innermost comes first: a log has room for a few"
+
+
 async def test_the_thread_has_ended_and_closed_what_it_opened_when_keeping_ends(store: Store) -> None:
     before = threading.active_count()
     async with kept(store):
