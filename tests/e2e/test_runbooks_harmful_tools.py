@@ -16,7 +16,6 @@ import pytest
 from adapters.postgres.bootstrap import ADMIN
 from deploy import credentials
 from deploy.catalogue import environment_file
-from stack_a.lease import BUSY_AT_MOST
 from tests.support import bad_tools
 from tests.support.node import NodeUnderTest
 from tests.support.postgres import execute
@@ -204,7 +203,7 @@ async def test_worker_lost_to_a_run_again_and_again_until_it_is_poison(
 async def test_worker_lost_whose_event_loop_a_tool_keeps_for_minutes(
     node: NodeUnderTest, operator: Operator, calls: Path
 ) -> None:
-    """The two minutes until the worker gives up are waited for: nothing computes meanwhile."""
+    """Those minutes are seconds here, see `bad_tools`."""
     look, _, ask, replace, after = blocks("worker-lost")
     built_with(node, harmful(calls))
     before = operator.does(look[2]).stdout
@@ -214,7 +213,7 @@ async def test_worker_lost_whose_event_loop_a_tool_keeps_for_minutes(
 
     early = [operator.does(line, run_id=run_id) for line in look]
     log = node.node.log_of(WORKER)
-    await until(lambda: "its event loop does not answer" in log.read_text(), BUSY_AT_MOST.total_seconds() + 30)
+    await until(lambda: "its event loop does not answer" in log.read_text(), bad_tools.HANGS_AFTER.total_seconds() + 30)
     late = [operator.does(line, run_id=run_id) for line in look]
     behind = status_of(node, other)
     asked = operator.follows(ask, run_id=run_id)

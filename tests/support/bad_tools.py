@@ -7,6 +7,7 @@ ask for. Neither gives the worker a moment to note that the call began, as a def
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from adapters.inproc.tool import PythonTool
 from ports.context import AuthContext
 from ports.messages import Json
 from ports.tool import ToolSpec
+from stack_a import lease
 
 CALLS: Final = "TEST_CALLS"
 """The environment variable with the path of a file that gets a line for each call."""
@@ -25,6 +27,10 @@ ADAPTERS: Final = (
 KEEPING: Final = "What time is it?"
 ENDING: Final = 'How many words are in "one two"?'
 """What to ask the demo agent for, so that it calls them."""
+HANGS_AFTER: Final = timedelta(seconds=20)
+"""What two minutes are to others, in a worker with these tools: nobody has to wait for more to see it."""
+if CALLS in os.environ:
+    setattr(lease, "BUSY_AT_MOST", HANGS_AFTER)  # noqa: B010 - a constant to everybody else
 
 
 def _note(key: str) -> None:

@@ -277,8 +277,8 @@ REMOVALS: Final = (
     Removal(
         "D8",
         QUOTAS,
-        "        self._open.update(caps.keys())\n",
-        "        self._open.update({})\n",
+        "        self._open[tenant], self._open[principal] = theirs + 1, own + 1\n",
+        "",
         ("test_of_forty_event_streams_at_once_stack_a_opens_as_many_as_the_tenant_may_have",),
     ),
     Removal(
