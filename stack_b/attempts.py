@@ -95,7 +95,7 @@ class Attempts:
 
     def calling(self, ready: Ready, trail: Trail, candidate: Candidate) -> Calling:
         """A block around a call that is answered as a whole."""
-        return Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False)
+        return Calling(self._router, trail, ready, candidate, False)
 
     def used(
         self, ready: Ready, candidate: Candidate, answer: dict[str, Json], written: Callable[[dict[str, Json]], int]
@@ -128,7 +128,7 @@ class Attempts:
             ready.answer.served_by(candidate)
             begun = False
             try:
-                with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=True) as attempt:
+                with Calling(self._router, trail, ready, candidate, True) as attempt:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
                     try:
                         async for come in chunks:

@@ -4,9 +4,9 @@ from types import TracebackType
 from typing import Self
 
 from stack_b.backends.catalog import Candidate
-from stack_b.caller import Caller
+from stack_b.prepare import Ready
 from stack_b.receipt import Trail
-from stack_b.routing.router import Asked, Attempting, Router
+from stack_b.routing.router import Attempting, Router
 
 
 class Calling(Attempting):
@@ -14,12 +14,10 @@ class Calling(Attempting):
 
     __slots__ = ("_caller", "_streamed", "_trail")
 
-    def __init__(
-        self, router: Router, trail: Trail, caller: Caller, asked: Asked, candidate: Candidate, *, streamed: bool
-    ) -> None:
-        super().__init__(router, trail.auth, asked, candidate)
+    def __init__(self, router: Router, trail: Trail, ready: Ready, candidate: Candidate, streamed: bool) -> None:
+        super().__init__(router, trail.auth, ready.asked, candidate)
         self._trail = trail
-        self._caller = caller
+        self._caller = ready.caller
         self._streamed = streamed
 
     def __enter__(self) -> Self:

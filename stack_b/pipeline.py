@@ -96,7 +96,7 @@ class Pipeline:
             with Refusing(trail, self._tell, self._deadlines, caller, None if sent is None else sent.interrupt):
                 if sent is None:
                     ready = await self._prepare.chat(auth, call, trail, caller)
-                    reserved, calling = self._reserved(call.model, ready, trail), None
+                    reserved, calling = self._reserved(ready, trail), None
                 else:
                     sent.raise_if_over()
                     ready, reserved, calling = sent.ready, sent.reserved, sent.calling
@@ -145,7 +145,7 @@ class Pipeline:
         connection = backend.idle()
         if connection is None:
             return None
-        reserved, interrupt = self._reserved(call.model, ready, trail), None
+        reserved, interrupt = self._reserved(ready, trail), None
         try:
             held = reserved.at_hand()
             if held is None:
@@ -217,7 +217,7 @@ class Pipeline:
             with Refusing(trail, self._tell):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())
                 relay = Relay(ready, trail, show)
-                async with self._reserved(call.model, ready, trail) as spending:
+                async with self._reserved(ready, trail) as spending:
                     try:
                         async with self._attempts.slices(ready, spending) as slices:
                             shaper = await self._attempts.streamed(
@@ -245,7 +245,7 @@ class Pipeline:
     async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with Refusing(trail, self._tell, self._deadlines, caller):
             ready = await self._prepare.embed(auth, call, trail, caller)
-            async with self._reserved(call.model, ready, trail) as spending:
+            async with self._reserved(ready, trail) as spending:
                 answer = await self._attempts.whole(
                     ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
@@ -283,5 +283,5 @@ class Pipeline:
         self._looked_through(ready, trail)
         return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
-    def _reserved(self, model: str, ready: Ready, trail: Trail) -> Reserved:
-        return Reserved(self.meter, ready, trail, lease=self._lease, tell=self._tell, model=model)
+    def _reserved(self, ready: Ready, trail: Trail) -> Reserved:
+        return Reserved(self.meter, ready, trail, self._lease, self._tell)
