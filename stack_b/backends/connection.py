@@ -446,7 +446,9 @@ class Connection(asyncio.Protocol):
 
     def _expect(self, at: float) -> None:
         """Something must happen before `at`, by the loop's clock."""
-        at = self._deadline = min(at, self._over)
+        if at > self._over:
+            at = self._over
+        self._deadline = at
         if self._timer is not None:
             if self._timer.when() <= at + _TIMER_SLACK_S:
                 return

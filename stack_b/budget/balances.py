@@ -49,9 +49,9 @@ class _Known:
     told_limit: tuple[bytes, bytes] = (b"", b"")
     told_reset: tuple[bytes, bytes] = (b"", b"")
 
-    @property
     def free(self) -> int:
-        return max(0, self.balance.limit - self.settled - self.held)
+        free = self.balance.limit - self.settled - self.held
+        return free if free > 0 else 0
 
 
 class Balances:
@@ -106,7 +106,8 @@ class Balances:
     def settled(self, tenant: TenantId, amount: int, spent: int) -> None:
         known = self._known.get(tenant)
         if known is not None:
-            known.held = max(0, known.held - amount)
+            held = known.held - amount
+            known.held = held if held > 0 else 0
             known.settled += spent
 
     def headers(self, tenant: TenantId) -> list[tuple[bytes, bytes]]:
@@ -119,7 +120,7 @@ class Balances:
             self._tell(known, now)
         return [
             known.told_limit,
-            (b"x-ratelimit-remaining-tokens", b"%d" % known.free),
+            (b"x-ratelimit-remaining-tokens", b"%d" % known.free()),
             known.told_reset,
         ]
 
