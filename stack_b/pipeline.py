@@ -156,10 +156,7 @@ class Pipeline:
             interrupt = self._deadlines.begin(work)
             calling = self._attempts.calling(ready, trail, first)
             calling.__enter__()
-            sent = Sent(
-                call=call, trail=trail, ready=ready, reserved=reserved, held=held, calling=calling, interrupt=interrupt
-            )
-            sent.send(backend, connection, most(ready, first), work.arrived)
+            answer = backend.send(connection, first.card.upstream, ready.body, most(ready, first), work.arrived)
         except BaseException:
             connection.abort()
             if interrupt is not None:
@@ -167,7 +164,17 @@ class Pipeline:
             if reserved.entered:
                 reserved.ended()
             raise
-        return sent
+        return Sent(
+            call=call,
+            trail=trail,
+            ready=ready,
+            reserved=reserved,
+            held=held,
+            calling=calling,
+            interrupt=interrupt,
+            backend=backend,
+            answer=answer,
+        )
 
     def arrived(self, sent: Sent) -> dict[str, Json] | None:
         """The rest of it, where the whole answer is here and nothing is to be waited for; else None: it is `going_on`'s.

@@ -1,10 +1,10 @@
 """One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from logging import Logger
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -27,6 +27,15 @@ class Refused(Exception):
 
 
 class Owner(Protocol):
+    """The connection's protocol."""
+
+    transport: Any
+    flow: FlowControl
+    logger: Logger
+    server_state: ServerState
+
+    def on_response_complete(self) -> None: ...
+
     def go_on(self, cycle: "Cycle") -> None: ...
 
 
@@ -36,7 +45,6 @@ class Cycle(RequestResponseCycle):
     Behind a known head it is a `ports.http.extensions.Turn`, too."""
 
     memory: HeadMemory
-    owner: "Owner"
     # As each one begins.
     access_log = False
     disconnected = False
@@ -52,23 +60,19 @@ class Cycle(RequestResponseCycle):
     def __init__(  # uvicorn's sets twenty attributes, most of them to the same values
         self,
         scope: HTTPScope,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        logger: Logger,
-        server_state: ServerState,
-        *,
+        owner: Owner,
         expect_100_continue: bool,
         keep_alive: bool,
-        on_response: Callable[..., None],
     ) -> None:
         self.scope = scope
-        self.transport = transport
-        self.flow = flow
-        self.logger = logger
-        self.default_headers = server_state.default_headers
+        self.owner = owner
+        self.transport = owner.transport
+        self.flow = owner.flow
+        self.logger = owner.logger
+        self.default_headers = owner.server_state.default_headers
         self.waiting_for_100_continue = expect_100_continue
         self.keep_alive = keep_alive
-        self.on_response = on_response
+        self.on_response = owner.on_response_complete
         self.body: bytes | bytearray = b""  # type: ignore[assignment]  # mostly it is one piece
 
     @property

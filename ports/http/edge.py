@@ -466,25 +466,24 @@ class Edge:
         await send.whole(envelope.status_of(error), headers, self._body(error, found.trace.correlation_id))
 
 
-class AtHand:
+class AtHand(Struct, eq=False):
     """A request without a task of its own for as long as it needs none. Satisfies `ports.http.extensions.AtOnce`."""
 
-    __slots__ = ("_begun", "_edge", "_error", "_found", "_opening", "_started", "_turn", "under_way")
-
-    def __init__(self, edge: Edge, turn: Turn, opening: Opening, found: Exchange, started: float) -> None:
-        self._edge = edge
-        self._turn = turn
-        self._opening = opening
-        self._found = found
-        self._started = started
-        self._error: Exception | None = None
+    _edge: Edge
+    _turn: Turn
+    _opening: Opening
+    _found: Exchange
+    _started: float
+    under_way: bool = False
+    _begun: Begun | None = None
+    _error: Exception | None = None
 
     def begin(self, beginning: Beginning) -> None:
         try:
             begun = self._begun = beginning(self._found, self)
             self.under_way = begun.under_way
         except Exception as error:  # noqa: BLE001 - `rest` raises it, where it is told
-            self._error, self.under_way = error, False
+            self._error = error
 
     def arrived(self) -> None:
         """What its endpoint has waited for is here. Who has a task by now finds it there."""
@@ -500,6 +499,7 @@ class AtHand:
             self._turn.go_on()
 
     def _answered(self) -> bool:
+        assert self._begun is not None, "it is under way"
         answer = self._begun.arrived()
         if answer is None:
             return False
@@ -532,6 +532,7 @@ class AtHand:
                 # It has this frame: nothing of a request is left to the collector.
                 del error
         self._found.reauthorize = self._edge.reauthorized(self._opening, self._found)
+        assert self._begun is not None, "nothing went wrong"
         await self._begun.rest(scope, receive, reply)
 
 
