@@ -1,7 +1,7 @@
 """One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from logging import Logger
 from typing import Any, Final, Protocol
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from ports.http.extensions import HeadMemory
+from ports.http.extensions import NO_FIELDS, Fields, HeadMemory
 
 _LINE_END: Final = b"\r\n"
 _CLOSE: Final = b"connection: close\r\n\r\n"
@@ -121,10 +121,10 @@ class Cycle(RequestResponseCycle):
             self.flow.resume_reading()
         return bytes(body)
 
-    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+    def whole(self, status: int, fields: Fields, body: bytes) -> bool:
         if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
             return False
-        head = self._head(headers)
+        head = self._head(*fields)
         if head is None:
             return False
         self.response_started = True
@@ -167,7 +167,8 @@ class Cycle(RequestResponseCycle):
         """Whether the head of a stream was sent. Of what has a length, or has no body at all, it is not."""
         if self.response_started or status in _WITHOUT_BODY:
             return False
-        head = None if b"content-length" in dict(headers) else self._head(headers)
+        names, values = zip(*headers, strict=True) if headers else NO_FIELDS
+        head = None if b"content-length" in names else self._head(names, values)
         if head is None:
             return False
         self.response_started = self.chunked_encoding = True
@@ -176,9 +177,10 @@ class Cycle(RequestResponseCycle):
         self.transport.write(b"%b%btransfer-encoding: chunked\r\n%b" % (STATUS_LINE[status], head, end))
         return True
 
-    def _head(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    def _head(self, names: tuple[bytes, ...], values: tuple[bytes, ...]) -> bytes | None:
         """The fields of a response; None where that takes a longer look."""
-        names, values = zip(*self.default_headers, *headers, strict=True)
+        for name, value in reversed(self.default_headers):
+            names, values = (name, *names), (value, *values)
         lines = _lines(names)
         if lines is None:
             return None

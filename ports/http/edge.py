@@ -28,7 +28,16 @@ from ports.errors import (
 )
 from ports.http import envelope, strict_json
 from ports.http.body import NO_BODY, Arriving, Disconnected, Receive, check_body_headers, read_body
-from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory, Turn, WholeResponse
+from ports.http.extensions import (
+    HEAD_MEMORY,
+    NO_FIELDS,
+    WHOLE_REQUEST,
+    WHOLE_RESPONSE,
+    Fields,
+    HeadMemory,
+    Turn,
+    WholeResponse,
+)
 from ports.http.headers import Headers
 from ports.http.repeats import Repeats
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
@@ -47,7 +56,8 @@ UNMATCHED: Final = "unmatched"
 
 _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-", b"via")
 """How the headers begin that proxies add."""
-_ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+_STAMPS: Final = (b"x-correlation-id", b"x-request-id", b"traceparent", b"x-content-type-options", b"cache-control")
+_WHOLE: Final = (b"content-type", b"content-length")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _NO_IDS: Final = (None, None)
 _OK: Final = 200
@@ -103,7 +113,7 @@ class Opening:
 Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 """Called once per request with the exchange, the method, the status (499: client gone) and the seconds it took."""
 
-MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
+MoreHeaders: TypeAlias = Callable[[Exchange], Fields]
 """What a surface adds to the headers of a response."""
 
 Denied: TypeAlias = Callable[[AuthContext, str, PermissionDenied], Awaitable[None]]
@@ -140,8 +150,8 @@ async def nothing_acted(_: AuthContext) -> None:
     return None
 
 
-def no_headers(_: Exchange) -> list[tuple[bytes, bytes]]:
-    return []
+def no_headers(_: Exchange) -> Fields:
+    return NO_FIELDS
 
 
 class Begun(Protocol):
@@ -150,8 +160,8 @@ class Begun(Protocol):
     under_way: bool
     """It has to wait, and says `AtHand.arrived` or `AtHand.cancel` when that is over."""
 
-    def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
-        """What was waited for is here. The headers and the body of its answer, or None where it is `rest`'s now.
+    def arrived(self) -> tuple[bytes, bytes] | None:
+        """What was waited for is here. The media type and the body of its answer, or None where it is `rest`'s now.
 
         So it is where this raises: `rest` does again.
         """
@@ -401,17 +411,13 @@ class Edge:
         """An endpoint's answer was sent."""
         self._observe(found, method, _OK, time.perf_counter() - started)
 
-    def stamps(self, found: Exchange) -> list[tuple[bytes, bytes]]:
+    def stamps(self, found: Exchange) -> Fields:
         """The headers that every response gets."""
         trace = found.trace
         correlation_id = trace.correlation_id.encode()
-        return [
-            (b"x-correlation-id", correlation_id),
-            (b"x-request-id", correlation_id),
-            (b"traceparent", trace.traceparent.encode()),
-            *_ALWAYS,
-            *self._more_headers(found),
-        ]
+        names, values = self._more_headers(found)
+        stamps = (correlation_id, correlation_id, trace.traceparent.encode(), b"nosniff", b"no-store")
+        return _STAMPS + names, stamps + values
 
     async def _turned_away(self, auth: AuthContext, route: Route, error: PermissionDenied) -> None:
         """A request like any other: it is counted, and then noted."""
@@ -503,9 +509,9 @@ class AtHand(Struct, eq=False):
         answer = self._begun.arrived()
         if answer is None:
             return False
-        headers, body = answer
-        stamps = self._edge.stamps(self._found)
-        return self._turn.whole(_OK, [*headers, (b"content-length", b"%d" % len(body)), *stamps], body)
+        media_type, body = answer
+        names, values = self._edge.stamps(self._found)
+        return self._turn.whole(_OK, (_WHOLE + names, (media_type, b"%d" % len(body), *values)), body)
 
     def cancel(self) -> None:
         """It is not to wait any longer: what that means is `rest`'s to say, as of a task that is cancelled."""
@@ -551,16 +557,19 @@ class Answering:
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._edge.stamps(self.found)]
+            message["headers"] = [*message.get("headers", ()), *zip(*self._edge.stamps(self.found), strict=True)]
         await self._send(message)
 
     async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """A response with `body`; `headers` are those beside its length."""
         self.status = status
-        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._edge.stamps(self.found)]
+        names, values = self._edge.stamps(self.found)
+        names = (*(name for name, _ in headers), b"content-length", *names)
+        values = (*(value for _, value in headers), b"%d" % len(body), *values)
         at_once: WholeResponse | None = self.extensions.get(WHOLE_RESPONSE)
-        if at_once is not None and at_once(status, headers, body):
+        if at_once is not None and at_once(status, (names, values), body):
             return
+        headers = list(zip(names, values, strict=True))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

@@ -41,7 +41,7 @@ SURFACES: Final[Mapping[str, Surface]] = {
 """Where a model is asked to write, in which dialect."""
 ABOUT_A_CALL: Final = frozenset({PREFERENCE, *ABOUT, *ONCE})
 """The headers that say something of it; most requests have none of them."""
-_JSON: Final = [(b"content-type", b"application/json")]
+_JSON: Final = b"application/json"
 
 
 def surface_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[str, Endpoint]:
@@ -142,7 +142,7 @@ class Completing(Struct, eq=False):
     under_way: bool
     _answer: dict[str, Json] | None = None
 
-    def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
+    def arrived(self) -> tuple[bytes, bytes] | None:
         assert self._sent is not None, "else nothing is under way"
         answer = self._answer = self._completion.arrived(self._sent)
         return None if answer is None else (_JSON, msgspec.json.encode(self._wire.whole(answer)))
