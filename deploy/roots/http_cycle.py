@@ -130,7 +130,7 @@ class Cycle(RequestResponseCycle):
         self.response_started = True
         self.waiting_for_100_continue = False
         end = _LINE_END if self.keep_alive else _CLOSE
-        self._ended(b"%b%b%b%b" % (STATUS_LINE[status], head, end, body))
+        self._ended(b"".join((STATUS_LINE[status], head, end, body)))
         return True
 
     def _ended(self, last: bytes) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -59,7 +59,6 @@ _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip"
 _STAMPS: Final = (b"x-correlation-id", b"x-request-id", b"traceparent", b"x-content-type-options", b"cache-control")
 _WHOLE: Final = (b"content-type", b"content-length")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_NO_IDS: Final = (None, None)
 _OK: Final = 200
 _NONE: Final[Mapping[str, Any]] = {}
 
@@ -91,11 +90,23 @@ class Exchange(Struct, kw_only=True):
 class Opening:
     """What a request's head says by itself: the same for the next request with the same head."""
 
-    __slots__ = ("beginning", "endpoint", "headers", "let_in", "path", "route", "says_json", "takes_body", "token")
+    __slots__ = (
+        "beginning",
+        "endpoint",
+        "headers",
+        "ids",
+        "let_in",
+        "path",
+        "route",
+        "says_json",
+        "takes_body",
+        "token",
+    )
 
     def __init__(self, headers: Headers, route: Route, path: str, token: str, endpoint: "EdgeApp | None") -> None:
         """`path`: as the framework knows it. `token`: empty where the route needs none."""
         self.headers = headers
+        self.ids = _ids_in(headers)
         self.route = route
         self.path = path
         self.token = token
@@ -242,7 +253,8 @@ class Edge:
         memory = extensions.get(HEAD_MEMORY)
         opening: Opening | None = None if memory is None else memory.get(self)
         headers = Headers(scope["headers"]) if opening is None else opening.headers
-        found = scope[EXCHANGE] = Exchange(trace=_trace_in(headers), headers=headers)
+        ids = _ids_in(headers) if opening is None else opening.ids
+        found = scope[EXCHANGE] = Exchange(trace=trace_from(*ids), headers=headers)
         reply = Answering(extensions, send, found, self)
         await self.conducted(self._let_in(scope, receive, reply, opening, memory), reply, scope["method"], started)
 
@@ -255,7 +267,7 @@ class Edge:
 
     def at_once(self, turn: Turn) -> "AtHand | None":
         """The same for whoever is let in again behind the same head, without a task; None, and nothing done, for others."""
-        opening = cast("Opening | None", turn.memory.get(self))
+        opening: Opening | None = turn.memory.get(self)
         if opening is None or opening.beginning is None or opening.let_in is None or not opening.says_json:
             return None
         assert self._at_hand is not None, "only then is there a beginning"
@@ -270,9 +282,9 @@ class Edge:
         if not isinstance(json, dict):
             return None
         turn.taken()
-        headers, trace = opening.headers, _trace_in(opening.headers)
+        trace = trace_from(*opening.ids)
         auth = opening.let_in.traced(trace)
-        found = Exchange(trace=trace, headers=headers, template=opening.route.template, auth=auth, json=json)
+        found = Exchange(trace=trace, headers=opening.headers, template=opening.route.template, auth=auth, json=json)
         begun = AtHand(self, turn, opening, found, started)
         begun.begin(opening.beginning)
         return begun
@@ -574,9 +586,9 @@ class Answering:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _trace_in(headers: Headers) -> Trace:
-    sends_ids = b"x-correlation-id" in headers or b"traceparent" in headers
-    return trace_from(*((headers.text(b"x-correlation-id"), headers.text(b"traceparent")) if sends_ids else _NO_IDS))
+def _ids_in(headers: Headers) -> tuple[str | None, str | None]:
+    """What its trace goes on from."""
+    return headers.text(b"x-correlation-id"), headers.text(b"traceparent")
 
 
 def _authorize(auth: AuthContext, route: Route) -> None:

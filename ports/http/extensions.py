@@ -36,7 +36,7 @@ HEAD_MEMORY: Final = "agentos.head_memory"
 """What may be remembered of a request's head alone: the same dictionary for as long as the heads of a connection are the
 same, byte for byte but for the length of the body. By whoever remembers it."""
 
-HeadMemory: TypeAlias = dict[object, object]
+HeadMemory: TypeAlias = dict[object, Any]
 
 
 class Turn(Protocol):
