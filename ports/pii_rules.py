@@ -80,7 +80,7 @@ def is_prose(text: str) -> bool:
     if seen.find(_TOO_LONG) >= 0 or seen.find(_TOO_WIDE) >= 0:
         return False
     parts = seen.split(b".")
-    return all(word.endswith(b"a") and rest[:1] in (b" ", b"") for word, rest in pairwise(parts))
+    return len(parts) == 1 or all(word.endswith(b"a") and rest[:1] in (b" ", b"") for word, rest in pairwise(parts))
 
 
 def prose_seam(text: str) -> int | None:

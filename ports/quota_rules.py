@@ -26,7 +26,7 @@ STREAM_RETRY_AFTER: Final = timedelta(seconds=1)
 
 def part_of(limit: int, share: int) -> int:
     """What one of `share` processes may give away of a limit; with fewer than there are processes, one each."""
-    return max(1, limit // share)
+    return limit // share or 1
 
 
 class RequestRates:
@@ -63,7 +63,8 @@ class RequestRates:
 
     def _then(self, tenant: TenantId, per_minute: int, now: float) -> float:
         """Until when its bucket is used, with one request more."""
-        return max(self._used_until.get(tenant, now), now) + WINDOW_SECONDS / part_of(per_minute, self._share)
+        used_until = self._used_until.get(tenant, now)
+        return (used_until if used_until > now else now) + WINDOW_SECONDS / part_of(per_minute, self._share)
 
 
 class StreamPlaces:

@@ -13,7 +13,7 @@ from ports.context import AuthContext
 from ports.errors import NotFound
 from ports.http.body import Receive
 from ports.http.edge import App, Edge, Exchange, Scope, Send
-from ports.http.extensions import AtOnce, Turn
+from ports.http.extensions import NO_FIELDS, AtOnce, Fields, Turn
 from ports.http.openapi import document
 from ports.ids import PrincipalId, TenantId
 from stack_b.deps import StackBDeps
@@ -89,15 +89,19 @@ def _app(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> App:
     # `x-ratelimit-*-tokens` on every response of a tenant whose balance is known, errors included.
     balances = pipeline.balances
 
-    def standing(found: Exchange) -> list[tuple[bytes, bytes]]:
-        return [] if found.auth is None else balances.headers(found.auth.tenant)
+    def standing(found: Exchange) -> Fields:
+        return NO_FIELDS if found.auth is None else balances.headers(found.auth.tenant)
+
+    def with_request_id(found: Exchange) -> Fields:
+        names, values = standing(found)
+        return (b"request-id", *names), (found.trace.correlation_id.encode(), *values)
 
     usual = edge(extra=openai_members, headers=standing)
     anthropic = edge(
         body=anthropic_body,
         key_header=b"x-api-key",
         # `request-id` is what Anthropic's clients look for.
-        headers=lambda found: [(b"request-id", found.trace.correlation_id.encode()), *standing(found)],
+        headers=with_request_id,
     )
     return _ByDialect(usual, anthropic)
 

@@ -1,10 +1,12 @@
 """A plain request while its backend answers, where it is no coroutine: what one would go on with."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
+from msgspec import Struct
+
 from ports.messages import Json
-from stack_b.backends.connection import Answer, Connection
+from stack_b.backends.connection import Answer
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.blocks import Reserved
 from stack_b.budget.held import Held
@@ -23,61 +25,31 @@ class Work(Interrupted, Protocol):
         ...
 
 
-class Sent:
+class Sent(Struct, kw_only=True, eq=False):
     """Its budget is held, its first call is under way, and its time runs: each of these blocks was entered."""
 
-    __slots__ = (
-        "_answer",
-        "_backend",
-        "_gone_on",
-        "call",
-        "calling",
-        "failed",
-        "held",
-        "interrupt",
-        "paid",
-        "ready",
-        "reserved",
-        "trail",
-    )
-
-    def __init__(
-        self,
-        *,
-        call: ChatCall,
-        trail: Trail,
-        ready: Ready,
-        reserved: Reserved,
-        held: Held,
-        calling: Calling,
-        interrupt: Interrupt,
-    ) -> None:
-        self.call = call
-        self.trail = trail
-        self.ready = ready
-        self.reserved = reserved
-        self.held = held
-        self.calling = calling
-        self.interrupt = interrupt
-        self.failed: BaseException | None = None
-        """What went wrong here after its answer had come."""
-        self.paid = False
-        """Its answer, though it may not be settled."""
-        self._gone_on = False
-
-    def send(
-        self, backend: OpenAiCompatible, connection: Connection, max_tokens: int, arrived: Callable[[], None]
-    ) -> None:
-        self._backend: OpenAiCompatible = backend
-        model = self.calling.candidate.card.upstream
-        self._answer: Answer = backend.send(connection, model, self.ready.body, max_tokens, arrived)
+    call: ChatCall
+    trail: Trail
+    ready: Ready
+    reserved: Reserved
+    held: Held
+    calling: Calling
+    interrupt: Interrupt
+    backend: OpenAiCompatible
+    answer: Answer
+    """Of its first call."""
+    failed: BaseException | None = None
+    """What went wrong here after its answer had come."""
+    paid: bool = False
+    """Its answer, though it may not be settled."""
+    _gone_on: bool = False
 
     def answered(self) -> dict[str, Json] | None:
         """The whole answer, where it is one."""
-        return self._backend.at_hand(self._answer)
+        return self.backend.at_hand(self.answer)
 
     def release(self) -> None:
-        self._answer.release()
+        self.answer.release()
 
     def raise_if_over(self) -> None:
         """What has failed, where everything was settled before it did."""
@@ -97,4 +69,4 @@ class Sent:
         if self.failed is not None:
             self.release()
             raise self.failed
-        return self._backend.going_on(self._answer)
+        return self.backend.going_on(self.answer)

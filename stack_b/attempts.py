@@ -18,7 +18,7 @@ from stack_b.budget.estimate import estimated_tokens
 from stack_b.budget.held import Held
 from stack_b.budget.slices import Slices, cuttable
 from stack_b.budget.spending import Served
-from stack_b.calling import Calling
+from stack_b.calling import Calling, calling
 from stack_b.chunks import Piece
 from stack_b.limits import Limits
 from stack_b.prepare import Ready
@@ -95,7 +95,7 @@ class Attempts:
 
     def calling(self, ready: Ready, trail: Trail, candidate: Candidate) -> Calling:
         """A block around a call that is answered as a whole."""
-        return Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=False)
+        return calling(self._router, trail, ready, candidate, streamed=False)
 
     def used(
         self, ready: Ready, candidate: Candidate, answer: dict[str, Json], written: Callable[[dict[str, Json]], int]
@@ -128,7 +128,7 @@ class Attempts:
             ready.answer.served_by(candidate)
             begun = False
             try:
-                with Calling(self._router, trail, ready.caller, ready.asked, candidate, streamed=True) as attempt:
+                with calling(self._router, trail, ready, candidate, streamed=True) as attempt:
                     chunks = candidate.backend.stream(candidate.card.upstream, ready.body, max_tokens)
                     try:
                         async for come in chunks:

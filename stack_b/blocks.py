@@ -69,18 +69,19 @@ class Refusing:
 class Reserved(Reservation):
     """A reservation that the trail knows of. Whatever was spent is counted and settled on the way out."""
 
-    __slots__ = ("_model", "_ready", "_tell", "_trail")
-
-    def __init__(self, meter: Meter, ready: Ready, trail: Trail, *, lease: timedelta, tell: Tell, model: str) -> None:
-        """`model`: as it was asked for."""
+    def __init__(self, meter: Meter, ready: Ready, trail: Trail, lease: timedelta, tell: Tell) -> None:
         plan = ready.plan
-        amount = Amount(tokens=ready.ask.amount, nanousd=plan.nanousd)
-        on = measured(ready.limit, plan.also)
-        super().__init__(meter, ready.auth, amount, on=on, lease=lease, about=plan.about, request=trail.request)
+        self.amount = Amount(tokens=ready.ask.amount, nanousd=plan.nanousd)
+        self._auth = ready.auth
+        self._purse = meter.purse
+        self._balances = meter.balances
+        self._on = measured(ready.limit, plan.also)
+        self._lease = lease
+        self._about = plan.about
+        self._request = trail.request
         self._tell = tell
         self._trail = trail
         self._ready = ready
-        self._model = model
 
     def at_hand(self) -> Held | None:
         """The block, entered, where nothing has to be waited for; entering it again changes nothing."""
@@ -93,7 +94,7 @@ class Reserved(Reservation):
 
     async def __aenter__(self) -> Held:
         if self.entered:
-            return self._spending
+            return self
         ready, trail, balances = self._ready, self._trail, self._balances
         # Mostly nothing has to be waited for.
         standing = balances.at_hand(ready.auth, limit=ready.limit)
@@ -115,8 +116,11 @@ class Reserved(Reservation):
 
     def left(self) -> Awaitable[object] | None:
         """The way out; what there is to wait for, if anything."""
-        trail, spending = self._trail, self._spending
-        if spending.chunk.left:
-            trail.over = spending.over
-        self._tell.settled(model=self._model, tenant=trail.auth.tenant, usage=spending.total)
-        return self.ended()
+        trail = self._trail
+        if self.chunk.left:
+            trail.over = self.over
+        self._tell.settled(model=self._ready.asked.name, tenant=self._auth.tenant, usage=self.total)
+        booking = self.ended()
+        # It has this one: nothing of a request is left to the collector.
+        del self._trail
+        return booking

@@ -1,5 +1,7 @@
 """Who waits for an answer, and what it means when they no longer do."""
 
+from msgspec import Struct
+
 from stack_b.backends.protocol import Backend
 from stack_b.interrupt import Interrupt
 
@@ -8,17 +10,14 @@ class Gone(Exception):
     """They left, and nothing more is done for them."""
 
 
-class Caller:
+class Caller(Struct, eq=False):
     """One request's. When they leave, the call under way ends at once, unless it would be billed to its end all the same:
     then it is read to its end, so that what is settled is what was billed."""
 
-    __slots__ = ("_interrupt", "_streamed", "_under_way", "gone")
-
-    def __init__(self) -> None:
-        self.gone = False
-        self._under_way: Backend | None = None
-        self._streamed = False
-        self._interrupt: Interrupt | None = None
+    gone: bool = False
+    _under_way: Backend | None = None
+    _streamed: bool = False
+    _interrupt: Interrupt | None = None
 
     @property
     def bound(self) -> bool:

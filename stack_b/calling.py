@@ -5,22 +5,17 @@ from typing import Self
 
 from stack_b.backends.catalog import Candidate
 from stack_b.caller import Caller
+from stack_b.prepare import Ready
 from stack_b.receipt import Trail
-from stack_b.routing.router import Asked, Attempting, Router
+from stack_b.routing.router import Attempting, Router
 
 
-class Calling(Attempting):
+class Calling(Attempting, kw_only=True, eq=False):
     """One for the router, the trail and the caller, as every request passes through it."""
 
-    __slots__ = ("_caller", "_streamed", "_trail")
-
-    def __init__(
-        self, router: Router, trail: Trail, caller: Caller, asked: Asked, candidate: Candidate, *, streamed: bool
-    ) -> None:
-        super().__init__(router, trail.auth, asked, candidate)
-        self._trail = trail
-        self._caller = caller
-        self._streamed = streamed
+    _trail: Trail
+    _caller: Caller
+    _streamed: bool
 
     def __enter__(self) -> Self:
         candidate = self._trail.candidate = self.candidate
@@ -32,3 +27,17 @@ class Calling(Attempting):
         now = self._router.monotonic()
         self._router.ended(self, error, now)
         self._trail.ended(self.candidate, now - self.began, error)
+
+
+def calling(router: Router, trail: Trail, ready: Ready, candidate: Candidate, *, streamed: bool) -> Calling:
+    return Calling(
+        _router=router,
+        auth=trail.auth,
+        asked=ready.asked,
+        candidate=candidate,
+        breaker=router.breaker_of(candidate.backend.name),
+        began=router.monotonic(),
+        _trail=trail,
+        _caller=ready.caller,
+        _streamed=streamed,
+    )

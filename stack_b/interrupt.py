@@ -5,6 +5,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from msgspec import Struct
+
 from ports.errors import Unavailable
 
 _LEEWAY_S: Final = 0.001
@@ -25,20 +27,17 @@ class Interrupted(Protocol):
     def uncancel(self) -> int: ...
 
 
-class Interrupt:
+class Interrupt(Struct, eq=False):
     """`with interrupt:` around what the current task waits for. `fire` ends that wait, and the block raises `error()`.
 
     As `asyncio.timeout` does it, without a timer: a cancellation by somebody else stays one.
     """
 
-    __slots__ = ("_before", "_error", "fired", "task")
-
-    def __init__(self, error: Callable[[], Exception], task: Interrupted | None = None) -> None:
-        """With the current `task` it is entered."""
-        self._error = error
-        self.task = task
-        self._before = 0 if task is None else task.cancelling()
-        self.fired = False
+    _error: Callable[[], Exception]
+    task: Interrupted | None = None
+    """With the current one it is entered."""
+    _before: int = 0
+    fired: bool = False
 
     def __enter__(self) -> Self:
         self.task = asyncio.current_task()
@@ -92,7 +91,7 @@ class Deadlines:
         # Who has the loop that runs saves asking for it, which is a call of the system each time.
         task = instead or asyncio.current_task(loop)
         assert task is not None, "there is a task to interrupt"
-        interrupt = Interrupt(self._late, task)
+        interrupt = Interrupt(self._late, task, task.cancelling())
         self._due[interrupt] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_later(self.seconds, self._look, loop)

@@ -96,7 +96,7 @@ class Pipeline:
             with Refusing(trail, self._tell, self._deadlines, caller, None if sent is None else sent.interrupt):
                 if sent is None:
                     ready = await self._prepare.chat(auth, call, trail, caller)
-                    reserved, calling = self._reserved(call.model, ready, trail), None
+                    reserved, calling = self._reserved(ready, trail), None
                 else:
                     sent.raise_if_over()
                     ready, reserved, calling = sent.ready, sent.reserved, sent.calling
@@ -145,7 +145,7 @@ class Pipeline:
         connection = backend.idle()
         if connection is None:
             return None
-        reserved, interrupt = self._reserved(call.model, ready, trail), None
+        reserved, interrupt = self._reserved(ready, trail), None
         try:
             held = reserved.at_hand()
             if held is None:
@@ -156,10 +156,7 @@ class Pipeline:
             interrupt = self._deadlines.begin(work)
             calling = self._attempts.calling(ready, trail, first)
             calling.__enter__()
-            sent = Sent(
-                call=call, trail=trail, ready=ready, reserved=reserved, held=held, calling=calling, interrupt=interrupt
-            )
-            sent.send(backend, connection, most(ready, first), work.arrived)
+            answer = backend.send(connection, first.card.upstream, ready.body, most(ready, first), work.arrived)
         except BaseException:
             connection.abort()
             if interrupt is not None:
@@ -167,7 +164,17 @@ class Pipeline:
             if reserved.entered:
                 reserved.ended()
             raise
-        return sent
+        return Sent(
+            call=call,
+            trail=trail,
+            ready=ready,
+            reserved=reserved,
+            held=held,
+            calling=calling,
+            interrupt=interrupt,
+            backend=backend,
+            answer=answer,
+        )
 
     def arrived(self, sent: Sent) -> dict[str, Json] | None:
         """The rest of it, where the whole answer is here and nothing is to be waited for; else None: it is `going_on`'s.
@@ -217,7 +224,7 @@ class Pipeline:
             with Refusing(trail, self._tell):
                 ready = await self._prepare.chat(auth, call, trail, caller or Caller())
                 relay = Relay(ready, trail, show)
-                async with self._reserved(call.model, ready, trail) as spending:
+                async with self._reserved(ready, trail) as spending:
                     try:
                         async with self._attempts.slices(ready, spending) as slices:
                             shaper = await self._attempts.streamed(
@@ -245,7 +252,7 @@ class Pipeline:
     async def _embed(self, auth: AuthContext, call: EmbedCall, trail: Trail, caller: Caller) -> dict[str, Json]:
         with Refusing(trail, self._tell, self._deadlines, caller):
             ready = await self._prepare.embed(auth, call, trail, caller)
-            async with self._reserved(call.model, ready, trail) as spending:
+            async with self._reserved(ready, trail) as spending:
                 answer = await self._attempts.whole(
                     ready, spending, trail, lambda to, _: to.backend.embed(to.card.upstream, ready.body), lambda _: 0
                 )
@@ -283,5 +290,5 @@ class Pipeline:
         self._looked_through(ready, trail)
         return {**answer, "model": call.model, **trail.receipt(spending.total, answer.get("usage"))}
 
-    def _reserved(self, model: str, ready: Ready, trail: Trail) -> Reserved:
-        return Reserved(self.meter, ready, trail, lease=self._lease, tell=self._tell, model=model)
+    def _reserved(self, ready: Ready, trail: Trail) -> Reserved:
+        return Reserved(self.meter, ready, trail, self._lease, self._tell)

@@ -49,7 +49,7 @@ from stack_b.redaction.weight import check_weight, weight_of_plain
 from stack_b.routing.router import Asked, conversation_of
 from stack_b.tell import Tell
 
-_Simply: TypeAlias = tuple[Tenant, Asked, tuple[Candidate, ...], tuple[str, ...]]
+_Simply: TypeAlias = tuple[Tenant, Asked, tuple[Candidate, ...], tuple[str, ...], PiiRules]
 
 
 class Ready(Struct, frozen=True, kw_only=True):
@@ -104,8 +104,7 @@ class Preparation:
         simply = self._simply(auth, call)
         if simply is not None:
             self._tenants.counted(simply[0])
-            texts = simply[3]
-            rules = self.rules(simply[0])
+            texts, rules = simply[3:]
             if clear_at_hand(self._pii, auth, texts, rules) or await clear(self._pii, auth, texts, rules):
                 return self._simple(auth, call, simply, trail, caller)
         asked = self.route_asked(call)
@@ -144,13 +143,13 @@ class Preparation:
         simply = self._simply(auth, call)
         if simply is None or simply[0].entitlements.store_prompts is not None or not self._tenants.has_room(simply[0]):
             return None
-        if not clear_at_hand(self._pii, auth, simply[3], self.rules(simply[0])):
+        if not clear_at_hand(self._pii, auth, *simply[3:]):
             return None
         return self._simple(auth, call, simply, trail, caller), simply[0]
 
     def _simply(self, auth: AuthContext, call: ChatCall) -> _Simply | None:
         """Of a plain request of which nothing but its texts is left to decide, as mostly: what `chat` would find of it, its
-        tenant not counted yet, and its texts. None for any other, and wherever something has to be waited for."""
+        tenant not counted yet, its texts and the rules for them. None for any other, and where something is waited for."""
         texts = texts_in(call, call.members)
         if texts is None or call.choices > 1 or call.preference != "quality":
             return None
@@ -166,7 +165,9 @@ class Preparation:
         asked = _simply_asked(call.model)
         priced = self._prices.at(self._clock.now)
         candidates = self._router.candidates(auth, asked, entitlements, priced)
-        return (tenant, asked, candidates, texts) if candidates and all_capable(call, candidates) else None
+        if not candidates or not all_capable(call, candidates):
+            return None
+        return tenant, asked, candidates, texts, self.rules(tenant)
 
     def _simple(
         self,
@@ -177,7 +178,7 @@ class Preparation:
         caller: Caller,
     ) -> Ready:
         """Of a request in which there is nothing to take out."""
-        tenant, asked, candidates, _ = simply
+        tenant, asked, candidates, _, rules = simply
         ask = self.asked(call, candidates)
         trail.outcome = ALLOWED
         trail.texts = texts_to_keep(tenant.entitlements, call.members)
@@ -190,7 +191,7 @@ class Preparation:
             plan=Plan(also=(), candidates=candidates, nanousd=0, about=NOBODY_KNOWN),
             limit=tenant.entitlements.tokens_per_day,
             sent_bytes=len(ask.body),
-            answer=Answer(Lens(self._pii, auth, self.rules(tenant), NOTHING_UNDONE)),
+            answer=Answer(Lens(self._pii, auth, rules, NOTHING_UNDONE)),
             caller=caller,
         )
 

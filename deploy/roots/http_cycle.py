@@ -1,10 +1,10 @@
 """One request and its response on a connection: uvicorn's, and what our server offers beyond ASGI."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from logging import Logger
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from ports.http.extensions import HeadMemory
+from ports.http.extensions import NO_FIELDS, Fields, HeadMemory
 
 _LINE_END: Final = b"\r\n"
 _CLOSE: Final = b"connection: close\r\n\r\n"
@@ -27,6 +27,15 @@ class Refused(Exception):
 
 
 class Owner(Protocol):
+    """The connection's protocol."""
+
+    transport: Any
+    flow: FlowControl
+    logger: Logger
+    server_state: ServerState
+
+    def on_response_complete(self) -> None: ...
+
     def go_on(self, cycle: "Cycle") -> None: ...
 
 
@@ -36,7 +45,6 @@ class Cycle(RequestResponseCycle):
     Behind a known head it is a `ports.http.extensions.Turn`, too."""
 
     memory: HeadMemory
-    owner: "Owner"
     # As each one begins.
     access_log = False
     disconnected = False
@@ -52,23 +60,19 @@ class Cycle(RequestResponseCycle):
     def __init__(  # uvicorn's sets twenty attributes, most of them to the same values
         self,
         scope: HTTPScope,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        logger: Logger,
-        server_state: ServerState,
-        *,
+        owner: Owner,
         expect_100_continue: bool,
         keep_alive: bool,
-        on_response: Callable[..., None],
     ) -> None:
         self.scope = scope
-        self.transport = transport
-        self.flow = flow
-        self.logger = logger
-        self.default_headers = server_state.default_headers
+        self.owner = owner
+        self.transport = owner.transport
+        self.flow = owner.flow
+        self.logger = owner.logger
+        self.default_headers = owner.server_state.default_headers
         self.waiting_for_100_continue = expect_100_continue
         self.keep_alive = keep_alive
-        self.on_response = on_response
+        self.on_response = owner.on_response_complete
         self.body: bytes | bytearray = b""  # type: ignore[assignment]  # mostly it is one piece
 
     @property
@@ -117,16 +121,16 @@ class Cycle(RequestResponseCycle):
             self.flow.resume_reading()
         return bytes(body)
 
-    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+    def whole(self, status: int, fields: Fields, body: bytes) -> bool:
         if self.response_started or self.disconnected or self.flow.write_paused or self.scope["method"] == "HEAD":
             return False
-        head = self._head(headers)
+        head = self._head(*fields)
         if head is None:
             return False
         self.response_started = True
         self.waiting_for_100_continue = False
         end = _LINE_END if self.keep_alive else _CLOSE
-        self._ended(b"%b%b%b%b" % (STATUS_LINE[status], head, end, body))
+        self._ended(b"".join((STATUS_LINE[status], head, end, body)))
         return True
 
     def _ended(self, last: bytes) -> None:
@@ -163,7 +167,8 @@ class Cycle(RequestResponseCycle):
         """Whether the head of a stream was sent. Of what has a length, or has no body at all, it is not."""
         if self.response_started or status in _WITHOUT_BODY:
             return False
-        head = None if b"content-length" in dict(headers) else self._head(headers)
+        names, values = zip(*headers, strict=True) if headers else NO_FIELDS
+        head = None if b"content-length" in names else self._head(names, values)
         if head is None:
             return False
         self.response_started = self.chunked_encoding = True
@@ -172,17 +177,18 @@ class Cycle(RequestResponseCycle):
         self.transport.write(b"%b%btransfer-encoding: chunked\r\n%b" % (STATUS_LINE[status], head, end))
         return True
 
-    def _head(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    def _head(self, names: tuple[bytes, ...], values: tuple[bytes, ...]) -> bytes | None:
         """The fields of a response; None where that takes a longer look."""
-        names, values = zip(*self.default_headers, *headers, strict=True)
+        for name, value in reversed(self.default_headers):
+            names, values = (name, *names), (value, *values)
         lines = _lines(names)
         if lines is None:
             return None
-        head = lines % values
         # A line break inside of a field would make another one of it: that is uvicorn's to refuse.
-        ends = len(names)
-        whole = head.count(b"\r") == ends and head.count(b"\n") == ends and head.find(b"\0") < 0
-        return head if whole else None
+        said = b"".join(values)
+        if said.find(b"\r") >= 0 or said.find(b"\n") >= 0 or said.find(b"\0") >= 0:
+            return None
+        return lines % values
 
 
 def target(url: bytes) -> tuple[str, bytes, bytes]:

@@ -167,13 +167,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._idle_since = None
         self.cycle = cycle = Cycle(
             known.scope.copy(),  # type: ignore[arg-type]  # it was an HTTP scope
-            self.transport,
-            self.flow,
-            self.logger,
-            self.server_state,
-            expect_100_continue=False,
-            keep_alive=True,
-            on_response=self.on_response_complete,
+            self,
+            False,
+            True,
         )
         cycle.body = body
         cycle.more_body = False
@@ -181,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
             begun = None
         else:
             self._told, self._at_work = None, cycle
-            cycle.memory, cycle.owner = known.memory, self
+            cycle.memory = known.memory
             begun = self._begins(cycle)
         if begun is None:
             self._start(cycle, self.app, known.memory)
@@ -245,14 +241,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body, self._wire_bytes, self._body_bytes = True, 0, 0
         before = self.cycle
         self.cycle = cycle = Cycle(
-            scope,
-            self.transport,
-            self.flow,
-            self.logger,
-            self.server_state,
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+            scope, self, self.expect_100_continue, version != "1.0" and self.parser.should_keep_alive()
         )
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -28,7 +28,16 @@ from ports.errors import (
 )
 from ports.http import envelope, strict_json
 from ports.http.body import NO_BODY, Arriving, Disconnected, Receive, check_body_headers, read_body
-from ports.http.extensions import HEAD_MEMORY, WHOLE_REQUEST, WHOLE_RESPONSE, HeadMemory, Turn, WholeResponse
+from ports.http.extensions import (
+    HEAD_MEMORY,
+    NO_FIELDS,
+    WHOLE_REQUEST,
+    WHOLE_RESPONSE,
+    Fields,
+    HeadMemory,
+    Turn,
+    WholeResponse,
+)
 from ports.http.headers import Headers
 from ports.http.repeats import Repeats
 from ports.http.routes import DENIED, IDENTIFIED, LOOPBACK, PUBLIC, Route, RouteTable
@@ -47,9 +56,9 @@ UNMATCHED: Final = "unmatched"
 
 _FORWARDED: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-", b"via")
 """How the headers begin that proxies add."""
-_ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+_STAMPS: Final = (b"x-correlation-id", b"x-request-id", b"traceparent", b"x-content-type-options", b"cache-control")
+_WHOLE: Final = (b"content-type", b"content-length")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_NO_IDS: Final = (None, None)
 _OK: Final = 200
 _NONE: Final[Mapping[str, Any]] = {}
 
@@ -81,11 +90,23 @@ class Exchange(Struct, kw_only=True):
 class Opening:
     """What a request's head says by itself: the same for the next request with the same head."""
 
-    __slots__ = ("beginning", "endpoint", "headers", "let_in", "path", "route", "says_json", "takes_body", "token")
+    __slots__ = (
+        "beginning",
+        "endpoint",
+        "headers",
+        "ids",
+        "let_in",
+        "path",
+        "route",
+        "says_json",
+        "takes_body",
+        "token",
+    )
 
     def __init__(self, headers: Headers, route: Route, path: str, token: str, endpoint: "EdgeApp | None") -> None:
         """`path`: as the framework knows it. `token`: empty where the route needs none."""
         self.headers = headers
+        self.ids = _ids_in(headers)
         self.route = route
         self.path = path
         self.token = token
@@ -103,7 +124,7 @@ class Opening:
 Observe: TypeAlias = Callable[[Exchange, str, int, float], None]
 """Called once per request with the exchange, the method, the status (499: client gone) and the seconds it took."""
 
-MoreHeaders: TypeAlias = Callable[[Exchange], list[tuple[bytes, bytes]]]
+MoreHeaders: TypeAlias = Callable[[Exchange], Fields]
 """What a surface adds to the headers of a response."""
 
 Denied: TypeAlias = Callable[[AuthContext, str, PermissionDenied], Awaitable[None]]
@@ -140,8 +161,8 @@ async def nothing_acted(_: AuthContext) -> None:
     return None
 
 
-def no_headers(_: Exchange) -> list[tuple[bytes, bytes]]:
-    return []
+def no_headers(_: Exchange) -> Fields:
+    return NO_FIELDS
 
 
 class Begun(Protocol):
@@ -150,8 +171,8 @@ class Begun(Protocol):
     under_way: bool
     """It has to wait, and says `AtHand.arrived` or `AtHand.cancel` when that is over."""
 
-    def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
-        """What was waited for is here. The headers and the body of its answer, or None where it is `rest`'s now.
+    def arrived(self) -> tuple[bytes, bytes] | None:
+        """What was waited for is here. The media type and the body of its answer, or None where it is `rest`'s now.
 
         So it is where this raises: `rest` does again.
         """
@@ -232,7 +253,8 @@ class Edge:
         memory = extensions.get(HEAD_MEMORY)
         opening: Opening | None = None if memory is None else memory.get(self)
         headers = Headers(scope["headers"]) if opening is None else opening.headers
-        found = scope[EXCHANGE] = Exchange(trace=_trace_in(headers), headers=headers)
+        ids = _ids_in(headers) if opening is None else opening.ids
+        found = scope[EXCHANGE] = Exchange(trace=trace_from(*ids), headers=headers)
         reply = Answering(extensions, send, found, self)
         await self.conducted(self._let_in(scope, receive, reply, opening, memory), reply, scope["method"], started)
 
@@ -245,7 +267,7 @@ class Edge:
 
     def at_once(self, turn: Turn) -> "AtHand | None":
         """The same for whoever is let in again behind the same head, without a task; None, and nothing done, for others."""
-        opening = cast("Opening | None", turn.memory.get(self))
+        opening: Opening | None = turn.memory.get(self)
         if opening is None or opening.beginning is None or opening.let_in is None or not opening.says_json:
             return None
         assert self._at_hand is not None, "only then is there a beginning"
@@ -260,9 +282,9 @@ class Edge:
         if not isinstance(json, dict):
             return None
         turn.taken()
-        headers, trace = opening.headers, _trace_in(opening.headers)
+        trace = trace_from(*opening.ids)
         auth = opening.let_in.traced(trace)
-        found = Exchange(trace=trace, headers=headers, template=opening.route.template, auth=auth, json=json)
+        found = Exchange(trace=trace, headers=opening.headers, template=opening.route.template, auth=auth, json=json)
         begun = AtHand(self, turn, opening, found, started)
         begun.begin(opening.beginning)
         return begun
@@ -401,17 +423,13 @@ class Edge:
         """An endpoint's answer was sent."""
         self._observe(found, method, _OK, time.perf_counter() - started)
 
-    def stamps(self, found: Exchange) -> list[tuple[bytes, bytes]]:
+    def stamps(self, found: Exchange) -> Fields:
         """The headers that every response gets."""
         trace = found.trace
         correlation_id = trace.correlation_id.encode()
-        return [
-            (b"x-correlation-id", correlation_id),
-            (b"x-request-id", correlation_id),
-            (b"traceparent", trace.traceparent.encode()),
-            *_ALWAYS,
-            *self._more_headers(found),
-        ]
+        names, values = self._more_headers(found)
+        stamps = (correlation_id, correlation_id, trace.traceparent.encode(), b"nosniff", b"no-store")
+        return _STAMPS + names, stamps + values
 
     async def _turned_away(self, auth: AuthContext, route: Route, error: PermissionDenied) -> None:
         """A request like any other: it is counted, and then noted."""
@@ -466,25 +484,24 @@ class Edge:
         await send.whole(envelope.status_of(error), headers, self._body(error, found.trace.correlation_id))
 
 
-class AtHand:
+class AtHand(Struct, eq=False):
     """A request without a task of its own for as long as it needs none. Satisfies `ports.http.extensions.AtOnce`."""
 
-    __slots__ = ("_begun", "_edge", "_error", "_found", "_opening", "_started", "_turn", "under_way")
-
-    def __init__(self, edge: Edge, turn: Turn, opening: Opening, found: Exchange, started: float) -> None:
-        self._edge = edge
-        self._turn = turn
-        self._opening = opening
-        self._found = found
-        self._started = started
-        self._error: Exception | None = None
+    _edge: Edge
+    _turn: Turn
+    _opening: Opening
+    _found: Exchange
+    _started: float
+    under_way: bool = False
+    _begun: Begun | None = None
+    _error: Exception | None = None
 
     def begin(self, beginning: Beginning) -> None:
         try:
             begun = self._begun = beginning(self._found, self)
             self.under_way = begun.under_way
         except Exception as error:  # noqa: BLE001 - `rest` raises it, where it is told
-            self._error, self.under_way = error, False
+            self._error = error
 
     def arrived(self) -> None:
         """What its endpoint has waited for is here. Who has a task by now finds it there."""
@@ -500,12 +517,13 @@ class AtHand:
             self._turn.go_on()
 
     def _answered(self) -> bool:
+        assert self._begun is not None, "it is under way"
         answer = self._begun.arrived()
         if answer is None:
             return False
-        headers, body = answer
-        stamps = self._edge.stamps(self._found)
-        return self._turn.whole(_OK, [*headers, (b"content-length", b"%d" % len(body)), *stamps], body)
+        media_type, body = answer
+        names, values = self._edge.stamps(self._found)
+        return self._turn.whole(_OK, (_WHOLE + names, (media_type, b"%d" % len(body), *values)), body)
 
     def cancel(self) -> None:
         """It is not to wait any longer: what that means is `rest`'s to say, as of a task that is cancelled."""
@@ -532,6 +550,7 @@ class AtHand:
                 # It has this frame: nothing of a request is left to the collector.
                 del error
         self._found.reauthorize = self._edge.reauthorized(self._opening, self._found)
+        assert self._begun is not None, "nothing went wrong"
         await self._begun.rest(scope, receive, reply)
 
 
@@ -550,23 +569,26 @@ class Answering:
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._edge.stamps(self.found)]
+            message["headers"] = [*message.get("headers", ()), *zip(*self._edge.stamps(self.found), strict=True)]
         await self._send(message)
 
     async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """A response with `body`; `headers` are those beside its length."""
         self.status = status
-        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._edge.stamps(self.found)]
+        names, values = self._edge.stamps(self.found)
+        names = (*(name for name, _ in headers), b"content-length", *names)
+        values = (*(value for _, value in headers), b"%d" % len(body), *values)
         at_once: WholeResponse | None = self.extensions.get(WHOLE_RESPONSE)
-        if at_once is not None and at_once(status, headers, body):
+        if at_once is not None and at_once(status, (names, values), body):
             return
+        headers = list(zip(names, values, strict=True))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _trace_in(headers: Headers) -> Trace:
-    sends_ids = b"x-correlation-id" in headers or b"traceparent" in headers
-    return trace_from(*((headers.text(b"x-correlation-id"), headers.text(b"traceparent")) if sends_ids else _NO_IDS))
+def _ids_in(headers: Headers) -> tuple[str | None, str | None]:
+    """What its trace goes on from."""
+    return headers.text(b"x-correlation-id"), headers.text(b"traceparent")
 
 
 def _authorize(auth: AuthContext, route: Route) -> None:

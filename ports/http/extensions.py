@@ -15,11 +15,16 @@ comes behind it: the disconnect."""
 
 WholeRequest: TypeAlias = Callable[[], bytes | None]
 
+Fields: TypeAlias = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+"""Of a head: their names, which are mostly the same, and their values in the same order."""
+
+NO_FIELDS: Final[Fields] = ((), ())
+
 WHOLE_RESPONSE: Final = "agentos.whole_response"
-"""Sends a response that is there as a whole, its `content-length` among the headers; whether it did. If not, it is to be
+"""Sends a response that is there as a whole, its `content-length` among its fields; whether it did. If not, it is to be
 sent in parts."""
 
-WholeResponse: TypeAlias = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]
+WholeResponse: TypeAlias = Callable[[int, Fields, bytes], bool]
 
 STREAM_PIECE: Final = "agentos.stream_piece"
 """Sends a piece of a stream that has begun, the last one or not; whether it did. If not, it is to be sent as ever: whoever
@@ -31,7 +36,7 @@ HEAD_MEMORY: Final = "agentos.head_memory"
 """What may be remembered of a request's head alone: the same dictionary for as long as the heads of a connection are the
 same, byte for byte but for the length of the body. By whoever remembers it."""
 
-HeadMemory: TypeAlias = dict[object, object]
+HeadMemory: TypeAlias = dict[object, Any]
 
 
 class Turn(Protocol):
@@ -48,7 +53,7 @@ class Turn(Protocol):
 
     def taken(self) -> bytes | None: ...
 
-    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, /) -> bool:
+    def whole(self, status: int, fields: Fields, body: bytes, /) -> bool:
         """As `WHOLE_RESPONSE`."""
         ...
 

@@ -50,7 +50,7 @@ def parse(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     # In prose there are many commas, and few outside of strings.
     if len(raw) > MAX_VALUES and len(raw) - len(raw.translate(None, _SEPARATORS)) > MAX_VALUES and _too_many(raw):
         raise _refused(f"the body has more than {MAX_VALUES} members and items")
-    if raw.count(b"[") + raw.count(b"{") > max_depth and _depth(raw) > max_depth:
+    if _opened(raw, max_depth + 1) > max_depth and _depth(raw) > max_depth:
         raise _refused(f"the body is nested deeper than {max_depth} levels")
     value = _plainly(raw)
     return _thoroughly(raw) if value is None else value
@@ -108,6 +108,12 @@ def _too_many(raw: bytes) -> bool:
         if begun > MAX_VALUES or tokens > 3 * MAX_VALUES:
             return True
     return False
+
+
+def _opened(raw: bytes, most: int) -> int:
+    """How many brackets open, of each kind counted to `most`. Where there are few, finding them to leave them out takes a
+    tenth of what counting does, which looks at byte after byte."""
+    return 2 * len(raw) - len(raw.replace(b"[", b"", most)) - len(raw.replace(b"{", b"", most))
 
 
 def _depth(raw: bytes) -> int:

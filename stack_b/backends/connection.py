@@ -64,34 +64,29 @@ class Patience(Struct, frozen=True, kw_only=True):
     """From the request to the answer's end."""
 
 
-class Answer:
+class Answer(Struct, eq=False):
     """A response under way. Whoever got it calls `release` on every way out; that ends the call if it isn't over."""
 
-    __slots__ = (
-        "_body", "_connection", "_loop", "_room", "_whole",
-        "arrived", "complete", "error", "framed", "keep_alive", "kept", "status", "waiter",
-    )  # fmt: skip
-
-    def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop) -> None:
-        self._connection = connection
-        self._loop = loop
-        self.waiter: asyncio.Future[None] | None = None
-        """Of whoever waits for more of it."""
-        self.arrived: Callable[[], None] | None = None
-        """Whom it calls when all of it is here, or will never be, instead: see `Connection.send`."""
-        self.error: ExchangeError | None = None
-        """What went wrong."""
-        # Bytes as they came until there is more than one piece: many tiny pieces must not cost an object each.
-        self._body: bytes | bytearray = b""
-        self._room = HIGH_WATER_BYTES
-        self._whole = False
-        self.status = 0
-        self.kept: dict[bytes, bytes] = {}
-        """Headers that the caller has a use for, by their name in lower case."""
-        self.framed = False
-        """Whether the response says where it ends, other than by the end of the connection."""
-        self.complete = False
-        self.keep_alive = False
+    _connection: "Connection"
+    _loop: asyncio.AbstractEventLoop
+    waiter: asyncio.Future[None] | None = None
+    """Of whoever waits for more of it."""
+    arrived: Callable[[], None] | None = None
+    """Whom it calls when all of it is here, or will never be, instead: see `Connection.send`."""
+    error: ExchangeError | None = None
+    """What went wrong."""
+    # Bytes as they came until there is more than one piece: many tiny pieces must not cost an object each.
+    _body: bytes | bytearray = b""
+    _room: int = HIGH_WATER_BYTES
+    whole: bool = False
+    """All of it is kept for who reads it."""
+    status: int = 0
+    kept: dict[bytes, bytes] = {}
+    """Headers that the caller has a use for, by their name in lower case."""
+    framed: bool = False
+    """Whether the response says where it ends, other than by the end of the connection."""
+    complete: bool = False
+    keep_alive: bool = False
 
     def at_hand(self, limit: int) -> bytes | bytearray | None:
         """The whole content, where all of it has come, as mostly with its head; else it is to be read."""
@@ -99,7 +94,7 @@ class Answer:
 
     def gather(self, limit: int, arrived: Callable[[], None]) -> None:
         """Keep all of it, up to `limit` bytes, for whoever is called then."""
-        self._whole, self._room, self.arrived = True, limit, arrived
+        self.whole, self._room, self.arrived = True, limit, arrived
 
     async def taken_over(self) -> "Answer":
         """The same as from `ask`, for whoever waits for what was sent without waiting. Nobody is called any more."""
@@ -114,7 +109,7 @@ class Answer:
 
     async def read(self, limit: int) -> bytes | bytearray:
         """The whole content. Raises `TooLarge` beyond `limit` bytes, as soon as that is seen, and `ExchangeError`."""
-        self._whole, self._room = True, limit
+        self.whole, self._room = True, limit
         self._connection.resume()
         if len(self._body) > limit:
             raise TooLarge("its answer is too large")
@@ -156,13 +151,9 @@ class Answer:
             self._body += data
         if len(self._body) > self._room:
             return False
-        if not self._whole and self.waiter is not None:
+        if not self.whole and self.waiter is not None:
             self.wake()
         return True
-
-    @property
-    def whole(self) -> bool:
-        return self._whole
 
     def fail(self, error: ExchangeError) -> None:
         self.error = error
@@ -446,7 +437,9 @@ class Connection(asyncio.Protocol):
 
     def _expect(self, at: float) -> None:
         """Something must happen before `at`, by the loop's clock."""
-        at = self._deadline = min(at, self._over)
+        if at > self._over:
+            at = self._over
+        self._deadline = at
         if self._timer is not None:
             if self._timer.when() <= at + _TIMER_SLACK_S:
                 return

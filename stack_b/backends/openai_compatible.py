@@ -87,6 +87,8 @@ class OpenAiCompatible:
         self._path = parts.path.rstrip("/")
         self._query = f"?{parts.query}" if parts.query else ""
         self._dialect = dialect or Dialect()
+        self._ours = frozenset({*self._dialect.members, "model", self._max_tokens_member, "stream", "stream_options"})
+        """What a request may say in our words."""
         self._headers = _headers(name, host_header(parts), api_key, self._dialect)
         self._heads: dict[str, bytes] = {}
         seconds = timeout.total_seconds()
@@ -175,7 +177,7 @@ class OpenAiCompatible:
 
     def _chat_request(self, model: str, body: dict[str, Json], more: dict[str, Json]) -> bytes:
         ours = {**self._dialect.members, "model": model, **more}
-        if isinstance(body, Encoded) and body and body.keys().isdisjoint(ours):
+        if isinstance(body, Encoded) and body and self._ours.isdisjoint(body):
             # Written once for all who read it.
             content = b"%b,%b" % (body.json[:-1], msgspec.json.encode(ours)[1:])
         else:

@@ -17,11 +17,13 @@ from msgspec.structs import replace
 from ports.budget import Balance, BudgetLedger
 from ports.clock import Clock
 from ports.context import AuthContext
+from ports.http.extensions import NO_FIELDS, Fields
 from ports.ids import TenantId
 from ports.shared_reads import SharedReads
 
 FRESH_S: Final = 1.0
 MAX_TENANTS: Final = 10_000
+_NAMES: Final = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 _SECOND: Final = timedelta(seconds=1)
 
 
@@ -46,12 +48,12 @@ class _Known:
     settled: int
     told_until: float = -inf
     """By the monotonic clock: until then these two say the same."""
-    told_limit: tuple[bytes, bytes] = (b"", b"")
-    told_reset: tuple[bytes, bytes] = (b"", b"")
+    told_limit: bytes = b""
+    told_reset: bytes = b""
 
-    @property
     def free(self) -> int:
-        return max(0, self.balance.limit - self.settled - self.held)
+        free = self.balance.limit - self.settled - self.held
+        return free if free > 0 else 0
 
 
 class Balances:
@@ -106,29 +108,26 @@ class Balances:
     def settled(self, tenant: TenantId, amount: int, spent: int) -> None:
         known = self._known.get(tenant)
         if known is not None:
-            known.held = max(0, known.held - amount)
+            held = known.held - amount
+            known.held = held if held > 0 else 0
             known.settled += spent
 
-    def headers(self, tenant: TenantId) -> list[tuple[bytes, bytes]]:
+    def headers(self, tenant: TenantId) -> Fields:
         """`x-ratelimit-{limit,remaining,reset}-tokens`; none for a tenant that nothing is known of."""
         known = self._known.get(tenant)
         if known is None:
-            return []
+            return NO_FIELDS
         now = self._clock.monotonic()
         if now >= known.told_until:
             self._tell(known, now)
-        return [
-            known.told_limit,
-            (b"x-ratelimit-remaining-tokens", b"%d" % known.free),
-            known.told_reset,
-        ]
+        return _NAMES, (known.told_limit, b"%d" % known.free(), known.told_reset)
 
     def _tell(self, known: _Known, now: float) -> None:
         """Above a second the reset is told in seconds, and most of a tenant's requests come in the same one."""
         left = max(timedelta(0), known.balance.window_end - self._clock.now())
         known.told_until = now + (left.microseconds / 1e6 if left >= _SECOND else 0.0)
-        known.told_limit = (b"x-ratelimit-limit-tokens", b"%d" % known.balance.limit)
-        known.told_reset = (b"x-ratelimit-reset-tokens", duration(left).encode())
+        known.told_limit = b"%d" % known.balance.limit
+        known.told_reset = duration(left).encode()
 
 
 def duration(value: timedelta) -> str:

@@ -12,27 +12,16 @@ from stack_b.budget.spending import Spending
 
 
 class Held(Spending):
-    """Of one request at a time; not shared."""
+    """Of one request at a time; not shared. Whoever holds it says so: `meter.Reservation`."""
 
-    def __init__(
-        self,
-        auth: AuthContext,
-        chunk: Chunk,
-        amount: Amount,
-        *,
-        on: tuple[Account, ...],
-        lease: timedelta,
-        purse: Purse,
-        balances: Balances,
-    ) -> None:
-        """`amount` of `chunk` is taken."""
-        self.chunk = chunk
-        self.amount = amount
-        self._auth = auth
-        self._on = on
-        self._lease = lease
-        self._purse = purse
-        self._balances = balances
+    chunk: Chunk
+    amount: Amount
+    """Of `chunk`."""
+    _auth: AuthContext
+    _on: tuple[Account, ...]
+    _lease: timedelta
+    _purse: Purse
+    _balances: Balances
 
     @property
     def over(self) -> tuple[str, ...]:

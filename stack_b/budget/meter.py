@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Awaitable
-from datetime import timedelta
 from functools import lru_cache
 from types import TracebackType
 from typing import Final
 
 from msgspec.structs import replace
 
-from ports.budget import TOKENS_PER_DAY, Account, Amount, BudgetLedger, Unit, UsageEvent
+from ports.budget import TOKENS_PER_DAY, Account, BudgetLedger, Unit, UsageEvent
 from ports.budget_rules import tokens_per_day
 from ports.clock import Clock
 from ports.context import AuthContext
@@ -44,8 +43,9 @@ class Meter:
         await self.purse.drain()
 
 
-class Reservation:
-    """A block: hold an amount of all accounts of `on`; on the way out settle what was added to the `Spending`.
+class Reservation(Held):
+    """A block: hold `amount` of all accounts; on the way out settle what was added to what it gives, which is this very
+    object. Whose and of what, its subclass says.
 
     The settlement is a task of its own: a client that hangs up, a deadline or a shutdown can cancel the wait for it, and
     never the settlement. While this process lives it prolongs the lease; when that ends, what is held counts as spent in
@@ -54,62 +54,24 @@ class Reservation:
     Entering raises the ledger's refusals (ResourceExhausted, InvalidArgument, Unavailable); nothing is held then.
     """
 
-    __slots__ = (
-        "_about",
-        "_amount",
-        "_auth",
-        "_balances",
-        "_lease",
-        "_on",
-        "_purse",
-        "_request",
-        "_spending",
-        "entered",
-    )
+    entered = False
+    """Something is held, and not settled yet."""
 
-    def __init__(
-        self,
-        meter: Meter,
-        auth: AuthContext,
-        amount: Amount,
-        *,
-        on: tuple[Account, ...],
-        lease: timedelta,
-        about: About,
-        request: str,
-    ) -> None:
-        self._purse = meter.purse
-        self._balances = meter.balances
-        self._auth = auth
-        self._amount = amount
-        self._on = on
-        self._lease = lease
-        self._about = about
-        self._request = request
-        self.entered = False
-        """Something is held, and not settled yet."""
+    _about: About
+    _request: str
 
     async def __aenter__(self) -> Held:
-        return self._begun((await self._purse.take(self._auth, self._amount, self._on, self._lease)).chunk)
+        return self._begun((await self._purse.take(self._auth, self.amount, self._on, self._lease)).chunk)
 
     def _at_hand(self) -> Held | None:
         """The block, entered, where nothing has to be waited for, as mostly."""
-        chunk = self._purse.at_hand(self._auth, self._amount, self._on, self._lease)
+        chunk = self._purse.at_hand(self._auth, self.amount, self._on, self._lease)
         return None if chunk is None else self._begun(chunk)
 
     def _begun(self, chunk: Chunk) -> Held:
-        self._balances.held(self._auth.tenant, self._amount.tokens)
-        self.entered = True
-        spending = self._spending = Held(
-            self._auth,
-            chunk,
-            self._amount,
-            on=self._on,
-            lease=self._lease,
-            purse=self._purse,
-            balances=self._balances,
-        )
-        return spending
+        self._balances.held(self._auth.tenant, self.amount.tokens)
+        self.entered, self.chunk = True, chunk
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -120,12 +82,11 @@ class Reservation:
     def ended(self) -> Awaitable[object] | None:
         """The block is over; what there is to wait for, if anything."""
         self.entered = False
-        spending, auth = self._spending, self._auth
-        held, total = spending.amount, spending.total
+        auth, held, total = self._auth, self.amount, self.total
         tokens = total.prompt_tokens + total.completion_tokens
         self._balances.settled(auth.tenant, held.tokens, tokens)
-        events = events_of(auth, self._about, spending, self._request)
-        return self._purse.over(spending.chunk, held, events, tokens, total.cost_nanousd, wait_s=SETTLE_BOUND_S)
+        events = events_of(auth, self._about, self, self._request)
+        return self._purse.over(self.chunk, held, events, tokens, total.cost_nanousd, wait_s=SETTLE_BOUND_S)
 
 
 def events_of(auth: AuthContext, about: About, spending: Spending, request: str = "") -> tuple[UsageEvent, ...]:

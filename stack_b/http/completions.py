@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
+from msgspec import Struct
 
 from ports.errors import AgentOSError
 from ports.http.body import Disconnected, Receive
@@ -40,7 +41,7 @@ SURFACES: Final[Mapping[str, Surface]] = {
 """Where a model is asked to write, in which dialect."""
 ABOUT_A_CALL: Final = frozenset({PREFERENCE, *ABOUT, *ONCE})
 """The headers that say something of it; most requests have none of them."""
-_JSON: Final = [(b"content-type", b"application/json")]
+_JSON: Final = b"application/json"
 
 
 def surface_endpoints(deps: StackBDeps, pipeline: Pipeline, steps: Steps) -> dict[str, Endpoint]:
@@ -78,7 +79,7 @@ class Completion:
         sent = None
         if call.plain is not None and not call.stream and ABOUT_A_CALL.isdisjoint(found.headers):
             sent = self._pipeline.at_once(found.identity, call, work)
-        return Completing(self, call, wire, sent)
+        return Completing(self, call, wire, sent, sent is not None)
 
     def arrived(self, sent: Sent) -> dict[str, Json] | None:
         return self._pipeline.arrived(sent)
@@ -131,23 +132,20 @@ class Completion:
         return json_reply(wire.whole(answer))
 
 
-class Completing:
+class Completing(Struct, eq=False):
     """One of its requests. Satisfies `ports.http.edge.Begun`."""
 
-    __slots__ = ("_answer", "_call", "_completion", "_sent", "_wire", "under_way")
+    _completion: Completion
+    _call: ChatCall
+    _wire: Wire
+    _sent: Sent | None
+    under_way: bool
+    _answer: dict[str, Json] | None = None
 
-    def __init__(self, completion: Completion, call: ChatCall, wire: Wire, sent: Sent | None) -> None:
-        self._completion = completion
-        self._call = call
-        self._wire = wire
-        self._sent = sent
-        self._answer: dict[str, Json] | None = None
-        self.under_way = sent is not None
-
-    def arrived(self) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
+    def arrived(self) -> tuple[bytes, bytes] | None:
         assert self._sent is not None, "else nothing is under way"
         answer = self._answer = self._completion.arrived(self._sent)
-        return None if answer is None else (_JSON, json_reply(self._wire.whole(answer)).body)
+        return None if answer is None else (_JSON, msgspec.json.encode(self._wire.whole(answer)))
 
     async def rest(self, scope: Scope, receive: Receive, send: Answering) -> None:
         await replied(self._replied(asked_of(scope, receive, send)), scope, receive, send)

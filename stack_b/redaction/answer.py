@@ -8,6 +8,8 @@ texts are looked at: token by token they spell what was taken out.
 from collections import Counter
 from typing import Final
 
+from msgspec import Struct
+
 from ports.messages import Json
 from ports.model import PolicyOutcome
 from stack_b.backends.catalog import Candidate
@@ -44,20 +46,19 @@ _BLOCKED: Final = "content_filter"
 _TEXT: Final = "content"
 
 
-class Answer:
+class Answer(Struct, eq=False):
     """The answer to one request."""
 
-    def __init__(self, lens: Lens) -> None:
-        self._lens = lens
-        self._choices: dict[int, _Choice] = {}
-        self._leads: dict[int, dict[str, Json]] = {}
-        self._last: dict[int, dict[str, Json]] = {}
-        self._kinds: list[str] = []
-        self._beside: tuple[dict[str, Json], dict[str, Json]] | None = None
-        """What was said beside the choices last, and what may be shown of it."""
-        self._run: tuple[dict[str, Json], dict[str, Json]] | None = None
-        self._blocked = False
-        """Something beside the choices was."""
+    _lens: Lens
+    _choices: dict[int, "_Choice"] = {}
+    _leads: dict[int, dict[str, Json]] = {}
+    _last: dict[int, dict[str, Json]] = {}
+    _kinds: list[str] = []
+    _beside: tuple[dict[str, Json], dict[str, Json]] | None = None
+    """What was said beside the choices last, and what may be shown of it."""
+    _run: tuple[dict[str, Json], dict[str, Json]] | None = None
+    _blocked: bool = False
+    """Something beside the choices was."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -44,7 +44,8 @@ def weight_of_plain(value: Mapping[str, Json], texts: Collection[str]) -> int:
     """The same as `_weight`: members are a name and a setting, messages two names, a role and a text."""
     weight = LEAST * (2 * len(value) - 1 + 3 * len(texts))
     for text in texts:
-        weight += max(LEAST, len(text)) if text.isascii() else _of(text)
+        said = len(text) if text.isascii() else _of(text)
+        weight += said if said > LEAST else LEAST
     return weight
 
 

@@ -226,7 +226,14 @@ class Router:
         A client that leaves, or its own deadline, is nobody's failure. Neither is a refusal of the request itself.
         """
 
-        return Attempting(self, auth, asked, candidate)
+        return Attempting(
+            _router=self,
+            auth=auth,
+            asked=asked,
+            candidate=candidate,
+            breaker=self.breaker_of(candidate.backend.name),
+            began=self.monotonic(),
+        )
 
     def left(self, candidate: Candidate) -> None:
         """It was this one's turn, and it was not called."""
@@ -342,19 +349,16 @@ class Router:
         return sorted(equals, key=weight)
 
 
-class Attempting:
+class Attempting(Struct, kw_only=True, eq=False):
     """A call under way, and how long it took to its first content."""
 
-    __slots__ = ("_router", "asked", "auth", "began", "breaker", "candidate", "first")
-
-    def __init__(self, router: Router, auth: AuthContext, asked: Asked, candidate: Candidate) -> None:
-        self._router = router
-        self.auth = auth
-        self.asked = asked
-        self.candidate = candidate
-        self.breaker = router.breaker_of(candidate.backend.name)
-        self.began = router.monotonic()
-        self.first: float | None = None
+    _router: Router
+    auth: AuthContext
+    asked: Asked
+    candidate: Candidate
+    breaker: Breaker
+    began: float
+    first: float | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,6 @@ from deploy.roots.http_protocol import BoundedProtocol
 from observability.metrics import Metrics
 from ports.http.edge import AtHand
 from ports.request_log import RequestRecord
-from stack_b.at_once import Sent
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.backends.protocol import ModelCard
 from stack_b.limits import Limits
@@ -472,7 +471,7 @@ async def test_a_defect_of_ours_is_an_error_that_is_settled_and_noted_once() -> 
 
 async def test_a_defect_of_ours_before_it_is_sent_is_the_coroutines_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     async with lane([SAID]) as one:
-        monkeypatch.setattr(Sent, "send", raising)
+        monkeypatch.setattr(OpenAiCompatible, "send", raising)
         answer = await one.ask()
         [last, *_] = await one.records(WARM + 1)
         spent = await one.settled()

@@ -30,20 +30,27 @@ class Wire:
         return False
 
 
+class Owner:
+    """As the server's protocol is one."""
+
+    def __init__(self, wire: Wire, flow: FlowControl) -> None:
+        self.transport = wire
+        self.flow = flow
+        self.logger = logging.getLogger("test")
+        self.server_state = ServerState()
+
+    def on_response_complete(self) -> None:
+        pass
+
+    def go_on(self, _: Cycle) -> None:
+        pass
+
+
 async def begun(method: str = "GET") -> tuple[Cycle, Wire, FlowControl]:
     wire = Wire()
     flow = FlowControl(cast("asyncio.Transport", wire))
     scope: Any = {"type": "http", "method": method, "path": "/"}
-    cycle = Cycle(
-        scope,
-        cast("asyncio.Transport", wire),
-        flow,
-        logging.getLogger("test"),
-        ServerState(),
-        expect_100_continue=False,
-        keep_alive=True,
-        on_response=lambda: None,
-    )
+    cycle = Cycle(scope, Owner(wire, flow), False, True)
     await cycle.send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     wire.written.clear()
     return cycle, wire, flow

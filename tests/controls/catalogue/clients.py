@@ -193,8 +193,8 @@ REMOVALS: Final = (
     Removal(
         "T2",
         "deploy/roots/http_cycle.py",
-        "        return head if whole else None\n",
-        "        return head\n",
+        'if said.find(b"\\r") >= 0 or said.find(b"\\n") >= 0 or said.find(b"\\0") >= 0:',
+        "if False:",
         ("test_a_header_with_a_line_break_is_not_sent",),
     ),
     Removal(
