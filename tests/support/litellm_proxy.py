@@ -23,8 +23,9 @@ from tests.support.ports import free_port
 
 VERSION: Final = "1.106.2"
 KEY: Final = "sk-foreign-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
-INSTALL_S: Final = 110
-START_S: Final = 60
+INSTALL_S: Final = 300
+START_S: Final = 180
+"""The first start of a fresh installation reads thousands of files, on a machine that does much else."""
 _DONE: Final = "installed"
 
 
