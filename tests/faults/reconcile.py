@@ -83,6 +83,8 @@ async def promised_runs_end(dsn: str, ledger: Ledger, *, settled_s: float | None
         {
             "lost": len(lost),
             "stuck": len(stuck),
+            # No fault of the driver's is a reason for a run to fail of a defect.
+            "failed_of_a_defect": sum(row["runs"] for row in failures if row["code"] == "internal"),
             **({} if settled_s is None else {"settled_s": round(settled_s, 1)}),
         },
         limits={"settled_s": ENDS_WITHIN_S},
