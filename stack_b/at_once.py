@@ -9,7 +9,6 @@ from ports.messages import Json
 from stack_b.backends.connection import Answer
 from stack_b.backends.openai_compatible import OpenAiCompatible
 from stack_b.blocks import Reserved
-from stack_b.budget.held import Held
 from stack_b.calling import Calling
 from stack_b.canonical import ChatCall
 from stack_b.interrupt import Interrupt, Interrupted
@@ -32,7 +31,6 @@ class Sent(Struct, kw_only=True, eq=False):
     trail: Trail
     ready: Ready
     reserved: Reserved
-    held: Held
     calling: Calling
     interrupt: Interrupt
     backend: OpenAiCompatible

@@ -147,8 +147,7 @@ class Pipeline:
             return None
         reserved, interrupt = self._reserved(ready, trail), None
         try:
-            held = reserved.at_hand()
-            if held is None:
+            if reserved.at_hand() is None:
                 connection.give_back()
                 return None
             self._tenants.counted(tenant)
@@ -169,7 +168,6 @@ class Pipeline:
             trail=trail,
             ready=ready,
             reserved=reserved,
-            held=held,
             calling=calling,
             interrupt=interrupt,
             backend=backend,
@@ -181,7 +179,7 @@ class Pipeline:
 
         So is whatever this raises, which is a defect.
         """
-        trail, ready, spending = sent.trail, sent.ready, sent.held
+        trail, ready, spending = sent.trail, sent.ready, sent.reserved
         answer = sent.answered()
         if answer is None or not ready.answer.at_hand(answer):
             return None

@@ -168,8 +168,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle = cycle = Cycle(
             known.scope.copy(),  # type: ignore[arg-type]  # it was an HTTP scope
             self,
-            False,
-            True,
+            False,  # it waits for no `100 Continue`, or its head would not be known
+            True,  # and is kept alive, for the same reason
         )
         cycle.body = body
         cycle.more_body = False

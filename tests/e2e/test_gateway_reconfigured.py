@@ -20,7 +20,7 @@ from ports.gateway_configuration import Draft
 from stack_b.http.admin import CURRENT
 from tests.support.dripping_backend import MODEL, WORDS, DrippingBackend
 from tests.support.http_server import served
-from tests.support.node import NodeUnderTest
+from tests.support.node import NodeUnderTest, running_node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
@@ -32,13 +32,8 @@ FOLLOWED_S: Final = 5.0
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
-    node = NodeUnderTest(tmp_path_factory.mktemp("reconfigured") / "home")
-    try:
-        node.up()
+    with running_node(tmp_path_factory.mktemp("reconfigured") / "home") as node:
         yield node
-    finally:
-        gone = node.agentos("nuke", "--hard", "--yes-really")
-        assert gone.returncode == 0, gone.stderr
 
 
 class Backends(Struct, frozen=True):

@@ -19,7 +19,7 @@ from deploy.client import SseEvent
 from deploy.config import parse_file, resolve
 from deploy.health import probe
 from deploy.processes import processes_of
-from tests.support.node import NodeUnderTest
+from tests.support.node import NodeUnderTest, running_node
 from tests.support.postgres import execute, fetch
 
 # A lease lasts 25 s and orphans are looked for every 2; then the run itself.
@@ -29,13 +29,8 @@ FAST_SECONDS = 5
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
-    node = NodeUnderTest(tmp_path_factory.mktemp("faulty") / "home")
-    try:
-        node.up()
+    with running_node(tmp_path_factory.mktemp("faulty") / "home") as node:
         yield node
-    finally:
-        gone = node.agentos("nuke", "--hard", "--yes-really")
-        assert gone.returncode == 0, gone.stderr
 
 
 async def until(true: Callable[[], bool], seconds: float) -> None:

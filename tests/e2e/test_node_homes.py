@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.node import NodeUnderTest
+from tests.support.node import NodeUnderTest, running_node
 from tests.support.ports import free_ports
 
 TENANT = "tnt_mover"
@@ -14,13 +14,8 @@ LEAVER = "tnt_leaver"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
-    node = NodeUnderTest(tmp_path_factory.mktemp("homes") / "home")
-    try:
-        node.up()
+    with running_node(tmp_path_factory.mktemp("homes") / "home") as node:
         yield node
-    finally:
-        gone = node.agentos("nuke", "--hard", "--yes-really")
-        assert gone.returncode == 0, gone.stderr
 
 
 def told(node: NodeUnderTest, *arguments: str) -> str:

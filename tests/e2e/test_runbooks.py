@@ -23,7 +23,7 @@ from ports.errors import ResourceExhausted
 from ports.gateway_configuration import Draft
 from ports.messages import Json
 from stack_a.lease import LEASE
-from tests.support.node import NodeUnderTest
+from tests.support.node import NodeUnderTest, running_node
 from tests.support.runbook import Operator, blocks, status_of, until
 
 pytestmark = pytest.mark.anyio
@@ -36,13 +36,8 @@ TAKEOVER_SECONDS = LEASE.total_seconds() + 30
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
-    node = NodeUnderTest(tmp_path_factory.mktemp("runbooks") / "home")
-    try:
-        node.up()
+    with running_node(tmp_path_factory.mktemp("runbooks") / "home") as node:
         yield node
-    finally:
-        gone = node.agentos("nuke", "--hard", "--yes-really")
-        assert gone.returncode == 0, gone.stderr
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from adapters.postgres.bootstrap import ADMIN
 from deploy import credentials
 from deploy.catalogue import environment_file
 from tests.support import bad_tools
-from tests.support.node import NodeUnderTest
+from tests.support.node import NodeUnderTest, running_node
 from tests.support.postgres import execute
 from tests.support.runbook import Operator, blocks, status_of, until
 
@@ -30,13 +30,8 @@ FAILED = 'agentos_run_completions_total{status="failed"}'
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeUnderTest]:
-    node = NodeUnderTest(tmp_path_factory.mktemp("harmed") / "home")
-    try:
-        node.up()
+    with running_node(tmp_path_factory.mktemp("harmed") / "home") as node:
         yield node
-    finally:
-        gone = node.agentos("nuke", "--hard", "--yes-really")
-        assert gone.returncode == 0, gone.stderr
 
 
 @pytest.fixture

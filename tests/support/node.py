@@ -4,9 +4,9 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,18 @@ class NodeUnderTest:
         """The newest report of an action, as a machine reads it."""
         newest = max(self.node.reports.glob(f"{action}-*.json"), key=lambda path: path.stat().st_mtime_ns)
         return msgspec.json.decode(newest.read_bytes(), type=dict[str, Any])
+
+
+@contextmanager
+def running_node(home: Path) -> Iterator[NodeUnderTest]:
+    """Up; and gone afterwards, which must work whatever was done to it."""
+    node = NodeUnderTest(home)
+    try:
+        node.up()
+        yield node
+    finally:
+        gone = node.agentos("nuke", "--hard", "--yes-really")
+        assert gone.returncode == 0, gone.stderr
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
