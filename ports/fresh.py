@@ -50,6 +50,11 @@ class Fresh(Generic[ValueT]):
             self._reads.ahead(auth.tenant, partial(self._renewed, auth))
         return known
 
+    def ahead(self, auth: AuthContext) -> None:
+        """Begin to read it where nothing recent enough is known: who will ask for it is waiting for something else."""
+        if self.at_hand(auth) is None:
+            self._reads.ahead(auth.tenant, partial(self._renewed, auth))
+
     async def close(self) -> None:
         """Whatever is being read is nobody's any more."""
         await self._reads.close()

@@ -114,3 +114,18 @@ async def test_closing_ends_what_is_read_ahead() -> None:
     await fresh.close()
 
     assert (before, source.waiting) == (1, 0)
+
+
+async def test_what_is_asked_for_ahead_is_what_the_next_one_waits_for() -> None:
+    source, clock = Source(), ManualClock()
+    fresh = Fresh(source.read, clock)
+    source.open.clear()
+    fresh.ahead(ACME)
+    asking = asyncio.create_task(fresh.of(ACME))
+    await asyncio.sleep(0)
+    source.open.set()
+
+    assert await asking == 1
+    fresh.ahead(ACME)
+    await clock.advance(NOTHING)
+    assert source.asked == 1

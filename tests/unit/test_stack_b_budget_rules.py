@@ -9,10 +9,14 @@ import pytest
 
 from adapters.inproc.budget import InprocBudget
 from adapters.inproc.store import store
+from adapters.inproc.tenant import InprocTenants
 from adapters.system_clock import SystemClock
 from conformance.people import PLATFORM
 from ports.budget import Budget, UsageEvent
+from ports.context import AuthContext
 from ports.errors import Unavailable
+from ports.ids import TenantId
+from ports.tenant import Entitlements, Tenant
 from stack_b.backends.protocol import Price
 from stack_b.budget.prices import parse_prices
 from stack_b.limits import Limits
@@ -272,3 +276,38 @@ async def test_an_alias_may_have_a_budget_of_its_own() -> None:
         answers = [await node.chat(model=name, max_tokens=10) for name in ("quick", "fast")]
 
     assert [answer.status_code for answer in answers] == [400, 200]
+
+
+class Watched(InprocBudget):
+    """Says when it was asked for a tenant's budgets."""
+
+    asked: asyncio.Event
+
+    async def budgets(self, auth: AuthContext) -> tuple[Budget, ...]:
+        self.asked.set()
+        return await super().budgets(auth)
+
+
+class AnswersSecond(InprocTenants):
+    """Tells of a tenant once somebody has asked for its budgets."""
+
+    budgets: Watched
+
+    async def get(self, auth: AuthContext, tenant: TenantId) -> Tenant:
+        async with asyncio.timeout(5):
+            await self.budgets.asked.wait()
+        return await super().get(auth, tenant)
+
+
+async def test_after_a_pause_a_tenant_and_its_budgets_are_asked_for_at_the_same_time() -> None:
+    shared = store(uuid.uuid4().hex)
+    ledger, directory = Watched(shared, SystemClock()), AnswersSecond(shared, SystemClock())
+    ledger.asked, directory.budgets = asyncio.Event(), ledger
+    async with stack_b(budget=ledger, tenant=directory) as node:
+        tenant = CALLERS["acme"].tenant
+        await directory.create(
+            PLATFORM, tenant, name="acme", entitlements=Entitlements(models=("*",), tokens_per_day=10**6)
+        )
+        answered = await node.chat()
+
+    assert answered.status_code == 200
