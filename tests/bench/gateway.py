@@ -75,6 +75,10 @@ class Options(Struct, frozen=True, kw_only=True):
     """Of each measurement of whole answers."""
     stream_seconds: float = 1.0
     """Of each measurement of streams."""
+    half_seconds: float = 4.0
+    """Of each measurement at half load, which a stall of the machine is then a smaller part of."""
+    settling_seconds: float = 1.0
+    """Before each of those: the load of a pause's end, with what the gateway has to ask for anew, is not half a load."""
     warm_up_seconds: int = 1
     """Of each target, before the first round."""
     peers: tuple[str, ...] = _PEERS
@@ -82,7 +86,16 @@ class Options(Struct, frozen=True, kw_only=True):
     json: str | None = None
 
 
-SMOKE: Final = Options(rounds=1, at_once=(1, 16), seconds=0.2, stream_seconds=0.2, warm_up_seconds=0, peers=())
+SMOKE: Final = Options(
+    rounds=1,
+    at_once=(1, 16),
+    seconds=0.2,
+    stream_seconds=0.2,
+    warm_up_seconds=0,
+    peers=(),
+    half_seconds=0.2,
+    settling_seconds=0.1,
+)
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -97,6 +110,8 @@ class Target(Struct, frozen=True, kw_only=True):
     """As it calls the model that answers at once."""
     streams: bool = True
     wholes: bool = True
+    seconds: float = 0.0
+    """Of each measurement of whole answers, at least."""
 
 
 class GatewayBench:
@@ -163,7 +178,8 @@ class GatewayBench:
 
     def _whole_part(self, target: Target, connections: int) -> Part:
         def part(_: Mapping[str, float]) -> Figures:
-            plan = self._plan(target, connections=connections, seconds=self._options.seconds)
+            seconds = max(self._options.seconds, target.seconds)
+            plan = self._plan(target, connections=connections, seconds=seconds)
             before, database, writes = self._spent(target)
             sample = tools.load(plan, self._home)
             after, database_after, writes_after = self._spent(target)
@@ -184,9 +200,9 @@ class GatewayBench:
     def _half_part(self, target: Target) -> Part:
         def part(found: Mapping[str, float]) -> Figures:
             most = self._options.at_once[-1]
-            plan = self._plan(target, connections=most, seconds=self._options.seconds)
-            rate = found[f"gateway_rps_{most}"] / 2
-            sample = tools.load(msgspec.structs.replace(plan, rate=rate), self._home)
+            plan = self._plan(target, connections=most, seconds=self._options.half_seconds)
+            rate, settling = found[f"gateway_rps_{most}"] / 2, self._options.settling_seconds
+            sample = tools.load(msgspec.structs.replace(plan, rate=rate, settling=settling), self._home)
             return {f"{target.name}_p50_ms_half": sample.p50_ms, f"{target.name}_p99_ms_half": sample.p99_ms}
 
         return part
@@ -418,7 +434,7 @@ def main(options: Options) -> None:
             targets.append(
                 Target(
                     name=name, port=peer.port, process=peer.process, path=peer.path, headers=peer.headers,
-                    instant=peer.model, streams=False,
+                    instant=peer.model, streams=False, seconds=peer.seconds,
                 )
             )  # fmt: skip
         if options.peers:

@@ -30,6 +30,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     seconds: float
     rate: float = 0.0
     """Requests per second; 0: as many as are answered."""
+    settling: float = 0.0
+    """With a rate: so many seconds before `seconds` begin, it is asked as often, and what it takes is not counted."""
     first: str = ""
     """Where this appears in the body, the first token has come."""
     expect: int = 0
@@ -68,14 +70,16 @@ class Asking(asyncio.Protocol):
         self._answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._body = b""
         self._began = 0.0
+        self._counts = True
         self.took: list[float] = []
         self.first_took: list[float] = []
 
-    async def ask(self, due: float | None = None) -> bool:
-        """Whether the answer is what it should be. `due`: since when it is waited for."""
+    async def ask(self, due: float | None = None, *, counts: bool = True) -> bool:
+        """Whether the answer is what it should be. `due`: since when it is waited for. `counts`: what it takes is kept."""
         assert self._transport is not None
         self._answered = asyncio.get_running_loop().create_future()
         self._body = b""
+        self._counts = counts
         self._began = time.perf_counter() if due is None else due
         self._transport.write(self._request)
         return await self._answered
@@ -102,7 +106,8 @@ class Asking(asyncio.Protocol):
             self.first_took.append(time.perf_counter() - self._began)
 
     def on_message_complete(self) -> None:
-        self.took.append(time.perf_counter() - self._began)
+        if self._counts:
+            self.took.append(time.perf_counter() - self._began)
         good = self._parser.get_status_code() == _OK and self._body.count(self._first) >= self._expect
         self._answered.set_result(good)
 
@@ -113,7 +118,7 @@ async def measure(plan: Plan) -> Sample:
         await loop.create_connection(lambda: Asking(plan), "127.0.0.1", plan.port) for _ in range(plan.connections)
     ]
     failures = 0
-    began, spent = time.perf_counter(), time.process_time()
+    began, spent = time.perf_counter() + plan.settling, time.process_time()
     over = began + plan.seconds
 
     async def keep_asking(asking: Asking) -> None:
@@ -130,11 +135,11 @@ async def measure(plan: Plan) -> Sample:
         async def ask(asking: Asking, due: float) -> None:
             nonlocal failures
             async with asyncio.timeout(_ANSWER_SECONDS):
-                failures += not await asking.ask(due)
+                failures += not await asking.ask(due, counts=due >= began)
             idle.put_nowait(asking)
 
         async with asyncio.TaskGroup() as group:
-            for number in range(max(1, int(plan.rate * plan.seconds))):
+            for number in range(-int(plan.rate * plan.settling), max(1, int(plan.rate * plan.seconds))):
                 due = began + number / plan.rate
                 if (early := due - time.perf_counter()) > 0:
                     await asyncio.sleep(early)
