@@ -45,5 +45,8 @@ class ManualClock:
         for due, event in self._sleepers:
             if due <= self._passed:
                 event.set()
+        await self._settle()
+
+    async def _settle(self) -> None:
         for _ in range(_SETTLING_STEPS):
             await anyio.lowlevel.checkpoint()

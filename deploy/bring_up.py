@@ -227,6 +227,7 @@ def wait_healthy(
     last: dict[str, Health] = {}
     end_at = time.monotonic() + seconds
     dying_since: dict[str, float] = {}
+    pids: dict[str, int] = {}
     while waiting:
         for name, service in list(waiting.items()):
             last[name] = _probe_itself(service, supervisor)
@@ -238,7 +239,10 @@ def wait_healthy(
         now = time.monotonic()
         states = supervisor.states()
         for name in waiting:
-            if states[name].state in {"backoff", "exited", "fatal"}:
+            # Who lives long enough to count as started is started again at once, and is seen dead by its pid only.
+            pid, before = states[name].pid, pids.get(name)
+            pids[name] = pid or before or 0
+            if states[name].state in {"backoff", "exited", "fatal"} or pid != (before or pid):
                 dying_since.setdefault(name, now)
             elif states[name].uptime_s >= _CRASHING_SECONDS:
                 dying_since.pop(name, None)

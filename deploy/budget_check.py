@@ -7,6 +7,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from deploy.plain_http import NOBODY_TRUSTED
 from ports.agent import AgentLimits
 
 Lack: TypeAlias = Literal["budget_exceeded", "budget_in_flight", "request_exceeds_budget"]
@@ -58,6 +59,7 @@ def read_budget(gateway: str, api_key: str, *, model: str, question: str) -> Bud
             headers={"Authorization": f"Bearer {api_key}"},
             timeout=_ANSWER_SECONDS,
             trust_env=False,
+            verify=NOBODY_TRUSTED,
         )
         return msgspec.json.decode(answer.content, type=_Verdict).budget if answer.status_code == _OK else None
     except (httpx.HTTPError, msgspec.DecodeError):

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from deploy.plain_http import NOBODY_TRUSTED
 from ports.errors import AgentOSError, Unavailable, from_code
 from ports.run_state import MAX_PAGE
 
@@ -59,7 +60,12 @@ class RunsClient:
         timeout = httpx.Timeout(_ANSWER_SECONDS)
         # Our own node: a proxy of the environment has no business here.
         self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=timeout, trust_env=False, transport=transport
+            base_url=base_url,
+            headers=headers,
+            timeout=timeout,
+            trust_env=False,
+            verify=NOBODY_TRUSTED,
+            transport=transport,
         )
         self._pause = pause
 

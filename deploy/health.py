@@ -8,7 +8,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from deploy import embedded_postgres
+from deploy import embedded_postgres, plain_http
 from deploy.catalogue import PostgresReady, Service
 
 PROBE_SECONDS: Final = 3.0
@@ -53,8 +53,7 @@ def tail_and_size(path: Path, lines: int) -> tuple[list[str], int]:
 
 def _ask(url: str) -> tuple[bool, str]:
     try:
-        # Loopback or our own network: a proxy of the environment has no business here.
-        response = httpx.get(url, timeout=PROBE_SECONDS, trust_env=False)
+        response = plain_http.get(url, timeout=PROBE_SECONDS)
     except httpx.ConnectError:
         return False, f"nothing listens at {url}"
     except httpx.TimeoutException:

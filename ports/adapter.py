@@ -7,7 +7,8 @@ same way, so the outsider's path is walked every day. Only the chosen adapter's 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, Final, Generic, TypeVar
 
 from msgspec import Struct
@@ -51,9 +52,15 @@ class AdapterSpec(Generic[ConfigT, PortT_co]):
     """Names of other ports this adapter calls; `Given.ports` holds exactly these."""
 
 
+@cache
+def _installed() -> EntryPoints:
+    """Of every distribution: a look at them all, which a process needs once."""
+    return entry_points()
+
+
 def available(port: str) -> list[str]:
     """Names of the installed adapters for `port`, sorted; imports none of them."""
-    return sorted(point.name for point in entry_points(group=ENTRY_POINT_PREFIX + port))
+    return sorted(point.name for point in _installed().select(group=ENTRY_POINT_PREFIX + port))
 
 
 def find(port: str, name: str) -> AdapterSpec[Any, Any]:
@@ -62,7 +69,7 @@ def find(port: str, name: str) -> AdapterSpec[Any, Any]:
     Raises:
         InvalidArgument: no such adapter is installed, or its entry point does not hold an `AdapterSpec`.
     """
-    for point in entry_points(group=ENTRY_POINT_PREFIX + port):
+    for point in _installed().select(group=ENTRY_POINT_PREFIX + port):
         if point.name == name:
             spec = point.load()
             if not isinstance(spec, AdapterSpec):

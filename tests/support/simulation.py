@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-import anyio.lowlevel
-
 from adapters.inproc.agent import InprocAgents
 from adapters.inproc.memory import Items
 from adapters.inproc.model import InprocModel, InprocModelConfig
@@ -27,7 +25,7 @@ from adapters.inproc.queue import InprocQueue
 from adapters.inproc.run_state import InprocRunState
 from adapters.inproc.runs import RunRow, Runs
 from adapters.inproc.store import Store, uuid7_int
-from adapters.inproc.tool import InprocTools, PythonTool
+from adapters.inproc.tool import InprocTools, PythonTool, validator
 from conformance.clock import ManualClock
 from conformance.faults import Faults, Kind
 from conformance.people import ACME
@@ -59,6 +57,12 @@ TOOLS: Final = {
     "send": ("unsafe", 3),
 }  # fmt: skip
 """Name → effect class, and seconds it takes."""
+SCHEMA: Final[dict[str, Json]] = {
+    "type": "object", "properties": {"nonce": {"type": "integer"}}, "additionalProperties": False
+}  # fmt: skip
+CHECK: Final = validator(
+    ToolSpec(name="any", description="", input_schema=SCHEMA, effect="pure", timeout=timedelta(minutes=1))
+)
 UNSAFE: Final = "send"
 TRANSACTIONAL: Final = "keep"
 HANDED: Final = AgentId("agt_simulated_helper")
@@ -69,6 +73,7 @@ SECOND: Final = timedelta(seconds=1)
 MOMENT: Final = timedelta(milliseconds=30)
 """Shorter than facts may wait for others to share their commit."""
 _SETTLING_TURNS: Final = 15
+_STEPS_OF_THE_CLOCK: Final = 20
 
 
 class _NeverWaiting(selectors.DefaultSelector):
@@ -85,6 +90,35 @@ class ClockLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._clock.monotonic()
+
+    def at_rest(self) -> bool:
+        """Whether nobody but the task that asks has anything to do before the time goes on."""
+        due = self._scheduled and self._scheduled[0].when() <= self.time()  # type: ignore[attr-defined]
+        return not due and not self._ready  # type: ignore[attr-defined]
+
+
+async def settle(turns: int) -> None:
+    """So many turns of the loop; fewer where the others would change nothing, which most of them would not."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, ClockLoop)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+        if loop.at_rest():
+            return
+
+
+class SettlingClock(ManualClock):
+    async def _settle(self) -> None:
+        await settle(_STEPS_OF_THE_CLOCK)
+
+
+class CheckedTools(InprocTools):
+    """Whose schema, which all have, was found valid once: to look at it costs more than many a history."""
+
+    def __init__(self, tools: Sequence[PythonTool], clock: ManualClock) -> None:
+        self._tools = {tool.spec.name: tool for tool in tools}
+        self._validators = dict.fromkeys(self._tools, CHECK)
+        self._clock = clock
 
 
 class Died(BaseException):
@@ -210,7 +244,7 @@ class Process:
         self._planned: dict[int, Trouble] = {}
         ports = {
             "run_state": world.run_state, "queue": world.queue, "agent": world.agents, "model": world.model,
-            "tool": InprocTools([self._tool(name) for name in TOOLS], world.clock),
+            "tool": CheckedTools([self._tool(name) for name in TOOLS], world.clock),
         }  # fmt: skip
         gated = {name: _Gated(name, wrap(name, port), self) for name, port in ports.items()}
         deps = WorkerDeps(clock=world.clock, metrics=Metrics(), **gated)
@@ -247,7 +281,7 @@ class Process:
         trouble = self._planned.pop(len(self.gates), None)
         self.gates.append(label)
         for _ in range(self._world.pace.randrange(3)):
-            await anyio.lowlevel.checkpoint()
+            await asyncio.sleep(0)
         if trouble == "kill":
             self.kill()
         elif trouble == "pause":
@@ -260,8 +294,6 @@ class Process:
 
     def _tool(self, name: str) -> PythonTool:
         effect, seconds = TOOLS[name]
-        nonce = {"nonce": {"type": "integer"}}
-        schema: dict[str, Json] = {"type": "object", "properties": nonce, "additionalProperties": False}
 
         async def act(_auth: AuthContext, arguments: dict[str, Json], key: str) -> Json:
             begun = self._world.begin(key, name, arguments["nonce"], self)
@@ -272,7 +304,7 @@ class Process:
             return {"done": name}
 
         spec = ToolSpec(
-            name=name, description=name, input_schema=schema, effect=effect, timeout=timedelta(minutes=1)  # type: ignore[arg-type]  # one of TOOLS
+            name=name, description=name, input_schema=SCHEMA, effect=effect, timeout=timedelta(minutes=1)  # type: ignore[arg-type]  # one of TOOLS
         )  # fmt: skip
         return PythonTool(spec=spec, act=act)
 
@@ -317,7 +349,7 @@ class World:
         """`plant` is put around the ports of every worker, `stored` around the store itself."""
         # The worker's jitter is drawn from there.
         random.seed(seed)
-        self.clock = ManualClock()
+        self.clock = SettlingClock()
         self.pace = random.Random(seed)  # noqa: S311 - the order of things, not a secret
         self.told = Told()
         self.effects: list[Effect] = []
@@ -552,5 +584,4 @@ class World:
         return effect
 
     async def _turns(self) -> None:
-        for _ in range(_SETTLING_TURNS):
-            await anyio.lowlevel.checkpoint()
+        await settle(_SETTLING_TURNS)

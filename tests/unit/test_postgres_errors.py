@@ -1,4 +1,4 @@
-"""Every exception the driver and SQLAlchemy can raise becomes one of ours."""
+"""Every exception the driver can raise becomes one of ours."""
 
 import inspect
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from adapters.postgres.statements import parse
+from adapters.postgres.statements import Statement, parse, statement
 
 FOLDER: Final = files("adapters.postgres") / "sql"
 
@@ -135,3 +135,11 @@ def test_no_session_level_set() -> None:
 def test_a_name_used_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         parse("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;")
+
+
+def test_parameters_are_numbered_in_the_order_of_their_first_use() -> None:
+    source = "SELECT x::text, '12:30:45', b[1:2] FROM t WHERE b = :b AND a IN (:a, CAST(:b AS int)) LIMIT :limit_1;"
+
+    numbered = "SELECT x::text, '12:30:45', b[1:2] FROM t WHERE b = $1 AND a IN ($2, CAST($1 AS int)) LIMIT $3;"
+    assert statement(source) == Statement(numbered, ("b", "a", "limit_1"))
+    assert statement(source).arguments({"a": 1, "b": 2, "limit_1": 3, "more": 4}) == [2, 1, 3]
