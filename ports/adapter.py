@@ -53,14 +53,14 @@ class AdapterSpec(Generic[ConfigT, PortT_co]):
 
 
 @cache
-def _installed() -> EntryPoints:
-    """Of every distribution: a look at them all, which a process needs once."""
-    return entry_points()
+def _installed() -> Callable[..., EntryPoints]:
+    """Chooses from the entry points of every distribution, which are read once: a process asks for a dozen ports."""
+    return entry_points().select
 
 
 def available(port: str) -> list[str]:
     """Names of the installed adapters for `port`, sorted; imports none of them."""
-    return sorted(point.name for point in _installed().select(group=ENTRY_POINT_PREFIX + port))
+    return sorted(point.name for point in _installed()(group=ENTRY_POINT_PREFIX + port))
 
 
 def find(port: str, name: str) -> AdapterSpec[Any, Any]:
@@ -69,7 +69,7 @@ def find(port: str, name: str) -> AdapterSpec[Any, Any]:
     Raises:
         InvalidArgument: no such adapter is installed, or its entry point does not hold an `AdapterSpec`.
     """
-    for point in _installed().select(group=ENTRY_POINT_PREFIX + port):
+    for point in _installed()(group=ENTRY_POINT_PREFIX + port):
         if point.name == name:
             spec = point.load()
             if not isinstance(spec, AdapterSpec):
