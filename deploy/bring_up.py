@@ -240,9 +240,11 @@ def wait_healthy(
         states = supervisor.states()
         for name in waiting:
             # Who lives long enough to count as started is started again at once, and is seen dead by its pid only.
-            pid, before = states[name].pid, pids.get(name)
-            pids[name] = pid or before or 0
-            if states[name].state in {"backoff", "exited", "fatal"} or pid != (before or pid):
+            pid = states[name].pid
+            died = pid != pids.get(name, pid)
+            if pid:
+                pids[name] = pid
+            if died or states[name].state in {"backoff", "exited", "fatal"}:
                 dying_since.setdefault(name, now)
             elif states[name].uptime_s >= _CRASHING_SECONDS:
                 dying_since.pop(name, None)

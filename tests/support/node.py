@@ -13,12 +13,11 @@ from typing import Any
 import httpx
 import msgspec
 
-from deploy import credentials
+from deploy import credentials, plain_http
 from deploy.cli.main import main
 from deploy.client import RunsClient
 from deploy.credentials import Tokens
 from deploy.node import Node
-from deploy.plain_http import NOBODY_TRUSTED
 from deploy.report import Report
 from deploy.supervision import Supervisor
 from tests.support.ports import free_ports
@@ -99,9 +98,7 @@ class NodeUnderTest:
         return {name: state.pid for name, state in self.supervisor.states().items()}
 
     def get(self, url: str, token: str) -> httpx.Response:
-        return httpx.get(
-            url, headers={"Authorization": f"Bearer {token}"}, timeout=10, trust_env=False, verify=NOBODY_TRUSTED
-        )
+        return plain_http.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=10)
 
     def report(self, action: str) -> dict[str, Any]:
         """The newest report of an action, as a machine reads it."""

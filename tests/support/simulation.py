@@ -93,6 +93,7 @@ class ClockLoop(asyncio.SelectorEventLoop):
 
     def at_rest(self) -> bool:
         """Whether nobody but the task that asks has anything to do before the time goes on."""
+        # asyncio's own queues, which its types leave out: it has no question for what we want to know.
         due = self._scheduled and self._scheduled[0].when() <= self.time()  # type: ignore[attr-defined]
         return not due and not self._ready  # type: ignore[attr-defined]
 
@@ -281,7 +282,7 @@ class Process:
         trouble = self._planned.pop(len(self.gates), None)
         self.gates.append(label)
         for _ in range(self._world.pace.randrange(3)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # a turn of the loop, in which others are first
         if trouble == "kill":
             self.kill()
         elif trouble == "pause":

@@ -121,11 +121,13 @@ async def test_what_is_asked_for_ahead_is_what_the_next_one_waits_for() -> None:
     fresh = Fresh(source.read, clock)
     source.open.clear()
     fresh.ahead(ACME)
+    await clock.advance(NOTHING)
+    begun = source.waiting
     asking = asyncio.create_task(fresh.of(ACME))
-    await asyncio.sleep(0)
+    await clock.advance(NOTHING)
     source.open.set()
 
-    assert await asking == 1
+    assert (begun, await asking) == (1, 1)
     fresh.ahead(ACME)
     await clock.advance(NOTHING)
     assert source.asked == 1
