@@ -9,9 +9,14 @@ from typing import Final
 
 import pytest
 
+from deploy.action import Failed, Recorder
+from deploy.bring_up import wait_healthy
 from deploy.catalogue import HttpReady, Listening, Resources, Service
+from deploy.config import Config
 from deploy.node import Node
 from deploy.supervision import Supervisor
+from tests.support.cli import Silent
+from tests.support.ports import free_port
 
 STUBBORN: Final = """
 import pathlib, signal, sys
@@ -90,3 +95,31 @@ def test_who_stops_what_another_is_stopping_waits_until_it_is_gone(
     assert stopped == (True, False)
     assert state(supervisor) == "stopped"
     assert supervisor.stop("stubborn") is False
+
+
+def test_who_keeps_dying_is_not_waited_for_also_where_it_lives_long_enough_to_count_as_started(tmp_path: Path) -> None:
+    node = Node.locate({"AGENTOS_HOME": str(tmp_path / "home")})
+    node.create()
+    brief = Service(
+        name="brief",
+        title="lives for a moment each time",
+        command=(sys.executable, "-c", "import signal; signal.sigtimedwait([], 1.3)"),
+        environment={},
+        listens=Listening(field="", host="127.0.0.1", number=0),
+        health=HttpReady(url=f"http://127.0.0.1:{free_port()}/readyz"),
+        resources=Resources(memory_mib=16, cpu_millis=100),
+    )
+    supervisor = Supervisor(node)
+    supervisor.start_daemon([brief], {})
+    patience_s = 30.0
+    began = time.monotonic()
+    try:
+        supervisor.start(brief.name)
+        with pytest.raises(Failed):
+            wait_healthy(Recorder("up", node, Config(), Silent()), (brief,), supervisor, seconds=patience_s)
+        took = time.monotonic() - began
+    finally:
+        supervisor.shutdown()
+        wait_until(lambda: not supervisor.alive())
+
+    assert took < patience_s
