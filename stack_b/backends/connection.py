@@ -13,6 +13,8 @@ from typing import Final, Protocol, cast
 import httptools
 from msgspec import Struct
 
+from stack_b.backends.known_answer import KnownAnswers
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a response's head, and of anything else in it that is no content: trailers, the extensions of a chunk."""
 MAX_INTERIM: Final = 8
@@ -24,6 +26,7 @@ LINGER_S: Final = 0.5
 """How long the formal end of an answer may take to follow its content; then the connection is closed."""
 _TIMER_SLACK_S: Final = 0.05
 _FIRST_FINAL_STATUS: Final = 200
+_OK: Final = 200
 _GONE: Final = select.POLLIN | getattr(select, "POLLRDHUP", 0)  # macOS says it by POLLIN alone
 _KEPT: Final = frozenset({b"content-encoding", b"retry-after"})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -77,7 +80,8 @@ class Answer(Struct, eq=False):
     """What went wrong."""
     # Bytes as they came until there is more than one piece: many tiny pieces must not cost an object each.
     _body: bytes | bytearray = b""
-    _room: int = HIGH_WATER_BYTES
+    room: int = HIGH_WATER_BYTES
+    """How many of them may be held at once."""
     whole: bool = False
     """All of it is kept for who reads it."""
     status: int = 0
@@ -94,7 +98,12 @@ class Answer(Struct, eq=False):
 
     def gather(self, limit: int, arrived: Callable[[], None]) -> None:
         """Keep all of it, up to `limit` bytes, for whoever is called then."""
-        self.whole, self._room, self.arrived = True, limit, arrived
+        self.whole, self.room, self.arrived = True, limit, arrived
+
+    @property
+    def size(self) -> int:
+        """Bytes of it that are held."""
+        return len(self._body)
 
     async def taken_over(self) -> "Answer":
         """The same as from `ask`, for whoever waits for what was sent without waiting. Nobody is called any more."""
@@ -109,7 +118,7 @@ class Answer(Struct, eq=False):
 
     async def read(self, limit: int) -> bytes | bytearray:
         """The whole content. Raises `TooLarge` beyond `limit` bytes, as soon as that is seen, and `ExchangeError`."""
-        self.whole, self._room = True, limit
+        self.whole, self.room = True, limit
         self._connection.resume()
         if len(self._body) > limit:
             raise TooLarge("its answer is too large")
@@ -149,7 +158,7 @@ class Answer(Struct, eq=False):
         else:
             self._body = bytearray(held)
             self._body += data
-        if len(self._body) > self._room:
+        if len(self._body) > self.room:
             return False
         if not self.whole and self.waiter is not None:
             self.wake()
@@ -186,6 +195,9 @@ class Answer(Struct, eq=False):
 
 class Owner(Protocol):
     """Who is told what becomes of a connection."""
+
+    answers: KnownAnswers
+    """Of all its connections."""
 
     def freed(self, connection: "Connection") -> None: ...
 
@@ -322,6 +334,9 @@ class Connection(asyncio.Protocol):
             # Nobody asked: whatever this is, the next answer must not be mistaken for it.
             self.abort()
             return
+        begins = not self._empty_talk and not answer.status
+        if begins and self._recognized(answer, data):
+            return
         self._empty_talk += len(data)
         try:
             self._parser.feed_data(data)
@@ -335,12 +350,25 @@ class Connection(asyncio.Protocol):
                 self.fail(Broken("what it answers is not HTTP"))
         if not answer.complete:
             self._still_coming()
-        elif answer.arrived is not None:
+        else:
+            if begins and answer.keep_alive and answer.status == _OK and not answer.kept and not self._spoiled:
+                self._owner.answers.learn(data, answer.size)
             # Now that the parser has ended: the next request may go out over this connection.
             answer.over()
         if self._spoiled and self._answer is None:
             # Given back by the answer's end, with something behind it.
             self.abort()
+
+    def _recognized(self, answer: Answer, data: bytes) -> bool:
+        """Whether this is the whole `answer` with a head that is known: then it is here, as by the parser's callbacks."""
+        body = self._owner.answers.body_of(data)
+        if body is None or len(body) > answer.room:
+            return False
+        answer.status, answer.framed, answer.complete, answer.keep_alive = _OK, True, True, True
+        answer.add(body)
+        answer.wake()
+        answer.over()
+        return True
 
     def _still_coming(self) -> None:
         if self._empty_talk > MAX_HEAD_BYTES:

@@ -8,6 +8,7 @@ from typing import Final
 
 from stack_b.backends.connection import Answer, Connection, NoRoom, NotConnected, Patience
 from stack_b.backends.dial import Dial
+from stack_b.backends.known_answer import KnownAnswers
 
 MOST: Final = 1_024
 KEPT: Final = 128
@@ -36,6 +37,7 @@ class Pool:
         self._kept = kept
         self._idle_s = idle_s
         self._room_s = room_s
+        self.answers = KnownAnswers()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._opening = 0
