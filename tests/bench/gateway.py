@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, Literal
 
@@ -64,6 +64,8 @@ _TITLES: Final = {
 _PEERS: Final = tuple(gateway_peers.PEERS)
 _HALF: Final = ("direct", "nginx", "gateway", "tensorzero")
 """Those that are asked half as often as the gateway can answer. What nginx adds is the machine's."""
+_PLACES: Final = {"half": "half load", "apart": "half load, the rest apart"}
+"""Where the load, the upstream and the database are: on the gateway's processor as well, or not."""
 _PEER_WARM_UP_SECONDS: Final = 8
 
 
@@ -121,6 +123,7 @@ class GatewayBench:
         self._key = key
         self._home = home
         self._options = options
+        self._places = _places()
         self._gateway, self._upstream = (
             next(target for target in targets if target.name == name) for name in ("gateway", "direct")
         )
@@ -135,7 +138,8 @@ class GatewayBench:
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
         half = [
-            (f"{target.name}, half load", self._half_part(target))
+            (f"{target.name}, {_PLACES[place]}", self._half_part(target, place))
+            for place in self._places
             for target in self._targets
             if target.name in _HALF and self._options.only != "streams"
         ]
@@ -164,9 +168,9 @@ class GatewayBench:
         if self._options.only == "streams":
             return figures
         figures[f"rps_ratio_{most}"] = ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"])
-        for name in _HALF[1:]:
-            if (p99 := found.get(f"{name}_p99_ms_half")) is not None:
-                figures[f"{name}_added_p99_ms_half"] = p99 - found["direct_p99_ms_half"]
+        for place, name in itertools.product(self._places, _HALF[1:]):
+            if (p99 := found.get(f"{name}_p99_ms_{place}")) is not None:
+                figures[f"{name}_added_p99_ms_{place}"] = p99 - found[f"direct_p99_ms_{place}"]
         figures["added_p50_ms_1"] = found["gateway_p50_ms_1"] - found["direct_p50_ms_1"]
         for target, connections in itertools.product(self._targets, self._options.at_once[1:]):
             if target.name in _PEERS:
@@ -197,13 +201,16 @@ class GatewayBench:
 
         return part
 
-    def _half_part(self, target: Target) -> Part:
+    def _half_part(self, target: Target, place: str) -> Part:
         def part(found: Mapping[str, float]) -> Figures:
             most = self._options.at_once[-1]
             plan = self._plan(target, connections=most, seconds=self._options.half_seconds)
             rate, settling = found[f"gateway_rps_{most}"] / 2, self._options.settling_seconds
-            sample = tools.load(msgspec.structs.replace(plan, rate=rate, settling=settling), self._home)
-            return {f"{target.name}_p50_ms_half": sample.p50_ms, f"{target.name}_p99_ms_half": sample.p99_ms}
+            plan = msgspec.structs.replace(plan, rate=rate, settling=settling)
+            apart = machine.world_apart(self._upstream.process, self._server) if place == "apart" else nullcontext(())
+            with apart as by:
+                sample = tools.load(plan, self._home, by=by)
+            return {f"{target.name}_p50_ms_{place}": sample.p50_ms, f"{target.name}_p99_ms_{place}": sample.p99_ms}
 
         return part
 
@@ -332,11 +339,13 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
                 Line("  CPU of PostgreSQL per request", name.format("db_cpu_us"), "µs"),
                 Line("  transactions per request that write", name.format("writes")),
             ]
-    found.append(Line(f"whole answers at half of what Stack B answers at {most}, evenly spaced"))
-    for target in targets:
-        if target.name in _HALF:
-            found.append(Line(f"{_TITLES[target.name]}: p50", f"{target.name}_p50_ms_half", "ms"))
-            found.append(Line("  p99", f"{target.name}_p99_ms_half", "ms"))
+    for place in _places():
+        where = "the rest on other processors" if place == "apart" else "all on the same processors"
+        found.append(Line(f"whole answers at half of what Stack B answers at {most}, evenly spaced, {where}"))
+        for target in targets:
+            if target.name in _HALF:
+                found.append(Line(f"{_TITLES[target.name]}: p50", f"{target.name}_p50_ms_{place}", "ms"))
+                found.append(Line("  p99", f"{target.name}_p99_ms_{place}", "ms"))
     streaming = [target for target in targets if target.streams]
     found.append(Line(f"one paced stream of {TOKENS} tokens"))
     for target in streaming:
@@ -368,7 +377,8 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
         Line(f"CPU per request at {most}, to nginx's", "nginx_cpu_ratio"),
         Line("added to the p50 at 1", "added_p50_ms_1", "ms"),
         *(
-            Line(f"added to the p99 at half load, {_TITLES[name]}", f"{name}_added_p99_ms_half", "ms")
+            Line(f"added to the p99 at {_PLACES[place]}, {_TITLES[name]}", f"{name}_added_p99_ms_{place}", "ms")
+            for place in _places()
             for name in _HALF[1:]
         ),
         Line("from its start to ready", "gateway_ready_s", "s"),
@@ -380,6 +390,11 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
         Line("memory at start (RSS)", "gateway_rss_start_mib", "MiB"),
         Line("memory under load", "gateway_rss_mib", "MiB"),
     ]
+
+
+def _places() -> tuple[str, ...]:
+    """Those of `_PLACES` that can be had here."""
+    return ("half", "apart") if machine.can_be_apart() else ("half",)
 
 
 def parse(arguments: list[str]) -> Options:
@@ -439,6 +454,8 @@ def main(options: Options) -> None:
             )  # fmt: skip
         if options.peers:
             missing.append(gateway_peers.NOT_MEASURED)
+        if not machine.can_be_apart():
+            missing.append(machine.NO_WORLD_APART)
         bench = GatewayBench(targets, server, key, home, options)
         told = conditions(
             options,

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,14 @@ _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 20.0
 _FLUSH_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.02
+_GATEWAYS_CPU: Final = 0
+_FIRST: Final = 5
+"""A real-time priority."""
+
+NO_WORLD_APART: Final = (
+    "half load with everything else apart: it takes two processors, the right to give real-time priority (root), "
+    "and `taskset` and `chrt` (apt install util-linux)"
+)
 
 
 @contextmanager
@@ -112,7 +121,49 @@ def on_one_cpu() -> list[str]:
     Nothing where there is only one, or no `taskset`.
     """
     taskset = shutil.which("taskset")
-    return [] if taskset is None or (os.cpu_count() or 1) == 1 else [taskset, "--cpu-list", "0"]
+    return [] if taskset is None or (os.cpu_count() or 1) == 1 else [taskset, "--cpu-list", str(_GATEWAYS_CPU)]
+
+
+@cache
+def can_be_apart() -> bool:
+    """Whether `world_apart` can be had here."""
+    if not on_one_cpu() or shutil.which("chrt") is None:
+        return False
+    tried = subprocess.run(["chrt", "--rr", str(_FIRST), "true"], capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+@contextmanager
+def world_apart(upstream: psutil.Process, database: Server) -> Iterator[list[str]]:
+    """The gateways' processor for gateways alone, and awake; what a load's command begins with.
+
+    As if what asks, what answers and the database were other machines: they have the other processors, the load and the
+    upstream with real-time priority. While nothing is to be done, the gateways' processor is kept busy by a process that
+    gives way to every other one (`SCHED_IDLE`): a virtual machine's processor that sleeps is given back late by its host.
+    """
+    others = sorted(set(range(os.cpu_count() or 1)) - {_GATEWAYS_CPU})
+    main = embedded.server_process(database.layout)
+    if main is None:
+        raise Unavailable("the bench's own PostgreSQL is gone; see its log for why")
+    with ExitStack() as back:
+        for process in (upstream, main, *main.children()):
+            with suppress(psutil.NoSuchProcess):
+                before = process.cpu_affinity()
+                process.cpu_affinity(others)
+                back.callback(_moved, process, before)
+        os.sched_setscheduler(upstream.pid, os.SCHED_RR, os.sched_param(_FIRST))
+        back.callback(os.sched_setscheduler, upstream.pid, os.SCHED_OTHER, os.sched_param(0))
+        awake = subprocess.Popen(
+            ["chrt", "--idle", "0", *on_one_cpu(), sys.executable, "-c", "while True: pass"], stdin=subprocess.DEVNULL
+        )
+        back.callback(awake.wait)
+        back.callback(awake.kill)
+        yield ["chrt", "--rr", str(_FIRST), "taskset", "--cpu-list", ",".join(map(str, others))]
+
+
+def _moved(process: psutil.Process, processors: list[int]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.cpu_affinity(processors)
 
 
 def wait_until_open(port: int, *, within: float = _START_SECONDS) -> None:

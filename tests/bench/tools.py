@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -50,14 +50,14 @@ def has(tool: str) -> bool:
     return _found(tool) is not None
 
 
-def load(plan: Plan, home: Path) -> Sample:
+def load(plan: Plan, home: Path, *, by: Sequence[str] = ()) -> Sample:
     """By wrk, where there is one and the plan asks for no rate, and of the answers for nothing but their status.
 
-    wrk loads for a second at least.
+    wrk loads for a second at least. `by`: what the load's command begins with.
     """
     wrk = _found("wrk")
     if wrk is None or plan.first or plan.rate:
-        done = _run(machine.python("tests.bench.http_load"), msgspec.json.encode(plan), plan.seconds)
+        done = _run([*by, *machine.python("tests.bench.http_load")], msgspec.json.encode(plan), plan.seconds)
         sample = msgspec.json.decode(done.stdout, type=Sample)
     else:
         script = home / "wrk.lua"
@@ -66,7 +66,7 @@ def load(plan: Plan, home: Path) -> Sample:
         lasting = f"{max(1.0, plan.seconds):.0f}s"
         command = [wrk, "--threads", "1", "--connections", str(plan.connections), "--duration", lasting]
         command += ["--timeout", "10s", "--script", str(script), f"http://127.0.0.1:{plan.port}{plan.path}"]
-        done = _run(command, b"", plan.seconds)
+        done = _run([*by, *command], b"", plan.seconds)
         sample = msgspec.json.decode(done.stderr.splitlines()[-1], type=Sample)
     if sample.failures or not sample.requests:
         raise Unavailable(f"{sample.failures} of {sample.requests} answers were not what they should be; see the logs")
