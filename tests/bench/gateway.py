@@ -41,7 +41,7 @@ from tests.bench.harness import (
     record_of,
     report,
 )
-from tests.bench.http_load import Plan
+from tests.bench.http_load import Plan, Sample
 from tests.bench.upstream import IN_CHUNKS, INSTANT, PACED, TOKEN, TOKENS
 from tests.support.ports import free_port
 from tests.support.postgres import Server
@@ -64,7 +64,7 @@ _TITLES: Final = {
 _PEERS: Final = tuple(gateway_peers.PEERS)
 _HALF: Final = ("direct", "nginx", "gateway", "tensorzero")
 """Those that are asked half as often as the gateway can answer. What nginx adds is the machine's."""
-_PLACES: Final = {"half": "half load", "apart": "half load, the rest apart"}
+_PLACES: Final = {"beside": "the rest beside it", "apart": "the rest apart"}
 """Where the load, the upstream and the database are: on the gateway's processor as well, or not."""
 _PEER_WARM_UP_SECONDS: Final = 8
 
@@ -138,7 +138,7 @@ class GatewayBench:
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
         half = [
-            (f"{target.name}, {_PLACES[place]}", self._half_part(target, place))
+            (f"{target.name}, half load, {_PLACES[place]}", self._half_part(target, place))
             for place in self._places
             for target in self._targets
             if target.name in _HALF and self._options.only != "streams"
@@ -158,8 +158,9 @@ class GatewayBench:
         figures = {
             "gateway_rss_start_mib": self._rss_before,
             "gateway_rss_mib": self._rss(),
-            "added_first_ms": found["gateway_first_ms"] - found["direct_first_ms"],
         }
+        for place in self._places:
+            figures[f"added_first_ms_{place}"] = found[f"gateway_first_ms_{place}"] - found[f"direct_first_ms_{place}"]
         for form in _STREAMS:
             relayed, ours = (found[f"{name}_{form}_tokens_per_s"] for name in ("passthrough", "gateway"))
             figures[f"{form}_ratio"] = ratio(ours, relayed)
@@ -206,13 +207,15 @@ class GatewayBench:
             most = self._options.at_once[-1]
             plan = self._plan(target, connections=most, seconds=self._options.half_seconds)
             rate, settling = found[f"gateway_rps_{most}"] / 2, self._options.settling_seconds
-            plan = msgspec.structs.replace(plan, rate=rate, settling=settling)
-            apart = machine.world_apart(self._upstream.process, self._server) if place == "apart" else nullcontext(())
-            with apart as by:
-                sample = tools.load(plan, self._home, by=by)
+            sample = self._loaded(msgspec.structs.replace(plan, rate=rate, settling=settling), place)
             return {f"{target.name}_p50_ms_{place}": sample.p50_ms, f"{target.name}_p99_ms_{place}": sample.p99_ms}
 
         return part
+
+    def _loaded(self, plan: Plan, place: str) -> Sample:
+        apart = machine.world_apart(self._upstream.process, self._server) if place == "apart" else nullcontext(())
+        with apart as by:
+            return tools.load(plan, self._home, by=by)
 
     def _start(self, _: Mapping[str, float]) -> Figures:
         """Another gateway, from its command to its readiness."""
@@ -227,8 +230,11 @@ class GatewayBench:
     def _stream_part(self, target: Target) -> Part:
         def part(_: Mapping[str, float]) -> Figures:
             seconds = self._options.stream_seconds
-            paced = tools.load(self._plan(target, connections=1, seconds=seconds, stream=PACED), self._home)
-            figures = {f"{target.name}_first_ms": paced.first_p50_ms, f"{target.name}_stream_ms": paced.p50_ms}
+            plan, figures = self._plan(target, connections=1, seconds=seconds, stream=PACED), dict[str, float]()
+            for place in self._places:
+                paced = self._loaded(plan, place)
+                figures[f"{target.name}_first_ms_{place}"] = paced.first_p50_ms
+                figures[f"{target.name}_stream_ms_{place}"] = paced.p50_ms
             for form, model in _STREAMS.items():
                 figures |= self._at_once(target, f"{target.name}_{form}", model)
             return figures
@@ -340,19 +346,19 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
                 Line("  transactions per request that write", name.format("writes")),
             ]
     for place in _places():
-        where = "the rest on other processors" if place == "apart" else "all on the same processors"
-        found.append(Line(f"whole answers at half of what Stack B answers at {most}, evenly spaced, {where}"))
+        found.append(Line(f"whole answers at half of what Stack B answers at {most}, {_PLACES[place]}"))
         for target in targets:
             if target.name in _HALF:
                 found.append(Line(f"{_TITLES[target.name]}: p50", f"{target.name}_p50_ms_{place}", "ms"))
                 found.append(Line("  p99", f"{target.name}_p99_ms_{place}", "ms"))
     streaming = [target for target in targets if target.streams]
-    found.append(Line(f"one paced stream of {TOKENS} tokens"))
-    for target in streaming:
-        found += [
-            Line(f"{_TITLES[target.name]}: the first token, p50", f"{target.name}_first_ms", "ms"),
-            Line("  all of it, p50", f"{target.name}_stream_ms", "ms"),
-        ]
+    for place in _places():
+        found.append(Line(f"one paced stream of {TOKENS} tokens, {_PLACES[place]}"))
+        for target in streaming:
+            found += [
+                Line(f"{_TITLES[target.name]}: the first token, p50", f"{target.name}_first_ms_{place}", "ms"),
+                Line("  all of it, p50", f"{target.name}_stream_ms_{place}", "ms"),
+            ]
     for form, written in (("chunks", "each chunk in a write of its own"), ("burst", "all in one write")):
         found.append(Line(f"{most} streams of {TOKENS} tokens at once, {written}"))
         for target in streaming:
@@ -377,12 +383,16 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
         Line(f"CPU per request at {most}, to nginx's", "nginx_cpu_ratio"),
         Line("added to the p50 at 1", "added_p50_ms_1", "ms"),
         *(
-            Line(f"added to the p99 at {_PLACES[place]}, {_TITLES[name]}", f"{name}_added_p99_ms_{place}", "ms")
+            Line(
+                f"added to the p99 at half load, {_PLACES[place]}, {_TITLES[name]}",
+                f"{name}_added_p99_ms_{place}",
+                "ms",
+            )
             for place in _places()
             for name in _HALF[1:]
         ),
         Line("from its start to ready", "gateway_ready_s", "s"),
-        Line("added to the first token", "added_first_ms", "ms"),
+        *(Line(f"added to the first token, {_PLACES[place]}", f"added_first_ms_{place}", "ms") for place in _places()),
         Line(f"tokens/s at {most} in chunks, to those of bytes passed through", "chunks_ratio"),
         Line("  CPU per token of bytes passed through, to ours", "chunks_cpu_ratio"),
         Line(f"tokens/s at {most} in one burst, to those of bytes passed through", "burst_ratio"),
@@ -394,7 +404,7 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
 
 def _places() -> tuple[str, ...]:
     """Those of `_PLACES` that can be had here."""
-    return ("half", "apart") if machine.can_be_apart() else ("half",)
+    return tuple(_PLACES) if machine.can_be_apart() else ("beside",)
 
 
 def parse(arguments: list[str]) -> Options:

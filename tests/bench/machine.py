@@ -37,7 +37,7 @@ _FIRST: Final = 5
 """A real-time priority."""
 
 NO_WORLD_APART: Final = (
-    "half load with everything else apart: it takes two processors, the right to give real-time priority (root), "
+    "latencies with the rest apart: that takes two processors, the right to give real-time priority (root), "
     "and `taskset` and `chrt` (apt install util-linux)"
 )
 
