@@ -226,7 +226,8 @@ def wait_healthy(
     waiting = {service.name: service for service in services}
     last: dict[str, Health] = {}
     end_at = time.monotonic() + seconds
-    dying_since: dict[str, float] = {}
+    # When each was first seen dead or died, and when last.
+    dying: dict[str, tuple[float, float]] = {}
     pids: dict[str, int] = {}
     while waiting:
         for name, service in list(waiting.items()):
@@ -245,10 +246,12 @@ def wait_healthy(
             if pid:
                 pids[name] = pid
             if died or states[name].state in {"backoff", "exited", "fatal"}:
-                dying_since.setdefault(name, now)
+                dying[name] = (dying.get(name, (now, now))[0], now)
             elif states[name].uptime_s >= _CRASHING_SECONDS:
-                dying_since.pop(name, None)
-            if now > end_at or now - dying_since.get(name, now) > _CRASHING_SECONDS:
+                dying.pop(name, None)
+            # Who has died once, and takes long to begin again, is waited for.
+            first, latest = dying.get(name, (now, now))
+            if now > end_at or latest - first > _CRASHING_SECONDS:
                 state = states[name]
                 raise Failed(unhealthy(recorder, last[name], f"{state.state} {state.remark}".strip()))
         time.sleep(_POLL_SECONDS)

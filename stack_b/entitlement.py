@@ -35,6 +35,10 @@ class TenantCache:
         known = self._fresh.at_hand(auth)
         return None if known is None else self.counted(known[0])
 
+    def is_at_hand(self, auth: AuthContext) -> bool:
+        """Whether nothing has to be waited for to know of the caller's tenant, which may be served or not."""
+        return self._fresh.at_hand(auth) is not None
+
     def known(self, auth: AuthContext) -> Tenant | None:
         """The caller's tenant, where it is at hand and served; to be `counted`."""
         known = self._fresh.at_hand(auth)

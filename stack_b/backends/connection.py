@@ -351,7 +351,7 @@ class Connection(asyncio.Protocol):
         if not answer.complete:
             self._still_coming()
         else:
-            if begins and answer.keep_alive and answer.status == _OK and not answer.kept and not self._spoiled:
+            if begins and answer.keep_alive and answer.status == _OK and not answer.kept:
                 self._owner.answers.learn(data, answer.size)
             # Now that the parser has ended: the next request may go out over this connection.
             answer.over()

@@ -11,10 +11,11 @@ MAX_BYTES: Final = 4 * 1024
 """Of a head that is kept, one for each backend."""
 UNUSED: Final = 15
 """So many answers are not learned of, after one whose head was never seen again: some backends say an id in each."""
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _FRAMING: Final = re.compile(rb"content-length|transfer-encoding", re.IGNORECASE)
 _LONGEST: Final = 9
 """Digits of a length."""
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})\r\n" % _LONGEST, re.IGNORECASE)
+_OK: Final = b"HTTP/1.1 200 "
 _BLANK: Final = b"\r\n\r\n"
 
 
@@ -48,20 +49,21 @@ class KnownAnswers:
     def learn(self, data: bytes, body_bytes: int) -> None:
         """`data` is what the parser has read as one whole 200, which the connection outlives, and in whose head was nothing
         that anybody keeps."""
-        if not self._used and self._unlearned:
-            self._unlearned -= 1
+        if body_bytes >= len(data) or not data.startswith(_OK):
             return
-        self._used, self._unlearned = False, UNUSED
         head = data[: len(data) - body_bytes]
         place = _LENGTH.search(head)
         if (
             place is None
-            or int(place[1]) != body_bytes
             or len(_FRAMING.findall(head)) > 1
             or len(head) > MAX_BYTES
             # There was something before the answer or behind it.
             or head.find(_BLANK) != len(head) - len(_BLANK)
         ):
-            self._before = b""
-        else:
-            self._before, self._after = head[: place.start(1)], head[place.end(1) :]
+            # Such as a stream in one read: what is known of others is known still.
+            return
+        if not self._used and self._unlearned:
+            self._unlearned -= 1
+            return
+        self._used, self._unlearned = False, UNUSED
+        self._before, self._after = head[: place.start(1)], head[place.end(1) :]

@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -213,8 +213,9 @@ class GatewayBench:
         return part
 
     def _loaded(self, plan: Plan, place: str) -> Sample:
-        apart = machine.world_apart(self._upstream.process, self._server) if place == "apart" else nullcontext(())
-        with apart as by:
+        if place == "beside":
+            return tools.load(plan, self._home)
+        with machine.world_apart(self._upstream.process, machine.main_process(self._server)) as by:
             return tools.load(plan, self._home, by=by)
 
     def _start(self, _: Mapping[str, float]) -> Figures:

@@ -31,7 +31,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     rate: float = 0.0
     """Requests per second; 0: as many as are answered."""
     settling: float = 0.0
-    """With a rate: so many seconds before `seconds` begin, it is asked as often, and what it takes is not counted."""
+    """With a rate: so many seconds before `seconds` begin, it is asked as often, and none of it is counted."""
     first: str = ""
     """Where this appears in the body, the first token has come."""
     expect: int = 0
@@ -101,7 +101,7 @@ class Asking(asyncio.Protocol):
         if not self._first:
             return
         self._body += data
-        if not self._has_first and self._first in self._body:
+        if self._counts and not self._has_first and self._first in self._body:
             self._has_first = True
             self.first_took.append(time.perf_counter() - self._began)
 
@@ -118,6 +118,7 @@ async def measure(plan: Plan) -> Sample:
         await loop.create_connection(lambda: Asking(plan), "127.0.0.1", plan.port) for _ in range(plan.connections)
     ]
     failures = 0
+    assert plan.rate or not plan.settling, "only with a rate is it known what comes before"
     began, spent = time.perf_counter() + plan.settling, time.process_time()
     over = began + plan.seconds
 
@@ -128,6 +129,7 @@ async def measure(plan: Plan) -> Sample:
                 failures += not await asking.ask()
 
     async def ask_in_time() -> None:
+        nonlocal spent
         idle: asyncio.Queue[Asking] = asyncio.Queue()
         for _, asking in opened:
             idle.put_nowait(asking)
@@ -143,6 +145,8 @@ async def measure(plan: Plan) -> Sample:
                 due = began + number / plan.rate
                 if (early := due - time.perf_counter()) > 0:
                     await asyncio.sleep(early)
+                if number == 0:
+                    spent = time.process_time()
                 group.create_task(ask(await idle.get(), due))
 
     await (ask_in_time() if plan.rate else asyncio.gather(*(keep_asking(asking) for _, asking in opened)))

@@ -134,25 +134,21 @@ def can_be_apart() -> bool:
 
 
 @contextmanager
-def world_apart(upstream: psutil.Process, database: Server) -> Iterator[list[str]]:
-    """The gateways' processor for gateways alone, and awake; what a load's command begins with.
+def world_apart(upstream: psutil.Process, database: psutil.Process) -> Iterator[list[str]]:
+    """The gateways' processor for gateways alone, and awake; what a load's command begins with. Then all is as before.
 
-    As if what asks, what answers and the database were other machines: they have the other processors, the load and the
-    upstream with real-time priority. While nothing is to be done, the gateways' processor is kept busy by a process that
-    gives way to every other one (`SCHED_IDLE`): a virtual machine's processor that sleeps is given back late by its host.
+    As if what asks, what answers and the `database`, with its children, were other machines: they have the other
+    processors, the load and the upstream with real-time priority. While nothing is to be done, the gateways' processor is
+    kept busy by a process that gives way to every other one (`SCHED_IDLE`): a virtual machine's processor that sleeps is
+    given back late by its host.
     """
-    others = sorted(set(range(os.cpu_count() or 1)) - {_GATEWAYS_CPU})
-    main = embedded.server_process(database.layout)
-    if main is None:
-        raise Unavailable("the bench's own PostgreSQL is gone; see its log for why")
+    everywhere = database.cpu_affinity()
+    others = [processor for processor in everywhere if processor != _GATEWAYS_CPU]
     with ExitStack() as back:
-        for process in (upstream, main, *main.children()):
-            with suppress(psutil.NoSuchProcess):
-                before = process.cpu_affinity()
-                process.cpu_affinity(others)
-                back.callback(_moved, process, before)
-        os.sched_setscheduler(upstream.pid, os.SCHED_RR, os.sched_param(_FIRST))
+        back.callback(_place, upstream, database, everywhere)
+        _place(upstream, database, others)
         back.callback(os.sched_setscheduler, upstream.pid, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(upstream.pid, os.SCHED_RR, os.sched_param(_FIRST))
         awake = subprocess.Popen(
             ["chrt", "--idle", "0", *on_one_cpu(), sys.executable, "-c", "while True: pass"], stdin=subprocess.DEVNULL
         )
@@ -161,9 +157,21 @@ def world_apart(upstream: psutil.Process, database: Server) -> Iterator[list[str
         yield ["chrt", "--rr", str(_FIRST), "taskset", "--cpu-list", ",".join(map(str, others))]
 
 
-def _moved(process: psutil.Process, processors: list[int]) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.cpu_affinity(processors)
+def _place(upstream: psutil.Process, database: psutil.Process, processors: list[int]) -> None:
+    upstream.cpu_affinity(processors)
+    # Before its children: those to come have what it has.
+    database.cpu_affinity(processors)
+    for child in database.children():
+        with suppress(psutil.NoSuchProcess):
+            child.cpu_affinity(processors)
+
+
+def main_process(server: Server) -> psutil.Process:
+    """Raises `Unavailable` where it has ended."""
+    main = embedded.server_process(server.layout)
+    if main is None:
+        raise Unavailable("the bench's own PostgreSQL is gone; see its log for why")
+    return main
 
 
 def wait_until_open(port: int, *, within: float = _START_SECONDS) -> None:
@@ -218,9 +226,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 def server_cpu_seconds(server: Server) -> float:
     """Of the server and all its processes, those that have ended included."""
-    main = embedded.server_process(server.layout)
-    if main is None:
-        raise Unavailable("the bench's own PostgreSQL is gone; see its log for why")
+    main = main_process(server)
     times = main.cpu_times()
     total = times.user + times.system + times.children_user + times.children_system
     for backend in main.children():

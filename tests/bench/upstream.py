@@ -8,7 +8,10 @@ the model `PACED`, one every `PACE_SECONDS`, the first at once.
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import httptools
@@ -28,12 +31,13 @@ _HEAD: Final = {"id": "chatcmpl-bench", "created": 1_700_000_000, "model": INSTA
 _USAGE: Final = {"prompt_tokens": 210, "completion_tokens": TOKENS, "total_tokens": 210 + TOKENS}
 
 
-def whole() -> bytes:
-    """The answer to a request without a stream."""
+def whole(now: int = 0) -> bytes:
+    """The answer to a request without a stream, with the date as servers of models say it. `now`: seconds of the epoch."""
     message = {"role": "assistant", "content": TOKEN * TOKENS}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     body = msgspec.json.encode({**_HEAD, "object": "chat.completion", "choices": [choice], "usage": _USAGE})
-    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    date = formatdate(now, usegmt=True)
+    head = f"HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -66,7 +70,6 @@ def _frame(data: bytes) -> bytes:
 class Answering(asyncio.Protocol):
     """One connection. Requests on it come one after the other, as our clients send them."""
 
-    _WHOLE: Final = whole()
     _CHUNKS: Final = chunks()
     _PIECES: Final = pieces()
 
@@ -90,7 +93,7 @@ class Answering(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body, self._body = self._body, b""
         if b'"stream":true' not in body:
-            self._write(self._WHOLE)
+            self._write(_whole_of(int(time.time())))
         elif PACED.encode() in body:
             loop = asyncio.get_running_loop()
             first, *others = self._PIECES
@@ -113,6 +116,9 @@ class Answering(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
+
+
+_whole_of: Final = lru_cache(maxsize=1)(whole)
 
 
 async def main(port: int) -> None:

@@ -55,7 +55,8 @@ def test_anything_else_is_the_parsers(data: bytes) -> None:
     "head",
     [
         b"\r\n\r\n" + HEAD % 5,
-        HEAD % 6,
+        (HEAD % 5).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        (HEAD % 5).replace(b"200 OK", b"206 OK"),
         (HEAD % 5).replace(b"Server", b"Content-Length: 5\r\nServer"),
         (HEAD % 5).replace(b"Server", b"Transfer-Encoding: chunked\r\nServer"),
         (HEAD % 5).replace(b"Content-Length", b"X-Length"),
@@ -64,6 +65,23 @@ def test_anything_else_is_the_parsers(data: bytes) -> None:
 )
 def test_a_head_that_says_more_than_that_is_not_kept(head: bytes) -> None:
     assert known(head).body_of(head + b"hello") is None
+
+
+def test_of_the_rest_of_an_answer_nothing_is_learned() -> None:
+    answers = KnownAnswers()
+    rest = HEAD % 100 + b"hello"
+    for body_bytes in (len(rest), len(rest) + 3, 100):
+        answers.learn(rest, body_bytes)
+
+    assert answers.body_of(HEAD % 5 + b"hello") is None
+
+
+def test_what_can_not_be_learned_takes_nothing_of_what_is_known() -> None:
+    answers = known()
+    for _ in range(3):
+        answers.learn(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 5)
+
+    assert answers.body_of(HEAD % 5 + b"world") == b"world"
 
 
 def test_heads_of_which_none_comes_again_are_seldom_learned() -> None:
@@ -133,7 +151,7 @@ class Said(Struct, frozen=True):
     free: bool
 
 
-def heard(loop: asyncio.AbstractEventLoop, answers: KnownAnswers, pieces: list[list[bytes]]) -> list[Said]:
+def heard(loop: asyncio.AbstractEventLoop, answers: KnownAnswers, pieces: list[list[bytes]], limit: int) -> list[Said]:
     class Owning:
         def __init__(self) -> None:
             self.answers = answers
@@ -152,10 +170,10 @@ def heard(loop: asyncio.AbstractEventLoop, answers: KnownAnswers, pieces: list[l
             line, connection = _connected(owner, loop)
         called: list[int] = []
         free = owner.free
-        answer = connection.send(b"", PATIENCE, 1_000, partial(called.append, 1))
+        answer = connection.send(b"", PATIENCE, limit, partial(called.append, 1))
         for piece in answer_pieces:
             connection.data_received(piece)
-        body = answer.at_hand(1_000)
+        body = answer.at_hand(limit)
         answer.release()
         found.append(
             Said(
@@ -209,10 +227,11 @@ def test_it_makes_no_difference_whether_heads_are_known() -> None:
     loop = asyncio.new_event_loop()
 
     @settings(max_examples=500)
-    @given(answers_of_one())
-    @example([[HEAD % 5 + b"hello"], [HEAD % len(HEAD % 5 + b"hello"), HEAD % 5 + b"hello"]])
-    def makes_none(pieces: list[list[bytes]]) -> None:
-        assert heard(loop, KnownAnswers(), pieces) == heard(loop, Unknowing(), pieces)
+    @given(answers_of_one(), st.sampled_from([2, 3, 1_000]))
+    @example([[HEAD % 5 + b"hello"], [HEAD % len(HEAD % 5 + b"hello"), HEAD % 5 + b"hello"]], 1_000)
+    @example([[HEAD % 5 + b"hello"], [HEAD % 6 + b"hello!"]], 5)
+    def makes_none(pieces: list[list[bytes]], limit: int) -> None:
+        assert heard(loop, KnownAnswers(), pieces, limit) == heard(loop, Unknowing(), pieces, limit)
 
     try:
         makes_none()
