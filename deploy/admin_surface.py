@@ -24,6 +24,7 @@ from ports.http.openapi import Operation, document
 from ports.http.routes import LOOPBACK, PUBLIC, Route, RouteTable, public_template
 from ports.ids import TenantId, is_tenant_id
 from ports.messages import Json
+from stack_a.http.bare import BareLitestar
 
 VERSION: Final = "1"
 
@@ -99,7 +100,7 @@ def create_admin_app(
             **{name: most for part in parts for name, most in part.limits.items()},
         },
     )
-    app = Litestar(
+    app = BareLitestar(
         route_handlers=[
             *(handler for part in parts for handler in part.handlers),
             *_own_handlers(metrics, probes, msgspec.json.encode(openapi)),

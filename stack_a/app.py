@@ -21,6 +21,7 @@ from stack_a.deps import ApiDeps
 from stack_a.http.admission import Admission
 from stack_a.http.agents import get_agent, list_agents
 from stack_a.http.audit import query_audit
+from stack_a.http.bare import BareLitestar
 from stack_a.http.health import health_routes
 from stack_a.http.issuer import issuer_routes
 from stack_a.http.permissions import my_permissions
@@ -114,7 +115,7 @@ def _litestar(handlers: Sequence[HTTPRouteHandler], given: Mapping[str, object])
     def provide(value: object) -> Provide:
         return Provide(lambda: value, sync_to_thread=False)
 
-    return Litestar(
+    return BareLitestar(
         route_handlers=list(handlers),
         dependencies={name: provide(value) for name, value in given.items()},
         # The edge answers every error, in one form.

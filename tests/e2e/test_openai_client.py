@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import openai
 import pytest
-from openai import AsyncOpenAI
 
+from tests.support import official
 from tests.support.http_server import served
 from tests.support.stack_b import StackB, stack_b
 
@@ -37,12 +36,12 @@ TOOLS: Any = [
 
 
 @asynccontextmanager
-async def gateway(**settings: Any) -> AsyncIterator[tuple[StackB, AsyncOpenAI]]:
+async def gateway(**settings: Any) -> AsyncIterator[tuple[StackB, "official.openai.AsyncOpenAI"]]:
     with anyio.fail_after(30):
         async with (
             stack_b(**settings) as node,
             served(node.app) as url,
-            AsyncOpenAI(base_url=f"{url}/v1", api_key="acme") as client,
+            official.openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="acme") as client,
         ):
             yield node, client
 
@@ -169,15 +168,15 @@ async def test_models_are_listed_and_retrieved() -> None:
 async def test_each_refusal_is_the_clients_own_class_of_error() -> None:
     hello: Any = [{"role": "user", "content": "hello"}]
     async with gateway(models=("agentos-demo",)) as (_, client):
-        with pytest.raises(openai.AuthenticationError) as unknown_key:
+        with pytest.raises(official.openai.AuthenticationError) as unknown_key:
             await client.with_options(api_key="nobody").models.list()
-        with pytest.raises(openai.PermissionDeniedError) as not_entitled:
+        with pytest.raises(official.openai.PermissionDeniedError) as not_entitled:
             await client.chat.completions.create(model="gpt-5", messages=hello)
-        with pytest.raises(openai.PermissionDeniedError) as out_of_scope:
+        with pytest.raises(official.openai.PermissionDeniedError) as out_of_scope:
             await client.with_options(api_key="reader").models.list()
-        with pytest.raises(openai.NotFoundError) as no_such_model:
+        with pytest.raises(official.openai.NotFoundError) as no_such_model:
             await client.models.retrieve("agentos-demo-embed")
-        with pytest.raises(openai.UnprocessableEntityError) as bad_value:
+        with pytest.raises(official.openai.UnprocessableEntityError) as bad_value:
             await client.chat.completions.create(model="agentos-demo", messages=hello, max_tokens=-1)
 
     assert unknown_key.value.code == "unauthenticated"
@@ -192,11 +191,11 @@ async def test_each_refusal_is_the_clients_own_class_of_error() -> None:
 async def test_a_spent_budget_is_refused_without_a_retry() -> None:
     async with gateway(limit=700) as (node, client):
         hello: Any = [{"role": "user", "content": "hello"}]
-        refusal: openai.RateLimitError | None = None
+        refusal: official.openai.RateLimitError | None = None
         for _ in range(20):
             try:
                 await client.chat.completions.create(model="agentos-demo", messages=hello, max_tokens=100)
-            except openai.RateLimitError as error:
+            except official.openai.RateLimitError as error:
                 refusal = error
                 break
         asked = node.deps.metrics.render().decode()
@@ -217,7 +216,7 @@ async def test_a_spent_budget_is_refused_without_a_retry() -> None:
 
 async def test_a_request_that_can_never_fit_says_what_would() -> None:
     async with gateway(limit=700) as (_, client):
-        with pytest.raises(openai.BadRequestError) as refused:
+        with pytest.raises(official.openai.BadRequestError) as refused:
             await client.chat.completions.create(
                 model="agentos-demo", messages=[{"role": "user", "content": "hello"}], max_tokens=5_000
             )

@@ -4,11 +4,13 @@ The longest come first, so that none is still at work when the others are done. 
 of its folder.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
+
+File = TypeVar("File")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LONGEST: Final = (
@@ -34,6 +36,12 @@ def place(file: str) -> tuple[int, int]:
     longest = LONGEST.index(file) if file in LONGEST else len(LONGEST)
     folder = next((number for number, name in enumerate(FOLDERS) if file.startswith(f"{name}/")), len(FOLDERS))
     return longest, folder
+
+
+def turned(files: Sequence[File], number: int, of: int) -> list[File]:
+    """From where the process of this number, of so many, reads on; the earlier ones come last. Pure."""
+    first = len(files) * number // of
+    return [*files[first:], *files[:first]]
 
 
 def file_of(item: pytest.Item) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import anthropic
-import openai
 from pydantic import BaseModel
+
+from tests.support import official
 
 Json: TypeAlias = Any  # JSON of a test
 History: TypeAlias = list[Any]  # in the surface's own words
@@ -59,8 +59,6 @@ class Client(ABC):
     """One surface, through its official client."""
 
     path: str
-    error: type[Exception]
-    """The client's own base of errors that have a status."""
     finishes: Mapping[str, str]
     """Its words for the canonical finish reasons."""
 
@@ -69,6 +67,11 @@ class Client(ABC):
 
     def with_options(self, **options: Any) -> "Client":
         return type(self)(self.sdk.with_options(**options))
+
+    @property
+    @abstractmethod
+    def error(self) -> type[Exception]:
+        """The client's own base of errors that have a status."""
 
     @abstractmethod
     def asked(self, text: str, tools: Sequence[Json] = (), **more: Any) -> dict[str, Any]:
@@ -109,10 +112,13 @@ class Client(ABC):
 
 class ChatClient(Client):
     path = "/v1/chat/completions"
-    error = openai.APIStatusError
     finishes = MappingProxyType(
         {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
     )
+
+    @property
+    def error(self) -> type[Exception]:
+        return official.openai.APIStatusError
 
     def asked(self, text: str, tools: Sequence[Json] = (), **more: Any) -> dict[str, Any]:
         content: Any = text
@@ -185,11 +191,14 @@ class ChatClient(Client):
 
 class ResponsesClient(Client):
     path = "/v1/responses"
-    error = openai.APIStatusError
     finishes = MappingProxyType({
         "stop": "completed", "length": "max_output_tokens", "tool_calls": "completed",
         "content_filter": "content_filter",
     })  # fmt: skip
+
+    @property
+    def error(self) -> type[Exception]:
+        return official.openai.APIStatusError
 
     def asked(self, text: str, tools: Sequence[Json] = (), **more: Any) -> dict[str, Any]:
         given: Any = text
@@ -269,10 +278,13 @@ class ResponsesClient(Client):
 
 class MessagesClient(Client):
     path = "/v1/messages"
-    error = anthropic.APIStatusError
     finishes = MappingProxyType(
         {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
     )
+
+    @property
+    def error(self) -> type[Exception]:
+        return official.anthropic.APIStatusError
 
     def asked(self, text: str, tools: Sequence[Json] = (), **more: Any) -> dict[str, Any]:
         content: Any = text
@@ -362,8 +374,8 @@ async def client_for(path: str, url: str, *, key: str = "acme", **options: Any) 
     """The official client for the surface at `path`, of the gateway at `url`."""
     sdk: Any
     if path == MessagesClient.path:
-        sdk = anthropic.AsyncAnthropic(base_url=url, api_key=key, **options)
+        sdk = official.anthropic.AsyncAnthropic(base_url=url, api_key=key, **options)
     else:
-        sdk = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, **options)
+        sdk = official.openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, **options)
     async with sdk:
         yield CLIENTS[path](sdk)

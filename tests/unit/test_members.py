@@ -4,11 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import pytest
-from anthropic.types.message_count_tokens_params import MessageCountTokensParams
-from anthropic.types.message_create_params import MessageCreateParamsStreaming
-from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
-from openai.types.embedding_create_params import EmbeddingCreateParams
-from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
 
 from ports.errors import InvalidArgument
 from ports.messages import Json
@@ -47,6 +42,13 @@ _OURS: Final = frozenset({"model", "n", "max_tokens", "max_completion_tokens"})
 
 async def test_whatever_the_official_clients_may_say_is_decided() -> None:
     """A new release of a client that knows more fails here: say what becomes of it."""
+    # Seconds, of every process that reads this file.
+    from anthropic.types.message_count_tokens_params import MessageCountTokensParams
+    from anthropic.types.message_create_params import MessageCreateParamsStreaming
+    from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+    from openai.types.embedding_create_params import EmbeddingCreateParams
+    from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
+
     here: Mapping[Any, set[str]] = {
         CompletionCreateParamsStreaming: {*CHAT, *WITHIN},
         EmbeddingCreateParams: set(EMBED),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.order import FOLDERS, LONGEST, ROOT, misplaced, place
+from tests.support.order import FOLDERS, LONGEST, ROOT, misplaced, place, turned
 
 
 def test_the_longest_come_first_and_then_folder_by_folder() -> None:
@@ -15,6 +15,16 @@ def test_the_longest_come_first_and_then_folder_by_folder() -> None:
         "tests/contract/test_x.py",
         "tests/unit/test_x.py",
     ]
+
+
+def test_each_process_begins_to_read_elsewhere_and_reads_all() -> None:
+    assert [turned("abcdef", number, 4) for number in range(4)] == [
+        ["a", "b", "c", "d", "e", "f"],
+        ["b", "c", "d", "e", "f", "a"],
+        ["d", "e", "f", "a", "b", "c"],
+        ["e", "f", "a", "b", "c", "d"],
+    ]
+    assert turned([], 3, 4) == []
 
 
 @pytest.mark.parametrize("name", LONGEST + FOLDERS)
