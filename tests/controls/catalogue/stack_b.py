@@ -290,8 +290,8 @@ REMOVALS: Final = (
     Removal(
         "D16",
         CONNECTION,
-        "        self.whole, self._room = True, limit\n",
-        "        self.whole, self._room = True, 1000 * limit\n",
+        "        self.whole, self.room = True, limit\n",
+        "        self.whole, self.room = True, 1000 * limit\n",
         ("test_a_huge_body_is_left_at_the_limit",),
     ),
     Removal(
