@@ -50,6 +50,17 @@ REQUEST_BYTES: Final = 1_024
 _PATH: Final = "/v1/chat/completions"
 _TENANT: Final = TenantId("tnt_bench")
 _PROSE: Final = "The quick brown fox jumps over the lazy dog while the rain in the plain stays mainly where it was. "
+_NUMBER: Final = "0000000"
+"""What is another number in each request of the texts that nobody has seen."""
+_PERSONAL: Final = (
+    f"Ann{_NUMBER} of ann.{_NUMBER}@example.org pays with 4111 1111 1111 1111 or from DE89 3704 0044 0532 0130 00, "
+    "her number is +1 415 555 0132, and her machine is 192.0.2.17. "
+)
+_UNSEEN: Final = {
+    "new": (f"Order {_NUMBER}. {_PROSE}", "harmless text, another each time"),
+    "personal": (_PERSONAL, "text full of personal data, another each time"),
+}
+"""Texts that are looked through with each request, where the others are remembered."""
 _STREAMS: Final = {"chunks": IN_CHUNKS, "burst": INSTANT}
 """How the upstream writes a stream that is there at once: each chunk in a write of its own, or all in one."""
 _TITLES: Final = {
@@ -137,13 +148,18 @@ class GatewayBench:
             if target.wholes and self._options.only != "streams"
         ]
         streams = [(f"{target.name}, streams", self._stream_part(target)) for target in self._targets if target.streams]
+        unseen = [
+            (f"gateway, {title}", self._unseen_part(name))
+            for name, (_, title) in _UNSEEN.items()
+            if self._options.only != "streams"
+        ]
         half = [
             (f"{target.name}, half load, {_PLACES[place]}", self._half_part(target, place))
             for place in self._places
             for target in self._targets
             if target.name in _HALF and self._options.only != "streams"
         ]
-        return [*wholes, *half, *streams, ("start", self._start), ("memory and ratios", self.rest)]
+        return [*wholes, *unseen, *half, *streams, ("start", self._start), ("memory and ratios", self.rest)]
 
     def warm_up(self) -> None:
         """So that no round pays for what is done once per process or connection."""
@@ -199,6 +215,24 @@ class GatewayBench:
                 figures[name.format("db_cpu_us")] = ratio(1e6 * (database_after - database), sample.requests)
                 figures[name.format("writes")] = ratio(writes_after - writes, sample.requests)
             return figures
+
+        return part
+
+    def _unseen_part(self, name: str) -> Part:
+        """Through Stack B, at the first number of requests at once that is more than one."""
+
+        def part(_: Mapping[str, float]) -> Figures:
+            text, connections = _UNSEEN[name][0], self._options.at_once[1]
+            plan = self._plan(self._gateway, connections=connections, seconds=self._options.seconds)
+            plan = msgspec.structs.replace(plan, body=request_body(INSTANT, text=text), numbered=_NUMBER)
+            before = machine.cpu_seconds(self._gateway.process)
+            sample = tools.load(plan, self._home)
+            spent = machine.cpu_seconds(self._gateway.process) - before
+            return {
+                f"{name}_rps": ratio(sample.requests, sample.seconds),
+                f"{name}_p50_ms": sample.p50_ms,
+                f"{name}_cpu_us": ratio(1e6 * spent, sample.requests),
+            }
 
         return part
 
@@ -286,12 +320,12 @@ class GatewayBench:
         return float(self._gateway.process.memory_info().rss) / 2**20
 
 
-def request_body(model: str, *, stream: bool = False) -> str:
-    """A request of `REQUEST_BYTES`, of harmless prose."""
+def request_body(model: str, *, stream: bool = False, text: str = _PROSE) -> str:
+    """A request of `REQUEST_BYTES`, of harmless prose where nothing else is to be said."""
     members = {"model": model, "max_tokens": 64, "stream": stream}
     bare = len(msgspec.json.encode({**members, "messages": [{"role": "user", "content": ""}]}))
-    prose = (_PROSE * (REQUEST_BYTES // len(_PROSE) + 1))[: REQUEST_BYTES - bare]
-    return msgspec.json.encode({**members, "messages": [{"role": "user", "content": prose}]}).decode()
+    said = (text * (REQUEST_BYTES // len(text) + 1))[: REQUEST_BYTES - bare]
+    return msgspec.json.encode({**members, "messages": [{"role": "user", "content": said}]}).decode()
 
 
 async def seed(server: Server) -> str:
@@ -346,6 +380,7 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
                 Line("  CPU of PostgreSQL per request", name.format("db_cpu_us"), "µs"),
                 Line("  transactions per request that write", name.format("writes")),
             ]
+    found += _lines_of_unseen(at_once[1])
     for place in _places():
         found.append(Line(f"whole answers at half of what Stack B answers at {most}, {_PLACES[place]}"))
         for target in targets:
@@ -401,6 +436,18 @@ def lines(targets: Sequence[Target], at_once: Sequence[int]) -> list[Line]:
         Line("memory at start (RSS)", "gateway_rss_start_mib", "MiB"),
         Line("memory under load", "gateway_rss_mib", "MiB"),
     ]
+
+
+def _lines_of_unseen(connections: int) -> list[Line]:
+    found: list[Line] = []
+    for name, (_, title) in _UNSEEN.items():
+        found += [
+            Line(f"{title}, {connections} at once"),
+            Line(_TITLES["gateway"], f"{name}_rps", "requests/s"),
+            Line("  p50", f"{name}_p50_ms", "ms"),
+            Line("  CPU per request", f"{name}_cpu_us", "µs"),
+        ]
+    return found
 
 
 def _places() -> tuple[str, ...]:

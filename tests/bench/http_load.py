@@ -5,8 +5,10 @@ requests are due at even intervals whatever became of earlier ones, and take as 
 """
 
 import asyncio
+import itertools
 import sys
 import time
+from collections.abc import Iterator
 from typing import Final, cast
 
 import httptools
@@ -32,6 +34,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Requests per second; 0: as many as are answered."""
     settling: float = 0.0
     """With a rate: so many seconds before `seconds` begin, it is asked as often, and none of it is counted."""
+    numbered: str = ""
+    """Where this appears in the body to be sent, a number of as many digits is instead, another with each request."""
     first: str = ""
     """Where this appears in the body, the first token has come."""
     expect: int = 0
@@ -58,10 +62,18 @@ def request_of(plan: Plan) -> bytes:
     return f"POST {plan.path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
+def first_number(digits: int) -> int:
+    """To count from, so that another load, soon after, doesn't send the same."""
+    most: int = 10**digits
+    return int(time.time() * 1_000) % most // 2
+
+
 class Asking(asyncio.Protocol):
     """One connection: one request at a time."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, numbers: Iterator[int]) -> None:
+        self._numbered = plan.numbered.encode()
+        self._numbers = numbers
         self._first = plan.first.encode()
         self._expect = plan.expect
         self._parser = httptools.HttpResponseParser(self)
@@ -81,7 +93,10 @@ class Asking(asyncio.Protocol):
         self._body = b""
         self._counts = counts
         self._began = time.perf_counter() if due is None else due
-        self._transport.write(self._request)
+        request = self._request
+        if self._numbered:
+            request = request.replace(self._numbered, b"%0*d" % (len(self._numbered), next(self._numbers)))
+        self._transport.write(request)
         return await self._answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,8 +129,10 @@ class Asking(asyncio.Protocol):
 
 async def measure(plan: Plan) -> Sample:
     loop = asyncio.get_running_loop()
+    numbers = itertools.count(first_number(len(plan.numbered)))
     opened = [
-        await loop.create_connection(lambda: Asking(plan), "127.0.0.1", plan.port) for _ in range(plan.connections)
+        await loop.create_connection(lambda: Asking(plan, numbers), "127.0.0.1", plan.port)
+        for _ in range(plan.connections)
     ]
     failures = 0
     assert plan.rate or not plan.settling, "only with a rate is it known what comes before"

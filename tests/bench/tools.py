@@ -13,7 +13,7 @@ import psutil
 
 from ports.errors import Unavailable
 from tests.bench import machine
-from tests.bench.http_load import Plan, Sample
+from tests.bench.http_load import Plan, Sample, first_number
 
 NO_WRK: Final = "wrk is not installed, the bench's own client loads instead and costs more CPU; apt install wrk"
 NO_NGINX: Final = "nginx is not installed, so there is no plain reverse proxy to compare with; apt install nginx-light"
@@ -22,11 +22,19 @@ _SCRIPT: Final = """
 wrk.method = "POST"
 wrk.body = [==[{body}]==]
 {headers}
+{request}
 done = function(summary, latency)
   local e = summary.errors
   io.stderr:write(string.format('{{"requests":%d,"failures":%d,"seconds":%.6f,"p50_ms":%.6f,"p99_ms":%.6f}}',
     summary.requests, e.connect + e.read + e.write + e.status + e.timeout, summary.duration / 1e6,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
+_NUMBERED: Final = """
+local number = {first}
+request = function()
+  number = number + 1
+  return wrk.format(nil, nil, nil, (string.gsub(wrk.body, '{numbered}', string.format('%0{digits}d', number))))
 end
 """
 _NGINX: Final = """
@@ -62,7 +70,11 @@ def load(plan: Plan, home: Path, *, by: Sequence[str] = ()) -> Sample:
     else:
         script = home / "wrk.lua"
         headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in plan.headers.items())
-        script.write_text(_SCRIPT.format(body=plan.body, headers=headers))
+        request = ""
+        if plan.numbered:
+            digits = len(plan.numbered)
+            request = _NUMBERED.format(first=first_number(digits), numbered=plan.numbered, digits=digits)
+        script.write_text(_SCRIPT.format(body=plan.body, headers=headers, request=request))
         lasting = f"{max(1.0, plan.seconds):.0f}s"
         command = [wrk, "--threads", "1", "--connections", str(plan.connections), "--duration", lasting]
         command += ["--timeout", "10s", "--script", str(script), f"http://127.0.0.1:{plan.port}{plan.path}"]

@@ -32,7 +32,14 @@ from tests.bench.machine import ROOT, can_be_apart
         ("waiting", {"api_mib", "worker_mib", "tables_mib_per_1000"}),
         (
             "gateway",
-            {"gateway_rps_16", "gateway_p99_ms_1", "gateway_cpu_us_16", "gateway_first_ms_beside", "chunks_ratio"}
+            {
+                "gateway_rps_16",
+                "gateway_p99_ms_1",
+                "gateway_cpu_us_16",
+                "gateway_first_ms_beside",
+                "chunks_ratio",
+                "personal_rps",
+            }
             | ({"gateway_p99_ms_apart", "gateway_first_ms_apart"} if can_be_apart() else set()),
         ),
     ],

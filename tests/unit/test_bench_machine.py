@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 import anyio
+import msgspec
 import psutil
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from tests.bench import machine
-from tests.bench.http_load import Plan, measure
+from tests.bench.http_load import Plan, Sample, measure
 
 PARENT: Final = """
 import subprocess, sys
@@ -75,28 +76,43 @@ def test_the_world_is_apart_for_a_while_and_then_as_before(
     assert not awake.is_running()
 
 
-@pytest.mark.anyio
-async def test_what_settles_is_asked_and_not_counted() -> None:
-    asked = 0
+async def loaded(plan: Plan) -> tuple[Sample, list[bytes]]:
+    """What was measured, and what was asked for it."""
+    asked: list[bytes] = []
 
     async def answer(stream: SocketStream) -> None:
-        nonlocal asked
         async with stream:
             while True:
                 try:
-                    data = await stream.receive()
+                    asked.append(await stream.receive())
                 except anyio.EndOfStream:
                     return
-                asked += data.count(b"POST")
                 await stream.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, answer)
         port = listener.extra_attributes[SocketAttribute.local_port]()
-        plan = Plan(port=port, path="/", headers={}, body="{}", connections=4, seconds=0.2, rate=50, settling=0.1)
         with anyio.fail_after(10):
-            sample = await measure(plan)
+            sample = await measure(msgspec.structs.replace(plan, port=port))
         group.cancel_scope.cancel()
+    return sample, asked
+
+
+PLAN: Final = Plan(port=0, path="/", headers={}, body="{}", connections=4, seconds=0.2, rate=50)
+
+
+@pytest.mark.anyio
+async def test_what_settles_is_asked_and_not_counted() -> None:
+    sample, asked = await loaded(msgspec.structs.replace(PLAN, settling=0.1))
 
     assert (sample.requests, sample.failures) == (10, 0)
-    assert asked == 15
+    assert len(asked) == 15
+
+
+@pytest.mark.anyio
+async def test_a_number_in_the_body_is_another_one_in_each_request() -> None:
+    sample, asked = await loaded(msgspec.structs.replace(PLAN, body="a 000000 b 000000", numbered="000000"))
+
+    said = [request.rpartition(b"\r\n\r\n")[2].split() for request in asked]
+    assert all(first == second and len(first) == 6 for _, first, _, second in said)
+    assert len({first for _, first, _, _ in said}) == sample.requests == 10
