@@ -33,6 +33,8 @@ _STOP_SECONDS: Final = 20.0
 _FLUSH_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.02
 _GATEWAYS_CPU: Final = 0
+_KTHREADD: Final = 2
+"""Whose children all threads of the kernel are."""
 _FIRST: Final = 5
 """A real-time priority."""
 
@@ -138,13 +140,19 @@ def world_apart(upstream: psutil.Process, database: psutil.Process) -> Iterator[
     """The gateways' processor for gateways alone, and awake; what a load's command begins with. Then all is as before.
 
     As if what asks, what answers and the `database`, with its children, were other machines: they have the other
-    processors, the load and the upstream with real-time priority. While nothing is to be done, the gateways' processor is
+    processors, the load and the upstream with real-time priority. So have threads of the kernel that are bound to none: one
+    that looks at memory has a processor for milliseconds. While nothing is to be done, the gateways' processor is
     kept busy by a process that gives way to every other one (`SCHED_IDLE`): a virtual machine's processor that sleeps is
     given back late by its host.
     """
     everywhere = database.cpu_affinity()
     others = [processor for processor in everywhere if processor != _GATEWAYS_CPU]
     with ExitStack() as back:
+        for thread in kernel_threads():
+            with suppress(psutil.Error, OSError, ValueError):
+                before = thread.cpu_affinity()
+                thread.cpu_affinity(others)
+                back.callback(thread.cpu_affinity, before)
         back.callback(_place, upstream, database, everywhere)
         _place(upstream, database, others)
         back.callback(os.sched_setscheduler, upstream.pid, os.SCHED_OTHER, os.sched_param(0))
@@ -155,6 +163,14 @@ def world_apart(upstream: psutil.Process, database: psutil.Process) -> Iterator[
         back.callback(awake.wait)
         back.callback(awake.kill)
         yield ["chrt", "--rr", str(_FIRST), "taskset", "--cpu-list", ",".join(map(str, others))]
+
+
+def kernel_threads() -> list[psutil.Process]:
+    try:
+        return psutil.Process(_KTHREADD).children()
+    except psutil.NoSuchProcess:
+        # In a container nobody sees them.
+        return []
 
 
 def _place(upstream: psutil.Process, database: psutil.Process, processors: list[int]) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -42,6 +43,14 @@ def upstream() -> Iterator[psutil.Process]:
         process.kill()
 
 
+def placed(processes: list[psutil.Process]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found[process.pid] = process.cpu_affinity()
+    return found
+
+
 def born(parent: subprocess.Popen[str]) -> psutil.Process:
     asking, telling = parent.stdin, parent.stdout
     assert asking is not None
@@ -57,7 +66,7 @@ def test_the_world_is_apart_for_a_while_and_then_as_before(
 ) -> None:
     database = psutil.Process(parent.pid)
     everywhere, before = database.cpu_affinity(), set(psutil.Process().children())
-    first = born(parent)
+    first, threads = born(parent), placed(machine.kernel_threads())
 
     with machine.world_apart(upstream, database) as by:
         second = born(parent)
@@ -74,6 +83,8 @@ def test_the_world_is_apart_for_a_while_and_then_as_before(
         assert process.cpu_affinity() == everywhere
         assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
     assert not awake.is_running()
+    now = placed(machine.kernel_threads())
+    assert {pid: now[pid] for pid in threads if pid in now} == {pid: threads[pid] for pid in threads if pid in now}
 
 
 async def loaded(plan: Plan) -> tuple[Sample, list[bytes]]:
