@@ -35,10 +35,6 @@ class TenantCache:
         known = self._fresh.at_hand(auth)
         return None if known is None else self.counted(known[0])
 
-    def is_at_hand(self, auth: AuthContext) -> bool:
-        """Whether nothing has to be waited for to know of the caller's tenant, which may be served or not."""
-        return self._fresh.at_hand(auth) is not None
-
     def known(self, auth: AuthContext) -> Tenant | None:
         """The caller's tenant, where it is at hand and served; to be `counted`."""
         known = self._fresh.at_hand(auth)
@@ -82,8 +78,12 @@ class TenantCache:
 
     async def served(self, auth: AuthContext) -> Tenant:
         """The same as `tenant`, of a request that is counted already. Raises like it."""
+        return self.served_at_hand(auth) or _active(await self._fresh.of(auth))
+
+    def served_at_hand(self, auth: AuthContext) -> Tenant | None:
+        """The same where nothing has to be waited for. Raises like it."""
         known = self._fresh.at_hand(auth)
-        return _active(await self._fresh.of(auth) if known is None else known[0])
+        return None if known is None else _active(known[0])
 
     async def close(self) -> None:
         await self._fresh.close()

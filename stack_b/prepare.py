@@ -253,11 +253,10 @@ class Preparation:
         self, auth: AuthContext, asked: Asked, *, counted: bool = False
     ) -> tuple[Tenant, tuple[Candidate, ...]]:
         """`counted`: the request is, already."""
-        tenant = None if counted else self._tenants.at_hand(auth)
+        tenant = self._tenants.served_at_hand(auth) if counted else self._tenants.at_hand(auth)
         if tenant is None:
-            if not self._tenants.is_at_hand(auth):
-                # After a pause nothing is known of either: they are asked for at the same time, not one after the other.
-                self._budgets.fresh.ahead(auth)
+            # After a pause nothing is known of either: they are asked for at the same time, not one after the other.
+            self._budgets.fresh.ahead(auth)
             tenant = await (self._tenants.served(auth) if counted else self._tenants.tenant(auth))
         priced = self._prices.at(self._clock.now)
         candidates = self._router.candidates(auth, asked, tenant.entitlements, priced)

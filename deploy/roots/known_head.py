@@ -4,18 +4,12 @@ Clients say the same with each request but for the length of its body. So the se
 of it is parsed; whatever differs in anything else is the parser's again.
 """
 
-import re
 from typing import Any, Final, Self
 
 from ports.http.extensions import HeadMemory
+from ports.http.known_length import Around, around_length, body_at
 
-MAX_BYTES: Final = 4 * 1024
-"""Of a head that is kept, one for each connection."""
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
-_LONGEST: Final = 9
-"""Digits of a length."""
 _NAME: Final = b"content-length"
-_BLANK: Final = b"\r\n\r\n"
 _READ_ANEW: Final = frozenset({b"expect", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
 """A head with one of these says more than what is asked for."""
 
@@ -23,12 +17,12 @@ _READ_ANEW: Final = frozenset({b"expect", b"te", b"trailer", b"transfer-encoding
 class KnownHead:
     """Of a POST whose body has a length."""
 
-    __slots__ = ("_after", "_before", "_digits", "_head", "_length", "memory", "scope")
+    __slots__ = ("_after", "_before", "_head", "_length", "memory", "scope")
 
-    def __init__(self, before: bytes, digits: bytes, after: bytes, scope: dict[str, Any]) -> None:
-        """`before` and `after`: what stands around the length's digits. `scope`: as ASGI has it, without extensions."""
-        self._before, self._digits, self._after = before, digits, after
-        self._head = before + digits + after
+    def __init__(self, around: Around, scope: dict[str, Any]) -> None:
+        """`scope`: as ASGI has it, without extensions."""
+        self._before, digits, self._after = around
+        self._head = b"".join(around)
         self._length = int(digits)
         self.scope = scope
         self.memory: HeadMemory = {}
@@ -40,33 +34,20 @@ class KnownHead:
 
     def like(self, data: bytes) -> Self | None:
         """The head of the whole request in `data`, where it differs from this one in nothing but its length."""
-        start = len(self._before)
-        if not data.startswith(self._before):
+        begin = body_at(data, self._before, self._after)
+        if not begin:
             return None
-        end = data.find(b"\r\n", start, start + _LONGEST + 2)
-        digits = data[start:end] if end > start else b""
-        if not digits.isdigit() or not data.startswith(self._after, end):
-            return None
-        if len(data) != end + len(self._after) + int(digits):
-            return None
+        digits = data[len(self._before) : begin - len(self._after)]
         headers = [(name, digits if name == _NAME else value) for name, value in self.scope["headers"]]
-        found = type(self)(self._before, digits, self._after, {**self.scope, "headers": headers})
+        found = type(self)(Around(self._before, digits, self._after), {**self.scope, "headers": headers})
         found.memory = self.memory
         return found
 
 
 def known_head(data: bytes, body_bytes: int, scope: dict[str, Any]) -> KnownHead | None:
     """The head of `data`, which the parser has read as one whole request; None where it isn't one to go by."""
-    head = data[: len(data) - body_bytes]
-    if len(head) > MAX_BYTES or scope["method"] != "POST":
-        return None
-    if head.find(_BLANK) != len(head) - len(_BLANK):
-        # There was something before the request or behind it.
-        return None
     names = [name for name, _ in scope["headers"]]
-    if names.count(_NAME) != 1 or not _READ_ANEW.isdisjoint(names):
+    if scope["method"] != "POST" or names.count(_NAME) != 1 or not _READ_ANEW.isdisjoint(names):
         return None
-    place = _LENGTH.search(head)
-    if place is None or int(place[1]) != body_bytes:
-        return None
-    return KnownHead(head[: place.start(1)], place[1], head[place.end(1) :], scope)
+    around = around_length(data, body_bytes)
+    return None if around is None else KnownHead(around, scope)

@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
         body = self._owner.answers.body_of(data)
         if body is None or len(body) > answer.room:
             return False
-        answer.status, answer.framed, answer.complete, answer.keep_alive = _OK, True, True, True
+        answer.status, answer.complete, answer.keep_alive = _OK, True, True
         answer.add(body)
         answer.wake()
         answer.over()

@@ -7,20 +7,16 @@ as the date changes.
 import re
 from typing import Final
 
-MAX_BYTES: Final = 4 * 1024
-"""Of a head that is kept, one for each backend."""
+from ports.http.known_length import around_length, body_at
+
 UNUSED: Final = 15
 """So many answers are not learned of, after one whose head was never seen again: some backends say an id in each."""
 _FRAMING: Final = re.compile(rb"content-length|transfer-encoding", re.IGNORECASE)
-_LONGEST: Final = 9
-"""Digits of a length."""
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})\r\n" % _LONGEST, re.IGNORECASE)
 _OK: Final = b"HTTP/1.1 200 "
-_BLANK: Final = b"\r\n\r\n"
 
 
 class KnownAnswers:
-    """Of the connections to one backend."""
+    """Of the connections to one backend: one head is kept."""
 
     __slots__ = ("_after", "_before", "_unlearned", "_used")
 
@@ -32,16 +28,8 @@ class KnownAnswers:
 
     def body_of(self, data: bytes) -> bytes | None:
         """The body in `data`, where that is a whole answer with the head that is known, but for its length."""
-        before, after = self._before, self._after
-        if not before or not data.startswith(before):
-            return None
-        start = len(before)
-        end = data.find(b"\r\n", start, start + _LONGEST + 2)
-        digits = data[start:end] if end > start else b""
-        if not digits.isdigit() or not data.startswith(after, end):
-            return None
-        begin = end + len(after)
-        if len(data) - begin != int(digits):
+        begin = body_at(data, self._before, self._after) if self._before else 0
+        if not begin:
             return None
         self._used = True
         return data[begin:]
@@ -49,21 +37,12 @@ class KnownAnswers:
     def learn(self, data: bytes, body_bytes: int) -> None:
         """`data` is what the parser has read as one whole 200, which the connection outlives, and in whose head was nothing
         that anybody keeps."""
-        if body_bytes >= len(data) or not data.startswith(_OK):
-            return
-        head = data[: len(data) - body_bytes]
-        place = _LENGTH.search(head)
-        if (
-            place is None
-            or len(_FRAMING.findall(head)) > 1
-            or len(head) > MAX_BYTES
-            # There was something before the answer or behind it.
-            or head.find(_BLANK) != len(head) - len(_BLANK)
-        ):
+        found = around_length(data, body_bytes)
+        if found is None or not data.startswith(_OK) or len(_FRAMING.findall(found.before + found.after)) > 1:
             # Such as a stream in one read: what is known of others is known still.
             return
         if not self._used and self._unlearned:
             self._unlearned -= 1
             return
         self._used, self._unlearned = False, UNUSED
-        self._before, self._after = head[: place.start(1)], head[place.end(1) :]
+        self._before, self._after = found.before, found.after

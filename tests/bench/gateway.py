@@ -134,7 +134,6 @@ class GatewayBench:
         self._key = key
         self._home = home
         self._options = options
-        self._places = _places()
         self._gateway, self._upstream = (
             next(target for target in targets if target.name == name) for name in ("gateway", "direct")
         )
@@ -155,7 +154,7 @@ class GatewayBench:
         ]
         half = [
             (f"{target.name}, half load, {_PLACES[place]}", self._half_part(target, place))
-            for place in self._places
+            for place in _places()
             for target in self._targets
             if target.name in _HALF and self._options.only != "streams"
         ]
@@ -175,7 +174,7 @@ class GatewayBench:
             "gateway_rss_start_mib": self._rss_before,
             "gateway_rss_mib": self._rss(),
         }
-        for place in self._places:
+        for place in _places():
             figures[f"added_first_ms_{place}"] = found[f"gateway_first_ms_{place}"] - found[f"direct_first_ms_{place}"]
         for form in _STREAMS:
             relayed, ours = (found[f"{name}_{form}_tokens_per_s"] for name in ("passthrough", "gateway"))
@@ -185,7 +184,7 @@ class GatewayBench:
         if self._options.only == "streams":
             return figures
         figures[f"rps_ratio_{most}"] = ratio(found[f"gateway_rps_{most}"], found[f"direct_rps_{most}"])
-        for place, name in itertools.product(self._places, _HALF[1:]):
+        for place, name in itertools.product(_places(), _HALF[1:]):
             if (p99 := found.get(f"{name}_p99_ms_{place}")) is not None:
                 figures[f"{name}_added_p99_ms_{place}"] = p99 - found[f"direct_p99_ms_{place}"]
         figures["added_p50_ms_1"] = found["gateway_p50_ms_1"] - found["direct_p50_ms_1"]
@@ -266,7 +265,7 @@ class GatewayBench:
         def part(_: Mapping[str, float]) -> Figures:
             seconds = self._options.stream_seconds
             plan, figures = self._plan(target, connections=1, seconds=seconds, stream=PACED), dict[str, float]()
-            for place in self._places:
+            for place in _places():
                 paced = self._loaded(plan, place)
                 figures[f"{target.name}_first_ms_{place}"] = paced.first_p50_ms
                 figures[f"{target.name}_stream_ms_{place}"] = paced.p50_ms

@@ -129,7 +129,7 @@ def on_one_cpu() -> list[str]:
 @cache
 def can_be_apart() -> bool:
     """Whether `world_apart` can be had here."""
-    if not on_one_cpu() or shutil.which("chrt") is None:
+    if not on_one_cpu() or not os.sched_getaffinity(0) > {_GATEWAYS_CPU} or shutil.which("chrt") is None:
         return False
     tried = subprocess.run(["chrt", "--rr", str(_FIRST), "true"], capture_output=True, check=False)
     return tried.returncode == 0

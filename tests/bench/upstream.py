@@ -31,7 +31,8 @@ _HEAD: Final = {"id": "chatcmpl-bench", "created": 1_700_000_000, "model": INSTA
 _USAGE: Final = {"prompt_tokens": 210, "completion_tokens": TOKENS, "total_tokens": 210 + TOKENS}
 
 
-def whole(now: int = 0) -> bytes:
+@lru_cache(maxsize=1)
+def whole(now: int) -> bytes:
     """The answer to a request without a stream, with the date as servers of models say it. `now`: seconds of the epoch."""
     message = {"role": "assistant", "content": TOKEN * TOKENS}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -93,7 +94,7 @@ class Answering(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body, self._body = self._body, b""
         if b'"stream":true' not in body:
-            self._write(_whole_of(int(time.time())))
+            self._write(whole(int(time.time())))
         elif PACED.encode() in body:
             loop = asyncio.get_running_loop()
             first, *others = self._PIECES
@@ -116,9 +117,6 @@ class Answering(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
-
-
-_whole_of: Final = lru_cache(maxsize=1)(whole)
 
 
 async def main(port: int) -> None:

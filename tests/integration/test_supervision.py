@@ -27,6 +27,22 @@ while not leave.exists():
     signal.sigtimedwait({signal.SIGTERM}, 0.02)
 """
 """Ends when it is let, and no sooner."""
+SLOW: Final = """
+import http.server, pathlib, signal, sys
+died, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+if not died.exists():
+    died.touch()
+    sys.exit(1)
+signal.sigtimedwait([], 6)
+
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+"""
+"""Dies at once the first time; the second time it takes its time."""
 
 
 @pytest.fixture
@@ -97,29 +113,46 @@ def test_who_stops_what_another_is_stopping_waits_until_it_is_gone(
     assert supervisor.stop("stubborn") is False
 
 
-def test_who_keeps_dying_is_not_waited_for_also_where_it_lives_long_enough_to_count_as_started(tmp_path: Path) -> None:
-    node = Node.locate({"AGENTOS_HOME": str(tmp_path / "home")})
+def waited_for(home: Path, command: tuple[str, ...], port: int, *, patience_s: float) -> None:
+    """Raises `Failed` where the service is given up."""
+    node = Node.locate({"AGENTOS_HOME": str(home)})
     node.create()
-    brief = Service(
+    service = Service(
         name="brief",
-        title="lives for a moment each time",
-        command=(sys.executable, "-c", "import signal; signal.sigtimedwait([], 1.3)"),
+        title="dies",
+        command=command,
         environment={},
-        listens=Listening(field="", host="127.0.0.1", number=0),
-        health=HttpReady(url=f"http://127.0.0.1:{free_port()}/readyz"),
+        listens=Listening(field="", host="127.0.0.1", number=port),
+        health=HttpReady(url=f"http://127.0.0.1:{port}/readyz"),
         resources=Resources(memory_mib=16, cpu_millis=100),
     )
     supervisor = Supervisor(node)
-    supervisor.start_daemon([brief], {})
-    patience_s = 30.0
-    began = time.monotonic()
+    supervisor.start_daemon([service], {})
     try:
-        supervisor.start(brief.name)
-        with pytest.raises(Failed):
-            wait_healthy(Recorder("up", node, Config(), Silent()), (brief,), supervisor, seconds=patience_s)
-        took = time.monotonic() - began
+        supervisor.start(service.name)
+        wait_healthy(Recorder("up", node, Config(), Silent()), (service,), supervisor, seconds=patience_s)
     finally:
         supervisor.shutdown()
         wait_until(lambda: not supervisor.alive())
 
-    assert took < patience_s
+
+def test_who_keeps_dying_is_not_waited_for_also_where_it_lives_long_enough_to_count_as_started(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "import signal; signal.sigtimedwait([], 1.3)")
+    patience_s = 30.0
+    began = time.monotonic()
+    with pytest.raises(Failed):
+        waited_for(tmp_path / "home", command, free_port(), patience_s=patience_s)
+
+    assert time.monotonic() - began < patience_s
+
+
+def test_who_has_died_once_and_takes_long_to_begin_again_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.bring_up._CRASHING_SECONDS", 4.0)
+    script, died, port = tmp_path / "slow.py", tmp_path / "died", free_port()
+    script.write_text(SLOW)
+
+    waited_for(tmp_path / "home", (sys.executable, str(script), str(died), str(port)), port, patience_s=30)
+
+    assert died.exists()

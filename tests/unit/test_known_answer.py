@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from ports.http.known_length import MAX_BYTES
 from stack_b.backends.connection import Connection, Owner, Patience
-from stack_b.backends.known_answer import MAX_BYTES, UNUSED, KnownAnswers
+from stack_b.backends.known_answer import UNUSED, KnownAnswers
 from stack_b.backends.pool import Pool
 from tests.support.rough_backend import Stall, rough_backend, whole
 
@@ -55,6 +56,7 @@ def test_anything_else_is_the_parsers(data: bytes) -> None:
     "head",
     [
         b"\r\n\r\n" + HEAD % 5,
+        HEAD % 6,
         (HEAD % 5).replace(b"HTTP/1.1", b"HTTP/1.0"),
         (HEAD % 5).replace(b"200 OK", b"206 OK"),
         (HEAD % 5).replace(b"Server", b"Content-Length: 5\r\nServer"),

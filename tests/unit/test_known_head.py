@@ -6,9 +6,10 @@ import anyio
 import pytest
 
 from deploy.roots import http_protocol
-from deploy.roots.known_head import MAX_BYTES, KnownHead, known_head
+from deploy.roots.known_head import KnownHead, known_head
 from ports.http.body import Receive
 from ports.http.edge import App, Scope, Send
+from ports.http.known_length import MAX_BYTES
 from tests.support.http_server import served
 
 HEAD: Final = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nX-Last: 1\r\n\r\n"
